@@ -1,0 +1,37 @@
+# `make plan` and `make test` do their own set-up on a fresh machine: python3, make and a package index suffice.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SETUP := pyproject.toml .ci/install.py .ci/constraints-cpu.txt
+
+.PHONY: plan app test lint format bench-des clean
+
+plan: $(VENV)/.base  ## rank cluster designs for the default scenario; ARGS="..." passes options on
+	@$(BIN)/moeplan plan $(ARGS)
+
+app: $(VENV)/.base  ## the dashboard
+	@$(BIN)/moeplan app $(ARGS)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -n 2 $(ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench-des: $(VENV)/.dev  ## requests per second and memory of the discrete-event model
+	@for n in 10000 100000 1000000; do $(BIN)/python -m benchmarks.des --requests $$n; done
+
+$(VENV)/.base: $(SETUP)
+	@$(PYTHON) .ci/install.py base
+
+$(VENV)/.dev: $(SETUP)
+	@$(PYTHON) .ci/install.py dev
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
