@@ -98,10 +98,9 @@ def install(extra: str, system_packages: bool) -> None:
 
 
 def main() -> None:
-    if sys.version_info < (3, 11):
-        sys.exit(
-            f"install: python {sys.version.split()[0]} is too old; moeplan needs 3.11 or newer (make PYTHON=python3.12)"
-        )
+    if sys.version_info < (3, 11):  # noqa: UP036  any python3 may run this file
+        found = sys.version.split()[0]
+        sys.exit(f"install: python {found} is too old; moeplan needs 3.11 or newer (make PYTHON=python3.12)")
     if len(sys.argv) != 2 or sys.argv[1] not in ("base", "dev"):
         sys.exit("usage: python3 .ci/install.py base|dev")
     kind = sys.argv[1]
