@@ -21,8 +21,8 @@ def window_attention_decode(
     """As `window_attention_prefill` for one token a sequence, which the ring already holds.
 
     q: [B, H, D]; window: [slots, W, D]; slots, context_lens (new token included): [B]; sinks: [H] float32.
-    entries: [num_blocks, entries_per_block, D] through block_table [B, max_blocks]: those in selected ([B, k],
-    padded with -1), or the first visible[b] when selected is None. Integers are int32. Returns [B, H, D].
+    entries: [num_blocks, entries_per_block, D] through block_table [B, max_blocks]: those in selected ([B,
+    k], padded with -1), or the first visible[b] when selected is None. Integers are int32. Returns [B, H, D].
     """
     size = window.shape[1]
     near = window[slots.long()].float()  # [B, W, D]; order within the ring does not matter to attention

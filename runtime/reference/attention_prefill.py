@@ -1,5 +1,7 @@
 """Attention of prefill chunks: many new tokens a sequence."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -7,7 +9,7 @@ TILE = 128  # queries handled at once; bounds the score matrix
 
 
 def softmax_with_sink(scores: Tensor, sinks: Tensor | None) -> Tensor:
-    """Softmax over the last axis of [..., H, S] with one extra logit a head that takes weight and gives no value."""
+    """Softmax over [..., H, S] with one extra logit a head that takes weight and gives no value."""
     if sinks is None:
         return torch.softmax(scores, -1)
     sink = sinks.float().view(-1, 1).expand(*scores.shape[:-1], 1)
@@ -15,7 +17,7 @@ def softmax_with_sink(scores: Tensor, sinks: Tensor | None) -> Tensor:
 
 
 def gather_blocks(cache: Tensor, blocks: Tensor, length: int) -> Tensor:
-    """The first `length` rows of one sequence: cache [num_blocks, rows, ...], blocks [max_blocks]. -> [length, ...]"""
+    """First rows of one sequence: cache [num_blocks, rows, ...], blocks [max_blocks] -> [length, ...]."""
     return cache[blocks[: -(-length // cache.shape[1])].long()].flatten(0, 1)[:length]
 
 
@@ -34,15 +36,15 @@ def window_attention_prefill(
     visible: Tensor | None = None,
     selected: Tensor | None = None,
 ) -> Tensor:
-    """DeepSeek V4 core attention: the last W tokens and compressed entries, one KV head read as key and value.
+    """DeepSeek V4 attention: the last W tokens and compressed entries; one KV head is both key and value.
 
-    q: [T, H, D]; kv: [T, D], keys of the same tokens. A query at position p sees tokens p - W + 1 ... p: those from
-    past[seq] on lie in kv (token j at row t - (p - j)), earlier ones in window: [slots, W, D], a ring (token j at
-    row j % W of the sequence's slot) that the step has not yet overwritten.
-    token_seq (ascending), positions: [T]; past, slots: [B]; sinks: [H] float32.
-    entries: [num_blocks, entries_per_block, D] through block_table [B, max_blocks]; a token sees entries
-    selected[t] ([T, k], ascending, padded with -1), or the first visible[t] when selected is None.
-    Integers are int32. Returns [T, H, D] in q's dtype.
+    q: [T, H, D]; kv: [T, D], keys of the same tokens. A query at position p sees tokens p - W + 1 ... p:
+    those from past[seq] on lie in kv (token j at row t - (p - j)), earlier ones in window: [slots, W, D], a
+    ring (token j at row j % W of the sequence's slot) that the step has not yet overwritten. token_seq
+    (ascending), positions: [T]; past, slots: [B]; sinks: [H] float32. entries: [num_blocks,
+    entries_per_block, D] through block_table [B, max_blocks]; a token sees entries selected[t] ([T, k],
+    ascending, padded with -1), or the first visible[t] when selected is None. Integers are int32. Returns [T,
+    H, D] in q's dtype.
     """
     out = torch.empty_like(q)
     size = window.shape[1]
@@ -96,14 +98,15 @@ def paged_attention_prefill(
 ) -> Tensor:
     """Causal attention over paged keys and values, grouped heads; the new tokens are already in the cache.
 
-    q: [T, H, Dk]; k_cache: [num_blocks, block_size, Hkv, Dk]; v_cache: [num_blocks, block_size, Hkv, Dv] (for MLA
-    both are views of one latent cache); block_table: [B, max_blocks]; cu_seqlens: [B + 1]; past: [B], all int32;
-    max_new: the longest chunk, for launch grids. Head h reads KV head h // (H / Hkv). Returns [T, H, Dv].
+    q: [T, H, Dk]; k_cache: [num_blocks, block_size, Hkv, Dk]; v_cache: [num_blocks, block_size, Hkv, Dv] (for
+    MLA both are views of one latent cache); block_table: [B, max_blocks]; cu_seqlens: [B + 1]; past: [B], all
+    int32; max_new: the longest chunk, for launch grids. Head h reads KV head h // (H / Hkv). Returns [T, H,
+    Dv].
     """
     num_heads, kv_heads = q.shape[1], k_cache.shape[2]
     out = q.new_empty(q.shape[0], num_heads, v_cache.shape[3])
     bounds = cu_seqlens.tolist()
-    for seq, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for seq, (start, end) in enumerate(pairwise(bounds)):
         before = int(past[seq])
         total = before + end - start
         keys = gather_blocks(k_cache, block_table[seq], total).float().permute(1, 2, 0)  # [Hkv, Dk, S]

@@ -1,7 +1,8 @@
-"""KV compression: every `ratio` tokens become one entry by a learned softmax over positions, per channel.
+"""KV compression: every `ratio` tokens become one entry, pooled by a learned softmax per channel.
 
-DeepSeek V4 has two kinds. HCA (ratio 128) pools each closed window of `ratio` tokens. CSA (ratio 4) overlaps: a
-token gives two series, Ca and Cb; entry e pools Ca of window e - 1 with Cb of window e, 2 * ratio rows in all.
+DeepSeek V4 has two kinds. HCA (ratio 128) pools each closed window of `ratio` tokens. CSA (ratio 4) overlaps:
+a token gives two series, Ca and Cb; entry e pools Ca of window e - 1 with Cb of window e, 2 * ratio rows in
+all.
 """
 
 import torch
@@ -29,12 +30,12 @@ def compress(
     """Pool, normalise and rotate the entries that this step closes. Reads the state, never writes it.
 
     new: [T, 2 C] of the step's tokens, values then gate scores; C = D, or 2 D (Ca | Cb) when windows overlap.
-    state: [slots, R, 2 C] float32, earlier tokens' rows as a ring: token j of a sequence lies at row j % R, with
-    R = ratio, or 2 ratio when overlapping. bias: [ratio, C], added to the gate by position within the window.
-    cu_seqlens: [B + 1]; past, slots: [B]; entry_seq, entry_index: [E] (sequence in the batch, entry number within
-    it: its window is tokens index * ratio ... + ratio - 1); cos, sin: [E, P] at position index * ratio.
-    Integers are int32. Returns [E, D] in new's dtype; an entry whose window is not complete gives garbage
-    (callers that need a fixed E drop such rows when storing).
+    state: [slots, R, 2 C] float32, earlier tokens' rows as a ring: token j of a sequence lies at row j % R,
+    with R = ratio, or 2 ratio when overlapping. bias: [ratio, C], added to the gate by position within the
+    window. cu_seqlens: [B + 1]; past, slots: [B]; entry_seq, entry_index: [E] (sequence in the batch, entry
+    number within it: its window is tokens index * ratio ... + ratio - 1); cos, sin: [E, P] at position index
+    * ratio. Integers are int32. Returns [E, D] in new's dtype; an entry whose window is not complete gives
+    garbage (callers that need a fixed E drop such rows when storing).
     """
     dim, width = norm_weight.shape[0], new.shape[1] // 2
     windows = width // dim  # 2 when overlapping

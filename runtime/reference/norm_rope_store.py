@@ -1,4 +1,4 @@
-"""RMSNorm, RoPE and the write to the cache in one pass: what happens to every key (and, unstored, to every query)."""
+"""RMSNorm, RoPE and the write to the cache in one pass, for keys and (unstored) for queries."""
 
 from torch import Tensor
 

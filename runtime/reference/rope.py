@@ -9,8 +9,8 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = True, inverse:
 
     x: [T, H, D]; cos, sin: [T, P] float32. A pair is (2 i, 2 i + 1) when `interleaved` (DeepSeek), else
     (i, P + i) (Qwen). `inverse` rotates by the negative angle: it takes the position back out of an attention
-    output whose values carried it (DeepSeek V4 reads one vector as key and value). Returns x's shape and dtype.
-    Reference: Su et al., "RoFormer", 2021.
+    output whose values carried it (DeepSeek V4 reads one vector as key and value). Returns x's shape and
+    dtype. Reference: Su et al., "RoFormer", 2021.
     """
     pairs = cos.shape[1]
     head, tail = x[..., : x.shape[-1] - 2 * pairs], x[..., x.shape[-1] - 2 * pairs :].float()
