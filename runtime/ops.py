@@ -8,13 +8,21 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from runtime.reference import attention_decode as _attention_decode
+from runtime.reference import attention_prefill as _attention_prefill
+from runtime.reference import compressor as _compressor
 from runtime.reference import fp8_gemm as _fp8_gemm
 from runtime.reference import grouped_gemm as _grouped_gemm
+from runtime.reference import indexer as _indexer
 from runtime.reference import mhc as _mhc
 from runtime.reference import moe_align as _moe_align
+from runtime.reference import norm_rope_store as _norm_rope_store
 from runtime.reference import quantize as _quantize
+from runtime.reference import rms_norm as _rms_norm
+from runtime.reference import rope as _rope
 from runtime.reference import router_gate as _router_gate
 from runtime.reference import sampling as _sampling
+from runtime.reference import store_rows as _store_rows
 from runtime.reference import topk as _topk
 
 P = ParamSpec("P")
@@ -39,6 +47,20 @@ def _dispatch(reference: Callable[P, R]) -> Callable[P, R]:
     return op
 
 
+rms_norm = _dispatch(_rms_norm.rms_norm)
+rope = _dispatch(_rope.rope)
+store_rows = _dispatch(_store_rows.store_rows)
+norm_rope_store = _dispatch(_norm_rope_store.norm_rope_store)
+compress = _dispatch(_compressor.compress)
+indexer_scores = _dispatch(_indexer.indexer_scores)
+top_k = _dispatch(_topk.top_k)
+window_attention_prefill = _dispatch(_attention_prefill.window_attention_prefill)
+paged_attention_prefill = _dispatch(_attention_prefill.paged_attention_prefill)
+window_attention_decode = _dispatch(_attention_decode.window_attention_decode)
+paged_attention_decode = _dispatch(_attention_decode.paged_attention_decode)
+mhc_pre = _dispatch(_mhc.mhc_pre)
+mhc_post = _dispatch(_mhc.mhc_post)
+mhc_head = _dispatch(_mhc.mhc_head)
 quantize_fp8 = _dispatch(_quantize.quantize_fp8)
 fp8_gemm = _dispatch(_fp8_gemm.fp8_gemm)
 moe_align = _dispatch(_moe_align.moe_align)
@@ -46,10 +68,6 @@ permute_tokens = _dispatch(_moe_align.permute_tokens)
 grouped_gemm1 = _dispatch(_grouped_gemm.grouped_gemm1)
 grouped_gemm2_combine = _dispatch(_grouped_gemm.grouped_gemm2_combine)
 router_gate = _dispatch(_router_gate.router_gate)
-mhc_pre = _dispatch(_mhc.mhc_pre)
-mhc_post = _dispatch(_mhc.mhc_post)
-mhc_head = _dispatch(_mhc.mhc_head)
-top_k = _dispatch(_topk.top_k)
 sample = _dispatch(_sampling.sample)
 
 
