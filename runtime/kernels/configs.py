@@ -1,7 +1,7 @@
 """What kernels know about the device: its architecture, its size, and a table of tile shapes.
 
-Tiles are chosen from a table, not by an autotuner: nothing is measured at import or at first use, and a machine
-without a GPU can compile exactly what a GPU would run.
+Tiles are chosen from a table, not by an autotuner: nothing is measured at import or at first use, and a
+machine without a GPU can compile exactly what a GPU would run.
 """
 
 from collections.abc import Iterator
@@ -29,8 +29,8 @@ class Tile:
     stages: int = 3
 
 
-# The interpreter pays per tensor operation, so its tiles are large in k and otherwise small enough that the odd
-# shapes of the tests still need several tiles.
+# The interpreter pays per tensor operation, so its tiles are large in k and otherwise small enough that the
+# odd shapes of the tests still need several tiles.
 _DENSE_FP8 = {
     "sm80": Tile(128, 128, 128, 8, 3),
     "sm90": Tile(128, 128, 128, 8, 4),
@@ -68,7 +68,9 @@ _forced: list[str] = []
 
 @contextmanager
 def architecture(name: str) -> Iterator[None]:
-    """Within the block, kernels are configured for `name` whatever the device: for compiling without a GPU."""
+    """Within the block, kernels are configured for `name` whatever the device: for compiling without a
+    GPU.
+    """
     if name not in ARCHITECTURES:
         raise ValueError(f"architecture {name!r} is not known; use one of {', '.join(ARCHITECTURES)}")
     _forced.append(name)
@@ -85,8 +87,8 @@ def _device_architecture(index: int) -> str:
         name = properties.gcnArchName.split(":")[0]
     else:
         name = f"sm{properties.major}{properties.minor}"
-    # Successors with at least the same shared memory take the table of their elder (the small parts sm86, sm89
-    # and sm120 have less: 99 KiB, so they are refused rather than failed on launch).
+    # Successors with at least the same shared memory take the table of their elder (the small parts sm86,
+    # sm89 and sm120 have less: 99 KiB, so they are refused rather than failed on launch).
     name = {"sm103": "sm100", "gfx950": "gfx942"}.get(name, name)
     if name not in ARCHITECTURES:
         raise ValueError(f"no kernel tiles for device architecture {name}; known: {', '.join(ARCHITECTURES)}")
