@@ -1,0 +1,122 @@
+"""Run the best designs through the discrete-event model, and mend those that miss a limit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from simulator.des.cluster import simulate
+from simulator.des.scenario import Deployment, OpenLoop, Pool, Scenario, Slo
+from simulator.model.architecture import ModelSpec
+from simulator.planner.design import Design
+from simulator.planner.estimate import estimate
+from simulator.planner.executor import run_all
+from simulator.planner.traffic import Traffic
+
+MAX_ROUNDS = 4  # simulations spent on one design
+MIN_REQUESTS, MAX_REQUESTS = 1000, 20000
+LIFETIMES = 6.0  # simulated time in mean request lifetimes, of which the first 1.5 are warm-up
+WARMUP_LIFETIMES = 1.5
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class _Task:
+    scenario: Scenario
+    model: ModelSpec
+    traffic: Traffic
+    design: Design
+
+
+def check_designs(
+    scenario: Scenario, model: ModelSpec, traffic: Traffic, designs: list[Design], report: Progress
+) -> list[Design]:
+    """The given designs, the first `search.simulate_top` of them simulated; recommended ones first.
+
+    While none of those simulated meets the limits, further ones are tried. Order of the answer: simulated and
+    inside the limits, cheapest first; then estimated only; then simulated and outside.
+    """
+    top = scenario.search.simulate_top
+    done: list[Design] = []
+    rest = list(designs)
+    while top and rest and not any(d.meets_slo for d in done):
+        batch, rest = rest[:top], rest[top:]
+        report("simulating the best designs", len(done), len(done) + len(batch))
+        done += run_all(_check, [_Task(scenario, model, traffic, design) for design in batch])
+    passed = sorted((d for d in done if d.meets_slo), key=lambda d: d.cost_rank)
+    failed = sorted((d for d in done if not d.meets_slo), key=lambda d: d.cost_rank)
+    return passed + rest + failed
+
+
+def _check(task: _Task) -> Design:
+    """Simulate; where a limit is missed, add instances to the pool that misses it and simulate again."""
+    design = _simulated(task, task.design)
+    for _ in range(MAX_ROUNDS - 1):
+        if design.meets_slo:
+            break
+        wider = _widen(design, task.scenario)
+        if wider is None:
+            break
+        design = _simulated(task, estimate(task.scenario, task.model, task.traffic, wider))
+    return design
+
+
+def _simulated(task: _Task, design: Design) -> Design:
+    result = simulate(_scenario(task.scenario, design)).summary()
+    p = f"p{task.scenario.slo.percentile:g}"
+    metrics: dict[str, Any] = {
+        key: {"mean": values["mean"], p: values[p]} | values for key, values in result["metrics"].items()
+    }
+    simulated = metrics | result["throughput"] | {"requests": result["requests"], "utilization": result["utilization"]}
+    complete = result["requests"]["finished"] == result["requests"]["total"]
+    return replace(design, simulated=simulated, meets_slo=complete and not _missed(metrics, task.scenario.slo))
+
+
+def _missed(metrics: dict[str, Any], slo: Slo) -> dict[str, float]:
+    """Limits that the simulation exceeds, with the ratio to the limit."""
+    p = f"p{slo.percentile:g}"
+    limits = {"ttft_s": slo.ttft_s, "tpot_s": slo.tpot_s, "e2e_s": slo.e2e_s}
+    return {
+        key: metrics[key][p] / limit
+        for key, limit in limits.items()
+        if limit is not None and not metrics[key][p] <= limit
+    }
+
+
+def _scenario(scenario: Scenario, design: Design) -> Scenario:
+    """The design as a scenario. Open-loop traffic runs for a few request lifetimes; traces run whole."""
+    changes: dict[str, Any] = {"deployment": design.deployment}
+    if isinstance(scenario.workload, OpenLoop):
+        lifetime = design.steady_state["e2e_s"]["mean"]
+        wanted = math.ceil(scenario.workload.rate * lifetime * LIFETIMES)
+        requests = min(MAX_REQUESTS, max(MIN_REQUESTS, wanted))
+        warm = min(0.5, WARMUP_LIFETIMES * lifetime * scenario.workload.rate / requests)
+        changes["workload"] = scenario.workload.model_copy(update={"requests": requests})
+        changes["warmup_fraction"] = warm
+    return scenario.model_copy(update=changes)
+
+
+def _widen(design: Design, scenario: Scenario) -> Deployment | None:
+    """More instances where a limit is missed, in proportion to the miss and at least one; None if at max_gpus."""
+    assert design.simulated is not None
+    missed = _missed(design.simulated, scenario.slo)
+    deployment = design.deployment
+    changes: dict[str, Pool] = {}
+    if deployment.colocated is not None:
+        changes["colocated"] = _grown(deployment.colocated, max(missed.values(), default=1.0))
+    elif deployment.prefill is not None and deployment.decode is not None:
+        if "ttft_s" in missed:
+            changes["prefill"] = _grown(deployment.prefill, missed["ttft_s"])
+        if "tpot_s" in missed or not changes:
+            changes["decode"] = _grown(deployment.decode, missed.get("tpot_s", 1.0))
+    wider = deployment.model_copy(update=changes)
+    return wider if wider.gpus <= scenario.search.max_gpus else None
+
+
+def _grown(pool: Pool, miss: float) -> Pool:
+    """One more instance, or up to a quarter more where the limit is missed by far."""
+    more = max(1, math.ceil(pool.instances * min(0.25, (miss - 1) / 2)))
+    return pool.model_copy(update={"instances": pool.instances + more})

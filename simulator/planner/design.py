@@ -1,0 +1,130 @@
+"""What the planner answers with: designs, why others were turned down, and the plan that holds both."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from simulator.des.scenario import Deployment, Pool, Slo
+
+
+@dataclass(frozen=True)
+class Design:
+    """One cluster that serves the traffic, as estimated and, if it was among the best, as simulated.
+
+    steady_state, simulated: metric objects; keys carry the unit (`ttft_s`, `tpot_s`, ...), each latency with
+    `mean` and the percentile of the limits (`p90`, ...).
+    """
+
+    deployment: Deployment
+    steady_state: dict[str, Any]
+    simulated: dict[str, Any] | None
+    usd_per_hour: float | None
+    usd_per_mtok_input: float | None
+    usd_per_mtok_output: float | None
+    usd_per_mtok_blended: float | None
+    meets_slo: bool
+    assumptions: tuple[str, ...]
+
+    @property
+    def form(self) -> str:
+        return "colocated" if self.deployment.colocated else "disaggregated"
+
+    @property
+    def cost_rank(self) -> tuple[float, int]:
+        """Order by USD per hour; designs without a price come after, by accelerators."""
+        return (self.usd_per_hour if self.usd_per_hour is not None else float("inf"), self.deployment.gpus)
+
+    def to_json(self) -> dict[str, Any]:
+        pools = {
+            role: pool_json(pool)
+            for role in ("prefill", "decode", "colocated")
+            if (pool := getattr(self.deployment, role)) is not None
+        }
+        return {
+            "form": self.form,
+            **pools,
+            "gpus_total": self.deployment.gpus,
+            "steady_state": self.steady_state,
+            "simulated": self.simulated,
+            "usd_per_hour": self.usd_per_hour,
+            "usd_per_mtok_input": self.usd_per_mtok_input,
+            "usd_per_mtok_output": self.usd_per_mtok_output,
+            "usd_per_mtok_blended": self.usd_per_mtok_blended,
+            "meets_slo": self.meets_slo,
+            "checked_by": "simulation" if self.simulated else "steady state only",
+            "assumptions": list(self.assumptions),
+        }
+
+
+def pool_json(pool: Pool) -> dict[str, Any]:
+    return {**pool.model_dump(), "gpus_per_instance": pool.gpus_per_instance, "gpus": pool.gpus}
+
+
+@dataclass
+class Rejections:
+    """Why cuts were turned down, and the best value seen against each limit."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    best: dict[str, tuple[float, str]] = field(default_factory=dict)  # limit -> (value, design)
+    memory: str = ""  # what the last cut that did not fit would need
+
+    def add(self, reason: str) -> None:
+        self.counts[reason] += 1
+
+    def saw(self, limit: str, value: float, design: str) -> None:
+        if limit not in self.best or value < self.best[limit][0]:
+            self.best[limit] = (value, design)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Ranked designs for one scenario."""
+
+    model: str
+    traffic: str
+    slo: Slo
+    price_convention: str
+    designs: tuple[Design, ...]
+    frontier: tuple[dict[str, Any], ...]  # operating points: tok/s/user against tok/s/GPU and USD/Mtok
+    rejected: dict[str, int]
+    binding: str | None  # which limit nothing meets, and by how much
+    assumptions: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "traffic": self.traffic,
+            "slo": self.slo.model_dump(),
+            "price_convention": self.price_convention,
+            "designs": [design.to_json() for design in self.designs],
+            "frontier": list(self.frontier),
+            "rejected": self.rejected,
+            "binding": self.binding,
+            "assumptions": list(self.assumptions),
+        }
+
+
+def binding_limit(rejections: Rejections, slo: Slo, max_gpus: int) -> str:
+    """Say which limit stops every design, and by how much."""
+    if not rejections.best:
+        return (
+            rejections.memory or "no cut of the model fits the accelerators offered; add accelerators with more memory"
+        )
+    sentences = []
+    for limit, allowed in (("ttft_s", slo.ttft_s), ("tpot_s", slo.tpot_s)):
+        if allowed is None or limit not in rejections.best:
+            continue
+        value, design = rejections.best[limit]
+        if value > allowed:
+            sentences.append(
+                f"{limit}: the limit is {allowed:g} s and the fastest design found ({design}) takes {value:.4g} s "
+                f"on an idle cluster, {value / allowed:.2g} times the limit"
+            )
+    if sentences:
+        return "; ".join(sentences) + "; relax the limit or offer a faster accelerator"
+    return (
+        f"each limit can be met alone on an idle cluster, but this traffic needs more than max_gpus={max_gpus} "
+        "accelerators or batches too small to run; raise search.max_gpus or relax the limits"
+    )

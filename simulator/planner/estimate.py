@@ -1,0 +1,130 @@
+"""The steady-state estimate of one deployment: latency, throughput, cost, and what was assumed."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from hw_profiles.catalog import CatalogError, load
+from hw_profiles.profile import HardwareProfile
+from simulator.des.cost import usd_per_mtok
+from simulator.des.scenario import Deployment, Pool, Scenario
+from simulator.des.transfer import handover_s
+from simulator.model.architecture import ModelSpec
+from simulator.model.latency import StepLatency
+from simulator.model.memory import plan_memory
+from simulator.planner.design import Design
+from simulator.planner.steady_state import (
+    ColocatedState,
+    DecodeState,
+    Engine,
+    PrefillState,
+    colocated_state,
+    decode_state,
+    mixed_point,
+    prefill_state,
+    prefill_times,
+)
+from simulator.planner.traffic import Traffic
+
+
+@functools.lru_cache(maxsize=512)
+def engine_of(model: ModelSpec, pool: Pool) -> Engine:
+    """The priced engine of a pool. Raises DoesNotFitError, ParallelismError or CatalogError."""
+    hardware = load(pool.gpu, pool.stack)
+    cut = pool.parallelism
+    cut.check(model)
+    memory = plan_memory(model, hardware, cut)
+    latency = StepLatency(model, hardware, cut, pool.draft_tokens)
+    return Engine(model, hardware, cut, latency, memory, pool.acceptance_length)
+
+
+def usd_per_hour(pool: Pool, hardware: HardwareProfile, convention: str) -> float | None:
+    """Cost of the pool, or None where the accelerator has no price. [USD/h]"""
+    try:
+        return hardware.usd_per_hour(convention).usd_per_hour.value * pool.gpus
+    except CatalogError:
+        return None
+
+
+def estimate(scenario: Scenario, model: ModelSpec, traffic: Traffic, deployment: Deployment) -> Design:
+    """Mean-field estimate of `deployment` under `traffic`."""
+    percentile = scenario.slo.percentile
+    first: PrefillState | ColocatedState
+    then: DecodeState | ColocatedState
+    convention = scenario.price_convention
+    if deployment.colocated is not None:
+        pool = deployment.colocated
+        engine = engine_of(model, pool)
+        point = functools.cache(lambda n: mixed_point(engine, traffic, pool.max_tokens_per_step, n))
+        state = colocated_state(traffic, engine, pool.instances, pool.max_sequences, percentile, point)
+        first = then = state
+        usd = usd_per_hour(pool, engine.hardware, convention)
+        # One pool makes both kinds of token: its cost is split by busy time.
+        charged = None if usd is None else (usd * state.prefill_share, usd * (1 - state.prefill_share))
+        engines = [engine]
+    else:
+        assert deployment.prefill is not None
+        assert deployment.decode is not None
+        p, d = engine_of(model, deployment.prefill), engine_of(model, deployment.decode)
+        times = prefill_times(p, traffic, deployment.prefill.max_tokens_per_step)
+        first = prefill_state(p, traffic, times, deployment.prefill.instances, percentile)
+        stall = handover_s(model, round(traffic.mean_prompt), p.hardware, p.parallelism, deployment.transfer)
+        then = decode_state(d, traffic, deployment.decode.instances, deployment.decode.max_sequences, stall, percentile)
+        sides = (
+            usd_per_hour(deployment.prefill, p.hardware, convention),
+            usd_per_hour(deployment.decode, d.hardware, convention),
+        )
+        charged = None if sides[0] is None or sides[1] is None else (sides[0], sides[1])
+        engines = [p, d]
+    return _design(scenario, traffic, deployment, first, then, charged, engines)
+
+
+def _design(
+    scenario: Scenario,
+    traffic: Traffic,
+    deployment: Deployment,
+    first: PrefillState | ColocatedState,
+    then: DecodeState | ColocatedState,
+    charged: tuple[float, float] | None,
+    engines: Sequence[Engine],
+) -> Design:
+    """charged: USD per hour for prompt tokens and for output tokens."""
+    slo, p = scenario.slo, f"p{scenario.slo.percentile:g}"
+    tokens_in, tokens_out = traffic.rate * traffic.mean_prompt, traffic.rate * traffic.mean_output
+    e2e = first.ttft_mean_s + (traffic.mean_output - 1) * then.tpot_mean_s
+    state: dict[str, Any] = {
+        "ttft_s": {"mean": first.ttft_mean_s, p: first.ttft_percentile_s},
+        "tpot_s": {"mean": then.tpot_mean_s, p: then.tpot_percentile_s},
+        "e2e_s": {"mean": e2e},
+        "tok_s_per_user": {"mean": 1 / then.tpot_mean_s},
+        "total_tok_s_per_gpu": (tokens_in + tokens_out) / deployment.gpus,
+        "output_tok_s_per_gpu": tokens_out / deployment.gpus,
+        "sequences_per_instance": then.sequences,
+        "utilization": {"prefill": first.utilisation, "decode": then.utilisation},
+    }
+    usd_in, usd_out = charged if charged is not None else (None, None)
+    total = None if charged is None else sum(charged)
+    return Design(
+        deployment=deployment,
+        steady_state=state,
+        simulated=None,
+        usd_per_hour=total,
+        usd_per_mtok_input=usd_per_mtok(usd_in, tokens_in),
+        usd_per_mtok_output=usd_per_mtok(usd_out, tokens_out),
+        usd_per_mtok_blended=usd_per_mtok(total, tokens_in + tokens_out),
+        meets_slo=_within(slo.ttft_s, first.ttft_percentile_s)
+        and _within(slo.tpot_s, then.tpot_percentile_s)
+        and _within(slo.e2e_s, e2e),
+        assumptions=assumptions(engines[0].model, [e.hardware for e in engines]),
+    )
+
+
+def _within(limit: float | None, value: float) -> bool:
+    return limit is None or value <= limit
+
+
+def assumptions(model: ModelSpec, hardware: Sequence[HardwareProfile]) -> tuple[str, ...]:
+    """What is assumed about the model and the accelerators, each sentence once."""
+    return tuple(dict.fromkeys((*model.assumptions, *(text for h in hardware for text in h.assumptions))))

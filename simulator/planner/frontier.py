@@ -1,0 +1,83 @@
+"""Operating points of every cut at every batch: tok/s/user against tok/s/GPU and USD per million tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from simulator.des.cost import usd_per_mtok
+from simulator.des.scenario import Pool, Scenario
+from simulator.planner.estimate import usd_per_hour
+from simulator.planner.pareto import pareto_front
+from simulator.planner.steady_state import Engine, mixed_point, prefill_times
+from simulator.planner.traffic import Traffic
+
+PREFILL_CHUNK = 8192
+COLOCATED_BUDGET = 2048
+
+
+def frontier(scenario: Scenario, traffic: Traffic, engines: list[Engine]) -> tuple[dict[str, Any], ...]:
+    """Rate-matched operating points that lie on either Pareto front, per form and accelerator.
+
+    A disaggregated point joins one decode instance with the fraction of the best prefill instance of the same
+    accelerator that feeds it; latency limits are not applied, so the fronts show what the limits cost.
+    """
+    points: list[dict[str, Any]] = []
+    for gpu in dict.fromkeys(e.hardware.name for e in engines):
+        mine = [e for e in engines if e.hardware.name == gpu]
+        price = usd_per_hour(Pool(gpu=gpu), mine[0].hardware, scenario.price_convention)
+        for form, found in (
+            ("disaggregated", _disaggregated(traffic, mine)),
+            ("colocated", _colocated(traffic, mine)),
+        ):
+            if form in scenario.search.forms:
+                points += _fronts([_point(form, gpu, price, traffic, *row) for row in found])
+    return tuple(points)
+
+
+def _batches(limit: int) -> Iterator[int]:
+    n = 1
+    while n <= limit:
+        yield n
+        n *= 2
+
+
+def _disaggregated(traffic: Traffic, engines: list[Engine]) -> Iterator[tuple[str, int, float, float]]:
+    """(cut, batch, seconds per token, requests per second and GPU) of decode with the best prefill beside it."""
+    rates = [e.ranks / prefill_times(e, traffic, PREFILL_CHUNK).mean_s / e.parallelism.gpus for e in engines]
+    prefill_rate = max(rates)
+    for engine in engines:
+        for batch in _batches(engine.sequence_limit(traffic)):
+            tpot = engine.tpot_s(traffic, batch)
+            rate = batch / (traffic.mean_output * tpot)
+            gpus = engine.parallelism.gpus + rate / prefill_rate
+            yield str(engine.parallelism), batch, tpot, rate / gpus
+
+
+def _colocated(traffic: Traffic, engines: list[Engine]) -> Iterator[tuple[str, int, float, float]]:
+    for engine in engines:
+        for batch in _batches(engine.sequence_limit(traffic)):
+            mixed = mixed_point(engine, traffic, COLOCATED_BUDGET, batch)
+            yield str(engine.parallelism), batch, mixed.tpot_s, mixed.rate / engine.parallelism.gpus
+
+
+def _point(
+    form: str, gpu: str, price: float | None, traffic: Traffic, cut: str, batch: int, tpot: float, rate: float
+) -> dict[str, Any]:
+    tokens = traffic.mean_prompt + traffic.mean_output
+    return {
+        "form": form,
+        "gpu": gpu,
+        "cut": cut,
+        "sequences_per_instance": batch,
+        "tok_s_per_user": 1 / tpot,
+        "total_tok_s_per_gpu": rate * tokens,
+        "output_tok_s_per_gpu": rate * traffic.mean_output,
+        "usd_per_mtok_blended": usd_per_mtok(price, rate * tokens),
+    }
+
+
+def _fronts(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Cost per token falls as tok/s/GPU rises on one accelerator, so one front serves both charts."""
+    keep = pareto_front([(p["tok_s_per_user"], p["total_tok_s_per_gpu"]) for p in points])
+    return [points[i] for i in keep]

@@ -1,0 +1,205 @@
+"""From a question to a ranked table: enumerate, estimate, keep the cheapest, simulate the best."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+
+from hw_profiles.catalog import load
+from hw_profiles.profile import HardwareProfile
+from simulator.des.scenario import Deployment, Pool, Scenario, ScenarioError
+from simulator.des.transfer import handover_s
+from simulator.model.architecture import ModelSpec
+from simulator.model.memory import DoesNotFitError
+from simulator.model.presets import load_model
+from simulator.planner.check import check_designs
+from simulator.planner.design import Design, Plan, Rejections, binding_limit
+from simulator.planner.estimate import assumptions, engine_of, estimate, usd_per_hour
+from simulator.planner.frontier import frontier
+from simulator.planner.sizing import size_colocated, size_decode, size_prefill
+from simulator.planner.space import COLOCATED_BUDGETS, PREFILL_CHUNKS, cuts
+from simulator.planner.steady_state import Engine, prefill_times
+from simulator.planner.traffic import Traffic, traffic_of
+
+KEPT_PER_POOL = 3  # cheapest cuts per accelerator and role that go on to be combined
+TABLE_ROWS = 12
+ROWS_PER_PAIR = 2  # rows of the table with the same form and accelerators
+
+Progress = Callable[[str, int, int], None]
+
+
+def plan(scenario: Scenario, progress: Progress | None = None) -> Plan:
+    """Rank cluster designs for the scenario's model, traffic and limits.
+
+    progress(stage, done, total) is called as work goes on.
+    Raises ValueError (ScenarioError, CatalogError, ModelError) for what cannot be asked; a question that no design
+    answers returns a Plan with no designs and `binding` set.
+    """
+    report = progress or (lambda stage, done, total: None)
+    if not scenario.search.gpus:
+        raise ScenarioError("search.gpus is empty; name at least one accelerator")
+    model = load_model(scenario.model)
+    traffic = traffic_of(scenario.workload, scenario.seed)
+    _check_lengths(model, traffic)
+    hardware = [load(name, scenario.search.stack) for name in dict.fromkeys(scenario.search.gpus)]
+    found = _Search(scenario, model, traffic, Rejections())
+    engines = [engine for profile in hardware for engine in found.engines(profile)]
+    deployments: list[Deployment] = []
+    for form, candidates in (("disaggregated", found.disaggregated), ("colocated", found.colocated)):
+        if form in scenario.search.forms:
+            report(f"sizing {form} pools", len(deployments), 0)
+            deployments += candidates(engines)
+    designs = [estimate(scenario, model, traffic, deployment) for deployment in deployments]
+    ranked = check_designs(scenario, model, traffic, _table(designs), report)
+    return Plan(
+        model=model.name,
+        traffic=traffic.description,
+        slo=scenario.slo,
+        price_convention=scenario.price_convention,
+        designs=tuple(ranked),
+        frontier=frontier(scenario, traffic, engines),
+        rejected=dict(found.rejections.counts.most_common()),
+        binding=None if ranked else binding_limit(found.rejections, scenario.slo, scenario.search.max_gpus),
+        assumptions=assumptions(model, hardware),
+    )
+
+
+def _check_lengths(model: ModelSpec, traffic: Traffic) -> None:
+    longest = max(p + o for p, o in zip(traffic.prompts, traffic.outputs, strict=True))
+    if longest > model.max_positions:
+        raise ScenarioError(
+            f"prompt + output reaches {longest} tokens but {model.name} takes at most {model.max_positions}; "
+            "shorten workload.prompt or workload.output"
+        )
+
+
+class _Search:
+    """The candidates of one question, and why others were turned down."""
+
+    def __init__(self, scenario: Scenario, model: ModelSpec, traffic: Traffic, rejections: Rejections) -> None:
+        self.scenario = scenario
+        self.model = model
+        self.traffic = traffic
+        self.rejections = rejections
+        self.search = scenario.search
+
+    def engines(self, hardware: HardwareProfile) -> Iterator[Engine]:
+        """Every cut of the model that the accelerator's memory holds."""
+        for cut in cuts(self.model, hardware.scale_up_domain):
+            if cut.gpus > self.search.max_gpus:
+                self.rejections.add("needs more accelerators than max_gpus")
+                continue
+            pool = Pool(
+                gpu=hardware.name,
+                stack=self.search.stack,
+                tp=cut.tp,
+                dp=cut.dp,
+                ep=cut.ep,
+                draft_tokens=self.search.draft_tokens,
+                acceptance_length=self.search.acceptance_length,
+            )
+            try:
+                engine = engine_of(self.model, pool)
+            except DoesNotFitError as error:
+                self.rejections.add("weights do not fit in memory")
+                self.rejections.memory = str(error)
+                continue
+            if engine.sequence_limit(self.traffic) == 0:
+                self.rejections.add("no room for the KV of one request")
+                continue
+            yield engine
+
+    def disaggregated(self, engines: list[Engine]) -> list[Deployment]:
+        prefill = self._cheapest([pool for engine in engines for pool in self._prefill(engine)])
+        decode = self._cheapest([pool for engine in engines for pool in self._decode(engine)])
+        found = []
+        for p, d in itertools.product(prefill, decode):
+            if p.gpu != d.gpu and not self.search.mixed_pools:
+                continue
+            if p.gpus + d.gpus > self.search.max_gpus:
+                self.rejections.add("needs more accelerators than max_gpus")
+                continue
+            found.append(Deployment(prefill=p, decode=d))
+        return found
+
+    def _prefill(self, engine: Engine) -> Iterator[Pool]:
+        for chunk in PREFILL_CHUNKS:
+            times = prefill_times(engine, self.traffic, chunk)
+            fastest = max(times.own_s) + engine.latency.first_token_extra_s
+            self.rejections.saw("ttft_s", fastest, _label(engine))
+            instances = size_prefill(engine, self.traffic, times, self.scenario.slo, self._most(engine))
+            if instances is None:
+                self.rejections.add("prefill: TTFT above the limit")
+            else:
+                yield self._pool(engine, instances, chunk, 512)
+
+    def _decode(self, engine: Engine) -> Iterator[Pool]:
+        prompt = round(self.traffic.mean_prompt)
+        stall = handover_s(self.model, prompt, engine.hardware, engine.parallelism)
+        self.rejections.saw("tpot_s", engine.tpot_s(self.traffic, 1), _label(engine))
+        size = size_decode(engine, self.traffic, stall, self.scenario.slo, self._most(engine))
+        if size is None:
+            self.rejections.add("decode: TPOT above the limit")
+        else:
+            yield self._pool(engine, size.instances, 8192, size.max_sequences)
+
+    def colocated(self, engines: list[Engine]) -> list[Deployment]:
+        pools = [pool for engine in engines for pool in self._colocated(engine)]
+        return [Deployment(colocated=pool) for pool in self._cheapest(pools)]
+
+    def _colocated(self, engine: Engine) -> Iterator[Pool]:
+        for budget in COLOCATED_BUDGETS:
+            size = size_colocated(engine, self.traffic, budget, self.scenario.slo, self._most(engine))
+            if size is None:
+                self.rejections.add("colocated: TTFT or TPOT above the limit")
+            else:
+                yield self._pool(engine, size.instances, budget, size.max_sequences)
+
+    def _most(self, engine: Engine) -> int:
+        return self.search.max_gpus // engine.parallelism.gpus
+
+    def _pool(self, engine: Engine, instances: int, tokens: int, sequences: int) -> Pool:
+        cut = engine.parallelism
+        return Pool(
+            gpu=engine.hardware.name,
+            stack=self.search.stack,
+            instances=instances,
+            tp=cut.tp,
+            dp=cut.dp,
+            ep=cut.ep,
+            max_tokens_per_step=tokens,
+            max_sequences=sequences,
+            draft_tokens=self.search.draft_tokens,
+            acceptance_length=self.search.acceptance_length,
+        )
+
+    def _cheapest(self, pools: list[Pool]) -> list[Pool]:
+        """The cheapest few cuts of each accelerator, one step size each."""
+        kept: list[Pool] = []
+        for gpu in dict.fromkeys(pool.gpu for pool in pools):
+            per_cut: dict[object, Pool] = {}
+            for pool in sorted((p for p in pools if p.gpu == gpu), key=self._cost):
+                per_cut.setdefault(pool.parallelism, pool)
+            kept += list(per_cut.values())[:KEPT_PER_POOL]
+        return kept
+
+    def _cost(self, pool: Pool) -> tuple[float, int]:
+        hardware = load(pool.gpu, pool.stack)
+        usd = usd_per_hour(pool, hardware, self.scenario.price_convention)
+        return (usd if usd is not None else float("inf"), pool.gpus)
+
+
+def _label(engine: Engine) -> str:
+    return f"{engine.hardware.name} {engine.parallelism}"
+
+
+def _table(designs: list[Design]) -> list[Design]:
+    """Cheapest first, with at most a few rows for the same form and accelerators."""
+    rows: list[Design] = []
+    seen: dict[tuple[str, ...], int] = {}
+    for design in sorted(designs, key=lambda d: (not d.meets_slo, *d.cost_rank)):
+        key = (design.form, *(pool.gpu for pool in design.deployment.pools))
+        if seen.get(key, 0) < ROWS_PER_PAIR:
+            seen[key] = seen.get(key, 0) + 1
+            rows.append(design)
+    return rows[:TABLE_ROWS]

@@ -1,0 +1,43 @@
+"""The designs worth trying: cuts of the model over groups of accelerators, and step sizes."""
+
+from __future__ import annotations
+
+from simulator.model.architecture import ModelSpec
+from simulator.model.parallelism import Parallelism, ParallelismError
+
+PREFILL_CHUNKS = (4096, 8192, 16384)  # tokens
+COLOCATED_BUDGETS = (1024, 2048, 4096, 8192)  # tokens
+NODE_GPUS = 8
+MAX_GROUP = 64
+
+
+def group_sizes(scale_up_domain: int) -> tuple[int, ...]:
+    """Sizes of one instance: powers of two, up to 4 nodes where the fast fabric ends with the node."""
+    limit = min(MAX_GROUP, max(scale_up_domain, 4 * NODE_GPUS))
+    return tuple(2**i for i in range(7) if 2**i <= limit)
+
+
+def cuts(model: ModelSpec, scale_up_domain: int) -> list[Parallelism]:
+    """Cuts that the model allows: tensor parallel, tensor + expert, and data-parallel attention + expert.
+
+    Tensor parallelism stays inside the scale-up domain; across it only experts are spread.
+    """
+    has_experts = any(layer.ffn.experts for layer in model.layers)
+    found: list[Parallelism] = []
+    for size in group_sizes(scale_up_domain):
+        for tp in (t for t in (1, 2, 4, 8, 16) if t <= size):
+            if tp > scale_up_domain:
+                continue
+            dp = size // tp
+            if dp > 1 and not has_experts:
+                continue  # independent instances do the same without a shared step
+            for ep in {1, size} if has_experts and dp == 1 else {size}:
+                if not has_experts and ep > 1:
+                    continue
+                try:
+                    cut = Parallelism(tp=tp, dp=dp, ep=ep if has_experts else 1)
+                    cut.check(model)
+                except ParallelismError:
+                    continue
+                found.append(cut)
+    return sorted(set(found), key=lambda c: (c.gpus, c.tp, c.dp, c.ep))

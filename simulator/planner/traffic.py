@@ -1,0 +1,122 @@
+"""Traffic as the steady-state model sees it: a rate, how bursty it is, and a sample of (prompt, output) pairs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from simulator.des.scenario import ClosedLoop, Lengths, OpenLoop, ScenarioError, Trace, Workload
+from simulator.des.traces import read_trace
+from simulator.des.workload import draw_lengths
+
+SAMPLES = 64
+WINDOW_S = 60.0
+PEAK_PERCENTILE = 95.0
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Requests as a planner needs them.
+
+    rate: requests per second to plan for. [1/s]
+    arrival_scv: squared coefficient of variation of the gaps between arrivals (1 for Poisson).
+    prompts, outputs: paired token counts, a stratified sample of at most 64 requests.
+    """
+
+    rate: float
+    arrival_scv: float
+    prompts: tuple[int, ...]
+    outputs: tuple[int, ...]
+    description: str
+
+    @cached_property
+    def mean_prompt(self) -> float:
+        return float(np.mean(self.prompts))
+
+    @cached_property
+    def mean_output(self) -> float:
+        return float(np.mean(self.outputs))
+
+    @cached_property
+    def mean_context(self) -> float:
+        """Tokens held by a running sequence, averaged over time. [tokens]
+
+        A request spends its decode steps at contexts from prompt to prompt + output, so each is weighted
+        by its output length.
+        """
+        return self.mean_of_context(None)
+
+    def mean_of_context(self, cap: int | None) -> float:
+        """Time average of min(context, cap) over the decode life of the sampled requests. [tokens]"""
+        weighted = 0.0
+        for prompt, output in zip(self.prompts, self.outputs, strict=True):
+            weighted += _mean_capped(prompt, prompt + output, cap) * output
+        return weighted / sum(self.outputs)
+
+
+def _mean_capped(low: int, high: int, cap: int | None) -> float:
+    """Mean of min(x, cap) for x uniform between low and high."""
+    if cap is None or cap >= high:
+        return (low + high) / 2
+    if cap <= low:
+        return float(cap)
+    below = (cap - low) * (low + cap) / 2
+    return (below + (high - cap) * cap) / (high - low)
+
+
+def traffic_of(workload: Workload, seed: int) -> Traffic:
+    """Summarise a workload. Raises ScenarioError for a closed loop, which has no arrival rate to plan for."""
+    if isinstance(workload, ClosedLoop):
+        raise ScenarioError(
+            "plan sizes a cluster for arriving traffic, and workload.kind='closed_loop' has no rate; "
+            "use 'open_loop' with a rate, or 'trace'"
+        )
+    if isinstance(workload, OpenLoop):
+        prompts, outputs = _stratified(workload.prompt, workload.output, seed)
+        text = f"{workload.rate:g} requests/s, {np.mean(prompts):.0f} prompt and {np.mean(outputs):.0f} output tokens"
+        return Traffic(workload.rate, workload.burstiness, prompts, outputs, text)
+    return _trace_traffic(workload)
+
+
+def _stratified(prompt: Lengths, output: Lengths, seed: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Evenly spaced quantiles of a large draw of each side, paired at random."""
+    rng = np.random.default_rng(seed)
+    picks = (np.arange(SAMPLES) + 0.5) / SAMPLES
+    sides = [np.quantile(draw_lengths(side, 8192, rng), picks, method="nearest") for side in (prompt, output)]
+    rng.shuffle(sides[1])
+    prompts, outputs = (tuple(int(x) for x in side) for side in sides)
+    if len(set(prompts)) == 1 and len(set(outputs)) == 1:
+        return prompts[:1], outputs[:1]
+    return prompts, outputs
+
+
+def _trace_traffic(workload: Trace) -> Traffic:
+    """Plan for the 95th percentile of the arrival rate over one-minute windows (all windows when few)."""
+    trace = read_trace(workload.path, workload.format, workload.limit)
+    arrivals = trace.arrival_s / workload.speed
+    span = float(arrivals[-1] - arrivals[0])
+    if span <= 0:
+        raise ScenarioError(
+            f"workload.path={workload.path}: all requests arrive at one instant, so there is no rate to plan for; "
+            "use a longer trace"
+        )
+    mean_rate = len(arrivals) / span
+    rate = mean_rate
+    if span >= 10 * WINDOW_S:
+        counts = np.histogram(arrivals, bins=np.arange(arrivals[0], arrivals[-1], WINDOW_S))[0]
+        rate = max(mean_rate, float(np.percentile(counts, PEAK_PERCENTILE)) / WINDOW_S)
+    gaps = np.diff(arrivals)
+    order = np.argsort(trace.prompt_tokens, kind="stable")
+    picks = order[((np.arange(SAMPLES) + 0.5) / SAMPLES * len(order)).astype(int)]
+    prompts = tuple(int(x) for x in trace.prompt_tokens[picks])
+    # Pairs come from the trace; outputs are rescaled so that the sample keeps the trace's mean output.
+    scale = float(np.mean(trace.output_tokens)) / max(1.0, float(np.mean(trace.output_tokens[picks])))
+    outputs = tuple(max(1, round(float(x) * scale)) for x in trace.output_tokens[picks])
+    text = (
+        f"{workload.path.name}: {len(arrivals)} requests, mean {mean_rate:.2f}/s, planned for {rate:.2f}/s "
+        "(95th percentile of one-minute windows), "
+        f"{np.mean(prompts):.0f} prompt and {np.mean(outputs):.0f} output tokens"
+    )
+    return Traffic(rate, float(np.var(gaps) / np.mean(gaps) ** 2), prompts, outputs, text)
