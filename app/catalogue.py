@@ -1,0 +1,84 @@
+"""The catalogue as plain data, ready for JSON and for tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hw_profiles import catalog
+from hw_profiles.profile import HardwareProfile
+from simulator.model import counts, kv, presets
+from simulator.model.architecture import ModelSpec
+
+CONTEXTS = (8_192, 65_536, 262_144, 1_048_576)  # tokens
+
+
+def gpus() -> list[dict[str, Any]]:
+    """Every accelerator of the catalogue."""
+    return [gpu(name) for name in catalog.names()]
+
+
+def gpu(name: str) -> dict[str, Any]:
+    """One accelerator: published figures with unit, source and date, then what the simulator uses."""
+    profile = catalog.load(name)
+    return {
+        **profile.accelerator.model_dump(mode="json", exclude_none=True),
+        "prices": {p.convention: p.usd_per_hour.model_dump(mode="json") for p in profile.prices},
+        "si": _si(profile),
+        "efficiency": profile.efficiency.model_dump(mode="json"),
+        "assumptions": list(profile.assumptions),
+    }
+
+
+def _si(profile: HardwareProfile) -> dict[str, Any]:
+    """The figures that the simulator computes with: B, B/s, FLOP/s, W."""
+    return {
+        "memory_bytes": profile.memory_bytes,
+        "memory_bandwidth": profile.memory_bandwidth,
+        "matrix_peak": profile.peaks,
+        "scale_up_domain": profile.scale_up_domain,
+        "scale_up_bandwidth": profile.scale_up_bandwidth,
+        "scale_out_bandwidth": profile.scale_out_bandwidth,
+        "host_bandwidth": profile.host_bandwidth,
+        "tdp_w": profile.tdp_w,
+        "all_in_w": profile.all_in_w,
+    }
+
+
+def models() -> list[dict[str, Any]]:
+    """Every model preset."""
+    return [model(name) for name in presets.names()]
+
+
+def model(name: str) -> dict[str, Any]:
+    """One model: parameter counts, stored bytes, and KV bytes of one sequence over the whole instance."""
+    spec = presets.load_model(name)
+    return {
+        "name": spec.name,
+        "family": spec.family,
+        "layers": len(spec.layers),
+        "hidden": spec.hidden,
+        "experts": max(layer.ffn.experts for layer in spec.layers),
+        "experts_per_token": max(layer.ffn.experts_per_token for layer in spec.layers),
+        "attention": _attention(spec),
+        "max_positions": spec.max_positions,
+        "params_total": counts.params_total(spec),
+        "params_active": counts.params_active(spec),
+        "params_active_no_embedding": counts.params_active_no_embedding(spec),
+        "weight_bytes": counts.weight_bytes(spec),
+        "draft_params": counts.draft_params(spec),
+        "draft_weight_bytes": counts.draft_weight_bytes(spec),
+        "kv_bytes_per_token": kv.kv_bytes_per_token(spec),
+        "kv_bytes": {context: kv.kv_bytes(spec, context) for context in CONTEXTS},
+        "published_total": spec.published_total,
+        "published_active": spec.published_active,
+        "source": spec.source,
+        "assumptions": list(spec.assumptions),
+    }
+
+
+def _attention(spec: ModelSpec) -> dict[str, int]:
+    """Attention kind -> number of layers."""
+    found: dict[str, int] = {}
+    for layer in spec.layers:
+        found[layer.attention.kind] = found.get(layer.attention.kind, 0) + 1
+    return found

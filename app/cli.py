@@ -1,0 +1,74 @@
+"""The `moeplan` command. Heavy imports wait inside the commands, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from app.commands import catalogue, dashboard, plan, simulate
+from app.errors import OneSentenceGroup
+
+cli = typer.Typer(
+    cls=OneSentenceGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Size, simulate and price clusters that serve Mixture-of-Experts language models.",
+)
+cli.command("plan")(plan.plan)
+cli.command("simulate")(simulate.simulate)
+cli.add_typer(catalogue.cli, name="catalogue")
+cli.command("app")(dashboard.app)
+
+
+class RuntimeGroup(TyperGroup):
+    """`moeplan runtime`, read only when asked for: its package is an extra that may not be installed."""
+
+    def _loaded(self) -> Any:
+        from app.commands.runtime import runtime_app
+
+        return typer.main.get_command(runtime_app)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return self._loaded().list_commands(ctx)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        return self._loaded().get_command(ctx, cmd_name)
+
+
+cli.add_typer(
+    typer.Typer(cls=RuntimeGroup, no_args_is_help=True),
+    name="runtime",
+    help="Run models for real: generate, replay traffic, serve an endpoint (extra `runtime`).",
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"moeplan {version('moeplan')}")
+        raise typer.Exit
+
+
+@cli.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Size, simulate and price clusters that serve Mixture-of-Experts language models."""
+
+
+def main() -> None:
+    """Entry point of the installed command."""
+    try:
+        cli(prog_name="moeplan")
+    except KeyboardInterrupt:  # before the first command had started
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

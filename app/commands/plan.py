@@ -1,0 +1,66 @@
+"""`moeplan plan`: which accelerators, how many, how split, at what cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from app.errors import EXIT_NO_ANSWER
+from app.options import JsonOutput, SeedInput, TraceInput, above_zero, whole_above_zero
+
+
+def plan(
+    scenario: Annotated[
+        Path | None,
+        typer.Argument(metavar="[SCENARIO.toml]", help="Scenario file; left out: the default that ships."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Model preset, or a Hugging Face config.json.")] = None,
+    gpu: Annotated[list[str] | None, typer.Option(help="Accelerator to choose from; may be repeated.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Requests per second.", callback=above_zero)] = None,
+    trace: TraceInput = None,
+    isl: Annotated[int | None, typer.Option(help="Prompt tokens.", callback=whole_above_zero)] = None,
+    osl: Annotated[int | None, typer.Option(help="Output tokens.", callback=whole_above_zero)] = None,
+    ttft: Annotated[
+        float | None, typer.Option(help="Limit of the time to first token, in seconds.", callback=above_zero)
+    ] = None,
+    tpot: Annotated[
+        float | None,
+        typer.Option(help="Limit of the time per output token, in seconds.", callback=above_zero),
+    ] = None,
+    seed: SeedInput = None,
+    json_file: JsonOutput = None,
+) -> None:
+    """Rank the cluster designs that serve the traffic inside the latency limits.
+
+    Options change what the scenario file says. Exit code 1: no design meets the limits; the answer says which
+    limit binds, and by how much.
+    """
+    from app.output import STDOUT, check_writable, progress_bar, stdout_console, write_json
+    from app.render import plan_report
+    from app.scenarios import default_scenario, with_changes
+    from simulator.des.scenario import load_scenario
+
+    check_writable(json_file, "--json")
+    asked = with_changes(
+        load_scenario(scenario) if scenario else default_scenario(),
+        model=model,
+        gpus=gpu or (),
+        rate=rate,
+        trace=trace,
+        isl=isl,
+        osl=osl,
+        ttft_s=ttft,
+        tpot_s=tpot,
+        seed=seed,
+    )
+    from simulator.planner.search import plan as search
+
+    with progress_bar() as progress:
+        answer = search(asked, progress=progress).to_json()
+    write_json(answer, json_file)
+    if json_file != STDOUT:
+        stdout_console().print(plan_report(asked, answer))
+    if not any(design["meets_slo"] for design in answer["designs"]):
+        raise typer.Exit(EXIT_NO_ANSWER)

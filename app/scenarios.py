@@ -1,0 +1,77 @@
+"""Scenarios as the command line and the dashboard make them: the shipped default, and changes to one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from app.errors import InputError
+from simulator.des.scenario import OpenLoop, Scenario, Trace, load_scenario, parse_scenario
+
+DEFAULT_SCENARIO = Path(__file__).parent / "data" / "default_scenario.toml"
+
+
+def default_scenario() -> Scenario:
+    """The scenario of `make plan`."""
+    return load_scenario(DEFAULT_SCENARIO)
+
+
+def with_changes(
+    scenario: Scenario,
+    *,
+    model: str | None = None,
+    gpus: Sequence[str] = (),
+    rate: float | None = None,
+    trace: Path | None = None,
+    isl: int | None = None,
+    osl: int | None = None,
+    ttft_s: float | None = None,
+    tpot_s: float | None = None,
+    seed: int | None = None,
+) -> Scenario:
+    """`scenario` with what was given replaced. rate in requests/s, isl and osl in tokens."""
+    changes: dict[str, Any] = {}
+    if model is not None:
+        changes["model"] = model
+    if gpus:
+        changes["search"] = scenario.search.model_dump() | {"gpus": _unique(gpus)}
+    if workload := _workload(scenario, rate, trace, isl, osl):
+        changes["workload"] = workload
+    limits = {"ttft_s": ttft_s, "tpot_s": tpot_s}
+    if any(limit is not None for limit in limits.values()):
+        changes["slo"] = scenario.slo.model_dump() | {k: v for k, v in limits.items() if v is not None}
+    if seed is not None:
+        changes["seed"] = seed
+    return parse_scenario(scenario.model_dump() | changes, "options") if changes else scenario
+
+
+def _workload(
+    scenario: Scenario, rate: float | None, trace: Path | None, isl: int | None, osl: int | None
+) -> dict[str, Any] | None:
+    synthetic = {name: value for name, value in (("rate", rate), ("prompt", isl), ("output", osl)) if value is not None}
+    if trace is not None:
+        if synthetic:
+            raise InputError("--trace brings its own arrivals and lengths; leave out --rate, --isl and --osl")
+        if trace.is_dir():
+            raise InputError(f"trace file {trace} is a directory; give a trace file in it")
+        if not trace.exists():
+            raise InputError(f"trace file {trace} does not exist; give the path of an Azure CSV or a Mooncake JSONL")
+        kept = scenario.workload.model_dump() if isinstance(scenario.workload, Trace) else {"kind": "trace"}
+        return kept | {"path": trace, "format": "auto"}
+    if not synthetic:
+        return None
+    if isinstance(scenario.workload, OpenLoop):
+        return scenario.workload.model_dump() | synthetic
+    if len(synthetic) < 3:
+        raise InputError(
+            f"the scenario's workload is {scenario.workload.kind}; to replace it give --rate, --isl and --osl together"
+        )
+    return {"kind": "open_loop", **synthetic}
+
+
+def _unique(gpus: Sequence[str]) -> list[str]:
+    """The accelerators under their catalogue names, each once. Raises CatalogError for an unknown one."""
+    from hw_profiles.catalog import load
+
+    return list(dict.fromkeys(gpu if gpu.endswith(".toml") else load(gpu).name for gpu in gpus))

@@ -1,0 +1,32 @@
+"""Looks that all tables share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+
+def simple_table(*headers: str, title: str | None = None) -> Table:
+    """A table with a ruled header; the first column reads left, the others right."""
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=title,
+        title_justify="left",
+        pad_edge=False,
+        collapse_padding=True,
+        header_style="bold",
+    )
+    for place, header in enumerate(headers):
+        table.add_column(header, justify="left" if place == 0 else "right", overflow="fold")
+    return table
+
+
+def assumptions_text(assumptions: Sequence[str]) -> Text:
+    """What the figures rest on that nobody has published or measured."""
+    if not assumptions:
+        return Text()
+    lines = "\n".join(f"- {line}" for line in assumptions)
+    return Text(f"Assumed:\n{lines}", style="dim")
