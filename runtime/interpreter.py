@@ -108,7 +108,7 @@ def _ternary(self: Any, first: Any, second: Any, third: Any, op: Any) -> Any:
     return _handle(op(*(_decode(arg.data, arg.dtype.scalar) for arg in (first, second, third))), dtype)
 
 
-def _masked_load(self: Any, ptrs: Any, mask: Any, other: Any, *rest: Any) -> Any:
+def _masked_load(self: Any, ptrs: Any, mask: Any, other: Any, *rest: Any, **hints: Any) -> Any:
     """A lane masked off without `other` is undefined on a GPU: poison it (NaN, or a huge integer)."""
     if other is None:
         dtype = ptrs.get_element_ty()
@@ -118,7 +118,7 @@ def _masked_load(self: Any, ptrs: Any, mask: Any, other: Any, *rest: Any) -> Any
             if dtype in (tl.float16, tl.float32, tl.float64, tl.bfloat16):
                 poison[:] = 0xFF  # every IEEE type: NaN
             other = stock.TensorHandle(poison.view(np_dtype).reshape(ptrs.data.shape), dtype)
-    return _load_stock(self, ptrs, mask, other, *rest)
+    return _load_stock(self, ptrs, mask, other, *rest, **hints)
 
 
 def _sum(self: Any, value: Any) -> Any:

@@ -123,9 +123,8 @@ def grouped_tile(device: torch.device, weight: torch.Tensor, block_m: int) -> Ti
     tile = _GROUPED[arch, form]
     if block_m > 32 or arch == "interpreter":
         return replace(tile, m=block_m)
-    return replace(
-        tile, m=block_m, warps=4, stages=tile.stages + (tile.stages > 1)
-    )  # small tile: deeper pipeline
+    return replace(tile, m=block_m, warps=4, stages=tile.stages + (tile.stages > 1))  # small tile: deeper
+    pipeline
 
 
 def uses_descriptors(device: torch.device) -> bool:

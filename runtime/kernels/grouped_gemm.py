@@ -1,0 +1,352 @@
+"""Both products of the routed experts, each one persistent launch over all experts.
+
+Row tiles come from an Alignment whose size only the device knows: a fixed grid walks the used tiles, so the
+host never waits and a CUDA graph can hold the launch. fp4 weights are decoded in registers on their way to
+the matrix unit; fp8 weights meet fp8 activations and are scaled per 128-wide step.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from runtime.kernels.configs import Tile, compute_units, grouped_tile, uses_descriptors
+from runtime.kernels.fp8_gemm import load_rows, tile_coordinates
+from runtime.kernels.quantize import group_scale, to_fp8
+from runtime.reference.moe_align import Alignment
+
+SCALE_BLOCK = 128
+GROUP_M = 8
+_SCALE_BLOCK = tl.constexpr(SCALE_BLOCK)
+_FP4_GROUP = tl.constexpr(32)
+
+
+@triton.jit
+def decode_fp4(code, exponent):
+    """Values of e2m1 codes (low four bits of an int32 tile) under ue8m0 exponents of the same shape:
+    bfloat16.
+
+    All in the bits of a float32: the two exponents add up; the one subnormal code (0.5) is 2^-1 of the scale.
+    Exact while the scale is between 2^-125 and 2^125.
+    """
+    power, half = (code >> 1) & 3, code & 1
+    subnormal = power == 0
+    field = tl.where(subnormal, tl.where(half == 1, exponent - 1, 0), exponent + power - 1)
+    mantissa = tl.where(subnormal, 0, half << 22)
+    bits = ((code & 8) << 28) | (field << 23) | mantissa
+    return bits.to(tl.float32, bitcast=True).to(tl.bfloat16)
+
+
+@triton.jit
+def accumulate(
+    acc,
+    left,
+    left_scale,
+    w,
+    w_scale,
+    expert,
+    row,
+    rows,
+    step,
+    K,
+    k_blocks,
+    FORMAT: tl.constexpr,
+    DESCRIPTOR: tl.constexpr,
+    ONE_SCALE: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """acc += left [BM, BK] @ w[expert, row : row + BN, step * BK : ...].T, with every scale applied.
+
+    rows: rows of one expert's weight; ONE_SCALE: the tile's rows lie within one fp8 scale block.
+    """
+    column = step * BK
+    if FORMAT == "fp4":
+        r, byte = row + tl.arange(0, BN), column // 2 + tl.arange(0, BK // 2)
+        inside = (r < rows)[:, None] & (byte * 2 < K)[None, :]
+        flat = expert * rows + r.to(tl.int64)[:, None]
+        packed = tl.load(w + flat * (K // 2) + byte[None, :], mask=inside, other=0).to(tl.int32)
+        scale_place = flat * (K // _FP4_GROUP) + (byte * 2 // _FP4_GROUP)[None, :]
+        exponent = tl.load(w_scale + scale_place, mask=inside, other=127).to(tl.int32)
+        pair = tl.join(decode_fp4(packed & 15, exponent), decode_fp4(packed >> 4, exponent))
+        right = tl.reshape(pair, (BN, BK))
+        return acc + tl.dot(left.to(tl.bfloat16), right.T) * left_scale[:, None]
+    if DESCRIPTOR:
+        right = w.load([(expert * rows).to(tl.int32) + row, column])
+    else:
+        right = load_rows(w + expert * rows * K, row, rows, column, K, False, BN, BK)
+    if FORMAT == "float":
+        return tl.dot(left, right.T, acc)
+    scale_rows = tl.cdiv(rows, _SCALE_BLOCK)
+    base = w_scale + expert * scale_rows * k_blocks + step
+    product = tl.dot(left, right.to(left.dtype).T)
+    if ONE_SCALE:
+        return acc + product * (left_scale * tl.load(base + row // _SCALE_BLOCK * k_blocks))[:, None]
+    r = row + tl.arange(0, BN)
+    right_scale = tl.load(base + r // _SCALE_BLOCK * k_blocks, mask=r < rows, other=0.0)
+    return acc + product * left_scale[:, None] * right_scale[None, :]
+
+
+@triton.jit
+def load_left(
+    x, x_scale, source, valid, step, K, k_blocks, x_stride, SCALED: tl.constexpr, BM: tl.constexpr, BK:
+    tl.constexpr
+):
+    """Rows `source` of the activations: tile [BM, BK] and its scales [BM] (ones when x is not fp8)."""
+    column = step * BK + tl.arange(0, BK)
+    inside = valid[:, None] & (column < K)[None, :]
+    left = tl.load(x + source.to(tl.int64)[:, None] * x_stride + column[None, :], mask=inside, other=0.0)
+    if SCALED:
+        place = source * k_blocks + step * BK // _SCALE_BLOCK
+        scale = tl.load(x_scale + place, mask=valid, other=0.0)
+    else:
+        scale = tl.full((BM,), 1.0, tl.float32)
+    return left, scale
+
+
+@triton.jit
+def _gemm1_kernel(
+    x,
+    x_scale,
+    w,
+    w_scale,
+    out,
+    out_scale,
+    pairs,
+    tile_expert,
+    num_rows,
+    num_pairs,
+    inter,
+    K,
+    k_blocks,
+    x_stride,
+    limit,
+    TOP_K: tl.constexpr,
+    FORMAT: tl.constexpr,
+    SCALED: tl.constexpr,
+    DESCRIPTOR: tl.constexpr,
+    ONE_SCALE: tl.constexpr,
+    CLAMP: tl.constexpr,
+    QUANTIZE: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    tiles_m, tiles_n = tl.load(num_rows) // BM, tl.cdiv(inter, BN)
+    for tile in range(tl.program_id(0), tiles_m * tiles_n, tl.num_programs(0)):
+        tile_m, tile_n = tile_coordinates(tile, tiles_m, tiles_n, GROUP)
+        pair = tl.load(pairs + tile_m * BM + tl.arange(0, BM))
+        valid = pair < num_pairs
+        expert = tl.load(tile_expert + tile_m).to(tl.int64)
+        row = tile_n * BN
+        gate = tl.zeros((BM, BN), tl.float32)
+        up = tl.zeros((BM, BN), tl.float32)
+        for step in range(0, tl.cdiv(K, BK)):
+            left, scale = load_left(x, x_scale, pair // TOP_K, valid, step, K, k_blocks, x_stride, SCALED,
+            BM, BK) gate = accumulate(
+                gate, left, scale, w, w_scale, expert, row, 2 * inter, step, K, k_blocks,
+                FORMAT, DESCRIPTOR, ONE_SCALE, BN, BK,
+            )  # fmt: skip
+            up = accumulate(
+                up, left, scale, w, w_scale, expert, inter + row, 2 * inter, step, K, k_blocks,
+                FORMAT, DESCRIPTOR, ONE_SCALE, BN, BK,
+            )  # fmt: skip
+        if CLAMP:
+            gate = tl.minimum(gate, limit)
+            up = tl.minimum(tl.maximum(up, -limit), limit)
+        column = row + tl.arange(0, BN)
+        inside = valid[:, None] & (column < inter)[None, :]
+        hidden = tl.where((column < inter)[None, :], gate * tl.sigmoid(gate) * up, 0.0)
+        place = pair.to(tl.int64)[:, None] * inter + column[None, :]
+        if QUANTIZE:  # BN is the scale group
+            scale = group_scale(hidden, False)
+            tl.store(out + place, to_fp8(hidden, scale), mask=inside)
+            tl.store(out_scale + pair * tl.cdiv(inter, BN) + tile_n, scale, mask=valid)
+        else:
+            tl.store(out + place, hidden.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _gemm2_kernel(
+    h,
+    h_scale,
+    w,
+    w_scale,
+    weights,
+    out,
+    pairs,
+    tile_expert,
+    num_rows,
+    num_pairs,
+    N,
+    K,
+    k_blocks,
+    FORMAT: tl.constexpr,
+    SCALED: tl.constexpr,
+    DESCRIPTOR: tl.constexpr,
+    ONE_SCALE: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    tiles_m, tiles_n = tl.load(num_rows) // BM, tl.cdiv(N, BN)
+    for tile in range(tl.program_id(0), tiles_m * tiles_n, tl.num_programs(0)):
+        tile_m, tile_n = tile_coordinates(tile, tiles_m, tiles_n, GROUP)
+        pair = tl.load(pairs + tile_m * BM + tl.arange(0, BM))
+        valid = pair < num_pairs
+        expert = tl.load(tile_expert + tile_m).to(tl.int64)
+        acc = tl.zeros((BM, BN), tl.float32)
+        for step in range(0, tl.cdiv(K, BK)):
+            left, scale = load_left(h, h_scale, pair, valid, step, K, k_blocks, K, SCALED, BM, BK)
+            acc = accumulate(
+                acc, left, scale, w, w_scale, expert, tile_n * BN, N, step, K, k_blocks,
+                FORMAT, DESCRIPTOR, ONE_SCALE, BN, BK,
+            )  # fmt: skip
+        acc *= tl.load(weights + pair, mask=valid, other=0.0)[:, None]
+        column = tile_n * BN + tl.arange(0, BN)
+        place = pair.to(tl.int64)[:, None] * N + column[None, :]
+        tl.store(out + place, acc.to(out.dtype.element_ty), mask=valid[:, None] & (column < N)[None, :])
+
+
+@triton.jit
+def _combine_kernel(y, ids, out, num_experts, columns, TOP_K: tl.constexpr, BLOCK: tl.constexpr):
+    """Sum the choices of one token, in order: the result does not depend on the order of atomics."""
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    acc = tl.zeros((BLOCK,), tl.float32)
+    for choice in tl.static_range(TOP_K):
+        pair = token * TOP_K + choice
+        expert = tl.load(ids + pair)
+        held = (expert >= 0) & (expert < num_experts)
+        acc += tl.load(y + pair * columns + column, mask=(column < columns) & held, other=0.0).to(tl.float32)
+    tl.store(out + token * columns + column, acc.to(out.dtype.element_ty), mask=column < columns)
+
+
+def _weight_source(weight: Tensor, tile: Tile) -> tuple[Any, str, bool]:
+    """The kernel's view of a stored weight [E, N, K]: (pointer or descriptor, format, whether a
+    descriptor).
+    """
+    if not weight.is_contiguous():
+        raise ValueError(f"expert weights with strides {weight.stride()} must be contiguous")
+    form = {torch.uint8: "fp4", torch.float8_e4m3fn: "fp8"}.get(weight.dtype, "float")
+    experts, rows, columns = weight.shape
+    descriptor = form != "fp4" and uses_descriptors(weight.device) and columns * weight.element_size() % 16
+    == 0 if not descriptor:
+        return weight, form, False
+    flat = weight.view(experts * rows, columns)
+    return TensorDescriptor.from_tensor(flat, [tile.n, tile.k]), form, True
+
+
+def grouped_gemm1(
+    x: Tensor,
+    x_scale: Tensor | None,
+    w13: Tensor,
+    w13_scale: Tensor | None,
+    alignment: Alignment,
+    top_k: int,
+    limit: float | None = None,
+    quantize: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """See runtime.reference.grouped_gemm."""
+    (tokens, k), inter, device = x.shape, w13.shape[1] // 2, x.device
+    num_pairs = tokens * top_k
+    tile = grouped_tile(device, w13, alignment.block_m)
+    if quantize:
+        tile = replace(tile, n=SCALE_BLOCK)
+    source, form, descriptor = _weight_source(w13, tile)
+    float_dtype = x.dtype if x_scale is None else torch.bfloat16
+    out_dtype = torch.float8_e4m3fn if quantize else float_dtype
+    out = torch.empty(num_pairs, inter, dtype=out_dtype, device=device)
+    groups = triton.cdiv(inter, SCALE_BLOCK)
+    out_scale = torch.empty(num_pairs, groups, dtype=torch.float32, device=device) if quantize else None
+    if num_pairs:
+        max_tiles = alignment.tile_expert.shape[0] * triton.cdiv(inter, tile.n)
+        _gemm1_kernel[(min(max_tiles, compute_units(device)),)](
+            x,
+            x_scale,
+            source,
+            w13_scale,
+            out,
+            out_scale,
+            alignment.pairs,
+            alignment.tile_expert,
+            alignment.num_rows,
+            num_pairs,
+            inter,
+            k,
+            triton.cdiv(k, SCALE_BLOCK),
+            x.stride(0),
+            limit or 0.0,
+            TOP_K=top_k,
+            FORMAT=form,
+            SCALED=x_scale is not None,
+            DESCRIPTOR=descriptor,
+            ONE_SCALE=SCALE_BLOCK % tile.n == 0 and inter % tile.n == 0,
+            CLAMP=limit is not None,
+            QUANTIZE=quantize,
+            BM=tile.m,
+            BN=tile.n,
+            BK=tile.k,
+            GROUP=GROUP_M,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+        )
+    return out, out_scale
+
+
+def grouped_gemm2_combine(
+    h: Tensor,
+    h_scale: Tensor | None,
+    w2: Tensor,
+    w2_scale: Tensor | None,
+    alignment: Alignment,
+    weights: Tensor,
+    expert_ids: Tensor,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    """See runtime.reference.grouped_gemm. Each choice is rounded to out_dtype before the sum."""
+    (tokens, top_k), (experts, columns, _) = weights.shape, w2.shape
+    (num_pairs, k), device = h.shape, h.device
+    tile = grouped_tile(device, w2, alignment.block_m)
+    source, form, descriptor = _weight_source(w2, tile)
+    y = torch.empty(num_pairs, columns, dtype=out_dtype, device=device)
+    out = torch.empty(tokens, columns, dtype=out_dtype, device=device)
+    if tokens == 0:
+        return out
+    max_tiles = alignment.tile_expert.shape[0] * triton.cdiv(columns, tile.n)
+    _gemm2_kernel[(min(max_tiles, compute_units(device)),)](
+        h,
+        h_scale,
+        source,
+        w2_scale,
+        weights.contiguous(),
+        y,
+        alignment.pairs,
+        alignment.tile_expert,
+        alignment.num_rows,
+        num_pairs,
+        columns,
+        k,
+        triton.cdiv(k, SCALE_BLOCK),
+        FORMAT=form,
+        SCALED=h_scale is not None,
+        DESCRIPTOR=descriptor,
+        ONE_SCALE=SCALE_BLOCK % tile.n == 0,
+        BM=tile.m,
+        BN=tile.n,
+        BK=tile.k,
+        GROUP=GROUP_M,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+    )
+    block = min(triton.next_power_of_2(columns), 1024)
+    _combine_kernel[(tokens, triton.cdiv(columns, block))](
+        y, expert_ids.contiguous(), out, experts, columns, TOP_K=top_k, BLOCK=block, num_warps=4
+    )
+    return out
