@@ -1,0 +1,72 @@
+"""Figures. Each is a pure function of a DataFrame."""
+
+from __future__ import annotations
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.colors import qualitative
+
+FORM_DASH = {"disaggregated": "solid", "colocated": "dot"}
+FORM_MARKER = {"disaggregated": "circle", "colocated": "diamond-open"}
+
+
+def rate_front(frontier: pd.DataFrame, tpot_limit_s: float | None) -> go.Figure:
+    """Throughput per accelerator against speed for one user; up and right is better.
+
+    frontier: columns of `app.frames.FRONTIER_COLUMNS`.
+    """
+    figure = _front(frontier, "total_tok_s_per_gpu", "%{y:,.0f} tok/s/GPU")
+    figure.update_yaxes(title="Throughput [input + output tok/s per GPU]", rangemode="tozero")
+    return _with_limit(figure, tpot_limit_s)
+
+
+def cost_front(frontier: pd.DataFrame, tpot_limit_s: float | None) -> go.Figure:
+    """Cost of a token against speed for one user; down and right is better."""
+    priced = frontier.dropna(subset=["usd_per_mtok_blended"])
+    figure = _front(priced, "usd_per_mtok_blended", "%{y:,.3f} USD/Mtok")
+    figure.update_yaxes(title="Cost [USD per million tokens, blended]", type="log")
+    return _with_limit(figure, tpot_limit_s)
+
+
+def _front(frontier: pd.DataFrame, y: str, hover: str) -> go.Figure:
+    """One line per accelerator (colour) and form (dash)."""
+    colours = dict(zip(sorted(frontier["gpu"].unique()), _palette(), strict=False))
+    figure = go.Figure()
+    for (gpu, form), points in frontier.groupby(["gpu", "form"], sort=True):
+        line = points.sort_values("tok_s_per_user")
+        figure.add_scatter(
+            x=line["tok_s_per_user"],
+            y=line[y],
+            mode="lines+markers",
+            name=f"{gpu}, {form}",
+            line={"color": colours[gpu], "dash": FORM_DASH[form]},
+            marker={"symbol": FORM_MARKER[form], "size": 6},
+            customdata=line[["cut", "sequences_per_instance"]],
+            hovertemplate="%{customdata[0]}, batch %{customdata[1]}<br>%{x:.1f} tok/s/user<br>"
+            + hover
+            + "<extra>%{fullData.name}</extra>",
+        )
+    figure.update_xaxes(title="Speed for one user [output tok/s]", rangemode="tozero")
+    figure.update_layout(
+        height=420,
+        margin={"l": 10, "r": 10, "t": 30, "b": 10},
+        legend={"orientation": "h", "yanchor": "top", "y": -0.22, "x": 0},
+        hovermode="closest",
+    )
+    return figure
+
+
+def _palette() -> list[str]:
+    """More colours than the catalogue has accelerators."""
+    return [*qualitative.D3, *qualitative.Dark24]
+
+
+def _with_limit(figure: go.Figure, tpot_limit_s: float | None) -> go.Figure:
+    """Mark the slowest speed that the TPOT limit allows."""
+    if tpot_limit_s:
+        figure.add_vline(
+            x=1 / tpot_limit_s,
+            line={"dash": "dash", "color": "grey"},
+            annotation={"text": f"TPOT limit {tpot_limit_s * 1e3:g} ms", "font": {"color": "grey"}},
+        )
+    return figure

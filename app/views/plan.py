@@ -1,0 +1,132 @@
+"""First view: model, hardware, traffic and limits in; ranked designs and Pareto fronts out."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import streamlit as st
+
+from app.charts import cost_front, rate_front
+from app.compute import offered, plan_answer
+from app.errors import is_input_error, sentence
+from app.frames import designs_frame, frontier_frame
+from app.output import plain
+from app.render import limits_text
+from app.state import CONVENTIONS, LIMITS, Question, from_query
+from simulator.des.scenario import Scenario
+
+COLUMNS = {
+    "rank": st.column_config.NumberColumn("#", width=40),
+    "pools": st.column_config.TextColumn("Pools", width="large"),
+    "gpus": st.column_config.NumberColumn("GPUs"),
+    "ttft_s": st.column_config.NumberColumn("TTFT [s]", format="%.2f"),
+    "tpot_ms": st.column_config.NumberColumn("TPOT [ms]", format="%.1f"),
+    "tok_s_per_user": st.column_config.NumberColumn("tok/s/user", format="%.0f"),
+    "total_tok_s_per_gpu": st.column_config.NumberColumn("tok/s/GPU", format="%.0f"),
+    "usd_per_hour": st.column_config.NumberColumn("USD/h", format="%.2f"),
+    "usd_per_mtok_blended": st.column_config.NumberColumn("USD/Mtok", format="%.3f"),
+    "meets_slo": st.column_config.CheckboxColumn("Limits met"),
+    "checked_by": st.column_config.TextColumn("Checked by"),
+}
+
+
+def show() -> None:
+    """Draw the view."""
+    st.title("Capacity plan")
+    models, gpus = offered()
+    query = {key: st.query_params.get_all(key) for key in st.query_params}
+    question, problems = from_query(query, models, gpus)
+    for problem in problems:
+        st.warning(problem)
+    question = _ask(question, models, gpus)
+    st.query_params.from_dict(question.to_query())
+    try:
+        scenario = question.to_scenario()
+        answer = plan_answer(scenario.model_dump_json())
+    except (ValueError, OSError) as error:
+        if not is_input_error(error):
+            raise
+        st.error(sentence(error))
+        return
+    _answer(scenario, answer)
+
+
+def _ask(question: Question, models: list[str], gpus: list[str]) -> Question:
+    """The form; returns what it holds."""
+
+    def number(label: str, key: str, step: float, **extra: Any) -> float:
+        value = getattr(question, key)
+        low, high = (type(value)(limit) for limit in LIMITS[key])
+        return st.number_input(label, low, high, value, type(value)(step), key=key, **extra)
+
+    with st.sidebar.form("question", border=False):
+        model = st.selectbox("Model", models, models.index(question.model), key="model")
+        chosen = st.multiselect("Accelerators to choose from", gpus, list(question.gpu), key="gpu")
+        st.subheader("Traffic")
+        rate = number("Requests per second", "rate", 1, format="%g")
+        isl = number("Prompt tokens", "isl", 1024)
+        osl = number("Output tokens", "osl", 256)
+        st.subheader("Limits")
+        ttft = number("Time to first token [s]", "ttft", 0.5, format="%g")
+        tpot = number("Time per output token [s]", "tpot", 0.01, format="%g")
+        percentile = number("Share of requests inside them [%]", "percentile", 1, format="%g")
+        prices = st.selectbox("Prices", CONVENTIONS, CONVENTIONS.index(question.prices), key="prices")
+        st.form_submit_button("Plan", type="primary", width="stretch")
+    return Question(model, tuple(chosen), rate, int(isl), int(osl), ttft, tpot, percentile, prices)
+
+
+def _answer(scenario: Scenario, answer: dict[str, Any]) -> None:
+    st.write(f"**{answer['model']}**: {answer['traffic']}; {limits_text(scenario.slo)}.")
+    if answer["binding"]:
+        st.error(f"No design meets the limits. {answer['binding']}")
+    if answer["designs"]:
+        _best(answer)
+        _designs(answer)
+    if answer["frontier"]:
+        _fronts(scenario, answer)
+    _footing(answer)
+
+
+def _best(answer: dict[str, Any]) -> None:
+    best = designs_frame(answer).iloc[0]
+    figures = {
+        "Accelerators": f"{best['gpus']}",
+        "USD per hour": f"{best['usd_per_hour']:,.2f}",
+        "USD per million tokens": f"{best['usd_per_mtok_blended']:,.3f}",
+        "Time to first token": f"{best['ttft_s']:.2f} s",
+        "Time per output token": f"{best['tpot_ms']:.1f} ms",
+    }
+    for column, (label, figure) in zip(st.columns(len(figures)), figures.items(), strict=True):
+        column.metric(label, figure)
+    st.caption(f"Best design: {best['pools']} (checked by {best['checked_by']}).")
+
+
+def _designs(answer: dict[str, Any]) -> None:
+    st.subheader("Ranked designs")
+    st.dataframe(designs_frame(answer), column_config=COLUMNS, hide_index=True, width="stretch")
+    st.caption(
+        f"Latencies at p{answer['slo']['percentile']:g}. tok/s/GPU counts input and output tokens over all GPUs; "
+        f"USD/Mtok blends both, at {answer['price_convention']} prices. 'simulation' designs were re-run request "
+        "by request; the others are steady-state estimates."
+    )
+    st.download_button("Download JSON", json.dumps(plain(answer), indent=2), "plan.json", "application/json")
+
+
+def _fronts(scenario: Scenario, answer: dict[str, Any]) -> None:
+    st.subheader("Pareto fronts")
+    points = frontier_frame(answer)
+    left, right = st.columns(2)
+    left.plotly_chart(rate_front(points, scenario.slo.tpot_s), key="rate_front")
+    right.plotly_chart(cost_front(points, scenario.slo.tpot_s), key="cost_front")
+    st.caption("Steady-state operating points of single designs, without the limits, rate-matched between pools.")
+
+
+def _footing(answer: dict[str, Any]) -> None:
+    """What the answer rests on."""
+    if answer["assumptions"]:
+        with st.expander(f"What is assumed ({len(answer['assumptions'])})", expanded=False):
+            st.markdown("\n".join(f"- {line}" for line in answer["assumptions"]))
+    if answer["rejected"]:
+        with st.expander("Turned down"):
+            st.markdown("\n".join(f"- {reason}: {count}" for reason, count in answer["rejected"].items()))
