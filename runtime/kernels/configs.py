@@ -83,10 +83,8 @@ def architecture(name: str) -> Iterator[None]:
 @lru_cache
 def _device_architecture(index: int) -> str:
     properties = torch.cuda.get_device_properties(index)
-    if torch.version.hip:
-        name = properties.gcnArchName.split(":")[0]
-    else:
-        name = f"sm{properties.major}{properties.minor}"
+    amd = torch.version.hip is not None
+    name = properties.gcnArchName.split(":")[0] if amd else f"sm{properties.major}{properties.minor}"
     # Successors with at least the same shared memory take the table of their elder (the small parts sm86,
     # sm89 and sm120 have less: 99 KiB, so they are refused rather than failed on launch).
     name = {"sm103": "sm100", "gfx950": "gfx942"}.get(name, name)
@@ -123,8 +121,7 @@ def grouped_tile(device: torch.device, weight: torch.Tensor, block_m: int) -> Ti
     tile = _GROUPED[arch, form]
     if block_m > 32 or arch == "interpreter":
         return replace(tile, m=block_m)
-    return replace(tile, m=block_m, warps=4, stages=tile.stages + (tile.stages > 1))  # small tile: deeper
-    pipeline
+    return replace(tile, m=block_m, warps=4, stages=tile.stages + (tile.stages > 1))  # small tile: deeper pipeline
 
 
 def uses_descriptors(device: torch.device) -> bool:

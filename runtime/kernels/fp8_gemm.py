@@ -62,7 +62,7 @@ def _fp8_gemm_kernel(
         row, column = tile_m * BM, tile_n * BN
         rows, columns = row + tl.arange(0, BM), column + tl.arange(0, BN)
         acc = tl.zeros((BM, BN), tl.float32)
-        for step in range(0, tl.cdiv(K, BK)):
+        for step in range(tl.cdiv(K, BK)):
             left = load_rows(a, row, M, step * BK, K, DESCRIPTOR, BM, BK)
             right = load_rows(b, column, N, step * BK, K, DESCRIPTOR, BN, BK)
             left_scale = tl.load(a_scale + rows * k_blocks + step, mask=rows < M, other=0.0)
@@ -74,8 +74,7 @@ def _fp8_gemm_kernel(
         tl.store(out + place, acc.to(out.dtype.element_ty), mask=inside)
 
 
-def fp8_gemm(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, out_dtype: torch.dtype = torch.bfloat16)
--> Tensor:
+def fp8_gemm(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, out_dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """See runtime.reference.fp8_gemm."""
     (m, k), n = a.shape, b.shape[0]
     out = torch.empty(m, n, dtype=out_dtype, device=a.device)

@@ -93,8 +93,7 @@ def accumulate(
 
 @triton.jit
 def load_left(
-    x, x_scale, source, valid, step, K, k_blocks, x_stride, SCALED: tl.constexpr, BM: tl.constexpr, BK:
-    tl.constexpr
+    x, x_scale, source, valid, step, K, k_blocks, x_stride, SCALED: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr
 ):
     """Rows `source` of the activations: tile [BM, BK] and its scales [BM] (ones when x is not fp8)."""
     column = step * BK + tl.arange(0, BK)
@@ -146,9 +145,9 @@ def _gemm1_kernel(
         row = tile_n * BN
         gate = tl.zeros((BM, BN), tl.float32)
         up = tl.zeros((BM, BN), tl.float32)
-        for step in range(0, tl.cdiv(K, BK)):
-            left, scale = load_left(x, x_scale, pair // TOP_K, valid, step, K, k_blocks, x_stride, SCALED,
-            BM, BK) gate = accumulate(
+        for step in range(tl.cdiv(K, BK)):
+            left, scale = load_left(x, x_scale, pair // TOP_K, valid, step, K, k_blocks, x_stride, SCALED, BM, BK)
+            gate = accumulate(
                 gate, left, scale, w, w_scale, expert, row, 2 * inter, step, K, k_blocks,
                 FORMAT, DESCRIPTOR, ONE_SCALE, BN, BK,
             )  # fmt: skip
@@ -202,7 +201,7 @@ def _gemm2_kernel(
         valid = pair < num_pairs
         expert = tl.load(tile_expert + tile_m).to(tl.int64)
         acc = tl.zeros((BM, BN), tl.float32)
-        for step in range(0, tl.cdiv(K, BK)):
+        for step in range(tl.cdiv(K, BK)):
             left, scale = load_left(h, h_scale, pair, valid, step, K, k_blocks, K, SCALED, BM, BK)
             acc = accumulate(
                 acc, left, scale, w, w_scale, expert, tile_n * BN, N, step, K, k_blocks,
@@ -236,8 +235,8 @@ def _weight_source(weight: Tensor, tile: Tile) -> tuple[Any, str, bool]:
         raise ValueError(f"expert weights with strides {weight.stride()} must be contiguous")
     form = {torch.uint8: "fp4", torch.float8_e4m3fn: "fp8"}.get(weight.dtype, "float")
     experts, rows, columns = weight.shape
-    descriptor = form != "fp4" and uses_descriptors(weight.device) and columns * weight.element_size() % 16
-    == 0 if not descriptor:
+    descriptor = form != "fp4" and uses_descriptors(weight.device) and columns * weight.element_size() % 16 == 0
+    if not descriptor:
         return weight, form, False
     flat = weight.view(experts * rows, columns)
     return TensorDescriptor.from_tensor(flat, [tile.n, tile.k]), form, True

@@ -21,8 +21,8 @@ def power_of_two_ceiling(scale):
 @triton.jit
 def group_scale(value, POWER_OF_TWO: tl.constexpr):
     """Scale that brings the largest of each row of a float32 tile [R, G] to the largest fp8: [R]."""
-    scale = tl.div_rn(tl.maximum(tl.max(tl.abs(value), 1), _TINY), tl.full((value.shape[0],), _FP8_MAX,
-    tl.float32)) if POWER_OF_TWO:
+    scale = tl.div_rn(tl.maximum(tl.max(tl.abs(value), 1), _TINY), tl.full((value.shape[0],), _FP8_MAX, tl.float32))
+    if POWER_OF_TWO:
         scale = power_of_two_ceiling(scale)
     return scale
 

@@ -48,8 +48,8 @@ def test_both_products_match_reference(
     alignment = moe_align(ids, EXPERTS, 16)
 
     h, h_scale = kernels.grouped_gemm1(codes, x_scale, w13, w13_scale, alignment, TOP_K, limit, quantized)
-    want, want_scale = reference.grouped_gemm1(codes, x_scale, w13, w13_scale, alignment, TOP_K, limit,
-    quantized) held = (ids >= 0).flatten()
+    want, want_scale = reference.grouped_gemm1(codes, x_scale, w13, w13_scale, alignment, TOP_K, limit, quantized)
+    held = (ids >= 0).flatten()
     if quantized:
         assert h_scale is not None
         assert want_scale is not None

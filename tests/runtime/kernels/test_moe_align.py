@@ -5,8 +5,8 @@ from runtime.kernels import moe_align as kernels
 from runtime.reference import moe_align as reference
 
 
-@pytest.mark.parametrize(("tokens", "top_k", "experts", "block_m"), [(37, 3, 11, 16), (1, 6, 300, 16), (5, 1,
-2, 4)]) def test_alignment_holds_every_local_pair_once(
+@pytest.mark.parametrize(("tokens", "top_k", "experts", "block_m"), [(37, 3, 11, 16), (1, 6, 300, 16), (5, 1, 2, 4)])
+def test_alignment_holds_every_local_pair_once(
     tokens: int, top_k: int, experts: int, block_m: int, device: torch.device
 ) -> None:
     ids = torch.randint(-1, experts + 1, (tokens, top_k), dtype=torch.int32, device=device)

@@ -31,13 +31,12 @@ def test_rms_norm_matches_reference(dtype: torch.dtype, weighted: bool, device: 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("interleaved", [True, False])
 @pytest.mark.parametrize("inverse", [True, False])
-def test_rope_matches_reference(dtype: torch.dtype, interleaved: bool, inverse: bool, device: torch.device)
--> None:
+def test_rope_matches_reference(dtype: torch.dtype, interleaved: bool, inverse: bool, device: torch.device) -> None:
     x = torch.randn(3, 5, 44, device=device).to(dtype)
     cos, sin = angles(3, 6, device)
     expected = rope_reference.rope(x, cos, sin, interleaved, inverse)
-    torch.testing.assert_close(rope_kernels.rope(x, cos, sin, interleaved, inverse), expected, rtol=1e-2,
-    atol=1e-5) assert torch.equal(expected[..., :32], x[..., :32])
+    torch.testing.assert_close(rope_kernels.rope(x, cos, sin, interleaved, inverse), expected, rtol=1e-2, atol=1e-5)
+    assert torch.equal(expected[..., :32], x[..., :32])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

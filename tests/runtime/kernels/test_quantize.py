@@ -7,8 +7,7 @@ from runtime.reference import quantize as reference
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("power_of_two", [True, False])
-def test_quantize_fp8_gives_the_same_codes(dtype: torch.dtype, power_of_two: bool, device: torch.device) ->
-None:
+def test_quantize_fp8_gives_the_same_codes(dtype: torch.dtype, power_of_two: bool, device: torch.device) -> None:
     x = (torch.randn(19, 300, device=device) * torch.logspace(-4, 4, 300, device=device)).to(dtype)
     x[3] = 0
     codes, scales = kernels.quantize_fp8(x, 128, power_of_two)
