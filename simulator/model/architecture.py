@@ -10,10 +10,22 @@ from typing import Literal
 
 WeightDtype = Literal["fp32", "bf16", "fp8", "int8", "fp4", "int4"]
 
+# Stored bytes of one parameter, block scales included: fp8 with one f32 scale per 128x128 block,
+# fp4 with one ue8m0 byte per 32 (mxfp4), int4 with one bf16 scale per 32.
+BYTES_PER_PARAM: dict[WeightDtype, float] = {
+    "fp32": 4.0,
+    "bf16": 2.0,
+    "fp8": 1.0 + 4 / 128**2,
+    "int8": 1.0,
+    "fp4": 17 / 32,
+    "int4": 0.5 + 2 / 32,
+}
+_BIAS_BYTES = 2.0  # biases stay bf16 whatever the weight is stored in
+
 
 @dataclass(frozen=True)
 class Linear:
-    """A projection of shape [inputs, outputs], stored in `dtype` and multiplied in `compute` precision."""
+    """A projection of shape [inputs, outputs], stored in `dtype`."""
 
     name: str
     inputs: int
@@ -22,10 +34,19 @@ class Linear:
     groups: int = 1  # block-diagonal: each group maps inputs/groups to outputs/groups
     shard: Literal["column", "row", "replicated"] = "replicated"  # how tensor parallelism cuts it
     bias: bool = False
+    rows_per_token: int = 1  # applied to that many rows of one token (the streams of mHC)
+    bytes_per_param: float | None = None  # where the scales differ from BYTES_PER_PARAM[dtype]
 
     @property
     def params(self) -> int:
         return self.inputs * self.outputs // self.groups + (self.outputs if self.bias else 0)
+
+    @property
+    def weight_bytes(self) -> float:
+        """Bytes as stored, scales and bias included. [B]"""
+        per_param = self.bytes_per_param or BYTES_PER_PARAM[self.dtype]
+        bias = self.outputs * _BIAS_BYTES if self.bias else 0.0
+        return self.inputs * self.outputs // self.groups * per_param + bias
 
 
 @dataclass(frozen=True)
@@ -35,9 +56,21 @@ class Indexer:
     heads: int
     head_dim: int
     topk: int
-    key_bytes: float  # per entry, with scales
+    key_bytes: float  # per entry, with scales; 0 where another layer's selection is taken
     dtype: WeightDtype  # precision of its score product
     shares_layer: int | None = None  # takes the selection of that layer instead of scoring itself
+
+
+@dataclass(frozen=True)
+class CompressorState:
+    """Projected rows (kv and score) that a compressor has not closed into an entry yet, one sequence."""
+
+    row_bytes: float  # of one token, the indexer's compressor included
+    ring_rows: int
+    draft_ring_rows: int  # rows kept when drafts may be rolled back
+    overlap_rows: int  # rows of the last closed block that the next entry still reads
+    online_bytes: float  # the running form that replaces the ring (equals the ring where none exists)
+    sent_whole: bool  # handed over as the full ring rather than row by row
 
 
 @dataclass(frozen=True)
@@ -51,9 +84,10 @@ class AttentionSpec:
       DSA (V3.2):      window None, ratio 1, indexer       -> min(p, topk)
       CSA (V4):        window 128,  ratio 4, indexer       -> min(p, 128) + min(floor(p/4), topk)
       HCA (V4):        window 128,  ratio 128              -> min(p, 128) + floor(p/128)
+      recurrent (KDA): window 0,    ratio 0, state_bytes   -> none; reads and writes its state
     """
 
-    kind: str  # label for reports: "gqa", "mla", "dsa", "swa", "csa", "hca"
+    kind: str  # label for reports: "gqa", "mla", "dsa", "swa", "csa", "hca", "kda"
     heads: int
     kv_heads: int
     qk_dim: int  # per-head width of the score product, as the kernel runs it (MLA decode: 576)
@@ -69,12 +103,22 @@ class AttentionSpec:
     other_params: int  # norms, sinks, position tables
     other_param_bytes: float
     indexer: Indexer | None = None
-    kv_source_layer: int | None = None  # reads the KV of that layer and stores none itself
+    # Reads the entries and index keys of that layer and stores none itself; its window stays its own.
+    kv_source_layer: int | None = None
     core_dtype: WeightDtype = "bf16"  # precision of the attention core's matrix products
+    kv_dtype: WeightDtype = "bf16"  # storage of the entries, for reports
+    compressor: CompressorState | None = None  # what state_bytes is made of, where it is a compressor's
 
     @property
     def linear_params(self) -> int:
         return sum(linear.params for linear in self.linears)
+
+    @property
+    def stored_entry_bytes(self) -> float:
+        """Bytes that one entry of this layer adds to the cache: KV and index key. [B]"""
+        if self.kv_source_layer is not None:
+            return 0.0
+        return self.entry_bytes + (self.indexer.key_bytes if self.indexer else 0.0)
 
 
 @dataclass(frozen=True)
@@ -93,12 +137,23 @@ class MoeSpec:
     linears: tuple[Linear, ...] = ()  # router, shared expert or dense FFN
     other_params: int = 0
     other_param_bytes: float = 0.0
+    expert_bytes_per_param: float | None = None  # where the scales differ from BYTES_PER_PARAM
+
+    @property
+    def _expert_biases(self) -> int:
+        return (2 * self.expert_intermediate + self.expert_hidden) if self.expert_bias else 0
 
     @property
     def expert_params(self) -> int:
         """Parameters of one routed expert."""
-        bias = (2 * self.expert_intermediate + self.expert_hidden) if self.expert_bias else 0
-        return self.matrices * self.expert_hidden * self.expert_intermediate + bias
+        return self.matrices * self.expert_hidden * self.expert_intermediate + self._expert_biases
+
+    @property
+    def expert_bytes(self) -> float:
+        """Stored bytes of one routed expert, scales and biases included. [B]"""
+        per_param = self.expert_bytes_per_param or BYTES_PER_PARAM[self.expert_dtype]
+        matrices = self.matrices * self.expert_hidden * self.expert_intermediate
+        return matrices * per_param + self._expert_biases * _BIAS_BYTES
 
 
 @dataclass(frozen=True)

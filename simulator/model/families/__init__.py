@@ -1,0 +1,86 @@
+"""From a Hugging Face `config.json` to a `ModelSpec`, one module per group of families."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from simulator.model.architecture import ModelSpec
+from simulator.model.families import deepseek_v4, gqa, mla
+from simulator.model.families.blocks import Context
+from simulator.model.families.quantisation import read_quantisation
+from simulator.model.families.reader import ConfigReader, ModelError, close_matches
+
+__all__ = ["ModelError", "spec_from_config", "supported_families"]
+
+_BUILDERS: dict[str, Callable[[Context, str], ModelSpec]] = {
+    "deepseek_v2": mla.build,
+    "deepseek_v3": mla.build,
+    "kimi_k2": mla.build,
+    "deepseek_v32": mla.build,
+    "glm_moe_dsa": mla.build,
+    "deepseek_v4": deepseek_v4.build,
+    "llama": gqa.build_dense,
+    "mistral": gqa.build_dense,
+    "qwen2": gqa.build_dense,
+    "qwen3": gqa.build_dense,
+    "mixtral": gqa.build_mixtral,
+    "qwen3_moe": gqa.build_qwen3_moe,
+    "glm4_moe": gqa.build_glm4_moe,
+    "minimax_m2": gqa.build_minimax_m2,
+    "gpt_oss": gqa.build_gpt_oss,
+}
+
+# Families whose public configuration does not determine their weights.
+UNCOUNTABLE: dict[str, str] = {
+    "deepseek_v41": "its per-layer compression ratios and KV sources are not public",
+    "minimax_m3": "the weights of its block-sparse attention and of its MTP modules are not public",
+}
+
+
+def supported_families() -> list[str]:
+    """Values of `model_type` that can be read."""
+    return sorted(_BUILDERS)
+
+
+def _text_part(config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The language model of a multimodal configuration, and what that leaves out."""
+    inner = config.get("text_config")
+    if not isinstance(inner, dict):
+        return dict(config), ()
+    outer = {
+        k: v for k, v in config.items() if k.startswith("_") or k in ("quantization_config", "dtype", "torch_dtype")
+    }
+    return {**outer, **inner}, ("only the language model is counted; the vision tower is left out",)
+
+
+def spec_from_config(
+    config: Mapping[str, Any],
+    name: str,
+    *,
+    where: str | None = None,
+    kv_dtype: str | None = None,
+    index_dtype: str | None = None,
+) -> ModelSpec:
+    """Model that `config` (the content of a Hugging Face config.json) describes.
+
+    where: how error messages call the configuration (default: its name).
+    kv_dtype: "bf16" or "fp8"; index_dtype: "fp4", "fp8" or "bf16"; default: the family's usual one.
+    Keys that start with "_" (`_source`, `_published_total`, `_published_active`) are carried into the record.
+    """
+    where = where or name
+    text, notes = _text_part(config)
+    reader = ConfigReader(text, where)
+    family = reader.text("model_type", "")
+    if not family:
+        raise reader.fail("key 'model_type' is missing, so the family is unknown")
+    if family in UNCOUNTABLE:
+        raise reader.fail(f"model_type {family!r} cannot be counted: {UNCOUNTABLE[family]}")
+    if family not in _BUILDERS:
+        raise reader.fail(
+            f"model_type {family!r} is not supported"
+            + (close_matches(family, _BUILDERS) or f"; use one of {', '.join(supported_families())}")
+        )
+    quantisation = read_quantisation(reader, reader.integer("num_hidden_layers"))
+    ctx = Context(reader, name, quantisation, kv_dtype, index_dtype, list(notes))
+    return _BUILDERS[family](ctx, family)

@@ -1,0 +1,235 @@
+"""Parts that several families share: grouped-query attention, feed-forward blocks, whole models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from simulator.model.architecture import (
+    BYTES_PER_PARAM,
+    AttentionSpec,
+    DraftHead,
+    LayerSpec,
+    Linear,
+    ModelSpec,
+    MoeSpec,
+    WeightDtype,
+)
+from simulator.model.families.kv_layout import check_kv_dtype, gqa_entry_bytes
+from simulator.model.families.quantisation import Part, Quantisation, Storage
+from simulator.model.families.reader import ConfigReader
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every family builder is given: the configuration, its storage and the asked KV types."""
+
+    reader: ConfigReader
+    name: str
+    quantisation: Quantisation
+    kv_dtype: str | None = None  # None: the family's usual one
+    index_dtype: str | None = None
+    notes: list[str] = field(default_factory=list)  # assumptions found on the way
+
+    @property
+    def plain(self) -> WeightDtype:
+        return self.quantisation.plain.dtype
+
+    @property
+    def plain_bytes(self) -> float:
+        return BYTES_PER_PARAM[self.plain]
+
+    def kv(self, default: WeightDtype) -> WeightDtype:
+        """Storage of the KV cache: as asked, or the family's usual one, which is then noted as assumed."""
+        if self.kv_dtype is not None:
+            return check_kv_dtype(self.kv_dtype)
+        self.note(f"KV cache stored in {default} (a serving choice, not in the configuration)")
+        return default
+
+    def note(self, sentence: str) -> None:
+        if sentence not in self.notes:
+            self.notes.append(sentence)
+
+    def linear(
+        self,
+        part: Part | None,
+        name: str,
+        inputs: int,
+        outputs: int,
+        shard: str = "replicated",
+        bias: bool = False,
+        rows_per_token: int = 1,
+        groups: int = 1,
+    ) -> Linear:
+        """A projection stored as its part is; `part` None keeps it in the plain type."""
+        storage: Storage = self.quantisation.of(part) if part else self.quantisation.plain
+        assert shard in ("column", "row", "replicated")
+        return Linear(
+            name,
+            inputs,
+            outputs,
+            storage.dtype,
+            groups=groups,
+            shard=shard,  # type: ignore[arg-type]
+            bias=bias,
+            rows_per_token=rows_per_token,
+            bytes_per_param=storage.bytes_per_param,
+        )
+
+
+def gqa_attention(
+    ctx: Context,
+    *,
+    head_dim: int,
+    window: int | None = None,
+    qkv_bias: bool = False,
+    out_bias: bool = False,
+    norm_params: int = 0,
+    sinks: bool = False,
+) -> AttentionSpec:
+    """Grouped-query attention, full or with a sliding window. norm_params: of q and k norms."""
+    reader = ctx.reader
+    hidden = reader.integer("hidden_size")
+    heads = reader.integer("num_attention_heads")
+    kv_heads = reader.integer("num_key_value_heads", default=heads)
+    if heads % kv_heads:
+        raise reader.fail(f"num_key_value_heads={kv_heads} does not divide num_attention_heads={heads}")
+    dtype = ctx.kv("bf16")
+    entry = gqa_entry_bytes(kv_heads, head_dim, head_dim, dtype)
+    other = norm_params + (heads if sinks else 0)
+    kv_width = kv_heads * head_dim
+    return AttentionSpec(
+        kind="gqa" if window is None else "swa",
+        heads=heads,
+        kv_heads=kv_heads,
+        qk_dim=head_dim,
+        v_dim=head_dim,
+        prefill_qk_dim=head_dim,
+        prefill_v_dim=head_dim,
+        window=window,
+        ratio=1 if window is None else 0,
+        entry_bytes=entry if window is None else 0.0,
+        window_entry_bytes=0.0 if window is None else entry,
+        state_bytes=0.0,
+        linears=(
+            ctx.linear("attention", "q_proj", hidden, heads * head_dim, "column", qkv_bias),
+            ctx.linear("attention", "k_proj", hidden, kv_width, "column", qkv_bias),
+            ctx.linear("attention", "v_proj", hidden, kv_width, "column", qkv_bias),
+            ctx.linear("attention", "o_proj", heads * head_dim, hidden, "row", out_bias),
+        ),
+        other_params=other,
+        other_param_bytes=other * ctx.plain_bytes,
+        kv_dtype=dtype,
+    )
+
+
+def gated_ffn(
+    ctx: Context, part: Part, prefix: str, hidden: int, width: int, bias: bool = False
+) -> tuple[Linear, Linear]:
+    """Gate and up projection as one matrix, and down projection."""
+    return (
+        ctx.linear(part, f"{prefix}_gate_up", hidden, 2 * width, "column", bias),
+        ctx.linear(part, f"{prefix}_down", width, hidden, "row", bias),
+    )
+
+
+def dense_ffn(ctx: Context, width: int, bias: bool = False) -> MoeSpec:
+    """A feed-forward without routed experts."""
+    hidden = ctx.reader.integer("hidden_size")
+    return MoeSpec(
+        experts=0,
+        experts_per_token=0,
+        expert_intermediate=0,
+        expert_hidden=hidden,
+        expert_dtype=ctx.plain,
+        expert_compute=ctx.plain,
+        routing="none",
+        linears=gated_ffn(ctx, "dense_ffn", "dense", hidden, width, bias),
+    )
+
+
+def moe_ffn(
+    ctx: Context,
+    *,
+    experts: int,
+    experts_per_token: int,
+    width: int,
+    shared_width: int = 0,
+    correction_bias: bool = False,
+    router_bias: bool = False,
+    expert_bias: bool = False,
+) -> MoeSpec:
+    """Routed experts with scored routing and, if shared_width, a shared expert of that width."""
+    hidden = ctx.reader.integer("hidden_size")
+    if experts_per_token > experts:
+        raise ctx.reader.fail(f"{experts_per_token} experts per token exceed {experts} experts")
+    storage = ctx.quantisation.of("expert")
+    linears: tuple[Linear, ...] = (ctx.linear(None, "router", hidden, experts, bias=router_bias),)
+    if shared_width:
+        linears += gated_ffn(ctx, "shared_expert", "shared", hidden, shared_width)
+    correction = experts if correction_bias else 0
+    return MoeSpec(
+        experts=experts,
+        experts_per_token=experts_per_token,
+        expert_intermediate=width,
+        expert_hidden=hidden,
+        expert_dtype=storage.dtype,
+        expert_compute=ctx.quantisation.expert_compute,
+        routing="scored",
+        expert_bias=expert_bias,
+        linears=linears,
+        other_params=correction,
+        other_param_bytes=correction * 4.0,
+        expert_bytes_per_param=storage.bytes_per_param,
+    )
+
+
+def plain_layer(ctx: Context, attention: AttentionSpec, ffn: MoeSpec) -> LayerSpec:
+    """A layer with one norm before attention and one before the feed-forward."""
+    norms = 2 * ctx.reader.integer("hidden_size")
+    return LayerSpec(attention, ffn, None, norms, norms * ctx.plain_bytes)
+
+
+def next_token_draft(ctx: Context, layer: LayerSpec) -> DraftHead:
+    """DeepSeek-V3-type MTP module: two norms, a 2h -> h projection, one layer and its own final norm."""
+    hidden = ctx.reader.integer("hidden_size")
+    norms = 3 * hidden
+    return DraftHead(
+        layers=(layer,),
+        linears=(ctx.linear(None, "eh_proj", 2 * hidden, hidden),),
+        other_params=norms,
+        other_param_bytes=norms * ctx.plain_bytes,
+    )
+
+
+def whole_model(
+    ctx: Context,
+    family: str,
+    layers: Sequence[LayerSpec],
+    draft: DraftHead | None = None,
+    extra_params: int = 0,
+    extra_bytes: float = 0.0,
+    norm_bytes: float | None = None,
+) -> ModelSpec:
+    """Layers between an embedding and an LM head, with a final norm. extra_*: beside that norm."""
+    reader = ctx.reader
+    hidden, vocab = reader.integer("hidden_size"), reader.integer("vocab_size")
+    norm_bytes = ctx.plain_bytes if norm_bytes is None else norm_bytes
+    return ModelSpec(
+        name=ctx.name,
+        family=family,
+        hidden=hidden,
+        vocab=vocab,
+        max_positions=reader.integer("max_position_embeddings"),
+        layers=tuple(layers),
+        draft=draft,
+        embedding=ctx.linear(None, "embedding", vocab, hidden),
+        lm_head=ctx.linear(None, "lm_head", hidden, vocab, "column"),
+        tied_embedding=reader.flag("tie_word_embeddings", False),
+        other_params=hidden + extra_params,
+        other_param_bytes=hidden * norm_bytes + extra_bytes,
+        source=reader.text("_source", reader.where),
+        published_total=reader.text("_published_total", ""),
+        published_active=reader.text("_published_active", ""),
+        assumptions=ctx.quantisation.assumptions + tuple(ctx.notes),
+    )

@@ -1,0 +1,136 @@
+"""How the weights of a checkpoint are stored, read from `quantization_config`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from simulator.model.architecture import WeightDtype
+from simulator.model.families.reader import ConfigReader
+
+# What a checkpoint may treat differently; routers, norms, embedding and LM head are never quantised here.
+Part = Literal["attention", "dense_ffn", "shared_expert", "expert"]
+
+# One tensor name of each part, as checkpoints of these families spell it, to try `ignore` patterns on.
+_EXAMPLE_NAMES: dict[Part, tuple[str, ...]] = {
+    "attention": ("model.layers.{}.self_attn.q_proj", "model.layers.{}.self_attn.kv_a_proj_with_mqa"),
+    "dense_ffn": ("model.layers.{}.mlp.gate_proj", "model.layers.{}.mlp.gate_up_proj"),
+    "shared_expert": ("model.layers.{}.mlp.shared_experts.gate_proj",),
+    "expert": ("model.layers.{}.mlp.experts.0.gate_proj", "model.layers.{}.mlp.experts.0.w1"),
+}
+_TORCH_DTYPES: dict[str, WeightDtype] = {"bfloat16": "bf16", "float16": "bf16", "float32": "fp32"}
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Stored type of one part and, where the scales are unusual, its bytes per parameter."""
+
+    dtype: WeightDtype
+    bytes_per_param: float | None = None
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """Storage of each part of a checkpoint, and the precision its grouped GEMM multiplies in."""
+
+    plain: Storage  # whatever is not quantised
+    parts: dict[Part, Storage]
+    expert_compute: WeightDtype
+    assumptions: tuple[str, ...] = ()
+
+    def of(self, part: Part) -> Storage:
+        return self.parts.get(part, self.plain)
+
+
+def _ignored(patterns: list[str], part: Part, layers: int) -> bool:
+    """Whether the checkpoint's own list leaves this part in the plain type on every layer."""
+
+    def hit(name: str, pattern: str) -> bool:
+        if pattern.startswith("re:"):
+            return re.match(pattern[3:], name) is not None
+        # Whole dotted components, `*` standing for one: "gate" is the router, not "gate_proj".
+        components = re.escape(pattern).replace(r"\*", r"[^.]*")
+        return re.search(rf"(^|\.){components}(\.|$)", name) is not None
+
+    return any(
+        all(any(hit(name.format(i), pattern) for pattern in patterns) for i in range(layers))
+        for name in _EXAMPLE_NAMES[part]
+    )
+
+
+def _plain(reader: ConfigReader) -> Storage:
+    key = "dtype" if reader.has("dtype") else "torch_dtype"
+    name = reader.text(key, "bfloat16")
+    if name not in _TORCH_DTYPES:
+        raise reader.fail(f"key {key!r} is {name!r}, expected one of {', '.join(_TORCH_DTYPES)}")
+    return Storage(_TORCH_DTYPES[name])
+
+
+def _compressed_tensors(q: ConfigReader) -> tuple[Storage, WeightDtype]:
+    """Storage and compute type of the one weight group of a compressed-tensors checkpoint."""
+    groups = q.section("config_groups")
+    if len(groups.config) != 1:
+        raise q.fail(f"config_groups has {len(groups.config)} groups; only one is supported")
+    weights = groups.section(next(iter(groups.config))).section("weights")
+    bits, kind = weights.integer("num_bits"), weights.text("type", "int")
+    if (bits, kind) == (8, "float"):
+        return Storage("fp8"), "fp8"
+    if (bits, kind) == (4, "int"):
+        # packed int4 with one bf16 scale per group; multiplied in bf16 after dequantisation (W4A16)
+        return Storage("int4", 0.5 + 2 / weights.integer("group_size", 32)), "bf16"
+    if (bits, kind) == (4, "float"):
+        # mxfp4: one byte of scale per group
+        return Storage("fp4", 0.5 + 1 / weights.integer("group_size", 32)), "bf16"
+    raise weights.fail(f"num_bits={bits} of type {kind!r} is not supported; use 8 float, 4 int or 4 float")
+
+
+def read_quantisation(reader: ConfigReader, layers: int) -> Quantisation:
+    """Storage of a checkpoint from its `quantization_config` (absent: everything in the plain type).
+
+    Sources: transformers `quantizers/` (fp8 block, mxfp4, compressed-tensors keys); DeepSeek, Kimi and gpt-oss
+    model cards. Weight-only formats multiply in bf16, the type their activations keep.
+    """
+    plain = _plain(reader)
+    if not reader.has("quantization_config"):
+        return Quantisation(plain, {}, plain.dtype)
+    q = reader.section("quantization_config")
+    method = q.text("quant_method", "")
+    ignore_key = next((k for k in ("ignore", "modules_to_not_convert", "ignored_layers") if q.has(k)), None)
+    patterns = q.config[ignore_key] if ignore_key else None
+    if patterns is not None and not (
+        isinstance(patterns, list) and all(isinstance(pattern, str) for pattern in patterns)
+    ):
+        raise q.fail(f"key {ignore_key!r} is not a list of strings")
+
+    parts: tuple[Part, ...] = ("attention", "dense_ffn", "shared_expert", "expert")
+    assumptions: tuple[str, ...] = ()
+    compute: WeightDtype
+    if method == "fp8":
+        storage, compute = Storage("fp8"), "fp8"
+        if q.text("scale_fmt", "") == "ue8m0":
+            storage = Storage("fp8", 1 + 1 / 128**2)  # one-byte block scales
+    elif method == "mxfp4":
+        storage, compute, parts = Storage("fp4"), "bf16", ("expert",)
+        assumptions = ("mxfp4 experts multiply in bf16 after dequantisation (weight-only)",)
+    elif method == "compressed-tensors":
+        storage, compute = _compressed_tensors(q)
+        if patterns is None and storage.dtype in ("int4", "fp4"):
+            # Checkpoints of these families quantise routed experts alone.
+            parts = ("expert",)
+            assumptions = ("only routed experts are quantised (the configuration has no ignore list)",)
+        if compute == "bf16":
+            assumptions += (f"{storage.dtype} experts multiply in bf16 after dequantisation (weight-only)",)
+    else:
+        raise q.fail(
+            f"quant_method {method!r} is not supported; use fp8, mxfp4, compressed-tensors or leave "
+            "quantization_config out"
+        )
+    if patterns:
+        parts = tuple(part for part in parts if not _ignored(patterns, part, layers))
+    return Quantisation(
+        plain,
+        dict.fromkeys(parts, storage),
+        compute if "expert" in parts else plain.dtype,
+        assumptions,
+    )

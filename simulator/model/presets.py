@@ -1,0 +1,80 @@
+"""Models by name, or from a `config.json` of your own."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from simulator.model.architecture import ModelSpec
+from simulator.model.families import UNCOUNTABLE, ModelError, spec_from_config
+from simulator.model.families.reader import close_matches
+
+__all__ = ["ModelError", "load_model", "names"]
+
+_FOLDER = Path(__file__).parent / "data" / "models"
+# Known models that have no preset, and the family whose reason applies.
+_UNCOUNTABLE_NAMES = {"deepseek-v4.1-flash": "deepseek_v41", "minimax-m3": "minimax_m3"}
+
+
+def names() -> list[str]:
+    """Names of the presets."""
+    return sorted(path.stem for path in _FOLDER.glob("*.json"))
+
+
+def _key(name: str) -> str:
+    """Spelling that "DeepSeek-V4-Pro", "deepseek_v4_pro" and "deepseek-ai/DeepSeek-V4-Pro" share."""
+    return name.rsplit("/", 1)[-1].lower().replace("_", "-")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path} cannot be read as a model configuration: {error}") from error
+    try:
+        config = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ModelError(f"{path} is not JSON: {error.msg} at line {error.lineno}") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} holds a {type(config).__name__}, expected a JSON object (a config.json)")
+    return config
+
+
+def _find(name_or_path: str) -> tuple[str, Path, str]:
+    """Model's name, its file, and how messages call it."""
+    preset = _FOLDER / f"{_key(name_or_path)}.json"
+    path = Path(name_or_path)
+    if path.is_dir() and (path / "config.json").exists():
+        path = path / "config.json"
+    if path.is_file():
+        name = path.resolve().parent.name if path.name == "config.json" else path.stem
+        return name, path, str(path)
+    if _key(name_or_path) in names():
+        return preset.stem, preset, preset.stem
+    if _key(name_or_path) in _UNCOUNTABLE_NAMES:
+        reason = UNCOUNTABLE[_UNCOUNTABLE_NAMES[_key(name_or_path)]]
+        raise ModelError(f"{_key(name_or_path)} cannot be counted: {reason}")
+    if path.suffix == ".json" or path.is_dir():
+        raise ModelError(f"no model configuration at {path}; give a config.json or a preset's name")
+    near = close_matches(_key(name_or_path), names())
+    raise ModelError(
+        f"unknown model {name_or_path!r}{near or '; known: ' + ', '.join(names())} (or give the path of a config.json)"
+    )
+
+
+@cache
+def _load(name: str, path: Path, where: str, kv_dtype: str | None, index_dtype: str | None) -> ModelSpec:
+    return spec_from_config(_read(path), name, where=where, kv_dtype=kv_dtype, index_dtype=index_dtype)
+
+
+def load_model(name_or_path: str, *, kv_dtype: str | None = None, index_dtype: str | None = None) -> ModelSpec:
+    """Model of a preset (`names()`), of a config.json, or of a folder that holds one.
+
+    kv_dtype: "bf16" or "fp8"; index_dtype: "fp4", "fp8" or "bf16"; default: the family's usual one.
+    """
+    name, path, where = _find(name_or_path)
+    if path.parent == _FOLDER:
+        return _load(name, path, where, kv_dtype, index_dtype)
+    return spec_from_config(_read(path), name, where=where, kv_dtype=kv_dtype, index_dtype=index_dtype)
