@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 from pydantic import Field, FiniteFloat
 
-from hw_profiles.schema import Strict
+from hw_profiles.loading import CatalogError, build, read_toml
+from hw_profiles.schema import Source, Strict
 
 Fraction = Annotated[FiniteFloat, Field(gt=0, le=1.5)]
 Seconds = Annotated[FiniteFloat, Field(ge=0)]
+
+DEFAULT_STACK = "default"
+DEFAULT_FILE = "default.toml"
 
 
 class OpClass(StrEnum):
@@ -40,7 +45,7 @@ class ClassEfficiency(Strict):
     latency_s: Seconds  # t0, launch or fabric floor of one op
     exponent: Annotated[FiniteFloat, Field(ge=1, le=16)]
     residual_sigma: Seconds  # std of log(measured / predicted)
-    source: Annotated[str, Field(min_length=3)]
+    source: Source
     assumed: bool
 
 
@@ -52,7 +57,7 @@ class Efficiency(Strict):
     classes: dict[OpClass, ClassEfficiency]
     step_overhead_s: Seconds  # host: scheduling, sampling, detokenising, launch gaps, per step
     request_overhead_s: Seconds  # tokenise, admission, HTTP, before the first token
-    overhead_source: Annotated[str, Field(min_length=3)]
+    overhead_source: Source
     overhead_assumed: bool
     memory_utilisation: Annotated[FiniteFloat, Field(gt=0, le=1)]  # share of capacity the stack may fill
     provenance: str = ""
@@ -61,3 +66,70 @@ class Efficiency(Strict):
     def assumed(self) -> bool:
         """True while any parameter is a guess and not a measurement."""
         return self.overhead_assumed or any(c.assumed for c in self.classes.values())
+
+
+def stacks(accelerator: str, folder: Path) -> list[str]:
+    """Stacks that have an efficiency for this accelerator: the default, then the fitted ones."""
+    fitted = sorted(path.stem.partition("@")[2] for path in folder.glob(f"{accelerator}@*.json"))
+    return [DEFAULT_STACK, *fitted]
+
+
+def load_efficiency(accelerator: str, generation: str, stack: str, folder: Path) -> Efficiency:
+    """The fit of `stack` on `accelerator`, or the assumed fractions of its generation.
+
+    Fits are files `<accelerator>@<stack>.json` in `folder`, defaults the tables of default.toml.
+    """
+    if stack == DEFAULT_STACK:
+        return _default(accelerator, generation, folder / DEFAULT_FILE)
+    known = stacks(accelerator, folder)
+    if stack not in known:
+        raise CatalogError(f"no efficiency of stack {stack!r} on {accelerator}; there is {', '.join(known)}")
+    path = folder / f"{accelerator}@{stack}.json"
+    return _matching(build_json(path), accelerator, stack, path)
+
+
+def build_json(path: Path) -> Efficiency:
+    """One fitted efficiency file."""
+    import json
+
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CatalogError(f"{path.name}: not readable JSON: {error}") from None
+    return build(Efficiency, data, path)
+
+
+def _matching(fit: Efficiency, accelerator: str, stack: str, path: Path) -> Efficiency:
+    if (fit.accelerator, fit.stack) != (accelerator, stack):
+        raise CatalogError(
+            f"{path.name}: it describes {fit.accelerator}@{fit.stack}, not {accelerator}@{stack}; "
+            "rename the file or fix the keys accelerator and stack"
+        )
+    missing = [c.value for c in OpClass if c not in fit.classes]
+    if missing:
+        raise CatalogError(f"{path.name}: classes lacks {', '.join(missing)}")
+    return fit
+
+
+def _default(accelerator: str, generation: str, path: Path) -> Efficiency:
+    """[base] of default.toml with the table of the generation (or the one it is `like`) laid over it."""
+    tables = read_toml(path)
+    base: dict[str, Any] = tables["base"]
+    own: dict[str, Any] = tables.get(generation, {})
+    if "like" in own:
+        own = tables[own["like"]]
+    classes = {
+        op_class: {**parameters, **own.get("classes", {}).get(op_class, {}), "assumed": True}
+        for op_class, parameters in base["classes"].items()
+    }
+    for op_class in set(own.get("classes", {})) - set(classes):
+        raise CatalogError(f"{path.name}: unknown key {generation}.classes.{op_class}")
+    data = {
+        **base,
+        **own,
+        "classes": classes,
+        "accelerator": accelerator,
+        "stack": DEFAULT_STACK,
+        "overhead_assumed": True,
+    }
+    return _matching(build(Efficiency, data, path), accelerator, DEFAULT_STACK, path)

@@ -5,10 +5,17 @@ from __future__ import annotations
 from datetime import date
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from hw_profiles.units import UNITS, Dimension, dimension_of, spellings
 
 Dtype = Literal["fp32", "tf32", "bf16", "int8", "fp8", "fp4"]
-Vendor = Literal["NVIDIA", "AMD", "Huawei", "Google", "Intel", "AWS"]
+Vendor = Literal["NVIDIA", "AMD", "Huawei", "Google", "Intel", "AWS", "other"]
+Convention = Literal["hyperscaler_ownership", "neocloud_ownership", "rental_3yr", "on_demand"]
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Source = Annotated[str, StringConstraints(strip_whitespace=True, min_length=3)]
+# strict: TOML's true and "80" are not numbers
+Figure = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
 
 
 class Strict(BaseModel):
@@ -20,51 +27,86 @@ class Strict(BaseModel):
 class Sourced(Strict):
     """One figure with its origin."""
 
-    value: Annotated[FiniteFloat, Field(ge=0)]
-    unit: Annotated[str, Field(min_length=1)]
-    source: Annotated[str, Field(min_length=3)]
+    value: Figure
+    unit: Annotated[Text, AfterValidator(lambda unit: (dimension_of(unit), unit)[1])]
+    source: Source
     accessed: date
     note: str = ""
     assumed: bool = False
 
 
+def _measures(dimension: Dimension, *, whole: bool = False, free: bool = False) -> AfterValidator:
+    """A figure of one dimension, above zero unless `free`."""
+
+    def check(figure: Sourced) -> Sourced:
+        found = UNITS[figure.unit][0]
+        if found != dimension:
+            raise ValueError(
+                f"unit {figure.unit!r} is a {found}, and this figure is a {dimension}; "
+                f"use one of {spellings(dimension)}"
+            )
+        if figure.value == 0 and not free:
+            raise ValueError("value 0 must be above 0; leave the key out where the figure is unknown")
+        if whole and figure.value != int(figure.value):
+            raise ValueError(f"value {figure.value:g} must be a whole number")
+        return figure
+
+    return AfterValidator(check)
+
+
+ComputeRate = Annotated[Sourced, _measures("compute rate")]
+Capacity = Annotated[Sourced, _measures("capacity")]
+Bandwidth = Annotated[Sourced, _measures("bandwidth")]
+Watts = Annotated[Sourced, _measures("power")]
+Count = Annotated[Sourced, _measures("count", whole=True)]
+Hourly = Annotated[Sourced, _measures("price", free=True)]
+
+
 class ScaleUp(Strict):
     """The fast fabric inside one domain (NVLink, Infinity Fabric, UB, ICI)."""
 
-    link: str
-    domain: Sourced  # accelerators that reach each other over it
-    bandwidth: Sourced  # one way, per accelerator
+    link: Text
+    domain: Count  # accelerators that reach each other over it
+    bandwidth: Bandwidth  # one way, per accelerator
 
 
 class Power(Strict):
-    tdp: Sourced | None = None
-    all_in: Sourced | None = None  # share of node, network and cooling included
+    tdp: Watts | None = None
+    all_in: Watts | None = None  # share of node, network and cooling included
 
 
 class Accelerator(Strict):
     """Datasheet figures of one accelerator as bought (peaks, not achieved rates)."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
-    display_name: str
+    display_name: Text
     vendor: Vendor
-    generation: str  # "hopper", "blackwell", "cdna3", ...
+    generation: Text  # "hopper", "blackwell", "cdna3", ...
     status: Literal["shipping", "announced"]
     aliases: tuple[str, ...] = ()
-    matrix: dict[Dtype, Sourced]  # dense peak by input dtype
-    memory_capacity: Sourced
-    memory_bandwidth: Sourced
-    memory_kind: str
-    sm_count: Sourced | None = None
+    matrix: dict[Dtype, ComputeRate]  # dense peak by input dtype; fp32 is the vector rate
+    memory_capacity: Capacity  # as the data sheet prints it
+    memory_reported: Capacity | None = None  # what the driver shows, where it differs
+    memory_bandwidth: Bandwidth
+    memory_kind: Text
+    sm_count: Count | None = None
     scale_up: ScaleUp | None = None
-    scale_out: Sourced | None = None  # NIC, one way, per accelerator
-    host_link: Sourced | None = None  # one way, per accelerator
+    scale_out: Bandwidth | None = None  # NIC, one way, per accelerator
+    host_link: Bandwidth | None = None  # one way, per accelerator
     power: Power = Power()
+    prices: dict[Convention, Hourly] = {}  # the owner's own, ahead of the catalogue's prices
     notes: str = ""
+
+    @model_validator(mode="after")
+    def _has_bf16(self) -> Accelerator:
+        if "bf16" not in self.matrix:
+            raise ValueError("matrix.bf16 is missing; every other peak falls back to it")
+        return self
 
 
 class Price(Strict):
     """USD per accelerator-hour under one convention."""
 
     accelerator: str
-    convention: Literal["hyperscaler_ownership", "neocloud_ownership", "rental_3yr", "on_demand"]
-    usd_per_hour: Sourced
+    convention: Convention
+    usd_per_hour: Hourly
