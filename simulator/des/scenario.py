@@ -117,8 +117,8 @@ class Pool(Strict):
     ep: Count = 1
     pp: Count = 1
     cp: Count = 1
-    max_tokens_per_step: Count = 8192  # token budget of a step; the prefill chunk size
-    max_sequences: Count = 512  # running sequences per instance
+    max_tokens_per_step: Count = 8192  # token budget of a step on each dp rank; the prefill chunk size
+    max_sequences: Count = 512  # sequences that an instance works on at once, over its dp ranks
     draft_tokens: Annotated[int, Field(ge=0)] = 0
     acceptance_length: Annotated[FiniteFloat, Field(ge=1)] = 1.0  # mean tokens emitted per step
 
@@ -158,16 +158,15 @@ class Deployment(Strict):
     decode: Pool | None = None
     colocated: Pool | None = None
     transfer: Transfer = Transfer()
-    router: Literal["round_robin", "least_loaded", "power_of_two"] = "least_loaded"
+    # shared_queue: the instances that take arrivals pull from one queue; decode instances are picked as least_loaded
+    router: Literal["round_robin", "least_loaded", "power_of_two", "shared_queue"] = "least_loaded"
 
     @model_validator(mode="after")
     def _one_form(self) -> Deployment:
         disaggregated = self.prefill is not None and self.decode is not None
         partial = (self.prefill is None) != (self.decode is None)
         if partial or disaggregated == (self.colocated is not None):
-            raise ValueError(
-                "give either both [deployment.prefill] and [deployment.decode], or [deployment.colocated]"
-            )
+            raise ValueError("give either both [deployment.prefill] and [deployment.decode], or [deployment.colocated]")
         return self
 
     @property
@@ -188,6 +187,8 @@ class Search(Strict):
     forms: tuple[Literal["disaggregated", "colocated"], ...] = ("disaggregated", "colocated")
     mixed_pools: bool = True  # prefill and decode may use different accelerators
     simulate_top: Annotated[int, Field(ge=0)] = 3  # designs re-run through the discrete-event model
+    draft_tokens: Annotated[int, Field(ge=0)] = 0
+    acceptance_length: Annotated[FiniteFloat, Field(ge=1)] = 1.0
 
 
 class Scenario(Strict):
@@ -219,9 +220,7 @@ def load_scenario(path: Path) -> Scenario:
     except FileNotFoundError:
         raise ScenarioError(f"scenario file {path} does not exist; give the path of a TOML file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ScenarioError(
-            f"scenario file {path} cannot be read ({error}); give a readable TOML file"
-        ) from None
+        raise ScenarioError(f"scenario file {path} cannot be read ({error}); give a readable TOML file") from None
     except tomllib.TOMLDecodeError as error:
         raise ScenarioError(f"{path} is not valid TOML: {error}") from None
     workload = data.get("workload")

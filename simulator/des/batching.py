@@ -1,0 +1,186 @@
+"""Running sequences of one instance as sums that cost O(1) a step, however many run.
+
+Every decode step lengthens all running sequences alike, so an instance keeps one `tick` (tokens emitted to each
+sequence so far) and a sequence keeps `offset` = context - tick, which never changes while it runs. Sums of
+contexts are then (sum of offsets) + size * tick. What happens to a sequence at a known tick (it ends, or its
+context grows past a cap) waits in a heap.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from dataclasses import dataclass, field
+
+from simulator.des.kv_cache import KvSpace
+from simulator.model.latency import DecodeLoad
+
+
+class Sequence:
+    """A running sequence. Ends when the instance's tick reaches `last_tick`."""
+
+    __slots__ = ("alive", "below", "last_tick", "offset", "rank", "request")
+
+    def __init__(self, request: int, rank: Rank, offset: int, last_tick: int, below: int) -> None:
+        self.request = request
+        self.rank = rank
+        self.offset = offset
+        self.last_tick = last_tick
+        self.below = below  # caps that its context has not reached, a suffix of the instance's caps
+        self.alive = True
+
+
+@dataclass(slots=True)
+class Prefilling:
+    """A prompt under way: `done` of `tokens` are computed."""
+
+    request: int
+    tokens: int
+    done: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Rank:
+    """One attention rank: its KV room, the prompts it is computing and the sums over its running sequences."""
+
+    index: int
+    kv: KvSpace
+    capped_fixed: list[int]  # per cap: sum over sequences of min(context, cap), less growing * tick
+    growing: list[int]  # per cap: sequences whose context is below it
+    size: int = 0  # running sequences
+    offsets: int = 0  # sum of context - tick over them
+    held_sequences: int = 0  # sequences whose KV is held but that do not decode: in prefill, in transfer
+    held_tokens: int = 0
+    prefilling: deque[Prefilling] = field(default_factory=deque)
+    link_free_s: float = 0.0  # when the last transfer over this rank's NICs ends
+
+    def admits(self, tokens: int, tick: int) -> bool:
+        """Whether one more sequence of `tokens` finds room."""
+        return self.kv.admits(
+            self.size + self.held_sequences + 1, self.offsets + self.size * tick + self.held_tokens + tokens
+        )
+
+    def overflows(self, tick: int) -> bool:
+        return not self.kv.fits(self.size + self.held_sequences, self.offsets + self.size * tick + self.held_tokens)
+
+    def used_bytes(self, tick: int) -> float:
+        return self.kv.used_bytes(self.size + self.held_sequences, self.offsets + self.size * tick + self.held_tokens)
+
+    def hold(self, tokens: int) -> None:
+        self.held_sequences += 1
+        self.held_tokens += tokens
+
+    def release(self, tokens: int) -> None:
+        self.held_sequences -= 1
+        self.held_tokens -= tokens
+
+
+class RunningBatch:
+    """The sequences that an instance decodes together, over its attention ranks."""
+
+    def __init__(self, kv: KvSpace, ranks: int, caps: tuple[int, ...]) -> None:
+        self.caps = tuple(sorted(caps))
+        # The latency model names its caps in its own order; `load` answers in that order.
+        self._order = [self.caps.index(cap) for cap in caps]
+        self.ranks = [Rank(i, kv, [0] * len(caps), [0] * len(caps)) for i in range(ranks)]
+        self.size = 0
+        self.tick = 0
+        self._serial = 0  # breaks ties in the heaps by order of joining
+        self._ends: list[tuple[int, int, Sequence]] = []
+        self._crossings: list[tuple[int, int, Sequence]] = []
+
+    def join(self, request: int, rank: Rank, context: int, remaining: int) -> None:
+        """Start decoding a sequence with `context` tokens that has `remaining` tokens to emit."""
+        tick = self.tick
+        offset = context - tick
+        below = 0
+        for i, cap in enumerate(self.caps):
+            if context < cap:
+                rank.growing[i] += 1
+                rank.capped_fixed[i] += offset
+                below += 1
+            else:
+                rank.capped_fixed[i] += cap
+        sequence = Sequence(request, rank, offset, tick + remaining, below)
+        rank.size += 1
+        rank.offsets += offset
+        self.size += 1
+        self._serial += 1
+        heapq.heappush(self._ends, (sequence.last_tick, self._serial, sequence))
+        if below:
+            self._expect_crossing(sequence)
+
+    def _expect_crossing(self, sequence: Sequence) -> None:
+        """Note the tick at which the sequence reaches its next cap, if it lives that long."""
+        tick = self.caps[-sequence.below] - sequence.offset
+        if tick < sequence.last_tick:
+            self._serial += 1
+            heapq.heappush(self._crossings, (tick, self._serial, sequence))
+
+    def _drop(self, sequence: Sequence) -> None:
+        """Take a sequence out of every sum."""
+        rank = sequence.rank
+        rank.size -= 1
+        rank.offsets -= sequence.offset
+        self.size -= 1
+        sequence.alive = False
+        reached = len(self.caps) - sequence.below
+        for i, cap in enumerate(self.caps):
+            if i < reached:
+                rank.capped_fixed[i] -= cap
+            else:
+                rank.growing[i] -= 1
+                rank.capped_fixed[i] -= sequence.offset
+
+    def advance(self, tokens: int) -> list[Sequence]:
+        """Every running sequence emits `tokens`; returns those that are complete, already dropped.
+
+        A sequence with fewer tokens left than `tokens` emits only those.
+        """
+        self.tick = tick = self.tick + tokens
+        crossings = self._crossings
+        while crossings and crossings[0][0] <= tick:
+            sequence = heapq.heappop(crossings)[2]
+            if sequence.alive:
+                i = len(self.caps) - sequence.below
+                rank = sequence.rank
+                rank.growing[i] -= 1
+                rank.capped_fixed[i] += self.caps[i] - sequence.offset
+                sequence.below -= 1
+                if sequence.below:
+                    self._expect_crossing(sequence)
+        ends = self._ends
+        ended = []
+        while ends and ends[0][0] <= tick:
+            sequence = heapq.heappop(ends)[2]
+            if sequence.alive:
+                self._drop(sequence)
+                ended.append(sequence)
+        return ended
+
+    def preempt(self, rank: Rank) -> tuple[int, int]:
+        """Drop the sequence of `rank` that joined last. Returns its request and the tokens it still had to emit.
+
+        Scans the batch: preemption is rare beside steps.
+        """
+        _, sequence = max(
+            (serial, sequence) for _, serial, sequence in self._ends if sequence.alive and sequence.rank is rank
+        )
+        self._drop(sequence)
+        return sequence.request, sequence.last_tick - self.tick
+
+    def load(self) -> DecodeLoad:
+        """The load of the busiest rank, which is the one with the largest summed context."""
+        tick = self.tick
+        ranks = self.ranks
+        rank = ranks[0]
+        context = rank.offsets + rank.size * tick
+        if len(ranks) > 1:
+            for other in ranks:
+                its = other.offsets + other.size * tick
+                if its > context:
+                    rank, context = other, its
+        if not self._order:
+            return DecodeLoad(rank.size, context, (), self.size)
+        fixed, growing = rank.capped_fixed, rank.growing
+        return DecodeLoad(rank.size, context, tuple([fixed[i] + growing[i] * tick for i in self._order]), self.size)

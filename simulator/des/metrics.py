@@ -1,0 +1,307 @@
+"""Metrics of a run, as the public serving benchmarks define them.
+
+TTFT = first token - arrival. TPOT = (end - first token) / (output tokens - 1), undefined for one output token.
+e2e = end - arrival. tok/s/user = 1 / TPOT. Goodput = requests/s that meet every limit; attainment = their share.
+
+The first `warmup` requests are left out of latency and attainment. Throughput is counted over a window of
+departures, so that neither the filling nor the draining of the cluster enters: it opens when the warm-up share of
+all departures is over and closes when the last request arrives, or with the last departure where most come later.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from simulator.des.cost import Cost, PoolCost, cost_of
+from simulator.des.journal import Status, Usage
+from simulator.des.run import ClusterSpec, PoolSpec, Run
+from simulator.des.scenario import Slo
+
+PERCENTILES = (50, 90, 95, 99)
+METRICS = ("ttft_s", "tpot_s", "e2e_s", "tok_s_per_user")
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Price:
+    """What one accelerator of a pool costs and draws."""
+
+    usd_per_gpu_hour: float
+    all_in_w: float | None = None
+
+
+@dataclass(frozen=True)
+class Window:
+    """The span over which throughput is counted, and what left in it."""
+
+    start_s: float
+    end_s: float
+    requests: int
+    tokens_in: int
+    tokens_out: int
+    good: int  # requests that met every limit
+
+    def rate(self, amount: float) -> float:
+        span = self.end_s - self.start_s
+        return amount / span if span > 0 else 0.0
+
+
+def spread(values: Floats) -> dict[str, float | None]:
+    """Mean and percentiles of the defined values; None where there are none."""
+    values = values[~np.isnan(values)]
+    keys = ("mean", *(f"p{p}" for p in PERCENTILES))
+    if not len(values):
+        return dict.fromkeys(keys)
+    numbers = (float(np.mean(values)), *np.percentile(values, PERCENTILES).tolist())
+    return dict(zip(keys, numbers, strict=True))
+
+
+class SimulationResult:
+    """A finished simulation: every request, and what they add up to."""
+
+    def __init__(
+        self,
+        spec: ClusterSpec,
+        run: Run,
+        slo: Slo,
+        warmup: int = 0,
+        prices: dict[str, Price] | None = None,
+        assumptions: tuple[str, ...] = (),
+    ) -> None:
+        self.spec = spec
+        self.run = run
+        self.slo = slo
+        self.warmup = warmup
+        self.prices = prices
+        self.assumptions = assumptions
+        self.rejections: Counter[str] = run.rejections
+        journal = run.journal
+        self.prompt_tokens = np.array(journal.prompt_tokens)
+        self.output_tokens = np.array(journal.output_tokens)
+        self.arrival_s = np.array(journal.arrival_s)
+        self.finish_s = np.array(journal.finish_s)
+        self.finished = np.array(journal.status) == Status.FINISHED
+        first = np.array(journal.first_token_s)
+        ended = np.where(self.finished, self.finish_s, np.nan)
+        self.ttft_s: Floats = first - self.arrival_s
+        self.e2e_s: Floats = ended - self.arrival_s
+        steps = np.where(self.output_tokens > 1, self.output_tokens - 1.0, np.nan)
+        self.tpot_s: Floats = (ended - first) / steps
+        with np.errstate(divide="ignore"):
+            self.tok_s_per_user: Floats = 1.0 / self.tpot_s
+        self.tok_s_per_user[np.isinf(self.tok_s_per_user)] = np.nan
+
+    @cached_property
+    def requests(self) -> pd.DataFrame:
+        """One row a request, in order of arrival; what did not happen is NaN, instances that did not serve are -1."""
+        journal = self.run.journal
+        first = np.array(journal.first_token_s)
+        return pd.DataFrame(
+            {
+                "arrival_s": self.arrival_s,
+                "prompt_tokens": self.prompt_tokens,
+                "output_tokens": self.output_tokens,
+                "status": pd.Categorical.from_codes(
+                    np.array(journal.status), categories=[s.name.lower() for s in Status]
+                ),
+                "queue_s": np.array(journal.prefill_start_s) - self.arrival_s,
+                "ttft_s": self.ttft_s,
+                "tpot_s": self.tpot_s,
+                "e2e_s": self.e2e_s,
+                "first_token_s": first,
+                "finish_s": self.finish_s,
+                "prefill_instance": journal.prefill_instance,
+                "decode_instance": journal.decode_instance,
+                "transfer_s": np.array(journal.delivered_s) - first,
+                "preemptions": journal.preemptions,
+            }
+        )
+
+    @cached_property
+    def measured(self) -> NDArray[np.bool_]:
+        """Requests behind the warm-up."""
+        return np.arange(len(self.finished)) >= self.warmup
+
+    @cached_property
+    def met(self) -> dict[str, NDArray[np.bool_]]:
+        """Per limit, the requests that kept it; one output token has no TPOT and keeps every TPOT limit."""
+        kept = {}
+        for name, limit in self.limits.items():
+            values = getattr(self, name)
+            kept[name] = self.finished & ((values <= limit) | (np.isnan(values) if name == "tpot_s" else False))
+        return kept
+
+    @property
+    def limits(self) -> dict[str, float]:
+        named = {"ttft_s": self.slo.ttft_s, "tpot_s": self.slo.tpot_s, "e2e_s": self.slo.e2e_s}
+        return {name: limit for name, limit in named.items() if limit is not None}
+
+    @cached_property
+    def good(self) -> NDArray[np.bool_]:
+        """Requests that finished and kept every limit."""
+        return np.logical_and.reduce([self.finished, *self.met.values()])
+
+    @property
+    def attainment(self) -> float:
+        """Share of the measured requests that finished inside every limit; refused ones count as missed."""
+        return float(np.mean(self.good[self.measured]))
+
+    @property
+    def meets_slo(self) -> bool:
+        return self.attainment >= self.slo.percentile / 100
+
+    @cached_property
+    def _closed_early(self) -> bool:
+        """Whether most departures come before the last arrival: then that is where the cluster starts to drain."""
+        departures = np.sort(self.finish_s[self.finished])
+        return bool(len(departures)) and float(np.median(departures)) <= self.run.closed.time_s
+
+    @cached_property
+    def window(self) -> Window:
+        order = np.argsort(self.finish_s, kind="stable")
+        order = order[self.finished[order]]
+        if not len(order):
+            return Window(0.0, 0.0, 0, 0, 0, 0)
+        skipped = min(round(self.warmup / len(self.finished) * len(order)), len(order) - 1)
+        start = float(self.finish_s[order[skipped - 1]]) if skipped else float(self.arrival_s[0])
+        end = self.run.closed.time_s if self._closed_early else float(self.finish_s[order[-1]])
+        if end <= start:
+            end = float(self.finish_s[order[-1]])
+        inside = order[skipped:]
+        inside = inside[self.finish_s[inside] <= end]
+        return Window(
+            start,
+            end,
+            len(inside),
+            int(self.prompt_tokens[inside].sum()),
+            int(self.output_tokens[inside].sum()),
+            int(self.good[inside].sum()),
+        )
+
+    def _usage(self, pool: PoolSpec) -> tuple[float, list[Usage]]:
+        """Span and usage of each instance, from the first measured arrival to the end of the measurement."""
+        first = self.run.opened
+        last = self.run.closed if self._closed_early else self.run.end
+        if last.time_s <= first.time_s:
+            first, last = self.run.opened, self.run.end
+        pairs = zip(last.usage[pool.name], first.usage[pool.name], strict=True)
+        return last.time_s - first.time_s, [after.since(before) for after, before in pairs]
+
+    def utilization(self) -> dict[str, dict[str, float]]:
+        """Per pool, means over its instances and over time."""
+        table = {}
+        for pool in self.spec.pools:
+            span, usage = self._usage(pool)
+            total = span * len(usage)
+            busy = sum(u.busy_s for u in usage)
+            spec = pool.instance
+            kv_bytes = spec.kv.capacity_bytes * spec.ranks
+            table[pool.name] = {
+                "instances": len(usage),
+                "gpus": pool.gpus,
+                "busy_fraction": busy / total if total > 0 else 0.0,
+                "batch_mean": sum(u.sequence_s for u in usage) / busy if busy > 0 else 0.0,
+                "kv_occupancy": sum(u.kv_byte_s for u in usage) / (total * kv_bytes) if total > 0 else 0.0,
+                "link_fraction": sum(u.link_s for u in usage) / total if total > 0 else 0.0,
+                "steps": sum(u.steps for u in usage),
+            }
+        return table
+
+    def cost(self) -> Cost | None:
+        """Cost and energy at the achieved load; None where prices are not given."""
+        if self.prices is None:
+            return None
+        pools = []
+        for pool in self.spec.pools:
+            price = self.prices[pool.name]
+            pools.append(PoolCost(pool.gpus, price.usd_per_gpu_hour, self._prefill_share(pool), price.all_in_w))
+        w = self.window
+        return cost_of(tuple(pools), w.rate(w.tokens_in), w.rate(w.tokens_out), w.rate(w.requests))
+
+    def _prefill_share(self, pool: PoolSpec) -> float:
+        if self.spec.decode is not None:
+            return 1.0 if pool is self.spec.entry else 0.0
+        _, usage = self._usage(pool)
+        busy = sum(u.busy_s for u in usage)
+        return min(1.0, sum(u.prefill_s for u in usage) / busy) if busy > 0 else 0.0
+
+    def throughput(self) -> dict[str, float]:
+        """Rates over the window; per GPU means over all accelerators of all pools."""
+        w = self.window
+        gpus = sum(pool.gpus for pool in self.spec.pools)
+        return {
+            "total_tok_s_per_gpu": w.rate(w.tokens_in + w.tokens_out) / gpus,
+            "output_tok_s_per_gpu": w.rate(w.tokens_out) / gpus,
+            "input_tok_s": w.rate(w.tokens_in),
+            "output_tok_s": w.rate(w.tokens_out),
+            "requests_per_s": w.rate(w.requests),
+            "goodput_requests_per_s": w.rate(w.good),
+            "attainment": self.attainment,
+            "window_start_s": w.start_s,
+            "window_end_s": w.end_s,
+        }
+
+    def metrics(self) -> dict[str, dict[str, float | None]]:
+        return {name: spread(getattr(self, name)[self.measured & self.finished]) for name in METRICS}
+
+    def slo_report(self) -> dict[str, Any]:
+        """Per limit: the value at the wanted percentile and the share of requests that keep it."""
+        wanted = self.slo.percentile
+        table: dict[str, Any] = {}
+        for name, limit in self.limits.items():
+            values = getattr(self, name)[self.measured]
+            values = values[~np.isnan(values)]
+            table[name] = {
+                "limit": limit,
+                "at_percentile": float(np.percentile(values, wanted)) if len(values) else None,
+                "attainment": float(np.mean(self.met[name][self.measured])),
+            }
+        return {
+            "percentile": wanted,
+            "attainment": self.attainment,
+            "meets_slo": self.meets_slo,
+            "limits": table,
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """Everything as JSON; metric and unit in the key."""
+        status = Counter(self.run.journal.status)
+        cost = self.cost()
+        return {
+            "requests": {
+                "total": len(self.finished),
+                "finished": status[Status.FINISHED],
+                "failed": status[Status.FAILED],
+                "rejected": status[Status.REJECTED],
+            },
+            "rejections": dict(self.rejections),
+            "preemptions": int(sum(self.run.journal.preemptions)),
+            "tokens_in": int(self.prompt_tokens[self.finished].sum()),
+            "tokens_out": int(self.output_tokens[self.finished].sum()),
+            "duration_s": self.run.end.time_s,
+            "warmup_requests": self.warmup,
+            "gpus_total": sum(pool.gpus for pool in self.spec.pools),
+            "metrics": self.metrics(),
+            "throughput": self.throughput(),
+            "slo": self.slo_report(),
+            "utilization": self.utilization(),
+            "cost": None if cost is None else cost.to_json(),
+            "assumptions": list(self.assumptions),
+        }
+
+
+def warmup_count(fraction: float, requests: int) -> int:
+    """Requests left out at the start; at least one stays.
+
+    >>> warmup_count(0.1, 2000), warmup_count(0.9, 1)
+    (200, 0)
+    """
+    return min(math.ceil(fraction * requests), requests - 1)

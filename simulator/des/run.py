@@ -1,0 +1,240 @@
+"""A run of the cluster: source -> router -> instances -> journal, on one SimPy clock."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import simpy
+
+from simulator.des.instance import Handover, Instance, InstanceSpec
+from simulator.des.journal import Journal, Status, Usage
+from simulator.des.router import make_router
+from simulator.des.scenario import Transfer
+from simulator.des.transfer import Interconnect
+from simulator.des.workload import Requests
+
+SHARED_QUEUE = "shared_queue"
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class PoolSpec:
+    """Identical instances under a name for reports: "prefill", "decode" or "colocated"."""
+
+    name: str
+    instance: InstanceSpec
+    count: int = 1
+
+    @property
+    def gpus(self) -> int:
+        return self.count * self.instance.gpus
+
+
+@dataclass(frozen=True)
+class ClusterSpec:
+    """Everything that a run needs to know of the cluster.
+
+    entry: the pool that takes arrivals (prefill or colocated); decode: the pool it hands over to, if any.
+    transfer_bytes: KV and state that move with a sequence, from its prompt tokens. [B]
+    max_positions: longest sequence of the model. [tokens]
+    """
+
+    entry: PoolSpec
+    decode: PoolSpec | None = None
+    router: str = "least_loaded"
+    transfer: Transfer = field(default_factory=Transfer)
+    transfer_bytes: Callable[[int], float] = lambda tokens: 0.0
+    max_positions: int | None = None
+
+    @property
+    def pools(self) -> tuple[PoolSpec, ...]:
+        return (self.entry,) if self.decode is None else (self.entry, self.decode)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Usage of every instance, by pool, at one moment."""
+
+    time_s: float
+    usage: dict[str, list[Usage]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a finished run left behind.
+
+    opened: taken when the first measured request arrived; closed: when the last request arrived; end: at the end.
+    """
+
+    journal: Journal
+    rejections: Counter[str]
+    opened: Snapshot
+    closed: Snapshot
+    end: Snapshot
+
+
+class Cluster:
+    """One run of `requests` through `spec`. `warmup` requests come before the first measured one."""
+
+    def __init__(
+        self,
+        spec: ClusterSpec,
+        requests: Requests,
+        rng: np.random.Generator,
+        warmup: int = 0,
+        progress: Progress | None = None,
+    ) -> None:
+        self.env = env = simpy.Environment()
+        self.spec = spec
+        self.requests = requests
+        self.journal = journal = Journal(requests)
+        self._warmup = min(warmup, len(requests) - 1)
+        self._progress = progress
+        self._progress_every = max(1, len(requests) // 100)
+        self._done = 0
+        self._sent = 0
+        self._rejected, self._reasons = _hopeless(spec, requests)
+        self.rejections: Counter[str] = Counter()
+        shared = spec.router == SHARED_QUEUE
+        self._shared_queue: deque[int] | None = deque() if shared else None
+        picks = "least_loaded" if shared else spec.router
+        hand_over = None if spec.decode is None else self._hand_over
+        self.entry = [
+            Instance(
+                env,
+                i,
+                spec.entry.instance,
+                journal,
+                deque() if self._shared_queue is None else self._shared_queue,
+                self._finish,
+                hand_over,
+            )
+            for i in range(spec.entry.count)
+        ]
+        self._pick_entry = make_router(picks, self.entry, rng)
+        self.decode: list[Instance] = []
+        if spec.decode is not None:
+            self.links = Interconnect(
+                env, journal, spec.transfer_bytes, spec.transfer.efficiency, spec.transfer.handshake_s
+            )
+            self.decode = [
+                Instance(env, i, spec.decode.instance, journal, deque(), self._finish, fetch=self.links.fetch)
+                for i in range(spec.decode.count)
+            ]
+            self._pick_decode = make_router(picks, self.decode, rng)
+        self._entry_delay_s = spec.entry.instance.times.first_token_extra_s
+
+    def run(self) -> Run:
+        """Play all requests to their end."""
+        self._opened = self._closed = self._snapshot()
+        if self.requests.arrival_s is not None:
+            self.env.process(self._arrivals())
+        else:
+            assert self.requests.concurrency is not None
+            for _ in range(min(self.requests.concurrency, len(self.requests))):
+                self._send_next()
+        self.env.run()
+        lost = self._done != len(self.requests)
+        if lost or not all(instance.is_empty for instance in (*self.entry, *self.decode)):
+            raise AssertionError(f"{len(self.requests) - self._done} requests never ended or KV was left behind")
+        return Run(self.journal, self.rejections, self._opened, self._closed, self._snapshot())
+
+    # Requests come and go
+
+    def _arrivals(self) -> Generator[simpy.Event, Any, None]:
+        """Open loop: send each request at its time, which reaches the queue after the entry overhead."""
+        env = self.env
+        extra = self._entry_delay_s
+        for request, arrival_s in enumerate(self.journal.arrival_s):
+            delay = arrival_s + extra - env.now
+            if delay > 0:
+                yield env.timeout(delay)
+            self._mark(request)
+            if self._rejected[request]:
+                self._reject(request)
+            else:
+                self._enter(request)
+
+    def _send_next(self) -> None:
+        """Closed loop: a client sends its next request; refused ones end at once and the client goes on."""
+        env = self.env
+        while self._sent < len(self.requests):
+            request = self._sent
+            self._sent += 1
+            self.journal.arrival_s[request] = env.now
+            self._mark(request)
+            if not self._rejected[request]:
+                timeout = env.timeout(self._entry_delay_s, request)
+                assert timeout.callbacks is not None
+                timeout.callbacks.append(lambda event: self._enter(event.value))
+                return
+            self._reject(request)
+
+    def _mark(self, request: int) -> None:
+        if request == self._warmup:
+            self._opened = self._snapshot()
+        if request == len(self.requests) - 1:
+            self._closed = self._snapshot()
+
+    def _enter(self, request: int) -> None:
+        if self._shared_queue is None:
+            self.entry[self._pick_entry()].enqueue(request)
+        else:
+            self._shared_queue.append(request)
+            for instance in self.entry:
+                instance.kick()
+
+    def _hand_over(self, handover: Handover) -> None:
+        self.decode[self._pick_decode()].offer(handover)
+
+    def _reject(self, request: int) -> None:
+        self.rejections[self._reasons[self._rejected[request]]] += 1
+        self._close(request, Status.REJECTED)
+
+    def _finish(self, request: int) -> None:
+        self._close(request, Status.FINISHED)
+        if self.requests.concurrency is not None:
+            self._send_next()
+
+    def _close(self, request: int, status: Status) -> None:
+        journal = self.journal
+        assert journal.status[request] is Status.WAITING
+        journal.status[request] = status
+        journal.finish_s[request] = self.env.now
+        self._done += 1
+        if self._progress is not None and self._done % self._progress_every == 0:
+            self._progress(self._done, len(self.requests))
+
+    def _snapshot(self) -> Snapshot:
+        usage = {self.spec.entry.name: [instance.usage() for instance in self.entry]}
+        if self.spec.decode is not None:
+            usage[self.spec.decode.name] = [instance.usage() for instance in self.decode]
+        return Snapshot(self.env.now, usage)
+
+
+def _hopeless(spec: ClusterSpec, requests: Requests) -> tuple[list[int], list[str]]:
+    """Per request the index of the reason why it can never be served (0: it can), and the reasons."""
+    total = requests.prompt_tokens + requests.output_tokens
+    reasons = [""]
+    verdict = np.zeros(len(requests), dtype=np.int64)
+
+    def refuse(where: np.ndarray, reason: str) -> None:
+        reasons.append(reason)
+        verdict[where & (verdict == 0)] = len(reasons) - 1
+
+    if spec.max_positions is not None:
+        refuse(total > spec.max_positions, f"prompt and output exceed the model's {spec.max_positions:,} positions")
+    for pool in spec.pools:
+        kv = pool.instance.kv
+        needed = total if pool is (spec.decode or spec.entry) else requests.prompt_tokens + 1
+        room = kv.capacity_bytes - kv.bytes_per_sequence
+        refuse(
+            kv.bytes_per_sequence + needed * kv.bytes_per_token > kv.capacity_bytes,
+            f"its KV never fits on one attention rank of the {pool.name} pool, which has room for "
+            f"{max(0, int(min(room / kv.bytes_per_token, 1e18) if kv.bytes_per_token else 0)):,} tokens",
+        )
+    return verdict.tolist(), reasons

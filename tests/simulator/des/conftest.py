@@ -1,0 +1,105 @@
+"""Clusters with durations from a formula, so that theory can be the oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from simulator.des.instance import InstanceSpec
+from simulator.des.kv_cache import KvSpace
+from simulator.des.metrics import SimulationResult
+from simulator.des.run import Cluster, ClusterSpec, PoolSpec
+from simulator.des.scenario import Slo
+from simulator.des.workload import Requests
+from simulator.model.latency import Chunk, DecodeLoad
+
+
+@dataclass(frozen=True)
+class FormulaTimes:
+    """Linear step times: base + per token of prefill + per sequence and per context token of decode. [s]"""
+
+    per_prompt_token_s: float = 1e-4
+    decode_base_s: float = 0.01
+    per_sequence_s: float = 0.0
+    per_context_s: float = 0.0
+    first_token_extra_s: float = 0.0
+    caps: tuple[int, ...] = ()
+
+    def decode_s(self, load: DecodeLoad) -> float:
+        assert len(load.capped) == len(self.caps)
+        capped = sum(load.capped)
+        return (
+            self.decode_base_s
+            + self.per_sequence_s * load.total_sequences
+            + self.per_context_s * (load.context + capped)
+        )
+
+    def prefill_s(self, chunks: Sequence[Chunk], total_tokens: int | None = None) -> float:
+        return self.per_prompt_token_s * sum(chunk.new for chunk in chunks)
+
+    def mixed_s(self, chunks: Sequence[Chunk], load: DecodeLoad, total_tokens: int | None = None) -> float:
+        return self.prefill_s(chunks) + self.decode_s(load)
+
+
+def _instance(times: FormulaTimes | None = None, capacity: float = float("inf"), **limits: Any) -> InstanceSpec:
+    """An instance whose KV is counted in tokens: one byte a token, none a sequence."""
+    return InstanceSpec(times=times or FormulaTimes(), kv=KvSpace(capacity, 1.0), **limits)
+
+
+def _play(
+    spec: ClusterSpec,
+    prompts: Sequence[int],
+    outputs: Sequence[int],
+    arrivals: Sequence[float] | None = None,
+    concurrency: int | None = None,
+    warmup: int = 0,
+    slo: Slo | None = None,
+    seed: int = 0,
+) -> SimulationResult:
+    requests = Requests(
+        np.array(prompts, dtype=np.int64),
+        np.array(outputs, dtype=np.int64),
+        None if arrivals is None else np.array(arrivals, dtype=np.float64),
+        concurrency,
+    )
+    run = Cluster(spec, requests, np.random.default_rng(seed), warmup).run()
+    return SimulationResult(spec, run, slo or Slo(), warmup)
+
+
+def _colocated(instance: InstanceSpec, count: int = 1, router: str = "least_loaded") -> ClusterSpec:
+    return ClusterSpec(PoolSpec("colocated", instance, count), router=router)
+
+
+def _disaggregated(
+    prefill: InstanceSpec, decode: InstanceSpec, counts: tuple[int, int] = (1, 1), **fields: Any
+) -> ClusterSpec:
+    return ClusterSpec(PoolSpec("prefill", prefill, counts[0]), PoolSpec("decode", decode, counts[1]), **fields)
+
+
+@pytest.fixture
+def times() -> type[FormulaTimes]:
+    return FormulaTimes
+
+
+@pytest.fixture
+def instance() -> Callable[..., InstanceSpec]:
+    return _instance
+
+
+@pytest.fixture
+def colocated() -> Callable[..., ClusterSpec]:
+    return _colocated
+
+
+@pytest.fixture
+def disaggregated() -> Callable[..., ClusterSpec]:
+    return _disaggregated
+
+
+@pytest.fixture
+def play() -> Callable[..., SimulationResult]:
+    return _play
