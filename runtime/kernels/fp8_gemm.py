@@ -33,10 +33,12 @@ def load_rows(source, row, rows, column, columns, DESCRIPTOR: tl.constexpr, R: t
     source: a tensor descriptor of block [R, C], or a pointer to `columns`-wide rows.
     """
     if DESCRIPTOR:
-        return source.load([row, column])
-    r, c = row + tl.arange(0, R), column + tl.arange(0, C)
-    place = r.to(tl.int64)[:, None] * columns + c[None, :]
-    return tl.load(source + place, mask=(r < rows)[:, None] & (c < columns)[None, :], other=0.0)
+        block = source.load([row, column])
+    else:
+        r, c = row + tl.arange(0, R), column + tl.arange(0, C)
+        place = r.to(tl.int64)[:, None] * columns + c[None, :]
+        block = tl.load(source + place, mask=(r < rows)[:, None] & (c < columns)[None, :], other=0.0)
+    return block
 
 
 @triton.jit

@@ -73,22 +73,25 @@ def accumulate(
         scale_place = flat * (K // _FP4_GROUP) + (byte * 2 // _FP4_GROUP)[None, :]
         exponent = tl.load(w_scale + scale_place, mask=inside, other=127).to(tl.int32)
         pair = tl.join(decode_fp4(packed & 15, exponent), decode_fp4(packed >> 4, exponent))
-        right = tl.reshape(pair, (BN, BK))
-        return acc + tl.dot(left.to(tl.bfloat16), right.T) * left_scale[:, None]
-    if DESCRIPTOR:
-        right = w.load([(expert * rows).to(tl.int32) + row, column])
+        right = tl.reshape(tl.permute(pair, (1, 2, 0)), (BK, BN))
+        acc += tl.dot(left.to(tl.bfloat16), right) * left_scale[:, None]
     else:
-        right = load_rows(w + expert * rows * K, row, rows, column, K, False, BN, BK)
-    if FORMAT == "float":
-        return tl.dot(left, right.T, acc)
-    scale_rows = tl.cdiv(rows, _SCALE_BLOCK)
-    base = w_scale + expert * scale_rows * k_blocks + step
-    product = tl.dot(left, right.to(left.dtype).T)
-    if ONE_SCALE:
-        return acc + product * (left_scale * tl.load(base + row // _SCALE_BLOCK * k_blocks))[:, None]
-    r = row + tl.arange(0, BN)
-    right_scale = tl.load(base + r // _SCALE_BLOCK * k_blocks, mask=r < rows, other=0.0)
-    return acc + product * left_scale[:, None] * right_scale[None, :]
+        if DESCRIPTOR:
+            right = w.load([(expert * rows).to(tl.int32) + row, column])
+        else:
+            right = load_rows(w + expert * rows * K, row, rows, column, K, False, BN, BK)
+        if FORMAT == "float":
+            acc = tl.dot(left, right.T, acc)
+        else:
+            product = tl.dot(left, right.to(left.dtype).T)
+            base = w_scale + expert * tl.cdiv(rows, _SCALE_BLOCK) * k_blocks + step
+            if ONE_SCALE:
+                acc += product * (left_scale * tl.load(base + row // _SCALE_BLOCK * k_blocks))[:, None]
+            else:
+                r = row + tl.arange(0, BN)
+                right_scale = tl.load(base + r // _SCALE_BLOCK * k_blocks, mask=r < rows, other=0.0)
+                acc += product * left_scale[:, None] * right_scale[None, :]
+    return acc
 
 
 @triton.jit

@@ -1,0 +1,178 @@
+"""Every kernel at DeepSeek-V4-Flash shapes: how to build its inputs, and the work it must do.
+
+A case is built on any device: on `meta` for the compile gate, on a GPU to be timed. FLOPs count multiply and add;
+bytes count each input read once and each output written once.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from runtime.kernels.fp8_gemm import fp8_gemm
+from runtime.kernels.grouped_gemm import grouped_gemm1, grouped_gemm2_combine
+from runtime.kernels.moe_align import moe_align, permute_tokens
+from runtime.kernels.norm_rope_store import norm_rope_store
+from runtime.kernels.quantize import quantize_fp8
+from runtime.kernels.rms_norm import rms_norm
+from runtime.kernels.rope import rope
+from runtime.kernels.store_rows import store_rows
+from runtime.ops import tile_rows
+
+HIDDEN, HEADS, HEAD_DIM, ROPE_PAIRS = 4096, 64, 512, 32
+EXPERTS, TOP_K, INTER = 256, 6, 2048
+
+
+@dataclass(frozen=True)
+class Case:
+    """One op at one shape. build(device) makes the inputs and returns the call to time."""
+
+    name: str
+    build: Callable[[torch.device], Callable[[], object]]
+    flops: float  # of the matrix unit; 0 where the op only moves data
+    num_bytes: float
+    fp8: bool = False  # takes or makes fp8 tensors
+    matrix_dtype: str = "bf16"  # whose roof bounds the FLOPs
+
+
+def normal(device: torch.device, *shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.randn(*shape, device=device, dtype=torch.float32).to(dtype)
+
+
+def codes(device: torch.device, *shape: int) -> Tensor:
+    return torch.randn(*shape, device=device, dtype=torch.bfloat16).to(torch.float8_e4m3fn)
+
+
+def positive(device: torch.device, *shape: int) -> Tensor:
+    return torch.rand(*shape, device=device) + 0.5
+
+
+def integers(device: torch.device, low: int, high: int, *shape: int) -> Tensor:
+    return torch.randint(low, high, shape, dtype=torch.int32, device=device)
+
+
+def norm_cases(tokens: int) -> list[Case]:
+    def build_norm(device: torch.device) -> Callable[[], object]:
+        x, weight = normal(device, tokens, HIDDEN), positive(device, HIDDEN)
+        return lambda: rms_norm(x, weight, 1e-6)
+
+    def build_store(device: torch.device) -> Callable[[], object]:
+        x, weight = normal(device, tokens, 1, HEAD_DIM), positive(device, HEAD_DIM)
+        angles = positive(device, tokens, ROPE_PAIRS)
+        cache = normal(device, tokens + 1, 1, HEAD_DIM)
+        rows = torch.arange(tokens, dtype=torch.int32, device=device)
+        return lambda: norm_rope_store(x, weight, 1e-6, angles, angles, True, cache, rows)
+
+    def build_rope(device: torch.device) -> Callable[[], object]:
+        x, angles = normal(device, tokens, HEADS, HEAD_DIM), positive(device, tokens, ROPE_PAIRS)
+        return lambda: rope(x, angles, angles, True, True)
+
+    def build_rows(device: torch.device) -> Callable[[], object]:
+        x, cache = normal(device, tokens, 2 * HEAD_DIM), normal(device, tokens + 1, 2 * HEAD_DIM)
+        rows = torch.arange(tokens, dtype=torch.int32, device=device)
+        return lambda: store_rows(x, cache, rows)
+
+    return [
+        Case(f"rms_norm_{tokens}", build_norm, 0, tokens * HIDDEN * 4),
+        Case(f"norm_rope_store_{tokens}", build_store, 0, tokens * (HEAD_DIM * 6 + ROPE_PAIRS * 8)),
+        Case(f"rope_{tokens}", build_rope, 0, tokens * (HEADS * HEAD_DIM * 4 + ROPE_PAIRS * 8)),
+        Case(f"store_rows_{tokens}", build_rows, 0, tokens * 2 * HEAD_DIM * 4),
+    ]
+
+
+def fp8_cases(tokens: int) -> list[Case]:
+    rank, width = 1024, HEADS * HEAD_DIM  # wq_b: the largest dense product of a layer
+
+    def build_quantize(device: torch.device) -> Callable[[], object]:
+        x = normal(device, tokens, HIDDEN)
+        return lambda: quantize_fp8(x)
+
+    def build_gemm(device: torch.device) -> Callable[[], object]:
+        a, a_scale = codes(device, tokens, rank), positive(device, tokens, rank // 128)
+        b, b_scale = codes(device, width, rank), positive(device, width // 128, rank // 128)
+        return lambda: fp8_gemm(a, a_scale, b, b_scale)
+
+    traffic = tokens * rank + width * rank + tokens * width * 2
+    return [
+        Case(f"quantize_fp8_{tokens}", build_quantize, 0, tokens * HIDDEN * 3, True),
+        Case(f"fp8_gemm_{tokens}", build_gemm, 2 * tokens * width * rank, traffic, True, "fp8"),
+    ]
+
+
+def expert_weight(device: torch.device, form: str, rows: int, columns: int) -> tuple[Tensor, Tensor | None]:
+    if form == "bf16":
+        return normal(device, EXPERTS, rows, columns), None
+    if form == "fp8":
+        return codes(device, EXPERTS, rows, columns), positive(device, EXPERTS, rows // 128, columns // 128)
+    packed = torch.randint(0, 256, (EXPERTS, rows, columns // 2), device=device, dtype=torch.uint8)
+    return packed, torch.full((EXPERTS, rows, columns // 32), 127, device=device, dtype=torch.uint8)
+
+
+def moe_cases(tokens: int) -> list[Case]:
+    pairs = tokens * TOP_K
+    block_m = tile_rows(pairs, EXPERTS)
+    touched = EXPERTS * (1 - (1 - TOP_K / EXPERTS) ** tokens)
+
+    def route(device: torch.device) -> tuple[Tensor, Tensor]:
+        ids = torch.rand(tokens, EXPERTS, device=device).topk(TOP_K, -1).indices.int()
+        return ids, positive(device, tokens, TOP_K)
+
+    def build_align(device: torch.device) -> Callable[[], object]:
+        ids, _ = route(device)
+        return lambda: moe_align(ids, EXPERTS, block_m)
+
+    def build_permute(device: torch.device) -> Callable[[], object]:
+        x, order = normal(device, tokens, HIDDEN), integers(device, 0, pairs, pairs)
+        return lambda: permute_tokens(x, order, TOP_K)
+
+    def build_gemm1(form: str) -> Callable[[torch.device], Callable[[], object]]:
+        def build(device: torch.device) -> Callable[[], object]:
+            ids, _ = route(device)
+            alignment = moe_align(ids, EXPERTS, block_m)
+            w13, scale = expert_weight(device, form, 2 * INTER, HIDDEN)
+            fp8 = form == "fp8"
+            x = codes(device, tokens, HIDDEN) if fp8 else normal(device, tokens, HIDDEN)
+            x_scale = positive(device, tokens, HIDDEN // 128) if fp8 else None
+            return lambda: grouped_gemm1(x, x_scale, w13, scale, alignment, TOP_K, 10.0, fp8)
+
+        return build
+
+    def build_gemm2(form: str) -> Callable[[torch.device], Callable[[], object]]:
+        def build(device: torch.device) -> Callable[[], object]:
+            ids, weights = route(device)
+            alignment = moe_align(ids, EXPERTS, block_m)
+            w2, scale = expert_weight(device, form, HIDDEN, INTER)
+            fp8 = form == "fp8"
+            h = codes(device, pairs, INTER) if fp8 else normal(device, pairs, INTER)
+            h_scale = positive(device, pairs, INTER // 128) if fp8 else None
+            return lambda: grouped_gemm2_combine(h, h_scale, w2, scale, alignment, weights, ids, torch.bfloat16)
+
+        return build
+
+    cases = [
+        Case(f"moe_align_{tokens}", build_align, 0, pairs * 8),
+        Case(f"permute_tokens_{tokens}", build_permute, 0, (tokens + pairs) * HIDDEN * 2),
+    ]
+    for form, weight_bytes, act_bytes in (("bf16", 2.0, 2.0), ("fp8", 1.0, 1.0), ("fp4", 17 / 32, 2.0)):
+        fp8, dtype = form == "fp8", "fp8" if form == "fp8" else "bf16"
+        gemm1_bytes = touched * 2 * INTER * HIDDEN * weight_bytes + (tokens * HIDDEN + pairs * INTER) * act_bytes
+        # The combine reads what the product wrote: pairs rows of bf16, twice over the memory.
+        gemm2_bytes = (
+            touched * INTER * HIDDEN * weight_bytes + pairs * INTER * act_bytes + (2 * pairs + tokens) * HIDDEN * 2
+        )
+        cases += [
+            Case(
+                f"grouped_gemm1_{form}_{tokens}", build_gemm1(form), 4 * pairs * INTER * HIDDEN, gemm1_bytes, fp8, dtype
+            ),
+            Case(
+                f"grouped_gemm2_{form}_{tokens}", build_gemm2(form), 2 * pairs * INTER * HIDDEN, gemm2_bytes, fp8, dtype
+            ),
+        ]
+    return cases
+
+
+PREFILL, DECODE = 8192, 64
+CASES: list[Case] = [
+    case for tokens in (PREFILL, DECODE) for make in (norm_cases, fp8_cases, moe_cases) for case in make(tokens)
+]
