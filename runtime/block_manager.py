@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from runtime.sequence import Sequence
+from runtime.sequence import Sequence, SettingError
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class BlockManager:
 
     def __init__(self, num_blocks: int, block_size: int, num_slots: int, prefix_caching: bool = True) -> None:
         if num_blocks < 1:
-            raise ValueError(f"num_blocks={num_blocks} leaves no room for any sequence; use 1 or more")
+            raise SettingError(f"num_blocks={num_blocks} leaves no room for any sequence; use 1 or more")
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.num_slots = num_slots
@@ -231,7 +231,5 @@ class BlockManager:
     def check_idle(self) -> None:
         """No sequence holds anything."""
         self.check_consistency()
-        assert self.num_free_blocks == self.num_blocks, (
-            f"{self.num_blocks - self.num_free_blocks} blocks leaked"
-        )
+        assert self.num_free_blocks == self.num_blocks, f"{self.num_blocks - self.num_free_blocks} blocks leaked"
         assert not self._used_slots, f"slots {sorted(self._used_slots)} leaked"

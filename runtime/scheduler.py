@@ -10,7 +10,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from runtime.block_manager import NO_MATCH, BlockManager, SlotOp
-from runtime.sequence import Sequence, SequenceStatus
+from runtime.sequence import Sequence, SequenceStatus, SettingError
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class SchedulerConfig:
 
     def __post_init__(self) -> None:
         if self.max_num_seqs < 1:
-            raise ValueError(f"max_num_seqs={self.max_num_seqs} admits nothing; use 1 or more")
+            raise SettingError(f"max_num_seqs={self.max_num_seqs} admits nothing; use 1 or more")
         if self.max_num_batched_tokens < self.max_num_seqs:
-            raise ValueError(
+            raise SettingError(
                 f"max_num_batched_tokens={self.max_num_batched_tokens} is below "
                 f"max_num_seqs={self.max_num_seqs}, so not all of them could decode in one step; raise it"
             )
@@ -58,6 +58,10 @@ class ScheduledStep:
     def add(self, chunk: Chunk) -> None:
         self.chunks.append(chunk)
         self.num_tokens += chunk.new
+
+    def drop(self, sequence: Sequence) -> None:
+        """Take a sequence out of the step before it runs."""
+        self.chunks = [chunk for chunk in self.chunks if chunk.sequence is not sequence]
 
 
 class Scheduler:
@@ -155,9 +159,7 @@ class Scheduler:
 
     def complete(self, step: ScheduledStep) -> list[SlotOp]:
         """The step has run. The returned slot operations (snapshots) must run before the next step."""
-        return [
-            op for chunk in step.chunks for op in self.blocks.commit(chunk.sequence, chunk.past + chunk.new)
-        ]
+        return [op for chunk in step.chunks for op in self.blocks.commit(chunk.sequence, chunk.past + chunk.new)]
 
     def hold(self, sequence: Sequence) -> None:
         """A prefilled sequence leaves the batch but keeps its blocks until `finish`."""

@@ -16,6 +16,10 @@ class RequestError(ValueError):
     """One request cannot be served; the message says why and what would help. Other requests go on."""
 
 
+class SettingError(ValueError):
+    """A setting with which an engine cannot work; the message names it and the way out."""
+
+
 def _new_seed() -> int:
     return secrets.randbits(62)
 
@@ -77,8 +81,7 @@ def validate_request(request: Request, *, vocab_size: int, max_model_len: int, c
     for position, token in enumerate(request.prompt_token_ids):
         if not 0 <= token < vocab_size:
             raise RequestError(
-                f"prompt token {token} at position {position} is out of range; "
-                f"the vocabulary is 0 to {vocab_size - 1}"
+                f"prompt token {token} at position {position} is out of range; the vocabulary is 0 to {vocab_size - 1}"
             )
     if prompt >= max_model_len:
         raise RequestError(
@@ -115,17 +118,6 @@ class RequestTiming:
 
 
 @dataclass(frozen=True)
-class TokenEvent:
-    """News of one request: a token, or its end (or both). `token_id` is None when only the end is told."""
-
-    request_id: str
-    token_id: int | None
-    time_s: float
-    finish_reason: FinishReason | None = None
-    error: str | None = None
-
-
-@dataclass(frozen=True)
 class RequestOutput:
     """A finished request."""
 
@@ -134,8 +126,32 @@ class RequestOutput:
     finish_reason: FinishReason
     error: str | None
     timing: RequestTiming
+    num_prompt_tokens: int
     num_cached_tokens: int = 0  # prompt tokens whose prefill was skipped by prefix reuse
     num_preemptions: int = 0
+
+
+@dataclass(frozen=True)
+class TokenEvent:
+    """News of one request: a token, or its end (`output`), or both."""
+
+    request_id: str
+    token_id: int | None
+    time_s: float
+    output: RequestOutput | None = None
+
+
+def failed(request: Request, error: str, time_s: float, timing: RequestTiming | None = None) -> TokenEvent:
+    """The end of a request that could not be served (any further)."""
+    output = RequestOutput(
+        request.request_id,
+        request.output_token_ids,
+        "error",
+        error,
+        timing or RequestTiming(request.arrival_s),
+        len(request.prompt_token_ids),
+    )
+    return TokenEvent(request.request_id, None, time_s, output)
 
 
 class SequenceStatus(Enum):
@@ -197,6 +213,18 @@ class Sequence:
             digest = hashlib.blake2b(parent + array("q", tokens).tobytes(), digest_size=16).digest()
             self._block_hashes.append(digest)
         return self._block_hashes[index]
+
+    def output(self, finish_reason: FinishReason, error: str | None = None) -> RequestOutput:
+        return RequestOutput(
+            self.request_id,
+            self.output_token_ids,
+            finish_reason,
+            error,
+            self.timing,
+            self.num_prompt,
+            self.num_cached,
+            self.num_preemptions,
+        )
 
     def finish_reason_after(self, eos_token_ids: tuple[int, ...]) -> FinishReason | None:
         """Does the output end with its newest token?"""
