@@ -22,17 +22,16 @@ def rate_front(frontier: pd.DataFrame, tpot_limit_s: float | None) -> go.Figure:
 
 def cost_front(frontier: pd.DataFrame, tpot_limit_s: float | None) -> go.Figure:
     """Cost of a token against speed for one user; down and right is better."""
-    priced = frontier.dropna(subset=["usd_per_mtok_blended"])
-    figure = _front(priced, "usd_per_mtok_blended", "%{y:,.3f} USD/Mtok")
+    figure = _front(frontier, "usd_per_mtok_blended", "%{y:,.3f} USD/Mtok")
     figure.update_yaxes(title="Cost [USD per million tokens, blended]", type="log")
     return _with_limit(figure, tpot_limit_s)
 
 
 def _front(frontier: pd.DataFrame, y: str, hover: str) -> go.Figure:
-    """One line per accelerator (colour) and form (dash)."""
+    """One line per accelerator (colour, the same in every chart) and form (dash); points without y left out."""
     colours = dict(zip(sorted(frontier["gpu"].unique()), _palette(), strict=False))
     figure = go.Figure()
-    for (gpu, form), points in frontier.groupby(["gpu", "form"], sort=True):
+    for (gpu, form), points in frontier.dropna(subset=[y]).groupby(["gpu", "form"], sort=True):
         line = points.sort_values("tok_s_per_user")
         figure.add_scatter(
             x=line["tok_s_per_user"],

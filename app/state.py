@@ -11,6 +11,7 @@ from app.errors import InputError
 from app.scenarios import default_scenario
 from simulator.des.scenario import OpenLoop, Scenario, parse_scenario
 
+PERCENTILES = (50, 90, 95, 99)  # those that every report has
 CONVENTIONS: tuple[str, ...] = typing.get_args(Scenario.model_fields["price_convention"].annotation)
 
 
@@ -25,7 +26,7 @@ class Question:
     osl: int  # output tokens
     ttft: float  # s
     tpot: float  # s
-    percentile: float  # share of requests inside the limits, in percent
+    percentile: int  # share of requests inside the limits, in percent
     prices: str  # convention
 
     def to_query(self) -> dict[str, str | list[str]]:
@@ -78,7 +79,7 @@ def default_question() -> Question:
         osl=workload.output.value,
         ttft=scenario.slo.ttft_s,
         tpot=scenario.slo.tpot_s,
-        percentile=scenario.slo.percentile,
+        percentile=int(scenario.slo.percentile),
         prices=scenario.price_convention,
     )
 
@@ -104,14 +105,16 @@ def from_query(
 
 def _read(key: str, texts: Sequence[str], default: Question, models: Sequence[str], gpus: Sequence[str]) -> Any:
     """Value of one URL parameter."""
-    offered = {"model": models, "gpu": gpus, "prices": CONVENTIONS}
+    offered = {"model": models, "gpu": gpus, "percentile": [*map(str, PERCENTILES)], "prices": CONVENTIONS}
     if key not in {field.name for field in fields(Question)}:
         raise InputError(f"unknown parameter '{key}' was left out")
     if key in offered:
         for text in texts:
             if text not in offered[key]:
                 raise InputError(f"{key}={text} is not on offer, so the default {key} is shown")
-        return tuple(dict.fromkeys(texts)) if key == "gpu" else texts[-1]
+        if key == "gpu":
+            return tuple(dict.fromkeys(texts))
+        return int(texts[-1]) if key == "percentile" else texts[-1]
     kind = type(getattr(default, key))
     try:
         value = kind(texts[-1])
@@ -130,5 +133,4 @@ LIMITS: dict[str, tuple[float, float]] = {
     "osl": (1, 1_000_000),
     "ttft": (0.001, 3_600.0),
     "tpot": (0.0001, 60.0),
-    "percentile": (1.0, 99.9),
 }

@@ -12,8 +12,8 @@ from app.compute import offered, plan_answer
 from app.errors import is_input_error, sentence
 from app.frames import designs_frame, frontier_frame
 from app.output import plain
-from app.render import limits_text
-from app.state import CONVENTIONS, LIMITS, Question, from_query
+from app.render import limits_text, number
+from app.state import CONVENTIONS, LIMITS, PERCENTILES, Question, from_query
 from simulator.des.scenario import Scenario
 
 COLUMNS = {
@@ -55,7 +55,7 @@ def show() -> None:
 def _ask(question: Question, models: list[str], gpus: list[str]) -> Question:
     """The form; returns what it holds."""
 
-    def number(label: str, key: str, step: float, **extra: Any) -> float:
+    def field(label: str, key: str, step: float, **extra: Any) -> float:
         value = getattr(question, key)
         low, high = (type(value)(limit) for limit in LIMITS[key])
         return st.number_input(label, low, high, value, type(value)(step), key=key, **extra)
@@ -64,13 +64,16 @@ def _ask(question: Question, models: list[str], gpus: list[str]) -> Question:
         model = st.selectbox("Model", models, models.index(question.model), key="model")
         chosen = st.multiselect("Accelerators to choose from", gpus, list(question.gpu), key="gpu")
         st.subheader("Traffic")
-        rate = number("Requests per second", "rate", 1, format="%g")
-        isl = number("Prompt tokens", "isl", 1024)
-        osl = number("Output tokens", "osl", 256)
+        rate = field("Requests per second", "rate", 1, format="%g")
+        isl = field("Prompt tokens", "isl", 1024)
+        osl = field("Output tokens", "osl", 256)
         st.subheader("Limits")
-        ttft = number("Time to first token [s]", "ttft", 0.5, format="%g")
-        tpot = number("Time per output token [s]", "tpot", 0.01, format="%g")
-        percentile = number("Share of requests inside them [%]", "percentile", 1, format="%g")
+        ttft = field("Time to first token [s]", "ttft", 0.5, format="%g")
+        tpot = field("Time per output token [s]", "tpot", 0.01, format="%g")
+        shares = list(PERCENTILES)
+        percentile = st.selectbox(
+            "Share of requests inside both [%]", shares, shares.index(question.percentile), key="percentile"
+        )
         prices = st.selectbox("Prices", CONVENTIONS, CONVENTIONS.index(question.prices), key="prices")
         st.form_submit_button("Plan", type="primary", width="stretch")
     return Question(model, tuple(chosen), rate, int(isl), int(osl), ttft, tpot, percentile, prices)
@@ -92,10 +95,10 @@ def _best(answer: dict[str, Any]) -> None:
     best = designs_frame(answer).iloc[0]
     figures = {
         "Accelerators": f"{best['gpus']}",
-        "USD per hour": f"{best['usd_per_hour']:,.2f}",
-        "USD per million tokens": f"{best['usd_per_mtok_blended']:,.3f}",
-        "Time to first token": f"{best['ttft_s']:.2f} s",
-        "Time per output token": f"{best['tpot_ms']:.1f} ms",
+        "USD per hour": number(best["usd_per_hour"], 2),
+        "USD per million tokens": number(best["usd_per_mtok_blended"], 3),
+        "Time to first token [s]": number(best["ttft_s"], 2),
+        "Time per output token [ms]": number(best["tpot_ms"], 1),
     }
     for column, (label, figure) in zip(st.columns(len(figures)), figures.items(), strict=True):
         column.metric(label, figure)

@@ -1,0 +1,54 @@
+"""Scenario files for the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SCENARIO = """
+name = "small"
+model = "{model}"
+
+[workload]
+kind = "open_loop"
+rate = {rate}
+requests = 60
+prompt = 512
+output = 32
+
+[slo]
+ttft_s = {ttft_s}
+tpot_s = {tpot_s}
+
+[search]
+gpus = ["{gpu}"]
+forms = ["colocated"]
+simulate_top = 1
+
+[deployment.colocated]
+gpu = "{gpu}"
+instances = 2
+tp = {tp}
+"""
+
+
+@pytest.fixture
+def scenario_file(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a scenario that answers in a second; keywords change it, `extra` is put in front."""
+
+    def write(extra: str = "", **changes: object) -> Path:
+        values: dict[str, object] = {
+            "model": "qwen3-30b-a3b",
+            "gpu": "h200",
+            "rate": 2.0,
+            "tp": 2,
+            "ttft_s": 3.0,
+            "tpot_s": 0.1,
+        }
+        path = tmp_path / "scenario.toml"
+        path.write_text(extra + SCENARIO.format(**(values | changes)))
+        return path
+
+    return write
