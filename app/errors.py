@@ -16,7 +16,7 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT
 OUR_PACKAGES = ("app", "calibration", "hw_profiles", "runtime", "simulator")
 
 # Typer holds Click's classes under private names (older versions: Click itself); BadParameter is public.
-_UsageError, _ClickException = typer.BadParameter.__mro__[1:3]
+_ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 
 
 class InputError(ValueError):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from app.render import ROLES, pool_text, shown_metrics
+from app.render_plan import ROLES, pool_text, shown_metrics
 
 FRONTIER_COLUMNS = (
     "form",

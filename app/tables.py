@@ -30,3 +30,8 @@ def assumptions_text(assumptions: Sequence[str]) -> Text:
         return Text()
     lines = "\n".join(f"- {line}" for line in assumptions)
     return Text(f"Assumed:\n{lines}", style="dim")
+
+
+def number(value: float | None, digits: int, scale: float = 1.0) -> str:
+    """A figure for a table; '-' for one that does not exist."""
+    return "-" if value is None or value != value else f"{value * scale:,.{digits}f}"

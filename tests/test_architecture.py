@@ -145,7 +145,7 @@ def test_each_package_is_this_checkouts_folder(tmp_path: Path) -> None:
         "app.commands.plan",
         "app.commands.simulate",
         "app.commands.catalogue",
-        "app.render",
+        "app.render_plan",
         "app.views.plan",
     ],
 )

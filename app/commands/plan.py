@@ -38,7 +38,7 @@ def plan(
     limit binds, and by how much.
     """
     from app.output import STDOUT, check_writable, progress_bar, stdout_console, write_json
-    from app.render import plan_report
+    from app.render_plan import plan_report
     from app.scenarios import default_scenario, with_changes
     from simulator.des.scenario import load_scenario
 

@@ -22,7 +22,7 @@ def simulate(
 ) -> None:
     """Run a deployment through the discrete-event model, request by request."""
     from app.output import STDOUT, check_writable, progress_bar, stdout_console, write_json
-    from app.render import simulation_report
+    from app.render_simulation import simulation_report
     from app.scenarios import with_changes
     from simulator.des.scenario import load_scenario
 

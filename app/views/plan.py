@@ -12,8 +12,9 @@ from app.compute import offered, plan_answer
 from app.errors import is_input_error, sentence
 from app.frames import designs_frame, frontier_frame
 from app.output import plain
-from app.render import limits_text, number
+from app.render_plan import limits_text
 from app.state import CONVENTIONS, LIMITS, PERCENTILES, Question, from_query
+from app.tables import number
 from simulator.des.scenario import Scenario
 
 COLUMNS = {

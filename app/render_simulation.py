@@ -1,0 +1,103 @@
+"""Tables of a simulation, made from the dictionary that JSON output has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from app.tables import assumptions_text, number, simple_table
+from simulator.des.scenario import Scenario
+
+STATISTICS = ("mean", "p50", "p90", "p95", "p99")
+# key of the summary -> (label, digits, factor to the shown unit)
+LATENCIES = {
+    "ttft_s": ("TTFT [s]", 3, 1.0),
+    "tpot_s": ("TPOT [ms]", 2, 1e3),
+    "e2e_s": ("End to end [s]", 2, 1.0),
+    "tok_s_per_user": ("tok/s/user", 1, 1.0),
+}
+RATES = {
+    "total_tok_s_per_gpu": ("Input + output tok/s/GPU", 1, 1.0),
+    "output_tok_s_per_gpu": ("Output tok/s/GPU", 1, 1.0),
+    "requests_per_s": ("Requests/s", 3, 1.0),
+    "goodput_requests_per_s": ("Requests/s inside every limit", 3, 1.0),
+    "attainment": ("Share of requests inside every limit [%]", 1, 100.0),
+}
+USAGE = {
+    "instances": ("Instances", 0, 1.0),
+    "gpus": ("GPUs", 0, 1.0),
+    "busy_fraction": ("Busy\n%", 1, 100.0),
+    "batch_mean": ("Batch\nmean", 1, 1.0),
+    "kv_occupancy": ("KV full\n%", 1, 100.0),
+    "link_fraction": ("Link busy\n%", 1, 100.0),
+}
+COSTS = {
+    "usd_per_hour": ("USD/hour", 2, 1.0),
+    "usd_per_mtok_input": ("USD/Mtok input", 4, 1.0),
+    "usd_per_mtok_output": ("USD/Mtok output", 4, 1.0),
+    "usd_per_mtok_blended": ("USD/Mtok blended", 4, 1.0),
+    "usd_per_request": ("USD/request", 6, 1.0),
+    "power_kw": ("Power [kW]", 1, 1.0),
+    "joule_per_token": ("J/token, input + output", 2, 1.0),
+}
+
+
+def simulation_report(scenario: Scenario, summary: dict[str, Any]) -> RenderableType:
+    """Requests, latencies, throughput, utilisation and cost of one run."""
+    return Group(
+        Text(_headline(scenario, summary), style="bold"),
+        _latency_table(summary["metrics"]),
+        *(Text(line) for line in _limit_lines(summary["slo"])),
+        _listing("Throughput", RATES, summary["throughput"]),
+        _usage_table(summary["utilization"]),
+        *([_listing("Cost", COSTS, summary["cost"])] if summary["cost"] else []),
+        assumptions_text(summary["assumptions"]),
+    )
+
+
+def _headline(scenario: Scenario, summary: dict[str, Any]) -> str:
+    requests = summary["requests"]
+    counts = ", ".join(f"{requests[key]:,} {key}" for key in ("total", "finished", "failed", "rejected"))
+    lines = [
+        f"{scenario.model} on {summary['gpus_total']} GPUs: {scenario.name}",
+        f"Requests: {counts}; tokens: {summary['tokens_in']:,} in, {summary['tokens_out']:,} out; "
+        f"{summary['duration_s']:,.1f} s of traffic.",
+    ]
+    lines += [f"Rejected, {reason}: {count:,}" for reason, count in summary["rejections"].items()]
+    return "\n".join(lines)
+
+
+def _latency_table(metrics: dict[str, Any]) -> RenderableType:
+    table = simple_table("Latency", *STATISTICS)
+    for key, (label, digits, factor) in LATENCIES.items():
+        table.add_row(label, *(number(metrics[key][s], digits, factor) for s in STATISTICS))
+    return table
+
+
+def _limit_lines(slo: dict[str, Any]) -> list[str]:
+    """One line per limit: kept or missed, and by how much."""
+    lines = []
+    for key, seen in slo["limits"].items():
+        at = seen["at_percentile"]
+        verdict = "never reached" if at is None else "kept" if at <= seen["limit"] else "missed"
+        lines.append(
+            f"Limit {key} {seen['limit']:g}: {verdict}; p{slo['percentile']:g} is {number(at, 4)}, "
+            f"{seen['attainment']:.1%} of requests are inside."
+        )
+    return lines
+
+
+def _listing(title: str, rows: dict[str, tuple[str, int, float]], figures: dict[str, Any]) -> RenderableType:
+    table = simple_table(title, "")
+    for key, (label, digits, factor) in rows.items():
+        table.add_row(label, number(figures[key], digits, factor))
+    return table
+
+
+def _usage_table(utilization: dict[str, dict[str, float]]) -> RenderableType:
+    table = simple_table("Pool", *(label for label, _, _ in USAGE.values()))
+    for pool, figures in utilization.items():
+        table.add_row(pool, *(number(figures[key], digits, factor) for key, (_, digits, factor) in USAGE.items()))
+    return table
