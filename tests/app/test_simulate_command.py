@@ -1,0 +1,84 @@
+"""`moeplan simulate`: one run on the screen, in JSON and per request."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from app.cli import cli
+
+
+def run(*args: str | Path) -> str:
+    result = CliRunner().invoke(cli, ["simulate", *map(str, args)])
+    assert (result.exit_code, result.stderr) == (0, ""), result.stderr
+    return result.stdout
+
+
+def summary(*args: str | Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(run(*args, "--json", "-"))
+    return loaded
+
+
+def test_json_has_the_keys_that_scripts_read(scenario_file: Callable[..., Path]) -> None:
+    data = summary(scenario_file())
+    assert data["requests"] == {"total": 60, "finished": 60, "failed": 0, "rejected": 0}
+    assert (data["tokens_in"], data["tokens_out"]) == (60 * 512, 60 * 32)
+    for metric in ("ttft_s", "tpot_s", "e2e_s", "tok_s_per_user"):
+        assert list(data["metrics"][metric]) == ["mean", "p50", "p90", "p95", "p99"]
+    assert {"total_tok_s_per_gpu", "output_tok_s_per_gpu"} <= set(data["throughput"])
+    assert set(data["utilization"]) == {"colocated"}
+    assert data["cost"]["usd_per_hour"] > 0
+
+
+def test_rows_of_requests_add_up_to_the_summary(scenario_file: Callable[..., Path], tmp_path: Path) -> None:
+    """Percentiles again from the CSV, without the warm-up tenth."""
+    out, rows = tmp_path / "out.json", tmp_path / "rows.csv"
+    run(scenario_file(), "--json", out, "--requests", rows)
+    data = json.loads(out.read_text())
+    frame = pd.read_csv(rows)
+    assert len(frame) == data["requests"]["total"]
+    measured = frame.iloc[6:]
+    for metric in ("ttft_s", "tpot_s", "e2e_s"):
+        assert data["metrics"][metric]["p90"] == pytest.approx(np.percentile(measured[metric], 90))
+    tpot = (frame["e2e_s"] - frame["ttft_s"]) / (frame["output_tokens"] - 1)
+    assert np.allclose(tpot, frame["tpot_s"])
+
+
+def test_seeds_decide(scenario_file: Callable[..., Path]) -> None:
+    path = scenario_file()
+    first, again, other = (summary(path, "--seed", seed) for seed in ("1", "1", "2"))
+    assert first == again
+    assert first["metrics"] != other["metrics"]
+
+
+def test_a_trace_replaces_the_traffic(scenario_file: Callable[..., Path], tmp_path: Path) -> None:
+    trace = tmp_path / "t.jsonl"
+    trace.write_text(
+        "".join(
+            json.dumps({"timestamp": 500 * i, "input_length": 100 + i, "output_length": 5, "hash_ids": [i]}) + "\n"
+            for i in range(20)
+        )
+    )
+    data = summary(scenario_file(), "--trace", trace)
+    assert data["requests"]["total"] == 20
+    assert data["tokens_in"] == sum(range(100, 120))
+    assert data["tokens_out"] == 100
+
+
+@pytest.mark.parametrize("columns", ["80", "120"])
+def test_the_report_reads_well_when_piped(
+    columns: str, scenario_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    text = run(scenario_file())
+    assert "60 total, 60 finished, 0 failed, 0 rejected" in text
+    assert "Limit ttft_s 3: kept" in text
+    assert "\x1b" not in text
+    assert max(map(len, text.splitlines())) <= int(columns)
