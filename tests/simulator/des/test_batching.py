@@ -1,0 +1,80 @@
+"""The O(1) sums against the plain way: a list of sequences, summed anew."""
+
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simulator.des.batching import RunningBatch
+from simulator.des.kv_cache import KvSpace
+
+CAPS = (40, 8, 128)  # in the order of a latency model that does not sort them
+
+
+class PlainBatch:
+    """[request, rank, context, tokens left] of each running sequence, newest last."""
+
+    def __init__(self, ranks: int) -> None:
+        self.ranks = ranks
+        self.rows: list[list[int]] = []
+
+    def of(self, rank: int) -> list[list[int]]:
+        return [row for row in self.rows if row[1] == rank]
+
+    def advance(self, tokens: int) -> list[int]:
+        for row in self.rows:
+            row[2] += tokens
+            row[3] -= tokens
+        ended = sorted(row[0] for row in self.rows if row[3] <= 0)
+        self.rows = [row for row in self.rows if row[3] > 0]
+        return ended
+
+    def load(self) -> tuple[int, int, tuple[int, ...], int]:
+        contexts = [[row[2] for row in self.of(rank)] for rank in range(self.ranks)]
+        busiest = max(range(self.ranks), key=lambda rank: sum(contexts[rank]))
+        its = contexts[busiest]
+        return len(its), sum(its), tuple(sum(min(c, cap) for c in its) for cap in CAPS), len(self.rows)
+
+
+action = st.one_of(
+    st.tuples(st.just("join"), st.integers(0, 2), st.integers(1, 150), st.integers(1, 60)),
+    st.tuples(st.just("advance"), st.integers(1, 3)),
+    st.tuples(st.just("advance"), st.integers(1, 3)),
+    st.tuples(st.just("preempt"), st.integers(0, 2)),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(action, max_size=60))
+def test_running_sums_equal_sums_over_a_list(actions: list[Any]) -> None:
+    batch = RunningBatch(KvSpace(1e9, 1.0, 10.0), 3, CAPS)
+    plain = PlainBatch(3)
+    for number, (name, *values) in enumerate(actions):
+        if name == "join":
+            rank, context, remaining = values
+            batch.join(number, batch.ranks[rank], context, remaining)
+            plain.rows.append([number, rank, context, remaining])
+        elif name == "advance":
+            ended = batch.advance(values[0])
+            assert sorted(sequence.request for sequence in ended) == plain.advance(values[0])
+        elif plain.of(values[0]):
+            newest = plain.of(values[0])[-1]
+            plain.rows.remove(newest)
+            assert batch.preempt(batch.ranks[values[0]]) == (newest[0], newest[3])
+        assert tuple(batch.load()) == plain.load()
+        for rank in batch.ranks:
+            rows = plain.of(rank.index)
+            assert rank.size == len(rows)
+            assert rank.used_bytes(batch.tick) == 10.0 * len(rows) + sum(row[2] for row in rows)
+    plain.rows.clear()
+    batch.advance(1000)
+    assert all(rank.offsets == 0 and not any(rank.capped_fixed + rank.growing) for rank in batch.ranks)
+
+
+def test_an_empty_rank_takes_what_fits_and_a_used_one_keeps_room_to_grow() -> None:
+    kv = KvSpace(capacity_bytes=1000.0, bytes_per_token=1.0)
+    assert kv.admits(1, 1000)
+    assert not kv.admits(1, 1001)
+    assert kv.admits(2, 990)
+    assert not kv.admits(2, 991)
+    assert kv.fits(2, 1000)

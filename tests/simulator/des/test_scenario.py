@@ -1,0 +1,71 @@
+from pathlib import Path
+
+import pytest
+
+from simulator.des.scenario import OpenLoop, ScenarioError, Trace, load_scenario
+
+GOOD = """
+model = "qwen3-235b-a22b"
+[workload]
+kind = "open_loop"
+rate = 4.0
+prompt = 1000
+output = { kind = "uniform", low = 10, high = 20 }
+[deployment.colocated]
+gpu = "h200_sxm"
+tp = 8
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "scenario.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_bare_number_is_a_constant_length(tmp_path: Path) -> None:
+    scenario = load_scenario(written(tmp_path, GOOD))
+    assert isinstance(scenario.workload, OpenLoop)
+    assert scenario.workload.prompt.value == 1000
+    assert scenario.deployment is not None
+    assert scenario.deployment.gpus == 8
+
+
+def test_paths_are_taken_from_the_folder_of_the_file(tmp_path: Path) -> None:
+    text = 'model = "own/config.json"\n[workload]\nkind = "trace"\npath = "traces/a.csv"\n'
+    scenario = load_scenario(written(tmp_path, text))
+    assert isinstance(scenario.workload, Trace)
+    assert scenario.workload.path == tmp_path / "traces" / "a.csv"
+    assert scenario.model == str(tmp_path / "own" / "config.json")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("rate = 4.0", "rate = -4.0", "workload.rate=-4.0"),
+        ("rate = 4.0", "rate = inf", "workload.rate=inf"),
+        ("rate = 4.0", "", "key 'workload.rate' is missing"),
+        ("rate = 4.0", "rate = 4.0\nrequests = 0", "workload.requests=0"),
+        ("tp = 8", "tq = 8", "unknown key 'deployment.colocated.tq'"),
+        ("low = 10", "low = 30", "high=20 is below low=30"),
+        ('kind = "open_loop"', 'kind = "poisson"', "workload"),
+        ("[deployment.colocated]", "[deployment.prefill]", "give either both"),
+        ("tp = 8", "tp = 8\nep = 3", "ep=3 does not divide"),
+        ("tp = 8", "acceptance_length = 2", "acceptance_length=2 exceeds"),
+        ("tp = 8", "tp = = 8", "not valid TOML"),
+    ],
+)
+def test_a_wrong_scenario_is_refused_in_one_sentence(tmp_path: Path, old: str, new: str, told: str) -> None:
+    assert old in GOOD
+    path = written(tmp_path, GOOD.replace(old, new))
+    with pytest.raises(ScenarioError) as error:
+        load_scenario(path)
+    assert told in str(error.value)
+    assert str(path) in str(error.value)
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ScenarioError, match="does not exist"):
+        load_scenario(tmp_path / "none.toml")
+    with pytest.raises(ScenarioError, match="cannot be read"):
+        load_scenario(tmp_path)

@@ -1,0 +1,79 @@
+"""KV hand-over: links are shared in order, and a full decode side holds prefill back."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from simulator.des.scenario import Transfer
+
+MS = 1e-3
+
+
+def test_a_transfer_takes_handshake_plus_bytes_over_rate(
+    times: Any, instance: Any, disaggregated: Any, play: Any
+) -> None:
+    """1000 B over min(2 x 100, 4 x 100) B/s x 0.5 = 10 s, and 0.25 s of handshake."""
+    spec = disaggregated(
+        instance(times(per_prompt_token_s=MS), gpus=2, nic_bandwidth=100.0),
+        instance(times(decode_base_s=0.1), gpus=4, nic_bandwidth=100.0),
+        transfer=Transfer(efficiency=0.5, handshake_s=0.25),
+        transfer_bytes=lambda tokens: 10.0 * tokens,
+    )
+    result = play(spec, [100], [3], [0.0])
+    assert result.requests["transfer_s"][0] == pytest.approx(10.25)
+    assert result.finish_s[0] == pytest.approx(0.1 + 10.25 + 2 * 0.1)
+    assert result.ttft_s[0] == pytest.approx(0.1)
+
+
+def test_transfers_of_one_prefill_instance_follow_each_other(
+    times: Any, instance: Any, disaggregated: Any, play: Any
+) -> None:
+    """Four prompts end prefill together; each needs 1 s of the same NIC, whatever decode instance takes it."""
+    spec = disaggregated(
+        instance(times(per_prompt_token_s=0.0), nic_bandwidth=1000.0),
+        instance(times(decode_base_s=1e-9), nic_bandwidth=1000.0),
+        counts=(1, 4),
+        transfer=Transfer(efficiency=1.0, handshake_s=0.0),
+        transfer_bytes=lambda tokens: 1000.0,
+    )
+    result = play(spec, [10] * 4, [2] * 4, [0.0] * 4)
+    np.testing.assert_allclose(sorted(result.requests["transfer_s"]), [1.0, 2.0, 3.0, 4.0])
+    usage = result.run.end.usage
+    assert usage["prefill"][0].link_s == pytest.approx(4.0)
+    assert sum(u.link_s for u in usage["decode"]) == pytest.approx(4.0)
+
+
+def test_a_full_decode_side_holds_kv_at_prefill_and_then_prefill_itself(
+    times: Any, instance: Any, disaggregated: Any, play: Any
+) -> None:
+    """Decode has room for one sequence, prefill for two: the third prompt waits until the first one is done.
+
+    Prefill takes 0.1 s each; decoding 10 tokens takes 1 s each, one after the other.
+    """
+    spec = disaggregated(
+        instance(times(per_prompt_token_s=MS), capacity=205.0, max_tokens_per_step=100),
+        instance(times(decode_base_s=0.1), capacity=125.0),
+        transfer=Transfer(efficiency=1.0, handshake_s=0.0),
+    )
+    result = play(spec, [100] * 4, [11] * 4, [0.0] * 4)
+    table = result.requests
+    # 0 leaves prefill at 0.1 and decodes till 1.1; 1 (ready at 0.2) follows till 2.1, and so on.
+    np.testing.assert_allclose(table["finish_s"], [1.1, 2.1, 3.1, 4.1])
+    # Two KVs fit at prefill: 2 enters when 0 has left at 0.1 and 1 has been computed; 3 when 1 leaves at 1.1.
+    np.testing.assert_allclose(table["first_token_s"], [0.1, 0.2, 0.3, 1.2])
+    np.testing.assert_allclose(table["transfer_s"], [0.0, 0.9, 1.8, 1.9], atol=1e-12)
+
+
+def test_a_sequence_preempted_on_the_decode_side_is_recomputed_there(
+    times: Any, instance: Any, disaggregated: Any, play: Any
+) -> None:
+    spec = disaggregated(
+        instance(times(per_prompt_token_s=0.0)),
+        instance(times(per_prompt_token_s=MS, decode_base_s=10 * MS), capacity=100.0),
+        transfer=Transfer(efficiency=1.0, handshake_s=0.0),
+    )
+    result = play(spec, [40, 40], [30, 30], [0.0, 0.0])
+    assert result.requests["preemptions"].tolist() == [0, 1]
+    np.testing.assert_allclose(result.finish_s, [29 * 0.010, 29 * 0.010 + 0.051 + 18 * 0.010])
+    assert result.requests["prefill_instance"].tolist() == [0, 0]
