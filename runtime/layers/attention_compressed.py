@@ -1,0 +1,154 @@
+"""DeepSeek V4 attention: low-rank queries, one KV head, window and compressed entries, grouped output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from runtime import ops
+from runtime.batch import Part, StepBatch
+from runtime.cache import LayerCache
+from runtime.config import AttentionKind, CompressedAttention
+from runtime.layers.compressor import CompressionStep, Compressor, Indexer
+from runtime.layers.linear import Factory, Linear, RMSNorm
+from runtime.layers.rotary import Angles
+
+
+class GroupedOutput(nn.Module):
+    """Heads in groups, each projected to a low rank on its own, then mixed to the hidden size."""
+
+    def __init__(self, config: CompressedAttention, hidden: int, make: Factory) -> None:
+        super().__init__()
+        self.groups = config.o_groups
+        inputs = config.num_heads * config.head_dim // config.o_groups
+        self.wo_a = make.empty(config.o_groups, config.o_lora_rank, inputs)
+        self.wo_b = Linear(config.o_groups * config.o_lora_rank, hidden, make)
+
+    def forward(self, heads: Tensor) -> Tensor:
+        """heads: [T, H, D] -> [T, hidden]."""
+        grouped = heads.flatten(1).unflatten(1, (self.groups, -1)).transpose(0, 1)
+        low = torch.bmm(grouped, self.wo_a.transpose(1, 2))  # [G, T, rank]
+        return self.wo_b(low.transpose(0, 1).flatten(1))
+
+
+class CompressedSelfAttention(nn.Module):
+    """One layer; `kind` says whether it has a compressor and an indexer beside the window."""
+
+    def __init__(
+        self, config: CompressedAttention, kind: AttentionKind, hidden: int, eps: float, make: Factory
+    ) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, self.eps = config.num_heads, config.head_dim, eps
+        self.scale = config.head_dim**-0.5
+        self.wq_a = Linear(hidden, config.q_lora_rank, make)
+        self.q_norm = RMSNorm(config.q_lora_rank, eps, make)
+        self.wq_b = Linear(config.q_lora_rank, config.num_heads * config.head_dim, make)
+        self.wkv = Linear(hidden, config.head_dim, make)
+        self.kv_norm = RMSNorm(config.head_dim, eps, make)
+        self.sinks = make.empty_float32(config.num_heads)
+        self.output = GroupedOutput(config, hidden, make)
+        self.compressor, self.indexer, self.ratio = None, None, 0
+        if kind == "sparse":
+            self.ratio = config.sparse_ratio
+            self.compressor = Compressor(hidden, config.head_dim, self.ratio, True, eps, make)
+            self.indexer = Indexer(config, hidden, eps, make)
+        elif kind == "heavy":
+            self.ratio = config.heavy_ratio
+            self.compressor = Compressor(hidden, config.head_dim, self.ratio, False, eps, make)
+
+    def forward(
+        self,
+        x: Tensor,
+        batch: StepBatch,
+        angles: Angles,
+        compressions: Mapping[int, CompressionStep],
+        cache: LayerCache,
+    ) -> Tensor:
+        """x: [T, hidden]; angles: of this layer's RoPE; compressions: by ratio."""
+        window = cache.window
+        assert window is not None
+        q_low = self.q_norm(self.wq_a(x))
+        q = self.wq_b(q_low).unflatten(1, (self.num_heads, self.head_dim))
+        q = ops.norm_rope_store(q, None, self.eps, angles.cos, angles.sin)
+        ring = window.flatten(0, 1)[:, None]
+        kv = ops.norm_rope_store(
+            self.wkv(x)[:, None],
+            self.kv_norm.weight,
+            self.eps,
+            angles.cos,
+            angles.sin,
+            cache=ring,
+            rows=batch.window_rows,
+        )
+        selected = None
+        if self.compressor is not None:
+            step = compressions[self.ratio]
+            assert cache.entries is not None
+            assert cache.state is not None
+            self.compressor(x, batch, step, cache.entries, cache.state)
+            if self.indexer is not None:
+                assert cache.index_keys is not None
+                assert cache.index_state is not None
+                selected = self.indexer(x, q_low, batch, angles, step, cache.index_keys, cache.index_state)
+        visible = compressions[self.ratio].plan.visible if self.compressor is not None else None
+        out = torch.empty_like(q)
+        if batch.decode is not None:
+            rows = batch.decode.rows
+            out[rows] = self._decode(q[rows], batch.decode, window, cache.entries, visible, selected)
+        if batch.prefill is not None:
+            rows = batch.prefill.rows
+            out[rows] = self._prefill(
+                q[rows], kv[rows, 0], batch.prefill, window, cache.entries, visible, selected
+            )  # Only now: early queries of a chunk still read what its last tokens overwrite.
+            ops.store_rows(kv[rows], ring, batch.late_window_rows[rows])
+        return self.output(ops.rope(out, angles.cos, angles.sin, inverse=True))
+
+    def _decode(
+        self,
+        q: Tensor,
+        part: Part,
+        window: Tensor,
+        entries: Tensor | None,
+        visible: Tensor | None,
+        selected: Tensor | None,
+    ) -> Tensor:
+        return ops.window_attention_decode(
+            q,
+            window,
+            part.slots,
+            part.context_lens,
+            self.sinks,
+            self.scale,
+            entries,
+            part.block_table,
+            None if visible is None else visible[part.rows],
+            None if selected is None else selected[part.rows],
+        )
+
+    def _prefill(
+        self,
+        q: Tensor,
+        kv: Tensor,
+        part: Part,
+        window: Tensor,
+        entries: Tensor | None,
+        visible: Tensor | None,
+        selected: Tensor | None,
+    ) -> Tensor:
+        return ops.window_attention_prefill(
+            q,
+            kv,
+            window,
+            self.sinks,
+            self.scale,
+            part.token_seq,
+            part.positions,
+            part.past,
+            part.slots,
+            entries,
+            part.block_table,
+            None if visible is None else visible[part.rows],
+            None if selected is None else selected[part.rows],
+        )

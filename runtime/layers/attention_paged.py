@@ -1,0 +1,95 @@
+"""Attention over keys and values kept in full: multi-head latent (DeepSeek V3) and grouped-query (Qwen3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from runtime import ops
+from runtime.batch import StepBatch
+from runtime.cache import LayerCache
+from runtime.config import GroupedAttention, LatentAttention
+from runtime.layers.linear import Factory, Linear, RMSNorm
+from runtime.layers.rotary import Angles
+
+
+def attend(q: Tensor, keys: Tensor, values: Tensor, batch: StepBatch, scale: float) -> Tensor:
+    """Decode rows and prefill rows by their own op. q: [T, H, Dk] -> [T, H, Dv]."""
+    parts = []
+    if (part := batch.decode) is not None:
+        parts.append(ops.paged_attention_decode(q[part.rows], keys, values, part.block_table, part.context_lens, scale))
+    if (part := batch.prefill) is not None:
+        parts.append(
+            ops.paged_attention_prefill(
+                q[part.rows], keys, values, part.block_table, part.cu_seqlens, part.past, part.max_new, scale
+            )
+        )
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+class GroupedSelfAttention(nn.Module):
+    def __init__(self, config: GroupedAttention, hidden: int, eps: float, make: Factory) -> None:
+        super().__init__()
+        self.config, self.eps = config, eps
+        heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
+        self.wq = Linear(hidden, heads * dim, make, config.has_bias)
+        self.wk = Linear(hidden, kv_heads * dim, make, config.has_bias)
+        self.wv = Linear(hidden, kv_heads * dim, make, config.has_bias)
+        self.wo = Linear(heads * dim, hidden, make, config.has_bias)
+        self.q_norm = RMSNorm(dim, eps, make)
+        self.k_norm = RMSNorm(dim, eps, make)
+
+    def forward(self, x: Tensor, batch: StepBatch, angles: Angles, cache: LayerCache) -> Tensor:
+        c, keys, values = self.config, cache.keys, cache.values
+        assert keys is not None
+        assert values is not None
+        turn = (angles.cos, angles.sin, c.rope.interleaved)
+        q = self.wq(x).unflatten(1, (c.num_heads, c.head_dim))
+        q = ops.norm_rope_store(q, self.q_norm.weight, self.eps, *turn)
+        k = self.wk(x).unflatten(1, (c.num_kv_heads, c.head_dim))
+        ops.norm_rope_store(k, self.k_norm.weight, self.eps, *turn, keys.flatten(0, 1), batch.block_rows)
+        v = self.wv(x).unflatten(1, (c.num_kv_heads, c.head_dim))
+        ops.store_rows(v, values.flatten(0, 1), batch.block_rows)
+        out = attend(q, keys, values, batch, c.head_dim**-0.5)
+        return self.wo(out.flatten(1))
+
+
+class LatentSelfAttention(nn.Module):
+    """MLA with absorbed projections: queries go to the latent space, so that prefill and decode both read the
+    cached latents as one KV head (DeepSeek-V2, section 2.1.2). Prefill pays for it in FLOPs, not in memory.
+    """
+
+    def __init__(self, config: LatentAttention, hidden: int, eps: float, make: Factory) -> None:
+        super().__init__()
+        self.config = config
+        heads, rank = config.num_heads, config.kv_lora_rank
+        q_dim = heads * (config.nope_dim + config.rope_dim)
+        if config.q_lora_rank is None:
+            self.wq = Linear(hidden, q_dim, make)
+        else:
+            self.wq_a = Linear(hidden, config.q_lora_rank, make, config.has_bias)
+            self.q_norm = RMSNorm(config.q_lora_rank, eps, make)
+            self.wq_b = Linear(config.q_lora_rank, q_dim, make)
+        self.wkv_a = Linear(hidden, config.latent_dim, make, config.has_bias)
+        self.kv_norm = RMSNorm(rank, eps, make)
+        # Latent to keys (first nope_dim rows of a head) and to values (the rest).
+        self.wkv_b = make.empty(heads, config.nope_dim + config.v_dim, rank)
+        self.wo = Linear(heads * config.v_dim, hidden, make, config.has_bias)
+
+    def forward(self, x: Tensor, batch: StepBatch, angles: Angles, cache: LayerCache) -> Tensor:
+        c, keys, values = self.config, cache.keys, cache.values
+        assert keys is not None
+        assert values is not None
+        turn = (angles.cos, angles.sin, c.rope.interleaved)
+        q = self.wq(x) if c.q_lora_rank is None else self.wq_b(self.q_norm(self.wq_a(x)))
+        q = ops.rope(q.unflatten(1, (c.num_heads, -1)), *turn)
+        latent, k_rope = self.wkv_a(x).split([c.kv_lora_rank, c.rope_dim], 1)
+        k_rope = ops.rope(k_rope[:, None].contiguous(), *turn)
+        row = torch.cat([self.kv_norm(latent)[:, None], k_rope], -1)
+        ops.store_rows(row, keys.flatten(0, 1), batch.block_rows)
+        to_key, to_value = self.wkv_b.split([c.nope_dim, c.v_dim], 1)
+        absorbed = torch.einsum("thn,hnr->thr", q[..., : c.nope_dim], to_key)
+        query = torch.cat([absorbed, q[..., c.nope_dim :]], -1)
+        out = attend(query, keys, values, batch, c.scale)
+        heads = torch.einsum("thr,hvr->thv", out, to_value)
+        return self.wo(heads.flatten(1))

@@ -1,0 +1,54 @@
+"""Weights and how they are made: plain and block-scaled fp8 linears, norms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from runtime import ops
+from runtime.layers.expert_parallel import ExpertGroup
+
+
+@dataclass(frozen=True)
+class Factory:
+    """Where parameters live: passed down while a model is built."""
+
+    device: torch.device
+    dtype: torch.dtype
+    experts: ExpertGroup = field(default_factory=ExpertGroup)
+
+    def empty(self, *shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
+        values = torch.empty(*shape, device=self.device, dtype=dtype or self.dtype)
+        return nn.Parameter(values, requires_grad=False)
+
+    def empty_float32(self, *shape: int) -> nn.Parameter:
+        """Norms, router, mHC and sinks stay float32 whatever the model's dtype, as checkpoints keep them."""
+        return self.empty(*shape, dtype=torch.float32)
+
+
+class Linear(nn.Module):
+    """y = x W^T (+ b). `scale` is set when the weight is stored as fp8 (128 x 128 blocks)."""
+
+    scale: Tensor | None
+
+    def __init__(self, inputs: int, outputs: int, make: Factory, bias: bool = False) -> None:
+        super().__init__()
+        self.weight = make.empty(outputs, inputs)
+        self.bias = make.empty(outputs) if bias else None
+        self.register_parameter("scale", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = ops.linear(x, self.weight, self.scale)
+        return y if self.bias is None else y + self.bias
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, dim: int, eps: float, make: Factory) -> None:
+        super().__init__()
+        self.weight = make.empty_float32(dim)
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.rms_norm(x, self.weight, self.eps)

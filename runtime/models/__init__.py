@@ -1,0 +1,40 @@
+"""Models by family, and their seeded random weights."""
+
+from __future__ import annotations
+
+import torch
+
+from runtime.config import ModelConfig
+from runtime.layers.expert_parallel import ExpertGroup
+from runtime.layers.linear import Factory
+from runtime.models.base import Model
+from runtime.models.deepseek_v4 import DeepseekV4
+from runtime.models.initialise import initialise
+from runtime.models.plain_residual import PlainResidual
+
+__all__ = ["Model", "build", "empty"]
+
+
+def empty(
+    config: ModelConfig,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    experts: ExpertGroup | None = None,
+) -> Model:
+    """The model with uninitialised weights."""
+    make = Factory(torch.device(device), dtype, experts or ExpertGroup())
+    family = DeepseekV4 if config.family == "deepseek_v4" else PlainResidual
+    return family(config, make).eval()
+
+
+def build(
+    config: ModelConfig,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    experts: ExpertGroup | None = None,
+) -> Model:
+    """Random weights: the same for the same seed and kind of device, however experts are spread."""
+    model = empty(config, device, dtype, experts)
+    initialise(model, seed)
+    return model
