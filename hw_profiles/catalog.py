@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from hw_profiles.efficiency import DEFAULT_STACK, load_efficiency
 from hw_profiles.loading import CatalogError, build, read_toml
 from hw_profiles.profile import HardwareProfile, profile_of
-from hw_profiles.schema import Accelerator, Price
+from hw_profiles.schema import Accelerator, Price, PriceList
 
 __all__ = ["CatalogError", "load", "names", "read_accelerator", "read_folder", "read_prices"]
 
@@ -53,10 +54,11 @@ def read_folder(folder: Path) -> tuple[dict[str, Accelerator], dict[str, str]]:
 
 
 def read_prices(path: Path) -> tuple[Price, ...]:
-    """The price file: one table an accelerator, one figure a convention."""
+    """All figures of a price file."""
+    listed = build(PriceList, read_toml(path), path).root
     return tuple(
-        build(Price, {"accelerator": part, "convention": convention, "usd_per_hour": figure}, path)
-        for part, table in read_toml(path).items()
+        Price(accelerator=part, convention=convention, usd_per_hour=figure)
+        for part, table in listed.items()
         for convention, figure in table.items()
     )
 
@@ -82,7 +84,7 @@ def _prices() -> tuple[Price, ...]:
 
 def _find(name_or_path: str | Path) -> Accelerator:
     text = str(name_or_path)
-    if isinstance(name_or_path, Path) or text.endswith(".toml"):
+    if isinstance(name_or_path, Path) or text.endswith(".toml") or os.sep in text:
         return read_accelerator(Path(name_or_path).expanduser())
     parts, owner = _read_catalogue()
     word = _normal(text)

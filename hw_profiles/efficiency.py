@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -85,13 +86,10 @@ def load_efficiency(accelerator: str, generation: str, stack: str, folder: Path)
     if stack not in known:
         raise CatalogError(f"no efficiency of stack {stack!r} on {accelerator}; there is {', '.join(known)}")
     path = folder / f"{accelerator}@{stack}.json"
-    return _matching(build_json(path), accelerator, stack, path)
+    return _matching(_read_fit(path), accelerator, stack, path)
 
 
-def build_json(path: Path) -> Efficiency:
-    """One fitted efficiency file."""
-    import json
-
+def _read_fit(path: Path) -> Efficiency:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

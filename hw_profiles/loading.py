@@ -51,16 +51,25 @@ def _first_problem(error: ValidationError) -> str:
         text = f"unknown key {key}; check its spelling or remove it"
     elif kind in ("greater_than_equal", "finite_number"):
         limit = first.get("ctx", {}).get("ge", 0)
-        text = f"{key} = {value} must be a finite number of at least {limit:g}"
+        text = f"{key} = {_short(value)} must be a finite number of at least {limit:g}"
     elif kind == "string_too_short":
-        text = f"{key} = {value!r} is empty or too short; write where the figure comes from"
-        if first["loc"][-1] != "source":
-            text = f"{key} = {value!r} is empty"
+        text = f"{key} = {value!r} is empty or too short"
+        if first["loc"][-1] == "source":
+            text += "; write where the figure comes from"
     elif kind == "value_error":
         text = f"{key}: {first['ctx']['error']}" if key else str(first["ctx"]["error"])
+    elif kind in ("model_type", "dict_type"):
+        text = f"{key} = {_short(value)} must be a table such as {{ value, unit, source, accessed }}"
+    elif kind == "tuple_type":
+        text = f"{key} = {_short(value)} must be a list"
+    elif kind == "string_pattern_mismatch":
+        text = f"{key} = {_short(value)} must be lower-case letters, digits and _ only"
     else:
-        shown = repr(value) if isinstance(value, str | int | float | bool) else type(value).__name__
-        message = first["msg"].removeprefix("Input ")
-        text = f"{key} = {shown} {message}" if key else message
+        text = f"{key} = {_short(value)} {first['msg'].removeprefix('Input ')}"
     more = len(problems) - 1
     return text + (f" (and {more} more problem{'s' if more > 1 else ''})" if more else "")
+
+
+def _short(value: Any, limit: int = 60) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[:limit] + "..."

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from datetime import date
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    RootModel,
+    StrictBool,
+    StringConstraints,
+    model_validator,
+)
 
 from hw_profiles.units import UNITS, Dimension, dimension_of, spellings
 
@@ -16,6 +26,15 @@ Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Source = Annotated[str, StringConstraints(strip_whitespace=True, min_length=3)]
 # strict: TOML's true and "80" are not numbers
 Figure = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
+
+
+def _no_number(day: Any) -> Any:
+    if isinstance(day, int | float):  # pydantic would read seconds since 1970
+        raise ValueError(f"{day} is not a date; write it as 2026-11-23")
+    return day
+
+
+Day = Annotated[date, BeforeValidator(_no_number)]
 
 
 class Strict(BaseModel):
@@ -30,9 +49,9 @@ class Sourced(Strict):
     value: Figure
     unit: Annotated[Text, AfterValidator(lambda unit: (dimension_of(unit), unit)[1])]
     source: Source
-    accessed: date
+    accessed: Day
     note: str = ""
-    assumed: bool = False
+    assumed: StrictBool = False
 
 
 def _measures(dimension: Dimension, *, whole: bool = False, free: bool = False) -> AfterValidator:
@@ -83,7 +102,7 @@ class Accelerator(Strict):
     vendor: Vendor
     generation: Text  # "hopper", "blackwell", "cdna3", ...
     status: Literal["shipping", "announced"]
-    aliases: tuple[str, ...] = ()
+    aliases: tuple[Text, ...] = ()
     matrix: dict[Dtype, ComputeRate]  # dense peak by input dtype; fp32 is the vector rate
     memory_capacity: Capacity  # as the data sheet prints it
     memory_reported: Capacity | None = None  # what the driver shows, where it differs
@@ -110,3 +129,7 @@ class Price(Strict):
     accelerator: str
     convention: Convention
     usd_per_hour: Hourly
+
+
+class PriceList(RootModel[dict[str, dict[Convention, Hourly]]]):
+    """The price file: a table an accelerator, a figure a convention."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -64,12 +64,10 @@ def to_si(figure: Sourced) -> float:
     return figure.value * UNITS[figure.unit][1]
 
 
-def _human(value: float, steps: Iterable[tuple[float, str]]) -> str:
-    step, unit = next(((s, u) for s, u in steps if abs(value) >= s), (1.0, ""))
-    text = f"{value / step:.4g}"
-    if "e" in text:
-        text = f"{value / step:.0f}"
-    return f"{text} {unit}".rstrip()
+def _human(value: float, steps: Sequence[tuple[float, str]], bare: str) -> str:
+    """`value` in the largest step that it reaches, else in the unit `bare`."""
+    step, unit = next(((s, u) for s, u in steps if abs(value) >= s), (1.0, bare))
+    return f"{value / step:.4g} {unit}"
 
 
 _PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -81,7 +79,7 @@ def human_bytes(num_bytes: float) -> str:
     >>> human_bytes(850.7e9), human_bytes(3514)
     ('850.7 GB', '3.514 kB')
     """
-    return _human(num_bytes, [*((s, p + "B") for s, p in _PREFIXES), (0.0, "B")])
+    return _human(num_bytes, [(step, prefix + "B") for step, prefix in _PREFIXES], "B")
 
 
 def human_rate(rate: float, unit: str = "B/s") -> str:
@@ -90,7 +88,7 @@ def human_rate(rate: float, unit: str = "B/s") -> str:
     >>> human_rate(3.35e12), human_rate(989e12, "FLOP/s")
     ('3.35 TB/s', '989 TFLOP/s')
     """
-    return _human(rate, [*((s, p + unit) for s, p in _PREFIXES), (0.0, unit)])
+    return _human(rate, [(step, prefix + unit) for step, prefix in _PREFIXES], unit)
 
 
 def human_seconds(seconds: float) -> str:
@@ -99,4 +97,4 @@ def human_seconds(seconds: float) -> str:
     >>> human_seconds(0.0042), human_seconds(76e-6)
     ('4.2 ms', '76 us')
     """
-    return _human(seconds, [(1.0, "s"), (MS, "ms"), (US, "us"), (NS, "ns"), (0.0, "s")])
+    return _human(seconds, [(1.0, "s"), (MS, "ms"), (US, "us"), (NS, "ns")], "s")

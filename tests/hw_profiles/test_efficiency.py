@@ -1,0 +1,110 @@
+"""Default fractions: complete, explained, inside what kernels reach; fitted stacks take their place."""
+
+import json
+import tomllib
+
+import pytest
+
+from hw_profiles import catalog
+from hw_profiles.efficiency import OpClass, load_efficiency, stacks
+
+DEFAULTS = tomllib.loads((catalog.DATA / "efficiency" / "default.toml").read_text())
+NAMES = catalog.names()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_part_has_every_class_explained_and_assumed(name):
+    efficiency = catalog.load(name).efficiency
+    assert set(efficiency.classes) == set(OpClass)
+    assert efficiency.assumed
+    for op_class, parameters in efficiency.classes.items():
+        assert parameters.assumed, op_class
+        assert len(parameters.source) > 20, op_class
+    assert 0 < efficiency.step_overhead_s < 0.02
+    assert 0.8 <= efficiency.memory_utilisation < 1
+
+
+def test_tables_belong_to_generations_of_the_catalogue_and_say_why():
+    generations = {catalog.load(name).accelerator.generation for name in NAMES}
+    for table in set(DEFAULTS) - {"base"}:
+        assert table in generations
+        own = DEFAULTS[table]
+        for op_class, parameters in own.get("classes", {}).items():
+            assert "source" in parameters, f"{table}.{op_class} overrides without a reason"
+        if "step_overhead_s" in own:
+            assert "overhead_source" in own
+
+
+# Best measured fractions of peak: bf16 or fp8 GEMM medians, weight streaming p95, NCCL at 512 MB.
+MEASURED = {
+    "a100_sxm": (0.91, 0.868, 0.74),
+    "h100_sxm": (0.673, 0.928, 0.989),
+    "h200_sxm": (0.684, 0.933, 1.022),
+    "b200_sxm": (0.594, 0.863, 0.782),
+    "b300_sxm": (0.64, 0.85, 0.781),
+    "gb200": (0.565, 0.895, 0.698),
+    "gb300": (0.64, 0.849, 0.706),
+}
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_assumptions_stay_below_what_kernels_reach_alone(name):
+    matrix, memory, network = MEASURED[name]
+    classes = catalog.load(name).efficiency.classes
+    assert classes[OpClass.DENSE_GEMM].matrix_fraction <= matrix
+    assert classes[OpClass.GROUPED_GEMM].matrix_fraction <= classes[OpClass.DENSE_GEMM].matrix_fraction
+    assert all(
+        classes[c].memory_fraction <= memory
+        for c in OpClass
+        if c.value not in ("all_reduce", "all_to_all", "point_to_point")
+    )
+    assert classes[OpClass.ALL_REDUCE].network_fraction <= network
+
+
+def test_a_generation_may_be_like_another():
+    rubin, blackwell = catalog.load("rubin").efficiency, catalog.load("b200").efficiency
+    assert rubin.classes == blackwell.classes
+    assert rubin.accelerator == "rubin_vr200"
+
+
+def test_unknown_stack_names_those_that_exist(tmp_path):
+    with pytest.raises(catalog.CatalogError, match="no efficiency of stack 'sglang2' on h100_sxm; there is default"):
+        catalog.load("h100", stack="sglang2")
+
+
+def fit_of(name, stack):
+    fit = catalog.load(name).efficiency.model_dump(mode="json")
+    return fit | {"accelerator": name, "stack": stack, "step_overhead_s": 0.00123}
+
+
+def test_a_fit_in_the_folder_is_picked_up(tmp_path):
+    (tmp_path / "h100_sxm@sglang.json").write_text(json.dumps(fit_of("h100_sxm", "sglang")))
+    assert stacks("h100_sxm", tmp_path) == ["default", "sglang"]
+    assert stacks("h200_sxm", tmp_path) == ["default"]
+    assert load_efficiency("h100_sxm", "hopper", "sglang", tmp_path).step_overhead_s == 0.00123
+    with pytest.raises(catalog.CatalogError, match="'vllm' on h100_sxm; there is default, sglang"):
+        load_efficiency("h100_sxm", "hopper", "vllm", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"stack": "vllm"}, "it describes h100_sxm@vllm, not h100_sxm@sglang"),
+        ({"step_overhead_s": -1}, "step_overhead_s = -1 must be a finite number of at least 0"),
+        ({"memory_utilisation": 1.2}, "memory_utilisation = 1.2"),
+        ({"speed": 9}, "unknown key speed"),
+        ({"classes": {}}, "classes lacks dense_gemm, "),
+    ],
+)
+def test_a_bad_fit_is_refused(tmp_path, change, said):
+    (tmp_path / "h100_sxm@sglang.json").write_text(json.dumps(fit_of("h100_sxm", "sglang") | change))
+    with pytest.raises(catalog.CatalogError) as error:
+        load_efficiency("h100_sxm", "hopper", "sglang", tmp_path)
+    assert str(error.value).startswith("h100_sxm@sglang.json: ")
+    assert said in str(error.value)
+
+
+def test_a_fit_that_is_not_json_is_refused(tmp_path):
+    (tmp_path / "h100_sxm@sglang.json").write_text("{")
+    with pytest.raises(catalog.CatalogError, match=r"h100_sxm@sglang\.json: not readable JSON"):
+        load_efficiency("h100_sxm", "hopper", "sglang", tmp_path)
