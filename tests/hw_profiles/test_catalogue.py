@@ -163,3 +163,10 @@ def test_profiles_answer_what_if_questions():
     faster = dataclasses.replace(h100, memory_bandwidth=2 * h100.memory_bandwidth)
     assert faster != h100
     assert len({h100, faster, catalog.load("h100_sxm")}) == 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_nic_outruns_the_host_link_it_sits_on(name):
+    part = catalog.load(name).accelerator
+    if part.host_link and part.scale_out and part.host_link.unit == "GB/s":
+        assert part.scale_out.value / 8 <= part.host_link.value
