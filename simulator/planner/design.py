@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from simulator.des.cost import Cost
 from simulator.des.scenario import Deployment, Pool, Slo
 
 
@@ -20,10 +21,7 @@ class Design:
     deployment: Deployment
     steady_state: dict[str, Any]
     simulated: dict[str, Any] | None
-    usd_per_hour: float | None
-    usd_per_mtok_input: float | None
-    usd_per_mtok_output: float | None
-    usd_per_mtok_blended: float | None
+    cost: Cost | None  # None where an accelerator has no price
     meets_slo: bool
     assumptions: tuple[str, ...]
 
@@ -34,9 +32,10 @@ class Design:
     @property
     def cost_rank(self) -> tuple[float, int]:
         """Order by USD per hour; designs without a price come after, by accelerators."""
-        return (self.usd_per_hour if self.usd_per_hour is not None else float("inf"), self.deployment.gpus)
+        return (self.cost.usd_per_hour if self.cost else float("inf"), self.deployment.gpus)
 
     def to_json(self) -> dict[str, Any]:
+        cost = self.cost.to_json() if self.cost else {}
         pools = {
             role: pool_json(pool)
             for role in ("prefill", "decode", "colocated")
@@ -48,10 +47,11 @@ class Design:
             "gpus_total": self.deployment.gpus,
             "steady_state": self.steady_state,
             "simulated": self.simulated,
-            "usd_per_hour": self.usd_per_hour,
-            "usd_per_mtok_input": self.usd_per_mtok_input,
-            "usd_per_mtok_output": self.usd_per_mtok_output,
-            "usd_per_mtok_blended": self.usd_per_mtok_blended,
+            "usd_per_hour": cost.get("usd_per_hour"),
+            "usd_per_mtok_input": cost.get("usd_per_mtok_input"),
+            "usd_per_mtok_output": cost.get("usd_per_mtok_output"),
+            "usd_per_mtok_blended": cost.get("usd_per_mtok_blended"),
+            "cost": cost or None,
             "meets_slo": self.meets_slo,
             "checked_by": "simulation" if self.simulated else "steady state only",
             "assumptions": list(self.assumptions),

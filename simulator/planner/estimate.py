@@ -8,12 +8,13 @@ from typing import Any
 
 from hw_profiles.catalog import CatalogError, load
 from hw_profiles.profile import HardwareProfile
-from simulator.des.cost import usd_per_mtok
-from simulator.des.scenario import Deployment, Pool, Scenario
-from simulator.des.transfer import handover_s
+from simulator.des.cost import PoolCost, cost_of
+from simulator.des.scenario import Deployment, Pool, Scenario, Transfer
 from simulator.model.architecture import ModelSpec
+from simulator.model.kv import transfer_bytes
 from simulator.model.latency import StepLatency
 from simulator.model.memory import plan_memory
+from simulator.model.parallelism import Parallelism
 from simulator.planner.design import Design
 from simulator.planner.steady_state import (
     ColocatedState,
@@ -40,12 +41,19 @@ def engine_of(model: ModelSpec, pool: Pool) -> Engine:
     return Engine(model, hardware, cut, latency, memory, pool.acceptance_length)
 
 
-def usd_per_hour(pool: Pool, hardware: HardwareProfile, convention: str) -> float | None:
-    """Cost of the pool, or None where the accelerator has no price. [USD/h]"""
+def pool_cost(pool: Pool, hardware: HardwareProfile, convention: str, prefill_share: float) -> PoolCost | None:
+    """What the pool costs, or None where the accelerator has no price."""
     try:
-        return hardware.usd_per_hour(convention).usd_per_hour.value * pool.gpus
+        price = hardware.usd_per_hour(convention).usd_per_hour.value
     except CatalogError:
         return None
+    return PoolCost(pool.gpus, price, prefill_share, hardware.all_in_w)
+
+
+def handover_s(model: ModelSpec, tokens: int, hardware: HardwareProfile, cut: Parallelism, transfer: Transfer) -> float:
+    """Seconds to move the KV of `tokens` tokens over the NICs of one attention rank, nobody else transferring."""
+    bandwidth = hardware.scale_out_bandwidth * cut.gpus / cut.dp
+    return transfer.handshake_s + transfer_bytes(model, tokens) / (transfer.efficiency * bandwidth)
 
 
 def estimate(scenario: Scenario, model: ModelSpec, traffic: Traffic, deployment: Deployment) -> Design:
@@ -60,9 +68,7 @@ def estimate(scenario: Scenario, model: ModelSpec, traffic: Traffic, deployment:
         point = functools.cache(lambda n: mixed_point(engine, traffic, pool.max_tokens_per_step, n))
         state = colocated_state(traffic, engine, pool.instances, pool.max_sequences, percentile, point)
         first = then = state
-        usd = usd_per_hour(pool, engine.hardware, convention)
-        # One pool makes both kinds of token: its cost is split by busy time.
-        charged = None if usd is None else (usd * state.prefill_share, usd * (1 - state.prefill_share))
+        costs = [pool_cost(pool, engine.hardware, convention, state.prefill_share)]
         engines = [engine]
     else:
         assert deployment.prefill is not None
@@ -72,13 +78,12 @@ def estimate(scenario: Scenario, model: ModelSpec, traffic: Traffic, deployment:
         first = prefill_state(p, traffic, times, deployment.prefill.instances, percentile)
         stall = handover_s(model, round(traffic.mean_prompt), p.hardware, p.parallelism, deployment.transfer)
         then = decode_state(d, traffic, deployment.decode.instances, deployment.decode.max_sequences, stall, percentile)
-        sides = (
-            usd_per_hour(deployment.prefill, p.hardware, convention),
-            usd_per_hour(deployment.decode, d.hardware, convention),
-        )
-        charged = None if sides[0] is None or sides[1] is None else (sides[0], sides[1])
+        costs = [
+            pool_cost(deployment.prefill, p.hardware, convention, 1.0),
+            pool_cost(deployment.decode, d.hardware, convention, 0.0),
+        ]
         engines = [p, d]
-    return _design(scenario, traffic, deployment, first, then, charged, engines)
+    return _design(scenario, traffic, deployment, first, then, costs, engines)
 
 
 def _design(
@@ -87,10 +92,9 @@ def _design(
     deployment: Deployment,
     first: PrefillState | ColocatedState,
     then: DecodeState | ColocatedState,
-    charged: tuple[float, float] | None,
+    costs: Sequence[PoolCost | None],
     engines: Sequence[Engine],
 ) -> Design:
-    """charged: USD per hour for prompt tokens and for output tokens."""
     slo, p = scenario.slo, f"p{scenario.slo.percentile:g}"
     tokens_in, tokens_out = traffic.rate * traffic.mean_prompt, traffic.rate * traffic.mean_output
     e2e = first.ttft_mean_s + (traffic.mean_output - 1) * then.tpot_mean_s
@@ -104,16 +108,12 @@ def _design(
         "sequences_per_instance": then.sequences,
         "utilization": {"prefill": first.utilisation, "decode": then.utilisation},
     }
-    usd_in, usd_out = charged if charged is not None else (None, None)
-    total = None if charged is None else sum(charged)
+    known = tuple(cost for cost in costs if cost is not None)
     return Design(
         deployment=deployment,
         steady_state=state,
         simulated=None,
-        usd_per_hour=total,
-        usd_per_mtok_input=usd_per_mtok(usd_in, tokens_in),
-        usd_per_mtok_output=usd_per_mtok(usd_out, tokens_out),
-        usd_per_mtok_blended=usd_per_mtok(total, tokens_in + tokens_out),
+        cost=cost_of(known, tokens_in, tokens_out, traffic.rate) if len(known) == len(costs) else None,
         meets_slo=_within(slo.ttft_s, first.ttft_percentile_s)
         and _within(slo.tpot_s, then.tpot_percentile_s)
         and _within(slo.e2e_s, e2e),

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from simulator.des.cost import usd_per_mtok
+from simulator.des.cost import PoolCost, cost_of
 from simulator.des.scenario import Pool, Scenario
-from simulator.planner.estimate import usd_per_hour
+from simulator.planner.estimate import pool_cost
 from simulator.planner.pareto import pareto_front
 from simulator.planner.steady_state import Engine, mixed_point, prefill_times
 from simulator.planner.traffic import Traffic
@@ -25,13 +25,13 @@ def frontier(scenario: Scenario, traffic: Traffic, engines: list[Engine]) -> tup
     points: list[dict[str, Any]] = []
     for gpu in dict.fromkeys(e.hardware.name for e in engines):
         mine = [e for e in engines if e.hardware.name == gpu]
-        price = usd_per_hour(Pool(gpu=gpu), mine[0].hardware, scenario.price_convention)
+        cost = pool_cost(Pool(gpu=gpu), mine[0].hardware, scenario.price_convention, 0.0)
         for form, found in (
             ("disaggregated", _disaggregated(traffic, mine)),
             ("colocated", _colocated(traffic, mine)),
         ):
             if form in scenario.search.forms:
-                points += _fronts([_point(form, gpu, price, traffic, *row) for row in found])
+                points += _fronts([_point(form, gpu, cost, traffic, *row) for row in found])
     return tuple(points)
 
 
@@ -62,7 +62,7 @@ def _colocated(traffic: Traffic, engines: list[Engine]) -> Iterator[tuple[str, i
 
 
 def _point(
-    form: str, gpu: str, price: float | None, traffic: Traffic, cut: str, batch: int, tpot: float, rate: float
+    form: str, gpu: str, cost: PoolCost | None, traffic: Traffic, cut: str, batch: int, tpot: float, rate: float
 ) -> dict[str, Any]:
     tokens = traffic.mean_prompt + traffic.mean_output
     return {
@@ -73,7 +73,7 @@ def _point(
         "tok_s_per_user": 1 / tpot,
         "total_tok_s_per_gpu": rate * tokens,
         "output_tok_s_per_gpu": rate * traffic.mean_output,
-        "usd_per_mtok_blended": usd_per_mtok(price, rate * tokens),
+        "usd_per_mtok_blended": cost_of((cost,), rate * tokens, 0.0, rate).usd_per_mtok_blended if cost else None,
     }
 
 

@@ -7,14 +7,13 @@ from collections.abc import Callable, Iterator
 
 from hw_profiles.catalog import load
 from hw_profiles.profile import HardwareProfile
-from simulator.des.scenario import Deployment, Pool, Scenario, ScenarioError
-from simulator.des.transfer import handover_s
+from simulator.des.scenario import Deployment, Pool, Scenario, ScenarioError, Transfer
 from simulator.model.architecture import ModelSpec
 from simulator.model.memory import DoesNotFitError
 from simulator.model.presets import load_model
 from simulator.planner.check import check_designs
 from simulator.planner.design import Design, Plan, Rejections, binding_limit
-from simulator.planner.estimate import assumptions, engine_of, estimate, usd_per_hour
+from simulator.planner.estimate import assumptions, engine_of, estimate, handover_s, pool_cost
 from simulator.planner.frontier import frontier
 from simulator.planner.sizing import size_colocated, size_decode, size_prefill
 from simulator.planner.space import COLOCATED_BUDGETS, PREFILL_CHUNKS, cuts
@@ -135,7 +134,7 @@ class _Search:
 
     def _decode(self, engine: Engine) -> Iterator[Pool]:
         prompt = round(self.traffic.mean_prompt)
-        stall = handover_s(self.model, prompt, engine.hardware, engine.parallelism)
+        stall = handover_s(self.model, prompt, engine.hardware, engine.parallelism, Transfer())
         self.rejections.saw("tpot_s", engine.tpot_s(self.traffic, 1), _label(engine))
         size = size_decode(engine, self.traffic, stall, self.scenario.slo, self._most(engine))
         if size is None:
@@ -185,8 +184,8 @@ class _Search:
 
     def _cost(self, pool: Pool) -> tuple[float, int]:
         hardware = load(pool.gpu, pool.stack)
-        usd = usd_per_hour(pool, hardware, self.scenario.price_convention)
-        return (usd if usd is not None else float("inf"), pool.gpus)
+        cost = pool_cost(pool, hardware, self.scenario.price_convention, 0.0)
+        return (cost.usd_per_hour if cost else float("inf"), pool.gpus)
 
 
 def _label(engine: Engine) -> str:
