@@ -31,7 +31,7 @@ class Compressor(nn.Module):
         super().__init__()
         width = 2 * dim if overlapping else dim
         self.ratio = ratio
-        self.proj = Linear(hidden, 2 * width, make)  # values, then gate scores
+        self.proj = Linear(hidden, 2 * width, make, pieces=2)  # values, then gate scores
         self.bias = make.empty_float32(ratio, width)  # on the gate, by position within the window
         self.norm = RMSNorm(dim, eps, make)
 

@@ -29,12 +29,16 @@ class Factory:
 
 
 class Linear(nn.Module):
-    """y = x W^T (+ b). `scale` is set when the weight is stored as fp8 (128 x 128 blocks)."""
+    """y = x W^T (+ b). `scale` is set when the weight is stored as fp8 (128 x 128 blocks).
+
+    pieces: how many equal tensors a checkpoint keeps the rows in.
+    """
 
     scale: Tensor | None
 
-    def __init__(self, inputs: int, outputs: int, make: Factory, bias: bool = False) -> None:
+    def __init__(self, inputs: int, outputs: int, make: Factory, bias: bool = False, pieces: int = 1) -> None:
         super().__init__()
+        self.pieces = pieces
         self.weight = make.empty(outputs, inputs)
         self.bias = make.empty(outputs) if bias else None
         self.register_parameter("scale", None)

@@ -16,7 +16,7 @@ class SwiGLU(nn.Module):
 
     def __init__(self, hidden: int, inner: int, make: Factory, limit: float | None = None) -> None:
         super().__init__()
-        self.gate_up = Linear(hidden, 2 * inner, make)
+        self.gate_up = Linear(hidden, 2 * inner, make, pieces=2)
         self.down = Linear(inner, hidden, make)
         self.limit = limit
 

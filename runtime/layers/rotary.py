@@ -45,13 +45,13 @@ def inverse_frequencies(config: RopeConfig) -> Tensor:
 
 
 class Rotary:
-    """One RoPE's frequencies on a device."""
+    """One RoPE's frequencies, on the device of the positions it last saw."""
 
-    def __init__(self, config: RopeConfig, device: torch.device) -> None:
-        self.config = config
-        self._frequencies = inverse_frequencies(config).to(device)
+    def __init__(self, config: RopeConfig) -> None:
+        self._frequencies = inverse_frequencies(config)
         self._factor = config.yarn.attention_factor if config.yarn else 1.0
 
     def __call__(self, positions: Tensor) -> Angles:
+        self._frequencies = self._frequencies.to(positions.device)
         radians = positions.float()[:, None] * self._frequencies
         return Angles(radians.cos() * self._factor, radians.sin() * self._factor)

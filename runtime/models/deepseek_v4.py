@@ -88,8 +88,8 @@ class DeepseekV4(Model):
         self.hc_head = HyperHead(streams, config, make)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, make)
         self.mtp = MtpHead(config, make) if config.num_mtp_layers else None
-        self.rotary = Rotary(attention.rope, make.device)
-        self.compress_rotary = Rotary(attention.compress_rope, make.device)
+        self.rotary = Rotary(attention.rope)
+        self.compress_rotary = Rotary(attention.compress_rope)
 
     def forward(self, batch: StepBatch, cache: KVCache) -> Tensor:
         plain, compressed = self.rotary(batch.positions), self.compress_rotary(batch.positions)

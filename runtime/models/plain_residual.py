@@ -56,7 +56,7 @@ class PlainResidual(Model):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, make)
         self.mtp = MtpHead(config, make) if config.num_mtp_layers else None
         assert isinstance(config.attention, LatentAttention | GroupedAttention)
-        self.rotary = Rotary(config.attention.rope, make.device)
+        self.rotary = Rotary(config.attention.rope)
 
     def forward(self, batch: StepBatch, cache: KVCache) -> Tensor:
         angles = self.rotary(batch.positions)
