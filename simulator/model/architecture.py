@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 WeightDtype = Literal["fp32", "bf16", "fp8", "int8", "fp4", "int4"]
+Shard = Literal["column", "row", "replicated"]
 
 # Stored bytes of one parameter, block scales included: fp8 with one f32 scale per 128x128 block,
 # fp4 with one ue8m0 byte per 32 (mxfp4), int4 with one bf16 scale per 32.
@@ -32,7 +33,7 @@ class Linear:
     outputs: int
     dtype: WeightDtype
     groups: int = 1  # block-diagonal: each group maps inputs/groups to outputs/groups
-    shard: Literal["column", "row", "replicated"] = "replicated"  # how tensor parallelism cuts it
+    shard: Shard = "replicated"  # how tensor parallelism cuts it
     bias: bool = False
     rows_per_token: int = 1  # applied to that many rows of one token (the streams of mHC)
     bytes_per_param: float | None = None  # where the scales differ from BYTES_PER_PARAM[dtype]
@@ -108,6 +109,8 @@ class AttentionSpec:
     core_dtype: WeightDtype = "bf16"  # precision of the attention core's matrix products
     kv_dtype: WeightDtype = "bf16"  # storage of the entries, for reports
     compressor: CompressorState | None = None  # what state_bytes is made of, where it is a compressor's
+    # Recurrent layers only: FLOP of one token's update and read of the state (which is read and written whole).
+    state_flops_per_token: float = 0.0
 
     @property
     def linear_params(self) -> int:

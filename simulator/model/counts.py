@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 
 from simulator.model.architecture import LayerSpec, Linear, ModelSpec
 
@@ -30,18 +30,15 @@ def _layer_params(layers: Iterable[LayerSpec]) -> int:
     return sum(_fixed_params(layer) + layer.ffn.experts * layer.ffn.expert_params for layer in layers)
 
 
-def _bytes_by_dtype(layers: Iterable[LayerSpec], linears: Iterable[Linear], other: float) -> Counter[str]:
-    found: Counter[str] = Counter()
-    for linear in linears:
-        found[linear.dtype] += linear.weight_bytes  # type: ignore[assignment]  # Counter of floats
+def _bytes_by_dtype(layers: Sequence[LayerSpec], linears: Sequence[Linear], other_bytes: float) -> dict[str, float]:
+    found: defaultdict[str, float] = defaultdict(float)
+    for linear in [*linears, *(linear for layer in layers for linear in _linears(layer))]:
+        found[linear.dtype] += linear.weight_bytes
     for layer in layers:
-        for linear in _linears(layer):
-            found[linear.dtype] += linear.weight_bytes  # type: ignore[assignment]
         if layer.ffn.experts:
-            found[layer.ffn.expert_dtype] += layer.ffn.experts * layer.ffn.expert_bytes  # type: ignore[assignment]
-        other += _other_bytes(layer)
-    found["other"] += other  # type: ignore[assignment]
-    return found
+            found[layer.ffn.expert_dtype] += layer.ffn.experts * layer.ffn.expert_bytes
+    found["other"] = other_bytes + sum(_other_bytes(layer) for layer in layers)
+    return dict(found)
 
 
 def params_total(model: ModelSpec) -> int:
@@ -73,7 +70,7 @@ def draft_params(model: ModelSpec) -> int:
 def weight_bytes_by_dtype(model: ModelSpec) -> dict[str, float]:
     """Stored bytes by storage type, scales included; norms, tables and stream mixing under "other". [B]"""
     ends = [model.lm_head] if model.tied_embedding else [model.embedding, model.lm_head]
-    return dict(_bytes_by_dtype(model.layers, ends, model.other_param_bytes))
+    return _bytes_by_dtype(model.layers, ends, model.other_param_bytes)
 
 
 def weight_bytes(model: ModelSpec) -> float:
@@ -86,7 +83,7 @@ def draft_weight_bytes(model: ModelSpec) -> float:
     if model.draft is None:
         return 0.0
     draft = model.draft
-    return float(_bytes_by_dtype(draft.layers, draft.linears, draft.other_param_bytes).total())
+    return sum(_bytes_by_dtype(draft.layers, draft.linears, draft.other_param_bytes).values())
 
 
 def expert_weight_bytes(model: ModelSpec) -> float:

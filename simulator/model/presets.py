@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,38 +31,42 @@ def _key(name: str) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f"{path} cannot be read as a model configuration: {error}") from error
     try:
         config = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ModelError(f"{path} is not JSON: {error.msg} at line {error.lineno}") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(config, dict):
         raise ModelError(f"{path} holds a {type(config).__name__}, expected a JSON object (a config.json)")
     return config
 
 
+def _is_name(text: str) -> bool:
+    """Whether `text` reads as a model's name, maybe with its organisation, rather than as a path."""
+    return text.count("/") <= 1 and not text.startswith((".", "/", "~")) and not text.endswith(".json")
+
+
 def _find(name_or_path: str) -> tuple[str, Path, str]:
     """Model's name, its file, and how messages call it."""
-    preset = _FOLDER / f"{_key(name_or_path)}.json"
-    path = Path(name_or_path)
-    if path.is_dir() and (path / "config.json").exists():
+    key = _key(name_or_path)
+    path = Path(name_or_path).expanduser()
+    if "/" not in name_or_path and key in names():
+        return key, _FOLDER / f"{key}.json", key
+    if os.path.isfile(path / "config.json"):
         path = path / "config.json"
-    if path.is_file():
+    if os.path.isfile(path):
         name = path.resolve().parent.name if path.name == "config.json" else path.stem
         return name, path, str(path)
-    if _key(name_or_path) in names():
-        return preset.stem, preset, preset.stem
-    if _key(name_or_path) in _UNCOUNTABLE_NAMES:
-        reason = UNCOUNTABLE[_UNCOUNTABLE_NAMES[_key(name_or_path)]]
-        raise ModelError(f"{_key(name_or_path)} cannot be counted: {reason}")
-    if path.suffix == ".json" or path.is_dir():
+    if not _is_name(name_or_path):
         raise ModelError(f"no model configuration at {path}; give a config.json or a preset's name")
-    near = close_matches(_key(name_or_path), names())
-    raise ModelError(
-        f"unknown model {name_or_path!r}{near or '; known: ' + ', '.join(names())} (or give the path of a config.json)"
-    )
+    if key in names():
+        return key, _FOLDER / f"{key}.json", key
+    if key in _UNCOUNTABLE_NAMES:
+        raise ModelError(f"{key} cannot be counted: {UNCOUNTABLE[_UNCOUNTABLE_NAMES[key]]}")
+    near = close_matches(key, names()) or f"; known: {', '.join(names())}"
+    raise ModelError(f"unknown model {name_or_path!r}{near} (or give the path of a config.json)")
 
 
 @cache

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from simulator.model.architecture import ModelSpec
-from simulator.model.families import deepseek_v4, gqa, mla
+from simulator.model.families import deepseek_v4, gqa, kimi_linear, mla
 from simulator.model.families.blocks import Context
 from simulator.model.families.quantisation import read_quantisation
 from simulator.model.families.reader import ConfigReader, ModelError, close_matches
@@ -17,6 +17,7 @@ _BUILDERS: dict[str, Callable[[Context, str], ModelSpec]] = {
     "deepseek_v2": mla.build,
     "deepseek_v3": mla.build,
     "kimi_k2": mla.build,
+    "kimi_linear": kimi_linear.build,
     "deepseek_v32": mla.build,
     "glm_moe_dsa": mla.build,
     "deepseek_v4": deepseek_v4.build,
@@ -30,6 +31,8 @@ _BUILDERS: dict[str, Callable[[Context, str], ModelSpec]] = {
     "minimax_m2": gqa.build_minimax_m2,
     "gpt_oss": gqa.build_gpt_oss,
 }
+
+_MOST_LAYERS = 10_000  # far above any model; keeps a slip of the pen from filling the memory
 
 # Families whose public configuration does not determine their weights.
 UNCOUNTABLE: dict[str, str] = {
@@ -81,6 +84,12 @@ def spec_from_config(
             f"model_type {family!r} is not supported"
             + (close_matches(family, _BUILDERS) or f"; use one of {', '.join(supported_families())}")
         )
-    quantisation = read_quantisation(reader, reader.integer("num_hidden_layers"))
+    layers = reader.integer("num_hidden_layers")
+    if layers > _MOST_LAYERS:
+        raise reader.fail(f"key 'num_hidden_layers' is {layers}, expected at most {_MOST_LAYERS}")
+    quantisation = read_quantisation(reader, layers)
     ctx = Context(reader, name, quantisation, kv_dtype, index_dtype, list(notes))
-    return _BUILDERS[family](ctx, family)
+    model = _BUILDERS[family](ctx, family)
+    if index_dtype is not None and all(layer.attention.indexer is None for layer in model.layers):
+        raise reader.fail(f"index_dtype={index_dtype!r} was asked for a model without an indexer; leave it out")
+    return model

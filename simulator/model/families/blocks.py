@@ -13,9 +13,10 @@ from simulator.model.architecture import (
     Linear,
     ModelSpec,
     MoeSpec,
+    Shard,
     WeightDtype,
 )
-from simulator.model.families.kv_layout import check_kv_dtype, gqa_entry_bytes
+from simulator.model.families.kv_layout import check_index_dtype, check_kv_dtype, gqa_entry_bytes
 from simulator.model.families.quantisation import Part, Quantisation, Storage
 from simulator.model.families.reader import ConfigReader
 
@@ -46,6 +47,13 @@ class Context:
         self.note(f"KV cache stored in {default} (a serving choice, not in the configuration)")
         return default
 
+    def index(self, default: WeightDtype) -> WeightDtype:
+        """Storage and score precision of index keys, in the same manner."""
+        if self.index_dtype is not None:
+            return check_index_dtype(self.index_dtype)
+        self.note(f"index keys stored and scored in {default} (a serving choice, not in the configuration)")
+        return default
+
     def note(self, sentence: str) -> None:
         if sentence not in self.notes:
             self.notes.append(sentence)
@@ -56,21 +64,20 @@ class Context:
         name: str,
         inputs: int,
         outputs: int,
-        shard: str = "replicated",
+        shard: Shard = "replicated",
         bias: bool = False,
         rows_per_token: int = 1,
         groups: int = 1,
     ) -> Linear:
         """A projection stored as its part is; `part` None keeps it in the plain type."""
         storage: Storage = self.quantisation.of(part) if part else self.quantisation.plain
-        assert shard in ("column", "row", "replicated")
         return Linear(
             name,
             inputs,
             outputs,
             storage.dtype,
             groups=groups,
-            shard=shard,  # type: ignore[arg-type]
+            shard=shard,
             bias=bias,
             rows_per_token=rows_per_token,
             bytes_per_param=storage.bytes_per_param,
@@ -215,12 +222,13 @@ def whole_model(
     reader = ctx.reader
     hidden, vocab = reader.integer("hidden_size"), reader.integer("vocab_size")
     norm_bytes = ctx.plain_bytes if norm_bytes is None else norm_bytes
+    positions = reader.first_of("max_position_embeddings", "model_max_length")  # Kimi Linear has the second
     return ModelSpec(
         name=ctx.name,
         family=family,
         hidden=hidden,
         vocab=vocab,
-        max_positions=reader.integer("max_position_embeddings"),
+        max_positions=reader.integer(positions),
         layers=tuple(layers),
         draft=draft,
         embedding=ctx.linear(None, "embedding", vocab, hidden),

@@ -75,7 +75,7 @@ def _attention(ctx: Context, ratio: int) -> AttentionSpec:
     heads, head_dim = reader.integer("num_attention_heads"), reader.integer("head_dim")
     q_rank = reader.integer("q_lora_rank")
     groups, o_rank = reader.integer("o_groups"), reader.integer("o_lora_rank")
-    rope = reader.integer("qk_rope_head_dim", default=64)
+    rope = reader.integer("qk_rope_head_dim", default=head_dim // 8)  # as transformers fills it in
     if heads % groups:
         raise reader.fail(f"o_groups={groups} does not divide num_attention_heads={heads}")
     dtype = ctx.kv("fp8")
@@ -146,15 +146,13 @@ def _compressor_state(main: _Compressor, row_bytes: float) -> CompressorState:
 
 def _indexer(ctx: Context) -> Indexer:
     head_dim = ctx.reader.integer("index_head_dim")
-    dtype = ctx.index_dtype or "fp4"
-    if ctx.index_dtype is None:
-        ctx.note("index keys stored and scored in fp4 (a serving choice; fp8 takes 132 B instead of 68 B)")
+    dtype = ctx.index("fp4")
     return Indexer(
         heads=ctx.reader.integer("index_n_heads"),
         head_dim=head_dim,
         topk=ctx.reader.integer("index_topk"),
         key_bytes=index_key_bytes(head_dim, dtype),
-        dtype=dtype,  # type: ignore[arg-type]  # index_key_bytes has checked it
+        dtype=dtype,
     )
 
 
@@ -195,7 +193,7 @@ def _routing(reader: ConfigReader, layers: int) -> list[bool]:
     if reader.has("mlp_layer_types") and not reader.has("num_hash_layers"):
         types = reader.choices("mlp_layer_types", ("hash_moe", "moe"), least=layers)[:layers]
         return [kind == "hash_moe" for kind in types]
-    hashed = reader.integer("num_hash_layers", default=0, minimum=0)
+    hashed = reader.integer("num_hash_layers", minimum=0)
     return [i < hashed for i in range(layers)]
 
 

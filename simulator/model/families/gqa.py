@@ -83,7 +83,7 @@ def build_qwen3_moe(ctx: Context, family: str) -> ModelSpec:
     attention = gqa_attention(ctx, head_dim=head_dim, qkv_bias=bias, out_bias=bias, norm_params=2 * head_dim)
     routed = moe_ffn(
         ctx,
-        experts=reader.integer("num_experts"),
+        experts=reader.integer(reader.first_of("num_experts", "num_local_experts")),
         experts_per_token=reader.integer("num_experts_per_tok"),
         width=reader.integer("moe_intermediate_size"),
     )

@@ -5,20 +5,27 @@ Sources: FlashMLA (584 B and 656 B rows), DeepGEMM and SGLang indexer caches (68
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import cast
 
 from simulator.model.architecture import WeightDtype
 from simulator.model.families.reader import ModelError
 
-KvDtype = Literal["bf16", "fp8"]
-IndexDtype = Literal["bf16", "fp8", "fp4"]
+KV_DTYPES: tuple[WeightDtype, ...] = ("bf16", "fp8")
+INDEX_DTYPES: tuple[WeightDtype, ...] = ("fp4", "fp8", "bf16")
 
 
 def check_kv_dtype(dtype: str) -> WeightDtype:
     """`dtype` if KV can be stored in it."""
-    if dtype == "bf16" or dtype == "fp8":
-        return "bf16" if dtype == "bf16" else "fp8"
-    raise ModelError(f"kv_dtype={dtype!r} is not supported; use bf16 or fp8")
+    if dtype not in KV_DTYPES:
+        raise ModelError(f"kv_dtype={dtype!r} is not supported; use bf16 or fp8")
+    return cast(WeightDtype, dtype)
+
+
+def check_index_dtype(dtype: str) -> WeightDtype:
+    """`dtype` if index keys can be stored in it."""
+    if dtype not in INDEX_DTYPES:
+        raise ModelError(f"index_dtype={dtype!r} is not supported; use fp4, fp8 or bf16")
+    return cast(WeightDtype, dtype)
 
 
 def gqa_entry_bytes(kv_heads: int, qk_dim: int, v_dim: int, dtype: WeightDtype) -> float:
@@ -54,7 +61,7 @@ def shared_kv_entry_bytes(head_dim: int, rope: int, dtype: WeightDtype) -> float
     return 2.0 * head_dim
 
 
-def index_key_bytes(head_dim: int, dtype: str) -> float:
+def index_key_bytes(head_dim: int, dtype: WeightDtype) -> float:
     """Indexer key: fp4 with a ue8m0 scale per 32, fp8 with one f32 scale, or bf16.
 
     >>> [index_key_bytes(128, dtype) for dtype in ("fp4", "fp8", "bf16")]
@@ -62,8 +69,4 @@ def index_key_bytes(head_dim: int, dtype: str) -> float:
     """
     if dtype == "fp4":
         return head_dim / 2 + head_dim / 32
-    if dtype == "fp8":
-        return head_dim + 4.0
-    if dtype == "bf16":
-        return 2.0 * head_dim
-    raise ModelError(f"index_dtype={dtype!r} is not supported; use fp4, fp8 or bf16")
+    return head_dim + 4.0 if dtype == "fp8" else 2.0 * head_dim

@@ -14,7 +14,7 @@ from simulator.model.families.blocks import (
 from simulator.model.families.kv_layout import index_key_bytes, mla_entry_bytes
 
 
-def latent_attention(ctx: Context, indexer: Indexer | None) -> AttentionSpec:
+def latent_attention(ctx: Context, indexer: Indexer | None, output_gate: bool = False) -> AttentionSpec:
     """MLA: one latent of kv_lora_rank + rope per token for all heads.
 
     Decode runs absorbed (scores over latent + rope, values of latent width); prefill decompressed.
@@ -42,6 +42,8 @@ def latent_attention(ctx: Context, indexer: Indexer | None) -> AttentionSpec:
         ctx.linear("attention", "kv_b_proj", latent, heads * (nope + v_dim), "column"),
         ctx.linear("attention", "o_proj", heads * v_dim, hidden, "row", bias),
     ]
+    if output_gate:
+        linears.append(ctx.linear("attention", "gate_proj", hidden, heads * v_dim, "column"))
     other = latent + (q_rank or 0)
     if indexer is not None and indexer.shares_layer is None:
         if q_rank is None:
@@ -77,14 +79,14 @@ def read_indexer(ctx: Context, shares_layer: int | None = None) -> Indexer:
     """Lightning indexer of DSA; scores in the type its keys are stored in (fp8 unless asked otherwise)."""
     reader = ctx.reader
     head_dim = reader.integer("index_head_dim")
-    dtype = ctx.index_dtype or "fp8"
+    dtype = ctx.index("fp8")
     key_bytes = index_key_bytes(head_dim, dtype)
     return Indexer(
         heads=reader.integer("index_n_heads"),
         head_dim=head_dim,
         topk=reader.integer("index_topk"),
         key_bytes=key_bytes if shares_layer is None else 0.0,
-        dtype=dtype,  # type: ignore[arg-type]  # index_key_bytes has checked it
+        dtype=dtype,
         shares_layer=shares_layer,
     )
 

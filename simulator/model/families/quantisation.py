@@ -60,7 +60,7 @@ def _ignored(patterns: list[str], part: Part, layers: int) -> bool:
 
 
 def _plain(reader: ConfigReader) -> Storage:
-    key = "dtype" if reader.has("dtype") else "torch_dtype"
+    key = reader.first_of("dtype", "torch_dtype")
     name = reader.text(key, "bfloat16")
     if name not in _TORCH_DTYPES:
         raise reader.fail(f"key {key!r} is {name!r}, expected one of {', '.join(_TORCH_DTYPES)}")
@@ -96,12 +96,12 @@ def read_quantisation(reader: ConfigReader, layers: int) -> Quantisation:
         return Quantisation(plain, {}, plain.dtype)
     q = reader.section("quantization_config")
     method = q.text("quant_method", "")
-    ignore_key = next((k for k in ("ignore", "modules_to_not_convert", "ignored_layers") if q.has(k)), None)
-    patterns = q.config[ignore_key] if ignore_key else None
+    ignore_key = q.first_of("ignore", "modules_to_not_convert", "ignored_layers")
+    patterns = q.config.get(ignore_key)
     if patterns is not None and not (
         isinstance(patterns, list) and all(isinstance(pattern, str) for pattern in patterns)
     ):
-        raise q.fail(f"key {ignore_key!r} is not a list of strings")
+        raise q.fail(f"key {ignore_key!r} is {patterns!r:.60}, expected a list of strings")
 
     parts: tuple[Part, ...] = ("attention", "dense_ffn", "shared_expert", "expert")
     assumptions: tuple[str, ...] = ()
@@ -115,19 +115,23 @@ def read_quantisation(reader: ConfigReader, layers: int) -> Quantisation:
         assumptions = ("mxfp4 experts multiply in bf16 after dequantisation (weight-only)",)
     elif method == "compressed-tensors":
         storage, compute = _compressed_tensors(q)
-        if patterns is None and storage.dtype in ("int4", "fp4"):
-            # Checkpoints of these families quantise routed experts alone.
+        routed = reader.has(reader.first_of("n_routed_experts", "num_experts", "num_local_experts"))
+        if patterns is None and routed and compute == "bf16":
+            # Weight-only checkpoints of the routed families here quantise the experts alone.
             parts = ("expert",)
             assumptions = ("only routed experts are quantised (the configuration has no ignore list)",)
         if compute == "bf16":
-            assumptions += (f"{storage.dtype} experts multiply in bf16 after dequantisation (weight-only)",)
+            assumptions += (f"{storage.dtype} weights multiply in bf16 after dequantisation (weight-only)",)
     else:
         raise q.fail(
             f"quant_method {method!r} is not supported; use fp8, mxfp4, compressed-tensors or leave "
             "quantization_config out"
         )
     if patterns:
-        parts = tuple(part for part in parts if not _ignored(patterns, part, layers))
+        try:
+            parts = tuple(part for part in parts if not _ignored(patterns, part, layers))
+        except re.error as error:
+            raise q.fail(f"key {ignore_key!r} holds a bad regular expression: {error}") from error
     return Quantisation(
         plain,
         dict.fromkeys(parts, storage),

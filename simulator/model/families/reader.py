@@ -38,6 +38,10 @@ class ConfigReader:
         """Whether `key` is there with something in it (null counts as absent, as transformers writes it)."""
         return self.config.get(key) is not None
 
+    def first_of(self, *keys: str) -> str:
+        """The first of `keys` that is there; the first of all where none is."""
+        return next((key for key in keys if self.has(key)), keys[0])
+
     def _get(self, key: str, expected: str) -> Any:
         if not self.has(key):
             raise self.fail(
