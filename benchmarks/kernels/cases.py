@@ -12,16 +12,22 @@ from torch import Tensor
 
 from runtime.kernels.fp8_gemm import fp8_gemm
 from runtime.kernels.grouped_gemm import grouped_gemm1, grouped_gemm2_combine
+from runtime.kernels.mhc import mhc_head, mhc_post, mhc_pre
 from runtime.kernels.moe_align import moe_align, permute_tokens
 from runtime.kernels.norm_rope_store import norm_rope_store
 from runtime.kernels.quantize import quantize_fp8
 from runtime.kernels.rms_norm import rms_norm
 from runtime.kernels.rope import rope
+from runtime.kernels.router_gate import router_gate
+from runtime.kernels.sampling import sample
 from runtime.kernels.store_rows import store_rows
+from runtime.kernels.topk import top_k
 from runtime.ops import tile_rows
 
 HIDDEN, HEADS, HEAD_DIM, ROPE_PAIRS = 4096, 64, 512, 32
 EXPERTS, TOP_K, INTER = 256, 6, 2048
+STREAMS, VOCABULARY = 4, 129280
+CONTEXT, CSA_RATIO, INDEX_TOP_K = 32768, 4, 512
 
 
 @dataclass(frozen=True)
@@ -172,7 +178,67 @@ def moe_cases(tokens: int) -> list[Case]:
     return cases
 
 
+def mhc_cases(tokens: int) -> list[Case]:
+    mixes = (2 + STREAMS) * STREAMS
+    stream_bytes = tokens * STREAMS * HIDDEN * 2
+
+    def build_pre(device: torch.device) -> Callable[[], object]:
+        x, fn = normal(device, tokens, STREAMS, HIDDEN), positive(device, mixes, STREAMS * HIDDEN)
+        base, scale = positive(device, mixes), positive(device, 3)
+        return lambda: mhc_pre(x, fn, base, scale, 1e-6, 1e-6, 20)
+
+    def build_post(device: torch.device) -> Callable[[], object]:
+        x, y = normal(device, tokens, STREAMS, HIDDEN), normal(device, tokens, HIDDEN)
+        post, comb = positive(device, tokens, STREAMS), positive(device, tokens, STREAMS, STREAMS)
+        return lambda: mhc_post(x, y, post, comb)
+
+    def build_head(device: torch.device) -> Callable[[], object]:
+        x, fn = normal(device, tokens, STREAMS, HIDDEN), positive(device, STREAMS, STREAMS * HIDDEN)
+        base, scale = positive(device, STREAMS), positive(device, 1)
+        return lambda: mhc_head(x, fn, base, scale, 1e-6, 1e-6)
+
+    # Projection and collapse each read the streams: a row is longer than a program can keep.
+    return [
+        Case(f"mhc_pre_{tokens}", build_pre, 0, 2 * stream_bytes + tokens * HIDDEN * 2),
+        Case(f"mhc_post_{tokens}", build_post, 0, 2 * stream_bytes + tokens * HIDDEN * 2),
+        Case(f"mhc_head_{tokens}", build_head, 0, 2 * stream_bytes + tokens * HIDDEN * 2),
+    ]
+
+
+def choice_cases(tokens: int) -> list[Case]:
+    """Ops that pick: experts, indexer entries, tokens."""
+    entries, chosen = CONTEXT // CSA_RATIO, INDEX_TOP_K
+
+    def build_gate(device: torch.device) -> Callable[[], object]:
+        logits, bias = normal(device, tokens, EXPERTS, dtype=torch.float32), positive(device, EXPERTS)
+        return lambda: router_gate(logits, TOP_K, "sqrtsoftplus", bias, True, 1.5)
+
+    def build_top_k(device: torch.device) -> Callable[[], object]:
+        scores = normal(device, tokens, entries, dtype=torch.float32)
+        lengths = torch.full((tokens,), entries, dtype=torch.int32, device=device)
+        return lambda: top_k(scores, lengths, chosen)
+
+    return [
+        Case(f"router_gate_{tokens}", build_gate, 0, tokens * (EXPERTS * 4 + TOP_K * 8)),
+        Case(f"top_k_{tokens}", build_top_k, 0, tokens * (entries + chosen) * 4),
+    ]
+
+
+def sample_cases(rows: int) -> list[Case]:
+    def build(device: torch.device) -> Callable[[], object]:
+        logits = normal(device, rows, VOCABULARY, dtype=torch.float32)
+        heat, share = positive(device, rows), torch.full((rows,), 0.9, device=device)
+        kept = torch.full((rows,), 50, dtype=torch.int32, device=device)
+        seeds = torch.arange(rows, device=device)
+        steps = torch.zeros(rows, dtype=torch.int32, device=device)
+        return lambda: sample(logits, heat, kept, share, seeds, steps)
+
+    return [Case(f"sample_{rows}", build, 0, rows * VOCABULARY * 4)]
+
+
 PREFILL, DECODE = 8192, 64
+_BOTH = (norm_cases, fp8_cases, moe_cases, mhc_cases, choice_cases)
 CASES: list[Case] = [
-    case for tokens in (PREFILL, DECODE) for make in (norm_cases, fp8_cases, moe_cases) for case in make(tokens)
+    *(case for tokens in (PREFILL, DECODE) for make in _BOTH for case in make(tokens)),
+    *sample_cases(DECODE),
 ]

@@ -32,9 +32,9 @@ def philox(seed: np.ndarray, counter: np.ndarray) -> np.ndarray:
 
 
 def uniform(seeds: Tensor, steps: Tensor) -> Tensor:
-    """One float32 in (0, 1) for each (seed, step): 24 random bits centred in their cell, so never 0 or 1."""
+    """One float32 in (0, 1) for each (seed, step): 23 random bits, centred in their cell, so never 0 or 1."""
     bits = philox(seeds.cpu().numpy().view(np.uint64), steps.cpu().numpy().astype(np.uint64))
-    values = ((bits >> np.uint64(8)).astype(np.float64) + 0.5) / 2.0**24
+    values = ((bits >> np.uint64(9)).astype(np.float64) + 0.5) / 2.0**23
     return torch.from_numpy(values.astype(np.float32)).to(seeds.device)
 
 
