@@ -206,8 +206,9 @@ class Cluster:
         journal.status[request] = status
         journal.finish_s[request] = self.env.now
         self._done += 1
-        if self._progress is not None and self._done % self._progress_every == 0:
-            self._progress(self._done, len(self.requests))
+        total = len(self.requests)
+        if self._progress is not None and (self._done % self._progress_every == 0 or self._done == total):
+            self._progress(self._done, total)
 
     def _snapshot(self) -> Snapshot:
         usage = {self.spec.entry.name: [instance.usage() for instance in self.entry]}

@@ -1,0 +1,100 @@
+"""Speed of the discrete-event cluster: `python -m benchmarks.des --requests N --json FILE`.
+
+Plays N requests with the lengths of a public conversation trace on 8 prefill and 8 decode instances. CPU seconds
+and peak memory are of this process, drawing of the workload and percentiles included, reading of presets not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hw_profiles.catalog import load
+from simulator.des.cluster import play
+from simulator.des.scenario import Deployment, Scenario, parse_scenario
+from simulator.des.workload import Requests, draw_arrivals
+from simulator.model.presets import load_model
+
+# Token counts at every 5% of the Azure LLM inference trace 2023, conversation (CC-BY 4.0,
+# github.com/Azure/AzurePublicDataset).
+# fmt: off
+PROMPT_QUANTILES = (2, 181, 207, 372, 387, 396, 403, 414, 703, 984, 1020, 1045, 1071, 1097, 1130, 1189, 1315, 1876,
+                    2734, 4083, 14050)
+OUTPUT_QUANTILES = (7, 41, 54, 67, 77, 85, 91, 96, 103, 113, 129, 151, 177, 217, 384, 395, 400, 411, 424, 451, 1000)
+# fmt: on
+RATE = 70.0  # requests per second
+
+
+def scenario() -> Scenario:
+    """8 prefill and 8 decode instances of 8 accelerators; the workload section only names the lengths."""
+    pool = {"gpu": "h200_sxm", "instances": 8, "tp": 8, "max_sequences": 256}
+    return parse_scenario(
+        {
+            "model": "qwen3-235b-a22b",
+            "workload": {"kind": "open_loop", "rate": RATE, "prompt": 1155, "output": 211},
+            "slo": {"ttft_s": 2.0, "tpot_s": 0.05},
+            "deployment": {"prefill": pool, "decode": pool},
+        }
+    )
+
+
+def conversation(count: int, seed: int) -> Requests:
+    """`count` requests, lengths by interpolation between the quantiles, Poisson arrivals."""
+    arrivals, prompts, outputs = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(3))
+    grid = np.linspace(0, 1, len(PROMPT_QUANTILES))
+
+    def lengths(quantiles: tuple[int, ...], rng: np.random.Generator) -> Any:
+        return np.rint(np.interp(rng.random(count), grid, quantiles)).astype(np.int64)
+
+    return Requests(
+        lengths(PROMPT_QUANTILES, prompts),
+        lengths(OUTPUT_QUANTILES, outputs),
+        arrival_s=draw_arrivals(RATE, 1.0, count, arrivals),
+    )
+
+
+def measure(count: int, seed: int = 0) -> dict[str, Any]:
+    """One run: requests per CPU second, peak resident memory, and what came out of it."""
+    chosen = scenario()
+    deployment = chosen.deployment
+    assert isinstance(deployment, Deployment)
+    model = load_model(chosen.model)
+    profiles = {f"{pool.gpu}@{pool.stack}": load(pool.gpu, pool.stack) for pool in deployment.pools}
+    start = time.process_time()
+    requests = conversation(count, seed)
+    result = play(chosen, deployment, model, profiles, requests, np.random.default_rng(seed))
+    summary = result.summary()
+    cpu_s = time.process_time() - start
+    return {
+        "requests": count,
+        "requests_per_s": count / cpu_s,
+        "cpu_s": cpu_s,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "steps": sum(int(pool["steps"]) for pool in summary["utilization"].values()),
+        "summary": summary,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    report = measure(options.requests, options.seed)
+    print(
+        f"{report['requests']:,} requests: {report['cpu_s']:.2f} s of CPU, {report['requests_per_s']:,.0f} requests/s, "
+        f"{report['peak_mib']:.0f} MiB, {report['steps'] / report['requests']:.1f} steps a request"
+    )
+    if options.json is not None:
+        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
