@@ -165,3 +165,19 @@ def test_kv_types_that_cannot_be_are_refused() -> None:
         presets.load_model("deepseek-v3.2", index_dtype="int2")
     with pytest.raises(ModelError, match="without an indexer"):
         presets.load_model("llama-3.1-8b", index_dtype="fp8")
+
+
+@pytest.mark.parametrize("name", ["deepseek-v4-pro", "glm-5.2", "gpt-oss-20b", "kimi-k3", "kimi-k2.5"])
+def test_no_wrong_value_of_any_key_gets_past_the_reader(name: str) -> None:
+    """Whatever stands in a key, the model loads or one sentence says why not; nothing else is raised."""
+    config = json.loads((Path(presets.__file__).parent / "data/models" / f"{name}.json").read_text())
+    refused = 0
+    for key in config:
+        for value in (None, 0, -1, True, 1.5, "x", [], [{}], {}, {"a": 1}):
+            try:
+                spec_from_config({**config, key: value}, "mine")
+            except ModelError as error:
+                refused += 1
+                assert str(error).startswith("mine")
+                _one_sentence(str(error))
+    assert refused > 5 * len(config) / 2
