@@ -185,6 +185,7 @@ def _ffn(ctx: Context, hashed: bool) -> MoeSpec:
     if dtype is not None and dtype != ffn.expert_dtype:
         # fp4 experts multiply with fp8 activations, at the fp8 rate (DeepGEMM fp8 x fp4)
         ffn = replace(ffn, expert_dtype=dtype, expert_bytes_per_param=None, expert_compute="fp8")
+    # The token-to-expert table of a hash layer (a few MB of integers) is left out of parameters and bytes.
     return replace(ffn, routing="hash") if hashed else ffn
 
 
