@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
+import triton
 
 ARCHITECTURES = ("sm80", "sm90", "sm100", "gfx942")
 
@@ -61,6 +62,23 @@ _GROUPED = {
     ("interpreter", "float"): Tile(0, 32, 64),
     ("interpreter", "fp8"): Tile(0, 32, 128),
     ("interpreter", "fp4"): Tile(0, 32, 128),
+}
+
+# Attention: m query rows (heads of one token, or tokens of one head), n keys a step. Wide: value rows over 128
+# columns, whose accumulator takes half of the registers.
+_ATTENTION_WIDE = {
+    "sm80": Tile(16, 32, 0, 4, 2),
+    "sm90": Tile(64, 64, 0, 8, 2),
+    "sm100": Tile(64, 64, 0, 8, 2),
+    "gfx942": Tile(16, 32, 0, 4, 1),
+    "interpreter": Tile(16, 32, 0),
+}
+_ATTENTION = {
+    "sm80": Tile(64, 64, 0, 4, 2),
+    "sm90": Tile(128, 64, 0, 8, 3),
+    "sm100": Tile(128, 64, 0, 8, 3),
+    "gfx942": Tile(64, 64, 0, 4, 1),
+    "interpreter": Tile(16, 32, 0),
 }
 
 _forced: list[str] = []
@@ -122,6 +140,13 @@ def grouped_tile(device: torch.device, weight: torch.Tensor, block_m: int) -> Ti
     if block_m > 32 or arch == "interpreter":
         return replace(tile, m=block_m)
     return replace(tile, m=block_m, warps=4, stages=tile.stages + (tile.stages > 1))  # small tile: deeper pipeline
+
+
+def attention_tile(device: torch.device, rows: int, wide: bool = True) -> Tile:
+    """m is at most what `rows` need, and at least the 16 a matrix unit takes."""
+    tile = (_ATTENTION_WIDE if wide else _ATTENTION)[architecture_of(device)]
+    m = max(16, min(tile.m, triton.next_power_of_2(rows)))
+    return replace(tile, m=m, warps=4 if m < 64 else tile.warps)
 
 
 def uses_descriptors(device: torch.device) -> bool:

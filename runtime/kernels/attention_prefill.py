@@ -1,0 +1,272 @@
+"""Attention of prefill chunks.
+
+Window attention runs one token a program: all its heads share one key-value head and the same selected entries, so
+the heads are the rows of the matrix product. Paged attention runs a tile of tokens of one head a program.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from runtime.kernels.attention_step import LOG2_E, attend, dot_precision
+from runtime.kernels.configs import attention_tile
+
+
+@triton.jit
+def _window_prefill_kernel(
+    q,
+    kv,
+    window,
+    sinks,
+    token_seq,
+    positions,
+    past,
+    slots,
+    entries,
+    block_table,
+    visible,
+    selected,
+    out,
+    scale,
+    heads,
+    dim,
+    size,
+    per_block,
+    table_width,
+    k,
+    ENTRIES: tl.constexpr,
+    SELECTED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BH: tl.constexpr,
+    BD: tl.constexpr,
+    BT: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * BH + tl.arange(0, BH)
+    column, offset = tl.arange(0, BD), tl.arange(0, BT)
+    wide = (column < dim)[None, :]
+    inside = (head < heads)[:, None] & wide
+    place = (row * heads + head)[:, None] * dim + column[None, :]
+    query = tl.load(q + place, mask=inside, other=0.0)
+    seq = tl.load(token_seq + row)
+    position = tl.load(positions + row)
+    before = tl.load(past + seq)
+    ring = window + tl.load(slots + seq).to(tl.int64) * size * dim
+
+    # The sink is a logit that was seen first and has no value.
+    peak = tl.load(sinks + head, mask=head < heads, other=0.0).to(tl.float32) * 1.4426950408889634
+    total = tl.full((BH,), 1.0, tl.float32)
+    acc = tl.zeros((BH, BD), tl.float32)
+    oldest = tl.maximum(position - size + 1, 0)
+    for start in range(oldest, before, BT):
+        token = start + offset
+        seen = token < before
+        keys = tl.load(ring + (token % size)[:, None] * dim + column[None, :], mask=seen[:, None] & wide, other=0.0)
+        scores = tl.dot(query, keys.T, input_precision=PRECISION) * scale
+        peak, total, acc = attend(scores, keys, seen[None, :], peak, total, acc, PRECISION)
+    chunk = kv + (row - position) * dim  # row of token 0, were it in the chunk
+    for start in range(tl.maximum(oldest, before), position + 1, BT):
+        token = start + offset
+        seen = token <= position
+        keys = tl.load(chunk + token[:, None] * dim + column[None, :], mask=seen[:, None] & wide, other=0.0)
+        scores = tl.dot(query, keys.T, input_precision=PRECISION) * scale
+        peak, total, acc = attend(scores, keys, seen[None, :], peak, total, acc, PRECISION)
+    if ENTRIES:
+        count = tl.load(visible + row)
+        if SELECTED:
+            count = tl.minimum(count, k)
+        for start in range(0, count, BT):
+            entry = start + offset
+            seen = entry < count
+            if SELECTED:
+                entry = tl.load(selected + row * k + entry, mask=seen, other=-1)
+                seen = entry >= 0
+            block = tl.load(block_table + seq * table_width + entry // per_block, mask=seen, other=0).to(tl.int64)
+            source = entries + (block * per_block + entry % per_block)[:, None] * dim + column[None, :]
+            keys = tl.load(source, mask=seen[:, None] & wide, other=0.0)
+            scores = tl.dot(query, keys.T, input_precision=PRECISION) * scale
+            peak, total, acc = attend(scores, keys, seen[None, :], peak, total, acc, PRECISION)
+    tl.store(out + place, (acc / total[:, None]).to(out.dtype.element_ty), mask=inside)
+
+
+def window_attention_prefill(
+    q: Tensor,
+    kv: Tensor,
+    window: Tensor,
+    sinks: Tensor,
+    scale: float,
+    token_seq: Tensor,
+    positions: Tensor,
+    past: Tensor,
+    slots: Tensor,
+    entries: Tensor | None = None,
+    block_table: Tensor | None = None,
+    visible: Tensor | None = None,
+    selected: Tensor | None = None,
+) -> Tensor:
+    """See runtime.reference.attention_prefill."""
+    q, kv, window = q.contiguous(), kv.contiguous(), window.contiguous()
+    tokens, heads, dim = q.shape
+    out = torch.empty_like(q)
+    if tokens == 0:
+        return out
+    tile = attention_tile(q.device, heads)
+    has_entries = entries is not None and block_table is not None and visible is not None
+    _window_prefill_kernel[(tokens, triton.cdiv(heads, tile.m))](
+        q,
+        kv,
+        window,
+        sinks,
+        token_seq,
+        positions,
+        past,
+        slots,
+        entries.contiguous() if entries is not None else None,
+        block_table.contiguous() if block_table is not None else None,
+        visible,
+        selected.contiguous() if selected is not None else None,
+        out,
+        scale * LOG2_E,
+        heads,
+        dim,
+        window.shape[1],
+        entries.shape[1] if entries is not None else 1,
+        block_table.shape[1] if block_table is not None else 0,
+        selected.shape[1] if selected is not None else 0,
+        ENTRIES=has_entries,
+        SELECTED=selected is not None,
+        PRECISION=dot_precision(q.dtype),
+        BH=tile.m,
+        BD=triton.next_power_of_2(dim),
+        BT=tile.n,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+    )
+    return out
+
+
+@triton.jit
+def _paged_prefill_kernel(
+    q,
+    k_cache,
+    v_cache,
+    block_table,
+    cu_seqlens,
+    past,
+    out,
+    scale,
+    heads,
+    group,
+    k_dim,
+    v_dim,
+    block_size,
+    table_width,
+    k_block_stride,
+    k_token_stride,
+    k_head_stride,
+    v_block_stride,
+    v_token_stride,
+    v_head_stride,
+    PRECISION: tl.constexpr,
+    BM: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BR: tl.constexpr,
+    BV: tl.constexpr,
+):
+    """Keys of BK columns (a power of two) and a rest of BR more, so that 576 needs no padding to 1024."""
+    seq, head = tl.program_id(2), tl.program_id(1)
+    first = tl.load(cu_seqlens + seq)
+    count = tl.load(cu_seqlens + seq + 1) - first
+    start_row = tl.program_id(0) * BM
+    if start_row >= count:
+        return
+    before = tl.load(past + seq)
+    local = start_row + tl.arange(0, BM)
+    valid = local < count
+    offset, column, value_column = tl.arange(0, BT), tl.arange(0, BK), tl.arange(0, BV)
+    base = q + ((first + local).to(tl.int64)[:, None] * heads + head) * k_dim
+    query = tl.load(base + column[None, :], mask=valid[:, None] & (column < k_dim)[None, :], other=0.0)
+    if BR > 0:
+        rest = BK + tl.arange(0, BR)
+        query_rest = tl.load(base + rest[None, :], mask=valid[:, None] & (rest < k_dim)[None, :], other=0.0)
+    peak = tl.full((BM,), float("-inf"), tl.float32)
+    total = tl.zeros((BM,), tl.float32)
+    acc = tl.zeros((BM, BV), tl.float32)
+    end = before + tl.minimum(start_row + BM, count)
+    for start in range(0, end, BT):
+        token = start + offset
+        known = token < end
+        block = tl.load(block_table + seq * table_width + token // block_size, mask=known, other=0).to(tl.int64)
+        within = token % block_size
+        key_row = k_cache + block * k_block_stride + within * k_token_stride + head // group * k_head_stride
+        seen_columns = known[:, None] & (column < k_dim)[None, :]
+        keys = tl.load(key_row[:, None] + column[None, :], mask=seen_columns, other=0.0)
+        scores = tl.dot(query, keys.T, input_precision=PRECISION)
+        if BR > 0:
+            more_columns = known[:, None] & (rest < k_dim)[None, :]
+            more = tl.load(key_row[:, None] + rest[None, :], mask=more_columns, other=0.0)
+            scores = tl.dot(query_rest, more.T, scores, input_precision=PRECISION)
+        value_row = v_cache + block * v_block_stride + within * v_token_stride + head // group * v_head_stride
+        value_columns = known[:, None] & (value_column < v_dim)[None, :]
+        values = tl.load(value_row[:, None] + value_column[None, :], mask=value_columns, other=0.0)
+        seen = token[None, :] <= (before + local)[:, None]
+        peak, total, acc = attend(scores * scale, values, seen & known[None, :], peak, total, acc, PRECISION)
+    place = ((first + local).to(tl.int64)[:, None] * heads + head) * v_dim + value_column[None, :]
+    result = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+    tl.store(out + place, result.to(out.dtype.element_ty), mask=valid[:, None] & (value_column < v_dim)[None, :])
+
+
+def key_blocks(dim: int) -> tuple[int, int]:
+    """(largest power of two <= dim but at least 16, padded rest)."""
+    main = max(16, 1 << (dim.bit_length() - 1))
+    return main, 0 if dim <= main else max(16, triton.next_power_of_2(dim - main))
+
+
+def paged_attention_prefill(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_table: Tensor,
+    cu_seqlens: Tensor,
+    past: Tensor,
+    max_new: int,
+    scale: float,
+) -> Tensor:
+    """See runtime.reference.attention_prefill."""
+    q = q.contiguous()
+    (tokens, heads, k_dim), (block_size, kv_heads) = q.shape, k_cache.shape[1:3]
+    v_dim, batch = v_cache.shape[3], past.shape[0]
+    out = torch.empty(tokens, heads, v_dim, dtype=q.dtype, device=q.device)
+    if tokens == 0:
+        return out
+    tile = attention_tile(q.device, max_new, wide=v_dim > 128)
+    main, rest = key_blocks(k_dim)
+    _paged_prefill_kernel[(triton.cdiv(max_new, tile.m), heads, batch)](
+        q,
+        k_cache,
+        v_cache,
+        block_table.contiguous(),
+        cu_seqlens,
+        past,
+        out,
+        scale * LOG2_E,
+        heads,
+        heads // kv_heads,
+        k_dim,
+        v_dim,
+        block_size,
+        block_table.shape[1],
+        *k_cache.stride()[:3],
+        *v_cache.stride()[:3],
+        PRECISION=dot_precision(q.dtype),
+        BM=tile.m,
+        BT=tile.n,
+        BK=main,
+        BR=rest,
+        BV=max(16, triton.next_power_of_2(v_dim)),
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+    )
+    return out
