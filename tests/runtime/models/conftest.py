@@ -80,7 +80,7 @@ TINY: dict[str, dict[str, Any]] = {
         "routed_scaling_factor": 2.5,
         "norm_topk_prob": True,
         "rms_norm_eps": 1e-6,
-        "max_position_embeddings": 4096,
+        "max_position_embeddings": 5120,
         "rope_theta": 10000,
         "rope_scaling": {
             "type": "yarn",
