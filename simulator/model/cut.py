@@ -1,0 +1,101 @@
+"""What one accelerator holds and talks to under a parallelism: the shares that op counts and memory need."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from hw_profiles.profile import HardwareProfile
+from simulator.model.architecture import AttentionSpec, Linear, MoeSpec
+from simulator.model.collectives import Group
+from simulator.model.ops import Link
+from simulator.model.parallelism import Parallelism
+
+KV_PROJECTIONS = ("k_proj", "v_proj")
+# Storage types of experts for which a fused dispatch-GEMM-combine kernel exists, by NVIDIA generation.
+# Source: DeepGEMM MegaMoE (sm100: fp8 x fp4 and bf16; sm90: fp8, #383).
+FUSED_EXPERTS: dict[str, tuple[str, ...]] = {
+    "hopper": ("fp8",),
+    "blackwell": ("fp4", "bf16"),
+    "rubin": ("fp4", "bf16"),
+}
+FUSED_ALIGNMENT = 128  # the kernel's tiles: hidden and intermediate width are multiples of it
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Shares of one accelerator. Ranks are laid out tp innermost, then cp, dp, pp."""
+
+    parallelism: Parallelism
+    domain: int
+    vendor: str
+    generation: str
+
+    @classmethod
+    def of(cls, parallelism: Parallelism, hardware: HardwareProfile) -> Cut:
+        part = hardware.accelerator
+        return cls(parallelism, hardware.scale_up_domain, part.vendor, part.generation)
+
+    @property
+    def tp(self) -> int:
+        return self.parallelism.tp
+
+    @property
+    def tensor_group(self) -> Group:
+        return Group(self.tp, self.domain)
+
+    @property
+    def context_group(self) -> Group:
+        return Group(self.parallelism.cp, self.domain, stride=self.tp)
+
+    @property
+    def token_group(self) -> Group:
+        """Ranks that hold different tokens: data-parallel times context-parallel ones."""
+        return Group(self.parallelism.dp * self.parallelism.cp, self.domain, stride=self.tp)
+
+    @property
+    def expert_group(self) -> Group:
+        return Group(self.parallelism.ep, self.domain, stride=self.expert_tp)
+
+    @property
+    def expert_tp(self) -> int:
+        """Ranks that cut one expert among them."""
+        return self.parallelism.stage_size // self.parallelism.ep
+
+    @property
+    def exchanges_tokens(self) -> bool:
+        """Whether tokens travel to experts; false where every rank of the stage holds all tokens anyway."""
+        return self.token_group.ranks > 1
+
+    @property
+    def stage_link(self) -> Link:
+        """Between pipeline stages."""
+        return "scale_up" if self.parallelism.gpus <= self.domain else "scale_out"
+
+    def fused(self, ffn: MoeSpec) -> bool:
+        """Whether a fused expert-parallel kernel runs this layer: one fabric domain, whole experts per rank."""
+        stage = self.parallelism.stage_size
+        return (
+            self.exchanges_tokens
+            and self.vendor == "NVIDIA"
+            and ffn.expert_dtype in FUSED_EXPERTS.get(self.generation, ())
+            and self.parallelism.ep == stage <= self.domain
+            and ffn.expert_hidden % FUSED_ALIGNMENT == 0
+            and ffn.expert_intermediate % FUSED_ALIGNMENT == 0
+        )
+
+    def linear_share(self, linear: Linear, attention: AttentionSpec | None = None) -> float:
+        """Fraction of a projection on one rank. K and V of fewer heads than ranks are copied, not cut finer."""
+        if linear.shard == "replicated":
+            return 1.0
+        if attention is not None and linear.name in KV_PROJECTIONS:
+            return self.kv_share(attention)
+        return 1.0 / self.tp
+
+    def kv_share(self, attention: AttentionSpec) -> float:
+        """Fraction of the stored entries on one rank: cut by KV head; a single head or latent is copied."""
+        return 1.0 / min(self.tp, attention.kv_heads)
+
+    def layers_per_stage(self, layers: int) -> int:
+        """Layers of the fullest pipeline stage."""
+        return math.ceil(layers / self.parallelism.pp)

@@ -1,0 +1,106 @@
+"""One launch of a kernel or collective on one accelerator, as work to be priced; and what attention reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from hw_profiles.efficiency import OpClass
+from simulator.model.architecture import AttentionSpec, WeightDtype
+
+Link = Literal["scale_up", "scale_out"]
+
+# Precision that a projection multiplies in, by storage type. 4-bit projections are weight-only (operands are
+# widened on the way in); fp32 ones run on tensor cores as tf32.
+MATMUL_DTYPE: dict[WeightDtype, str] = {
+    "fp32": "tf32",
+    "bf16": "bf16",
+    "fp8": "fp8",
+    "int8": "int8",
+    "fp4": "bf16",
+    "int4": "bf16",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """Work of `count` identical launches, each: FLOPs by matrix dtype, HBM bytes, bytes sent over `link`."""
+
+    name: str
+    op_class: OpClass
+    flops: Mapping[str, float] = field(default_factory=dict)
+    hbm_bytes: float = 0.0
+    network_bytes: float = 0.0
+    link: Link | None = None
+    count: int = 1
+    hops: int = 1  # latencies in sequence (levels of a collective)
+
+
+class Reader(NamedTuple):
+    """Entries a query at position p reads: min(floor(p / ratio), cap). A window of W is Reader(1, W)."""
+
+    ratio: int
+    cap: int | None
+
+
+def window_reader(attention: AttentionSpec) -> Reader | None:
+    """The recent tokens that the layer reads one by one."""
+    return Reader(1, attention.window) if attention.window else None
+
+
+def entry_reader(attention: AttentionSpec, queries: int = 1) -> Reader | None:
+    """The entries beyond the window. `queries` rows of one sequence read the union of their selections,
+    taken as `queries` times one selection (no overlap), at most all entries."""
+    if not attention.ratio:
+        return None
+    topk = attention.indexer.topk * queries if attention.indexer else None
+    return Reader(attention.ratio, topk)
+
+
+def key_reader(attention: AttentionSpec) -> Reader | None:
+    """The index keys that the layer scores; None where it has no indexer or takes another's selection."""
+    if attention.indexer is None or attention.indexer.shares_layer is not None:
+        return None
+    return Reader(attention.ratio, None)
+
+
+def readers(attentions: Iterable[AttentionSpec], queries: int = 1) -> tuple[Reader, ...]:
+    """Every distinct reader of the layers, in a fixed order."""
+    found: set[Reader] = set()
+    for attention in attentions:
+        candidates = (
+            window_reader(attention),
+            entry_reader(attention),
+            entry_reader(attention, queries),
+            key_reader(attention),
+        )
+        found.update(reader for reader in candidates if reader is not None)
+    return tuple(sorted(found, key=lambda reader: (reader.ratio, reader.cap or 0)))
+
+
+def _sum_floor(last: int, ratio: int) -> int:
+    """sum of floor(p / ratio) over p = 0..last.
+
+    >>> _sum_floor(9, 4)
+    8
+    """
+    full, rest = divmod(last + 1, ratio)
+    return ratio * full * (full - 1) // 2 + full * rest
+
+
+def entries_read(reader: Reader, new: int, past: int) -> int:
+    """Entries read by the queries p = past+1 .. past+new together: sum of min(floor(p / ratio), cap).
+
+    >>> entries_read(Reader(4, 2), new=12, past=0)  # 0 0 0 1 1 1 1 2 2 2 2 2
+    14
+    """
+    last = past + new
+    if reader.cap is None:
+        return _sum_floor(last, reader.ratio) - _sum_floor(past, reader.ratio)
+    # From position ratio * cap on, every query reads `cap`.
+    full_from = reader.ratio * reader.cap
+    rising_last = min(last, full_from - 1)
+    rising_past = min(past, full_from - 1)
+    rising = _sum_floor(rising_last, reader.ratio) - _sum_floor(rising_past, reader.ratio)
+    return rising + reader.cap * (last - max(past, full_from - 1) if last >= full_from else 0)
