@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from runtime.batch import StepBatch, build_batch
 from runtime.cache import KVCache, SequenceInput
+from runtime.decode_graphs import MAX_SEQUENCES, DecodeGraphs
 from runtime.models.base import Model
 
 
+@dataclass(frozen=True)
+class _Step:
+    batch: StepBatch
+    carry: Tensor
+    rows: Tensor  # of each input's last token
+
+
 class ModelRunner:
-    def __init__(self, model: Model, cache: KVCache) -> None:
+    def __init__(self, model: Model, cache: KVCache, cuda_graphs: bool = True) -> None:
+        """cuda_graphs: replay decode steps as graphs where that is possible."""
         self.model, self.cache = model, cache
-        self._last: tuple[StepBatch, Tensor] | None = None
+        self._graphs = DecodeGraphs(model, cache) if cuda_graphs and DecodeGraphs.usable(model, cache) else None
+        self._last: _Step | None = None
 
     @torch.inference_mode()
     def step(self, inputs: Sequence[SequenceInput]) -> Tensor:
@@ -23,19 +34,27 @@ class ModelRunner:
 
         An empty step runs a dummy token: with expert parallelism an idle rank must still take part.
         """
+        count = len(inputs)
+        decode_only = 0 < count <= MAX_SEQUENCES and all(len(i.token_ids) == 1 for i in inputs)
+        if self._graphs is not None and decode_only:
+            batch, carry, logits = self._graphs.step(inputs)
+            self._last = _Step(batch, carry, torch.arange(count, device=carry.device))
+            return logits[:count].clone()  # the next replay overwrites them
         batch = build_batch(inputs, self.model.config, self.cache.block_size, self.cache.device)
         carry = self.model(batch, self.cache)
-        self._last = (batch, carry)
-        return self.model.logits(carry[batch.last_rows])
+        self._last = _Step(batch, carry, batch.last_rows.long())
+        return self.model.logits(carry[self._last.rows])
 
     @torch.inference_mode()
-    def draft(self, inputs: Sequence[SequenceInput], next_tokens: Sequence[int]) -> Tensor:
-        """MTP logits [len(inputs), vocab] for the token after `next_tokens` (one a sequence: the token that
-        follows its last new one). Belongs to the `step` just made on the same inputs.
+    def draft(self, next_tokens: Sequence[int]) -> Tensor:
+        """MTP logits [sequences, vocab] of the step just made, for the token after `next_tokens`.
+
+        next_tokens: for each input of that step, the token that follows its last new one. Call it after every step
+        or not at all: the MTP layer keeps keys of its own.
         """
         assert self._last is not None, "draft follows a step"
-        batch, carry = self._last
+        batch, rows = self._last.batch, self._last.rows
         following = torch.roll(batch.token_ids, -1)
-        following[batch.last_rows.long()] = torch.tensor(next_tokens, dtype=following.dtype, device=following.device)
-        hidden = self.model.draft(carry, following, batch, self.cache)
-        return self.model.project(hidden[batch.last_rows])
+        following[rows] = torch.tensor(next_tokens, dtype=following.dtype, device=following.device)
+        hidden = self.model.draft(self._last.carry, following, batch, self.cache)
+        return self.model.project(hidden[rows])

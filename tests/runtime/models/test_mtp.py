@@ -58,9 +58,8 @@ def drafts(ours: Any, tokens: list[int], chunks: list[int], feed: Any) -> list[T
     sequence = feed(tokens, tuple(range(15, -1, -1)), 1)
     out = []
     for count in chunks:
-        given = [sequence.take(count)]
-        runner.step(given)
-        out.append(runner.draft(given, [[*tokens, NEXT][sequence.past]])[0])
+        runner.step([sequence.take(count)])
+        out.append(runner.draft([[*tokens, NEXT][sequence.past]])[0])
     return out
 
 
@@ -154,7 +153,6 @@ def test_v4_drafts_equal_a_hand_composition(pair_of: Callable, tokens_of: Callab
 def test_a_model_without_mtp_says_so(pair_of: Callable, tokens_of: Callable, feed: Any) -> None:
     pair = pair_of("qwen3_moe")
     runner = pair.runner()
-    given = [feed(tokens_of(3, 1), (0,), 0).take(3)]
-    runner.step(given)
+    runner.step([feed(tokens_of(3, 1), (0,), 0).take(3)])
     with pytest.raises(ValueError, match="no MTP layer"):
-        runner.draft(given, [1])
+        runner.draft([1])

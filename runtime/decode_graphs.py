@@ -1,0 +1,86 @@
+"""Decode steps replayed as CUDA graphs: one capture a batch shape, so that launches cost nothing.
+
+Shapes are rounded up (sequences, and blocks a sequence); rows beyond the inputs read block and slot 0 and write
+nothing. Needs kernels that never wait for the device, so it is off on the CPU and with expert parallelism, whose
+exchange asks for counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from runtime.batch import FixedShape, StepBatch, build_batch
+from runtime.cache import KVCache, SequenceInput
+from runtime.models.base import Model
+
+MAX_SEQUENCES = 256  # larger batches run as they are: launches no longer matter
+WARM_UPS = 2  # compile kernels and fill the allocator before capture
+
+
+def fixed_shape(inputs: Sequence[SequenceInput]) -> FixedShape:
+    """Round up: sequences to a power of two until 16, then to a multiple of 16; blocks to a power of two."""
+    count, blocks = len(inputs), max(len(i.block_ids) for i in inputs)
+    rounded = 1 << (count - 1).bit_length() if count <= 16 else -(-count // 16) * 16
+    return FixedShape(rounded, 1 << (blocks - 1).bit_length())
+
+
+def copy_tensors(target: Any, source: Any) -> None:
+    """Overwrite every tensor in a tree of dataclasses and tuples with the equal-shaped one of another tree."""
+    if isinstance(target, Tensor):
+        target.copy_(source, non_blocking=True)
+    elif isinstance(target, tuple):
+        for mine, given in zip(target, source, strict=True):
+            copy_tensors(mine, given)
+    elif is_dataclass(target):
+        for field in fields(target):
+            if field.name != "last_rows":  # as long as the inputs, not the shape; row i is input i
+                copy_tensors(getattr(target, field.name), getattr(source, field.name))
+
+
+@dataclass
+class _Capture:
+    graph: torch.cuda.CUDAGraph
+    batch: StepBatch  # what the graph reads
+    carry: Tensor  # what it writes
+    logits: Tensor
+
+
+class DecodeGraphs:
+    def __init__(self, model: Model, cache: KVCache) -> None:
+        self.model, self.cache = model, cache
+        self._captures: dict[FixedShape, _Capture] = {}
+        self._pool = torch.cuda.graph_pool_handle()
+
+    @staticmethod
+    def usable(model: Model, cache: KVCache) -> bool:
+        return cache.device.type == "cuda" and model.experts_group.size == 1
+
+    def step(self, inputs: Sequence[SequenceInput]) -> tuple[StepBatch, Tensor, Tensor]:
+        """Batch, carry and logits of a decode-only step; row i belongs to input i, further rows are padding."""
+        shape = fixed_shape(inputs)
+        if shape not in self._captures:
+            self._captures[shape] = self._capture(shape)
+        capture = self._captures[shape]
+        fresh = build_batch(inputs, self.model.config, self.cache.block_size, torch.device("cpu"), shape)
+        copy_tensors(capture.batch, fresh)
+        capture.graph.replay()
+        return capture.batch, capture.carry, capture.logits
+
+    def _capture(self, shape: FixedShape) -> _Capture:
+        batch = build_batch([], self.model.config, self.cache.block_size, self.cache.device, shape)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UPS):
+                self.model.logits(self.model(batch, self.cache))
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            carry = self.model(batch, self.cache)
+            logits = self.model.logits(carry)
+        return _Capture(graph, batch, carry, logits)
