@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from runtime.kernels.attention_prefill import key_blocks
+from runtime.kernels.attention_prefill import key_blocks, shares_storage
 from runtime.kernels.attention_step import LOG2_E, attend, combine_splits_kernel, dot_precision, store_split
 from runtime.kernels.configs import attention_tile, compute_units
 
@@ -185,6 +185,7 @@ def _paged_decode_kernel(
     BK: tl.constexpr,
     BR: tl.constexpr,
     BV: tl.constexpr,
+    SHARED: tl.constexpr,
 ):
     batch, split = tl.program_id(0).to(tl.int64), tl.program_id(2)
     kv_head = tl.program_id(1) // head_blocks
@@ -216,9 +217,12 @@ def _paged_decode_kernel(
             more_columns = seen[:, None] & (rest < k_dim)[None, :]
             more = tl.load(key_row[:, None] + rest[None, :], mask=more_columns, other=0.0)
             scores = tl.dot(query_rest, more.T, scores, input_precision=PRECISION)
-        value_row = v_cache + block * v_block_stride + within * v_token_stride + kv_head * v_head_stride
-        value_columns = seen[:, None] & (value_column < v_dim)[None, :]
-        values = tl.load(value_row[:, None] + value_column[None, :], mask=value_columns, other=0.0)
+        if SHARED:
+            values = keys
+        else:
+            value_row = v_cache + block * v_block_stride + within * v_token_stride + kv_head * v_head_stride
+            value_columns = seen[:, None] & (value_column < v_dim)[None, :]
+            values = tl.load(value_row[:, None] + value_column[None, :], mask=value_columns, other=0.0)
         peak, total, acc = attend(scores * scale, values, seen[None, :], peak, total, acc, PRECISION)
     row = (batch * tl.num_programs(2) + split) * heads
     store_split(partial, lse, row, head, valid, v_dim, peak, total, acc, BV)
@@ -265,6 +269,7 @@ def paged_attention_decode(
         BK=main,
         BR=rest,
         BV=block,
+        SHARED=shares_storage(k_cache, v_cache) and v_dim == main,
         num_warps=tile.warps,
         num_stages=tile.stages,
     )

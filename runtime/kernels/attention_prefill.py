@@ -174,6 +174,7 @@ def _paged_prefill_kernel(
     BK: tl.constexpr,
     BR: tl.constexpr,
     BV: tl.constexpr,
+    SHARED: tl.constexpr,
 ):
     """Keys of BK columns (a power of two) and a rest of BR more, so that 576 needs no padding to 1024."""
     seq, head = tl.program_id(2), tl.program_id(1)
@@ -208,9 +209,12 @@ def _paged_prefill_kernel(
             more_columns = known[:, None] & (rest < k_dim)[None, :]
             more = tl.load(key_row[:, None] + rest[None, :], mask=more_columns, other=0.0)
             scores = tl.dot(query_rest, more.T, scores, input_precision=PRECISION)
-        value_row = v_cache + block * v_block_stride + within * v_token_stride + head // group * v_head_stride
-        value_columns = known[:, None] & (value_column < v_dim)[None, :]
-        values = tl.load(value_row[:, None] + value_column[None, :], mask=value_columns, other=0.0)
+        if SHARED:
+            values = keys
+        else:
+            value_row = v_cache + block * v_block_stride + within * v_token_stride + head // group * v_head_stride
+            value_columns = known[:, None] & (value_column < v_dim)[None, :]
+            values = tl.load(value_row[:, None] + value_column[None, :], mask=value_columns, other=0.0)
         seen = token[None, :] <= (before + local)[:, None]
         peak, total, acc = attend(scores * scale, values, seen & known[None, :], peak, total, acc, PRECISION)
     place = ((first + local).to(tl.int64)[:, None] * heads + head) * v_dim + value_column[None, :]
@@ -222,6 +226,12 @@ def key_blocks(dim: int) -> tuple[int, int]:
     """(largest power of two <= dim but at least 16, padded rest)."""
     main = max(16, 1 << (dim.bit_length() - 1))
     return main, 0 if dim <= main else max(16, triton.next_power_of_2(dim - main))
+
+
+def shares_storage(k_cache: Tensor, v_cache: Tensor) -> bool:
+    """Whether values are the leading columns of the keys (MLA): then one tile in shared memory serves both."""
+    same = k_cache.untyped_storage()._cdata == v_cache.untyped_storage()._cdata
+    return same and (k_cache.storage_offset(), k_cache.stride()) == (v_cache.storage_offset(), v_cache.stride())
 
 
 def paged_attention_prefill(
@@ -266,6 +276,7 @@ def paged_attention_prefill(
         BK=main,
         BR=rest,
         BV=max(16, triton.next_power_of_2(v_dim)),
+        SHARED=shares_storage(k_cache, v_cache) and v_dim == main,
         num_warps=tile.warps,
         num_stages=tile.stages,
     )

@@ -42,7 +42,7 @@ def _compress_kernel(
     peak = tl.full((BD,), float("-inf"), tl.float32)
     total = tl.zeros((BD,), tl.float32)
     acc = tl.zeros((BD,), tl.float32)
-    for start in tl.static_range(0, WINDOWS * RATIO, BR):
+    for start in range(0, WINDOWS * RATIO, BR):
         offset = start + tl.arange(0, BR)
         token = (index + 1 - WINDOWS) * RATIO + offset
         inside = ((offset < WINDOWS * RATIO) & (token >= 0))[:, None] & wide

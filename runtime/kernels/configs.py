@@ -69,7 +69,7 @@ _GROUPED = {
 _ATTENTION_WIDE = {
     "sm80": Tile(16, 32, 0, 4, 2),
     "sm90": Tile(64, 64, 0, 8, 2),
-    "sm100": Tile(64, 64, 0, 8, 2),
+    "sm100": Tile(64, 32, 0, 8, 2),
     "gfx942": Tile(16, 32, 0, 4, 1),
     "interpreter": Tile(16, 32, 0),
 }

@@ -81,7 +81,7 @@ def _sample_kernel(logits, temperature, top_k, top_p, seeds, steps, out, vocab, 
                 drawn = first
             running += tl.sum(weight, 0)
         best = tl.where(drawn >= 0, drawn, best)  # sums in two orders may differ by a rounding at the far end
-    tl.store(out + row, best.to(tl.int64))
+    tl.store(out + row, best)
 
 
 def sample(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, seeds: Tensor, steps: Tensor) -> Tensor:
