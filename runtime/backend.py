@@ -12,6 +12,7 @@ from runtime.sequence import Request, RequestError, RequestOutput, TokenEvent, f
 class Backend(Protocol):
     vocab_size: int
     max_model_len: int
+    capacity_tokens: int  # tokens one KV pool holds
     eos_token_ids: tuple[int, ...]
 
     @property

@@ -263,13 +263,9 @@ def test_any_load_finishes_with_right_contents_and_no_leak(
 
 
 def check_step(step: ScheduledStep, scheduler: Scheduler) -> None:
+    assert sum(chunk.new for chunk in step.chunks) == step.num_tokens <= scheduler.config.max_num_batched_tokens
     assert (
-        sum(chunk.new for chunk in step.chunks) == step.num_tokens <= scheduler.config.max_num_batched_tokens
-    )
-    assert (
-        len({chunk.sequence.request_id for chunk in step.chunks})
-        == len(step.chunks)
-        <= scheduler.config.max_num_seqs
+        len({chunk.sequence.request_id for chunk in step.chunks}) == len(step.chunks) <= scheduler.config.max_num_seqs
     )
     if any(chunk.is_decode for chunk in step.chunks):
         kinds = [chunk.is_decode for chunk in step.chunks]
