@@ -24,11 +24,11 @@ from hw_profiles.profile import HardwareProfile
 from simulator.model import layers as layer_ops
 from simulator.model.architecture import DraftHead, LayerSpec, ModelSpec, MoeSpec
 from simulator.model.cut import Cut
-from simulator.model.moe import RankLoad, expert_ops, touched_experts
+from simulator.model.moe import RankLoad, expert_ops, rank_loads
 from simulator.model.ops import Op, Reader, entries_read, readers
 from simulator.model.parallelism import Parallelism
 from simulator.model.program import Program, compile_program
-from simulator.model.roofline import Bound, roof_times
+from simulator.model.roofline import Bound, op_seconds, roof_times
 
 
 class LoadError(ValueError):
@@ -281,18 +281,18 @@ class StepLatency:
         return [*ops, *self._row_ops(self._draft, rows)]
 
     def _expert_layer_ops(
-        self, ffn: MoeSpec, rows: float, tokens: float, touched: float, low_latency: bool
+        self, ffn: MoeSpec, rows: float, tokens: float, load: RankLoad, low_latency: bool
     ) -> list[Op]:
-        """touched: experts of the whole layer."""
-        cut = self.parallelism
-        load = RankLoad(tokens * ffn.experts_per_token / cut.ep, touched / cut.ep)
-        return expert_ops(ffn, rows / cut.tp, tokens, load, self._cut, low_latency=low_latency)
+        return expert_ops(ffn, rows / self.parallelism.tp, tokens, load, self._cut, low_latency=low_latency)
 
     def _all_expert_ops(self, stack: _Stack, rows: float, tokens: float, low_latency: bool) -> list[Op]:
+        """On the rank whose load takes longest."""
         ops: list[Op] = []
         for ffn, count in stack.routed.items():
-            touched = touched_experts(tokens, ffn.experts, ffn.experts_per_token)
-            ops += _times(self._expert_layer_ops(ffn, rows, tokens, touched, low_latency), count)
+            loads = rank_loads(ffn, tokens, self.parallelism.ep)
+            by_rank = (self._expert_layer_ops(ffn, rows, tokens, load, low_latency) for load in loads)
+            slowest = max(by_rank, key=lambda work: sum(op_seconds(op, self.hardware) for op in work))
+            ops += _times(slowest, count)
         return ops
 
     def _decode_ops(self, stack: _Stack, values: Sequence[float], queries: int) -> list[Op]:
@@ -339,7 +339,10 @@ class StepLatency:
 
     def _compile_experts(self, stack: _Stack) -> list[tuple[MoeSpec, int, Program, Program]]:
         def program(ffn: MoeSpec, low_latency: bool) -> Program:
-            return self._compiled(lambda v: self._expert_layer_ops(ffn, v[0], v[1], v[2], low_latency), 3)
+            def ops(v: Sequence[float]) -> list[Op]:
+                return self._expert_layer_ops(ffn, v[0], v[1], RankLoad(v[2], v[3]), low_latency)
+
+            return self._compiled(ops, 4)
 
         return [(ffn, count, program(ffn, False), program(ffn, True)) for ffn, count in stack.routed.items()]
 
@@ -406,8 +409,9 @@ class StepLatency:
     ) -> float:
         seconds = 0.0
         for ffn, count, normal, quick in programs:
-            touched = touched_experts(tokens, ffn.experts, ffn.experts_per_token)
-            seconds += count * (quick if low_latency else normal).seconds((rows, tokens, touched))
+            program = quick if low_latency else normal
+            loads = rank_loads(ffn, tokens, self.parallelism.ep)
+            seconds += count * max(program.seconds((rows, tokens, *load)) for load in loads)
         return seconds
 
     def _draft_rounds_s(self, sequences: int, total: int) -> float:

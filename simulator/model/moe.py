@@ -40,22 +40,22 @@ class RankLoad(NamedTuple):
     touched: float
 
 
-def rank_loads(tokens: float, popularity: Sequence[float], ranks: int) -> tuple[RankLoad, ...]:
-    """Expected load of each rank when expert e is chosen by a token with probability popularity[e].
+def rank_loads(
+    ffn: MoeSpec, tokens: float, ranks: int, popularity: Sequence[float] | None = None
+) -> tuple[RankLoad, ...]:
+    """Expected load of each rank of `ranks`; of one rank where all are alike. The slowest of them binds.
 
-    popularity sums to experts per token; experts lie on ranks in blocks.
+    popularity: chance that a token chooses each expert, adding up to experts per token (default: uniform routing).
+    Experts lie on ranks in blocks.
     """
-    held = len(popularity) // ranks
-    blocks = [popularity[r * held : (r + 1) * held] for r in range(ranks)]
+    if popularity is None:
+        touched = touched_experts(tokens, ffn.experts, ffn.experts_per_token, ffn.experts / ranks)
+        return (RankLoad(tokens * ffn.experts_per_token / ranks, touched),)
+    held = ffn.experts // ranks
+    blocks = [popularity[rank * held : (rank + 1) * held] for rank in range(ranks)]
     return tuple(
         RankLoad(tokens * sum(block), sum(1.0 - (1.0 - share) ** tokens for share in block)) for block in blocks
     )
-
-
-def uniform_load(ffn: MoeSpec, tokens: float, ranks: int) -> RankLoad:
-    """The load that every rank has under uniform routing, so also the largest."""
-    touched = touched_experts(tokens, ffn.experts, ffn.experts_per_token, ffn.experts / ranks)
-    return RankLoad(tokens * ffn.experts_per_token / ranks, touched)
 
 
 def copies_per_rank(chosen: int, ranks: int) -> float:
