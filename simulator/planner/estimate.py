@@ -8,6 +8,7 @@ from typing import Any
 
 from hw_profiles.catalog import CatalogError, load
 from hw_profiles.profile import HardwareProfile
+from hw_profiles.schema import Convention
 from simulator.des.cost import PoolCost, cost_of
 from simulator.des.scenario import Deployment, Pool, Scenario, Transfer
 from simulator.model.architecture import ModelSpec
@@ -41,7 +42,7 @@ def engine_of(model: ModelSpec, pool: Pool) -> Engine:
     return Engine(model, hardware, cut, latency, memory, pool.acceptance_length)
 
 
-def pool_cost(pool: Pool, hardware: HardwareProfile, convention: str, prefill_share: float) -> PoolCost | None:
+def pool_cost(pool: Pool, hardware: HardwareProfile, convention: Convention, prefill_share: float) -> PoolCost | None:
     """What the pool costs, or None where the accelerator has no price."""
     try:
         price = hardware.usd_per_hour(convention).usd_per_hour.value
