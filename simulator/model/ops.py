@@ -11,6 +11,9 @@ from simulator.model.architecture import AttentionSpec, WeightDtype
 
 Link = Literal["scale_up", "scale_out"]
 
+ACTIVATION_BYTES = 2.0  # bf16
+F32_BYTES = 4.0
+
 # Precision that a projection multiplies in, by storage type. 4-bit projections are weight-only (operands are
 # widened on the way in); fp32 ones run on tensor cores as tf32.
 MATMUL_DTYPE: dict[WeightDtype, str] = {

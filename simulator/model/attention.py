@@ -1,0 +1,191 @@
+"""Attention core, indexer and key traffic of one layer on one accelerator, in decode and in prefill.
+
+Formulas: DeepSeek V4 and V3.2 op tables (FLOPs 2 per multiply-add; causal sums in closed form, see `ops`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from hw_profiles.efficiency import OpClass
+from simulator.model.architecture import AttentionSpec, Indexer
+from simulator.model.collectives import all_gather
+from simulator.model.cut import Cut
+from simulator.model.ops import (
+    ACTIVATION_BYTES,
+    F32_BYTES,
+    MATMUL_DTYPE,
+    Op,
+    Reader,
+    entry_reader,
+    key_reader,
+    window_reader,
+)
+
+# Queries that share one pass over keys in prefill kernels: 128-row tiles of dense cores and the indexer, 64 of the
+# sparse core, whose rows select for themselves. Modelling choices; prefill cores are compute bound either way.
+DENSE_TILE = 128
+SPARSE_TILE = 64
+
+Reads = Mapping[Reader, float]
+
+
+def _reads(reads: Reads, reader: Reader | None) -> float:
+    return 0.0 if reader is None else reads[reader]
+
+
+def _index_ops(indexer: Indexer, rows: float, scored: float, keys: float) -> list[Op]:
+    """Index scores of `scored` (query, key) pairs and top-k of each row. keys: index keys read from memory.
+
+    Every tensor-parallel rank scores all heads, for each needs the whole selection.
+    """
+    return [
+        Op(
+            "index scores",
+            OpClass.INDEXER,
+            {indexer.dtype: 2 * indexer.heads * indexer.head_dim * scored},
+            keys * indexer.key_bytes + scored * F32_BYTES + rows * indexer.heads * indexer.head_dim,
+        ),
+        Op(
+            "top-k of index scores",
+            OpClass.ELEMENTWISE,
+            hbm_bytes=scored * F32_BYTES + rows * indexer.topk * F32_BYTES,
+        ),
+    ]
+
+
+def decode_core_ops(attention: AttentionSpec, sequences: float, queries: int, reads: Reads, cut: Cut) -> list[Op]:
+    """Attention core and indexer of decode, `queries` rows per sequence. Affine in sequences and reads.
+
+    reads: for each reader, entries summed over sequences. The rows of one sequence share each KV read, except
+    that each selects for itself (see `entry_reader`).
+    """
+    rows = sequences * queries
+    ops: list[Op] = []
+    scored = key_reader(attention)
+    if scored is not None and attention.indexer is not None:
+        ops += _index_ops(attention.indexer, rows, queries * reads[scored], reads[scored])
+    share = cut.kv_share(attention)
+    window, entries = window_reader(attention), entry_reader(attention)
+    if window is not None or entries is not None:
+        kv = _reads(reads, window) * (attention.window_entry_bytes or attention.entry_bytes)
+        kv += _reads(reads, entry_reader(attention, queries)) * attention.entry_bytes
+        pairs = queries * (_reads(reads, window) + _reads(reads, entries))
+        ops.append(
+            _core(
+                "attention core",
+                OpClass.ATTENTION_DECODE,
+                attention,
+                (attention.qk_dim, attention.v_dim),
+                rows,
+                pairs,
+                kv * share,
+                cut,
+            )
+        )
+    if attention.state_flops_per_token:
+        ops.append(_recurrence(OpClass.ATTENTION_DECODE, attention, rows, sequences, cut))
+    return ops
+
+
+def prefill_core_ops(
+    attention: AttentionSpec,
+    new: float,
+    past: float,
+    sequences: float,
+    reads: Reads,
+    cut: Cut,
+) -> list[Op]:
+    """Attention core and indexer of prefill chunks with `new` tokens after `past` ones, summed over `sequences`
+    chunks. Affine in all of them and in reads.
+
+    reads: for each reader, entries summed over the queries of all chunks. Context-parallel ranks split the queries
+    and gather the new keys. Latent attention runs decompressed unless entries are selected.
+    """
+    cp = cut.parallelism.cp
+    rows = new / cp
+    ops = _gather_keys(attention, new, cut)
+    scored = key_reader(attention)
+    if scored is not None and attention.indexer is not None:
+        pairs = reads[scored] / cp
+        ops += _index_ops(attention.indexer, rows, pairs, pairs / DENSE_TILE)
+    decompressed = attention.indexer is None and attention.prefill_qk_dim != attention.qk_dim
+    if decompressed:
+        ops.append(_decompression(attention, past + new - rows, cut))
+    window, entries = window_reader(attention), entry_reader(attention)
+    if window is not None or entries is not None:
+        absorbed = (attention.qk_dim, attention.v_dim)
+        dims = absorbed if attention.indexer else (attention.prefill_qk_dim, attention.prefill_v_dim)
+        tile = SPARSE_TILE if attention.indexer else DENSE_TILE
+        if decompressed:
+            entry_bytes = attention.heads / cut.tp * sum(dims) * ACTIVATION_BYTES
+        else:
+            entry_bytes = attention.entry_bytes * cut.kv_share(attention)
+        window_bytes = attention.window_entry_bytes * cut.kv_share(attention) or entry_bytes
+        kv = (_reads(reads, window) * window_bytes + _reads(reads, entries) * entry_bytes) / cp / tile
+        pairs = (_reads(reads, window) + _reads(reads, entries)) / cp
+        ops.append(_core("attention core", OpClass.ATTENTION_PREFILL, attention, dims, rows, pairs, kv, cut))
+    if attention.state_flops_per_token:
+        ops.append(_recurrence(OpClass.ATTENTION_PREFILL, attention, rows, sequences, cut))
+    return ops
+
+
+def _core(
+    name: str,
+    op_class: OpClass,
+    attention: AttentionSpec,
+    dims: tuple[int, int],
+    rows: float,
+    pairs: float,
+    kv_bytes: float,
+    cut: Cut,
+) -> Op:
+    """Score and value products of `pairs` (query, entry) pairs: 2 H (d_qk + d_v) FLOPs each."""
+    heads = attention.heads / cut.tp
+    width = sum(dims)
+    return Op(
+        name,
+        op_class,
+        {MATMUL_DTYPE[attention.core_dtype]: 2 * heads * width * pairs},
+        kv_bytes + rows * heads * width * ACTIVATION_BYTES,
+    )
+
+
+def _decompression(attention: AttentionSpec, tokens: float, cut: Cut) -> Op:
+    """Keys and values of `tokens` latents of other chunks or ranks (the rows of this rank are a projection of the
+    layer): latent x heads x (nope + v)."""
+    latent = attention.v_dim
+    rope = attention.qk_dim - latent
+    width = attention.prefill_qk_dim - rope + attention.prefill_v_dim
+    heads = attention.heads / cut.tp
+    dtype = next((x.dtype for x in attention.linears if x.inputs == latent), attention.core_dtype)
+    written = heads * (width + rope) * ACTIVATION_BYTES
+    return Op(
+        "decompress latents",
+        OpClass.DENSE_GEMM,
+        {MATMUL_DTYPE[dtype]: 2 * tokens * latent * heads * width},
+        tokens * (attention.entry_bytes + written),
+    )
+
+
+def _recurrence(op_class: OpClass, attention: AttentionSpec, rows: float, sequences: float, cut: Cut) -> Op:
+    """Linear attention: the state of each sequence is read and written once."""
+    return Op(
+        "recurrent state",
+        op_class,
+        {MATMUL_DTYPE[attention.core_dtype]: attention.state_flops_per_token * rows / cut.tp},
+        2 * attention.state_bytes * sequences / cut.tp,
+    )
+
+
+def _gather_keys(attention: AttentionSpec, new: float, cut: Cut) -> list[Op]:
+    """Context parallelism: each rank's new KV goes to all; compressors gather their f32 rows instead of entries."""
+    if cut.parallelism.cp == 1:
+        return []
+    per_token = attention.window_entry_bytes * cut.kv_share(attention)
+    if attention.compressor is not None:
+        per_token += attention.compressor.row_bytes
+    elif attention.ratio and attention.kv_source_layer is None:
+        keys = attention.indexer.key_bytes if attention.indexer else 0.0
+        per_token += (attention.entry_bytes * cut.kv_share(attention) + keys) / attention.ratio
+    return all_gather("gather keys", new * per_token, cut.context_group)
