@@ -88,7 +88,7 @@ TINY: dict[str, dict[str, Any]] = {
             "original_max_position_embeddings": 128,
             "beta_fast": 32,
             "beta_slow": 1,
-            "mscale": 1.0,
+            "mscale": 0.7,
             "mscale_all_dim": 1.0,
         },
         "num_nextn_predict_layers": 1,
