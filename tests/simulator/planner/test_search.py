@@ -1,0 +1,102 @@
+import json
+from typing import Any
+
+import pytest
+
+from simulator.des.scenario import parse_scenario
+from simulator.planner.design import Plan
+from simulator.planner.search import plan
+
+
+def ask(model: str = "qwen3-30b-a3b", rate: float = 10.0, **changes: Any) -> Plan:
+    slo = {"ttft_s": 2.0, "tpot_s": 0.03} | changes.pop("slo", {})
+    search = {"gpus": ["h200", "b200"], "simulate_top": 2, "max_gpus": 256} | changes.pop("search", {})
+    return plan(
+        parse_scenario(
+            {
+                "model": model,
+                "workload": {"kind": "open_loop", "rate": rate, "prompt": 2000, "output": 200},
+                "slo": slo,
+                "search": search,
+            }
+        )
+    )
+
+
+def test_the_first_design_was_simulated_and_holds_the_limits() -> None:
+    answer = ask()
+    best = answer.designs[0]
+    assert best.simulated is not None
+    assert best.meets_slo
+    assert best.simulated["ttft_s"]["p90"] <= 2.0
+    assert best.simulated["tpot_s"]["p90"] <= 0.03
+    assert best.simulated["requests"]["finished"] == best.simulated["requests"]["total"]
+    assert answer.binding is None
+
+
+def test_the_json_has_the_keys_that_scripts_rely_on_and_no_infinity() -> None:
+    data = ask(search={"simulate_top": 1}).to_json()
+    json.loads(json.dumps(data, allow_nan=False))
+    keys = {"gpus_total", "steady_state", "simulated", "usd_per_hour", "usd_per_mtok_input", "usd_per_mtok_output"}
+    keys |= {"usd_per_mtok_blended", "meets_slo", "assumptions"}
+    for design in data["designs"]:
+        assert keys <= set(design)
+        pools = [design[role] for role in ("prefill", "decode", "colocated") if role in design]
+        assert len(pools) in (1, 2)
+        for pool in pools:
+            assert pool["tp"] * pool["dp"] == pool["gpus_per_instance"]
+        assert design["gpus_total"] == sum(p["instances"] * p["gpus_per_instance"] for p in pools)
+        tokens = 10.0 * (2000 + 200) * 3600 / 1e6
+        assert design["usd_per_mtok_blended"] == pytest.approx(design["usd_per_hour"] / tokens)
+    assert {point["form"] for point in data["frontier"]} == {"disaggregated", "colocated"}
+
+
+def test_frontier_points_are_beaten_by_none_of_their_form_and_accelerator() -> None:
+    points = ask(search={"simulate_top": 0}).frontier
+    for a in points:
+        for b in points:
+            if a is not b and (a["form"], a["gpu"]) == (b["form"], b["gpu"]):
+                faster = b["tok_s_per_user"] >= a["tok_s_per_user"]
+                assert not (faster and b["total_tok_s_per_gpu"] >= a["total_tok_s_per_gpu"])
+
+
+def test_rows_not_simulated_are_in_order_of_cost() -> None:
+    designs = ask(search={"simulate_top": 0}).designs
+    costs = [design.cost.usd_per_hour for design in designs if design.cost]
+    assert len(costs) > 3
+    assert costs == sorted(costs)
+    assert all(design.to_json()["checked_by"] == "steady state only" for design in designs)
+
+
+def test_an_impossible_limit_is_named_with_how_far_it_is() -> None:
+    answer = ask(slo={"tpot_s": 1e-5})
+    assert answer.designs == ()
+    assert answer.binding is not None
+    assert "tpot_s: the limit is 1e-05 s" in answer.binding
+    assert "times the limit" in answer.binding
+
+
+def test_a_model_too_large_for_every_group_says_what_it_needs() -> None:
+    answer = ask(model="deepseek-v4-pro", search={"gpus": ["l40s"], "max_gpus": 4})
+    assert answer.designs == ()
+    assert answer.binding is not None
+    assert "deepseek-v4-pro" in answer.binding
+    assert "at least 32 l40s would do" in answer.binding
+
+
+def test_more_traffic_never_costs_less() -> None:
+    costs = []
+    for rate in (2.0, 20.0, 200.0):
+        best = ask(rate=rate, search={"simulate_top": 0}).designs[0].cost
+        assert best is not None
+        costs.append(best.usd_per_hour)
+    assert costs == sorted(costs)
+
+
+def test_a_tighter_limit_never_costs_less() -> None:
+    costs = []
+    for tpot in (0.05, 0.02, 0.012):
+        best = ask(slo={"tpot_s": tpot}, search={"simulate_top": 0}).designs[0].cost
+        assert best is not None
+        costs.append(best.usd_per_hour)
+    assert costs == sorted(costs)
