@@ -50,7 +50,7 @@ class EngineOptions:
     max_num_batched_tokens: Annotated[int, _count("--max-num-batched-tokens", "New tokens in one step.")] = 1024
     max_model_len: Annotated[
         int | None,
-        typer.Option("--max-model-len", callback=whole_above_zero, help="Longest prompt and output; else what fits."),
+        typer.Option("--max-model-len", callback=whole_above_zero, help="Longest prompt and output; else the model's."),
     ] = None
     prefix_caching: Annotated[
         bool, typer.Option("--prefix-caching/--no-prefix-caching", help="Reuse the cache of equal prefixes.")
