@@ -112,6 +112,38 @@ TINY: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 4096,
     },
 }
+# The same families with other choices of their configuration.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "v4 with a small window and short ratios": (
+        "deepseek_v4",
+        {
+            "sliding_window": 24,
+            "compress_ratios": None,
+            "layer_types": [
+                "heavily_compressed_attention",
+                "compressed_sparse_attention",
+                "sliding_attention",
+                "compressed_sparse_attention",
+                "heavily_compressed_attention",
+            ],
+            "compress_rates": {"compressed_sparse_attention": 8, "heavily_compressed_attention": 32},
+            "index_topk": 3,
+            "num_hash_layers": 0,
+            "hc_mult": 2,
+            "hc_sinkhorn_iters": 3,
+        },
+    ),
+    "v4 of windows alone": ("deepseek_v4", {"compress_ratios": [0] * 5, "sliding_window": 50}),
+    "v3 with full queries, biases, half-split rope": (
+        "deepseek_v3",
+        {"q_lora_rank": None, "attention_bias": True, "rope_interleave": False, "rope_scaling": None, "n_group": 1}
+        | {"topk_group": 1, "norm_topk_prob": False, "first_k_dense_replace": 0},
+    ),
+    "qwen3 with tied embeddings and biases": (
+        "qwen3_moe",
+        {"tie_word_embeddings": True, "attention_bias": True, "norm_topk_prob": False, "decoder_sparse_step": 2},
+    ),
+}
 CLASSES = {
     "deepseek_v4": (transformers.DeepseekV4Config, transformers.DeepseekV4ForCausalLM),
     "deepseek_v3": (transformers.DeepseekV3Config, transformers.DeepseekV3ForCausalLM),
@@ -167,18 +199,20 @@ class Pair:
 def pair_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]:
     made: dict[str, Pair] = {}
 
-    def make(family: str) -> Pair:
-        if family not in made:
+    def make(name: str) -> Pair:
+        if name not in made:
             torch.set_num_threads(1)
+            family, changes = VARIANTS.get(name, (name, {}))
             config_class, model_class = CLASSES[family]
-            theirs = model_class._from_config(config_class(**TINY[family]), attn_implementation="eager").eval()
+            raw = TINY[family] | changes
+            theirs = model_class._from_config(config_class(**raw), attn_implementation="eager").eval()
             randomise(theirs, seed=7)
             directory = tmp_path_factory.mktemp(family)
             theirs.save_pretrained(directory, max_shard_size="300KB")
             config = ModelConfig.load(directory)
             config = dataclasses.replace(config, num_mtp_layers=0)  # transformers keeps MTP elsewhere
-            made[family] = Pair(theirs, weights.load(config, directory, dtype=torch.float32), directory)
-        return made[family]
+            made[name] = Pair(theirs, weights.load(config, directory, dtype=torch.float32), directory)
+        return made[name]
 
     return make
 

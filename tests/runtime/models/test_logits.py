@@ -95,3 +95,21 @@ def test_greedy_tokens_are_identical(pair: Any, tokens_of: Callable, feed: Any, 
         sequence.tokens.append(int(logits.argmax()))
         logits = runner.step([sequence.take(1)])
     assert sequence.tokens == theirs
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        "v4 with a small window and short ratios",
+        "v4 of windows alone",
+        "v3 with full queries, biases, half-split rope",
+        "qwen3 with tied embeddings and biases",
+    ],
+)
+def test_other_choices_of_the_configuration(pair_of: Callable, tokens_of: Callable, feed: Any, variant: str) -> None:
+    pair = pair_of(variant)
+    tokens = tokens_of(150, 12)
+    runner, sequence = pair.runner(), feed(tokens, scattered(pair, 150), 1)
+    theirs = pair.logits(tokens)
+    for size in (33, 70, 1, 1, 1, 1, 1, 1, 1, 40):
+        assert_same(runner.step([sequence.take(size)]), theirs[sequence.past - 1 : sequence.past])
