@@ -29,6 +29,11 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+def uses_kernels(tensor: Tensor) -> bool:
+    """Whether ops on this tensor run as Triton kernels."""
+    return tensor.is_cuda
+
+
 def _dispatch(reference: Callable[P, R]) -> Callable[P, R]:
     """The reference, or the kernel of the same module and name when the first argument lives on a GPU.
 
@@ -39,7 +44,7 @@ def _dispatch(reference: Callable[P, R]) -> Callable[P, R]:
     @wraps(reference)
     def op(*args: P.args, **kwargs: P.kwargs) -> R:
         first = args[0] if args else next(iter(kwargs.values()))
-        if isinstance(first, Tensor) and first.is_cuda:
+        if isinstance(first, Tensor) and uses_kernels(first):
             kernel: Callable[P, R] = getattr(importlib.import_module(module), reference.__name__)
             return kernel(*args, **kwargs)
         return reference(*args, **kwargs)
@@ -85,7 +90,7 @@ def linear(x: Tensor, weight: Tensor, scale: Tensor | None = None) -> Tensor:
     """
     if scale is None:
         return torch.nn.functional.linear(x, weight)
-    if not x.is_cuda:  # the CPU path keeps the activation exact: only the stored weight is rounded
+    if not uses_kernels(x):  # the CPU path keeps the activation exact: only the stored weight is rounded
         return (x.float() @ _quantize.dequantize_weight(weight, scale).T).to(x.dtype)
     codes, x_scale = quantize_fp8(x)
     return fp8_gemm(codes, x_scale, weight, scale, x.dtype)
@@ -109,7 +114,7 @@ def moe_experts(
     """
     top_k, num_experts = expert_ids.shape[1], w13.shape[0]
     alignment = moe_align(expert_ids, num_experts, tile_rows(expert_ids.numel(), num_experts))
-    fp8 = x.is_cuda and w13.dtype == torch.float8_e4m3fn
+    fp8 = uses_kernels(x) and w13.dtype == torch.float8_e4m3fn
     codes, x_scale = quantize_fp8(x) if fp8 else (x, None)
     h, h_scale = grouped_gemm1(codes, x_scale, w13, w13_scale, alignment, top_k, limit, fp8)
     return grouped_gemm2_combine(h, h_scale, w2, w2_scale, alignment, weights, expert_ids, x.dtype)
