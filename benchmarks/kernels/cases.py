@@ -367,3 +367,15 @@ CASES: list[Case] = [
     *(compressor_case(kind, PREFILL) for kind in ("csa", "hca")),
     *sample_cases(DECODE),
 ]
+
+# One case for each kernel and weight format: large tiles where they are quick to compile.
+_LARGE = (
+    *("rms_norm", "norm_rope_store", "rope", "store_rows", "quantize_fp8", "fp8_gemm", "moe_align", "permute_tokens"),
+    *("grouped_gemm1_bf16", "grouped_gemm2_bf16", "mhc_pre", "mhc_post", "router_gate", "top_k"),
+    *("window_prefill_csa", "paged_prefill_gqa", "compress_csa"),
+)
+_SMALL = (
+    *("grouped_gemm1_fp8", "grouped_gemm2_fp8", "grouped_gemm1_fp4"),
+    *("window_decode_swa", "paged_decode_mla", "indexer_scores", "sample"),
+)
+REPRESENTATIVE = frozenset([*(f"{name}_{PREFILL}" for name in _LARGE), *(f"{name}_{DECODE}" for name in _SMALL)])

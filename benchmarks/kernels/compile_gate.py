@@ -1,6 +1,6 @@
 """Compile every kernel for every supported architecture on a machine without any GPU.
 
-    python -m benchmarks.kernels.compile_gate [--arch sm90] [--case NAME] [--json FILE]
+    python -m benchmarks.kernels.compile_gate [--representative] [--arch sm90] [--case NAME] [--json FILE]
 
 Each case calls the runtime's own launch code on meta tensors (shapes without memory), so what is compiled is what a
 GPU would run at that shape: same tiles, same warps, same specialisation. It shows that kernels compile and fit
@@ -24,7 +24,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-from benchmarks.kernels.cases import CASES, Case
+from benchmarks.kernels.cases import CASES, REPRESENTATIVE, Case
 from runtime.kernels.configs import ARCHITECTURES, architecture
 
 TARGETS = {
@@ -121,6 +121,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--arch", choices=ARCHITECTURES, action="append", help="default: all")
     parser.add_argument("--case", choices=[case.name for case in CASES], action="append", help="default: all")
+    parser.add_argument(
+        "--representative", action="store_true", help="one shape a kernel and format: a third of the time"
+    )
     parser.add_argument("--json", type=Path, help="write the table as JSON")
     options = parser.parse_args(argv)
     if os.environ.get("TRITON_INTERPRET") == "1":
@@ -132,6 +135,8 @@ def main(argv: list[str] | None = None) -> int:
         for arch in options.arch or ARCHITECTURES:
             for case in CASES:
                 if options.case and case.name not in options.case:
+                    continue
+                if options.representative and case.name not in REPRESENTATIVE:
                     continue
                 if case.fp8 and arch in NO_FP8:
                     skipped.append(f"{arch:7}{case.name:26}unsupported: {NO_FP8[arch]}")
