@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -116,7 +117,7 @@ def test_more_work_is_never_faster(index: int, decode_load: Callable[..., Decode
     decode = decode_load(latency, [4096] * 16)
     by_mix = [latency.mixed_s([Chunk(n, 0)], decode) for n in (1, 100, 10_000)]
     for times in (by_context, by_batch, by_new, by_past, by_mix):
-        assert all(later >= earlier for earlier, later in zip(times, times[1:], strict=False))
+        assert all(later >= earlier for earlier, later in pairwise(times))
     assert latency.mixed_s([Chunk(100, 0)], decode) > latency.prefill_s([Chunk(100, 0)])
 
 
