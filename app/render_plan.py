@@ -10,21 +10,48 @@ from rich.text import Text
 from app.tables import assumptions_text, number, simple_table
 from simulator.des.scenario import Scenario, Slo
 
-ROLES = ("prefill", "decode", "colocated")
+ROLES = {"prefill": "P", "decode": "D", "colocated": "C"}  # and their letters where room is short
+WIDE = 100  # columns that the full table needs
 
 
-def plan_report(scenario: Scenario, answer: dict[str, Any]) -> RenderableType:
-    """What was asked, the ranked designs, and what they rest on."""
+def plan_report(scenario: Scenario, answer: dict[str, Any], width: int) -> RenderableType:
+    """What was asked, the ranked designs, and what they rest on. width: columns of the screen."""
     parts: list[RenderableType] = [Text(question(scenario, answer["traffic"]), style="bold")]
     if answer["designs"]:
-        parts += [design_table(scenario.slo, answer["designs"]), Text(_legend(scenario), style="dim")]
-    if binding := answer["binding"]:
-        parts.append(Text(f"No design meets the limits. {binding}", style="bold red"))
+        parts += [
+            design_table(scenario.slo, answer["designs"], narrow=width < WIDE),
+            Text(_legend(scenario), style="dim"),
+        ]
+    if reason := no_design_text(answer):
+        parts.append(Text(reason, style="bold red"))
     if answer["rejected"]:
         counts = "; ".join(f"{reason}: {count}" for reason, count in answer["rejected"].items())
         parts.append(Text(f"Turned down: {counts}.", style="dim"))
     parts.append(assumptions_text(answer["assumptions"]))
     return Group(*parts)
+
+
+def no_design_text(answer: dict[str, Any]) -> str | None:
+    """Why nothing can be recommended: the limit that binds, and by how much. None if something can."""
+    if answer["binding"]:
+        return f"No design meets the limits. {answer['binding']}"
+    if any(design["meets_slo"] for design in answer["designs"]):
+        return None
+    slo = answer["slo"]
+    misses = []
+    for design in answer["designs"]:
+        seen = shown_metrics(design)
+        for key in ("ttft_s", "tpot_s", "e2e_s"):
+            at = _metric(seen, key, f"p{slo['percentile']:g}")
+            if slo[key] and at and at > slo[key]:
+                misses.append((at / slo[key], key, at))
+    if not misses:
+        return "No design serves every request of this traffic; see JSON output for what was refused."
+    ratio, key, at = min(misses)
+    return (
+        f"No design meets the limits. {key}: the limit is {slo[key]:g} s and the design that comes closest takes "
+        f"{at:.4g} s at p{slo['percentile']:g}, {ratio:.3g} times the limit; relax the limit or raise search.max_gpus"
+    )
 
 
 def question(scenario: Scenario, traffic: str) -> str:
@@ -46,18 +73,18 @@ def limits_text(slo: Slo) -> str:
     return f"{', '.join(limits)} for {slo.percentile:g}% of requests" if limits else "no latency limits"
 
 
-def design_table(slo: Slo, designs: list[dict[str, Any]]) -> RenderableType:
-    """Ranked designs, one line per pool."""
+def design_table(slo: Slo, designs: list[dict[str, Any]], narrow: bool) -> RenderableType:
+    """Ranked designs, one line per pool; narrow: for 80 columns."""
     tail = f"p{slo.percentile:g}"
     latencies = (f"TTFT\n{tail} s", f"TPOT\n{tail} ms")
     rates = ("tok/s\n/user", "tok/s\n/GPU", "USD/h", "USD\n/Mtok")
-    table = simple_table("#", "Pools", "GPUs", *latencies, *rates, "SLO", "By")
+    table = simple_table("#", "Pools", "GPUs", *latencies, *rates, "SLO", "By", tight=narrow)
     table.columns[1].justify = "left"
     for rank, design in enumerate(designs, 1):
         seen = shown_metrics(design)
         table.add_row(
             str(rank),
-            "\n".join(pool_text(role, design[role]) for role in ROLES if role in design),
+            "\n".join(pool_text(ROLES[role] if narrow else role, design[role]) for role in ROLES if role in design),
             str(design["gpus_total"]),
             number(_metric(seen, "ttft_s", tail), 2),
             number(_metric(seen, "tpot_s", tail), 1, 1e3),
@@ -80,15 +107,15 @@ def _metric(metrics: dict[str, Any], key: str, statistic: str) -> float | None:
     return metrics[key].get(statistic)
 
 
-def pool_text(role: str, pool: dict[str, Any]) -> str:
+def pool_text(label: str, pool: dict[str, Any]) -> str:
     """'prefill 3 x b300_sxm TP8 EP8'."""
     cut = " ".join(f"{k.upper()}{pool[k]}" for k in ("tp", "dp", "ep", "pp", "cp") if pool.get(k, 1) > 1)
-    return f"{role} {pool['instances']} x {pool['gpu']} {cut or 'TP1'}"
+    return f"{label} {pool['instances']} x {pool['gpu']} {cut or 'TP1'}"
 
 
 def _legend(scenario: Scenario) -> str:
     return (
-        "GPUs: all pools. tok/s/GPU: input and output tokens over all GPUs. USD/Mtok: input and output "
-        f"blended, at {scenario.price_convention} prices.\n"
+        "P, D, C: prefill, decode, colocated. GPUs: all pools. tok/s/GPU: input + output tokens over all GPUs.\n"
+        f"USD/Mtok: input and output blended, at {scenario.price_convention} prices.\n"
         "By: DES = re-run request by request in the discrete-event model; est. = steady-state estimate only."
     )

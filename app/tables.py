@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 
-def simple_table(*headers: str, title: str | None = None) -> Table:
-    """A table with a ruled header; the first column reads left, the others right."""
+def simple_table(*headers: str, title: str | None = None, tight: bool = False) -> Table:
+    """A table with a ruled header; the first column reads left, the others right. tight: no space to spare."""
     table = Table(
         box=box.SIMPLE_HEAD,
         title=title,
@@ -18,6 +18,7 @@ def simple_table(*headers: str, title: str | None = None) -> Table:
         pad_edge=False,
         collapse_padding=True,
         header_style="bold",
+        padding=(0, 0) if tight else (0, 1),
     )
     for place, header in enumerate(headers):
         table.add_column(header, justify="left" if place == 0 else "right", overflow="fold")

@@ -51,6 +51,11 @@ def room_of(module: str) -> str | None:
     return ".".join(parts[:2]) if parts[0] == "simulator" and len(parts) > 1 else parts[0]
 
 
+def for_type_checkers(node: ast.AST) -> bool:
+    """`if TYPE_CHECKING:`, which never runs."""
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
 def imports(tree: ast.AST, package: str) -> Iterator[tuple[str, bool]]:
     """(module, whether it is imported at module level) of every import statement."""
 
@@ -66,8 +71,8 @@ def imports(tree: ast.AST, package: str) -> Iterator[tuple[str, bool]]:
                     )
                 yield from ((f"{base}.{alias.name}", top) for alias in child.names)
             else:
-                inside = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
-                yield from visit(child, top and not inside)
+                later = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+                yield from visit(child, top and not later and not for_type_checkers(child))
 
     return visit(tree, True)
 
@@ -117,8 +122,13 @@ def test_the_check_sees_what_is_forbidden(module: str, source: str) -> None:
     assert len(problems(module, source)) == 1
 
 
-def test_the_check_lets_lazy_imports_pass() -> None:
-    assert problems("app.commands.runtime", "def f():\n    from runtime.engine import Engine") == []
+@pytest.mark.parametrize("head", ["def f():", "if TYPE_CHECKING:"])
+def test_the_check_lets_lazy_imports_pass(head: str) -> None:
+    assert problems("app.commands.runtime", f"{head}\n    from runtime.engine import Engine") == []
+
+
+def test_type_checking_is_no_way_around_the_direction() -> None:
+    assert len(problems("simulator.des.run", "if TYPE_CHECKING:\n    from app.cli import main")) == 1
 
 
 def run_python(code: str, folder: Path) -> str:

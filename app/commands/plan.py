@@ -61,6 +61,7 @@ def plan(
         answer = search(asked, progress=progress).to_json()
     write_json(answer, json_file)
     if json_file != STDOUT:
-        stdout_console().print(plan_report(asked, answer))
+        console = stdout_console()
+        console.print(plan_report(asked, answer, console.width))
     if not any(design["meets_slo"] for design in answer["designs"]):
         raise typer.Exit(EXIT_NO_ANSWER)

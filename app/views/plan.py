@@ -12,7 +12,7 @@ from app.compute import offered, plan_answer
 from app.errors import is_input_error, sentence
 from app.frames import designs_frame, frontier_frame
 from app.output import plain
-from app.render_plan import limits_text
+from app.render_plan import limits_text, no_design_text
 from app.state import CONVENTIONS, LIMITS, PERCENTILES, Question, from_query
 from app.tables import number
 from simulator.des.scenario import Scenario
@@ -82,8 +82,8 @@ def _ask(question: Question, models: list[str], gpus: list[str]) -> Question:
 
 def _answer(scenario: Scenario, answer: dict[str, Any]) -> None:
     st.write(f"**{answer['model']}**: {answer['traffic']}; {limits_text(scenario.slo)}.")
-    if answer["binding"]:
-        st.error(f"No design meets the limits. {answer['binding']}")
+    if reason := no_design_text(answer):
+        st.error(reason)
     if answer["designs"]:
         _best(answer)
         _designs(answer)

@@ -17,7 +17,7 @@ from simulator.planner.estimate import assumptions, engine_of, estimate, handove
 from simulator.planner.frontier import frontier
 from simulator.planner.sizing import size_colocated, size_decode, size_prefill
 from simulator.planner.space import COLOCATED_BUDGETS, PREFILL_CHUNKS, cuts
-from simulator.planner.steady_state import Engine, prefill_times
+from simulator.planner.steady_state import Engine, PrefillTimes, prefill_times
 from simulator.planner.traffic import Traffic, traffic_of
 
 KEPT_PER_POOL = 3  # cheapest cuts per accelerator and role that go on to be combined
@@ -124,8 +124,7 @@ class _Search:
     def _prefill(self, engine: Engine) -> Iterator[Pool]:
         for chunk in PREFILL_CHUNKS:
             times = prefill_times(engine, self.traffic, chunk)
-            fastest = max(times.own_s) + engine.latency.first_token_extra_s
-            self.rejections.saw("ttft_s", fastest, _label(engine))
+            self._saw_idle(engine, times)
             instances = size_prefill(engine, self.traffic, times, self.scenario.slo, self._most(engine))
             if instances is None:
                 self.rejections.add("prefill: TTFT above the limit")
@@ -135,7 +134,7 @@ class _Search:
     def _decode(self, engine: Engine) -> Iterator[Pool]:
         prompt = round(self.traffic.mean_prompt)
         stall = handover_s(self.model, prompt, engine.hardware, engine.parallelism, Transfer())
-        self.rejections.saw("tpot_s", engine.tpot_s(self.traffic, 1), _label(engine))
+        self._saw_idle(engine)
         size = size_decode(engine, self.traffic, stall, self.scenario.slo, self._most(engine))
         if size is None:
             self.rejections.add("decode: TPOT above the limit")
@@ -151,8 +150,16 @@ class _Search:
             size = size_colocated(engine, self.traffic, budget, self.scenario.slo, self._most(engine))
             if size is None:
                 self.rejections.add("colocated: TTFT or TPOT above the limit")
+                self._saw_idle(engine, prefill_times(engine, self.traffic, budget))
             else:
                 yield self._pool(engine, size.instances, budget, size.max_sequences)
+
+    def _saw_idle(self, engine: Engine, times: PrefillTimes | None = None) -> None:
+        """Note what one request alone on the engine gets: no batch and no queue can be faster."""
+        self.rejections.saw("tpot_s", engine.tpot_s(self.traffic, 1), _label(engine))
+        if times is not None:
+            slowest = max(times.own_s) + engine.latency.first_token_extra_s
+            self.rejections.saw("ttft_s", slowest, _label(engine))
 
     def _most(self, engine: Engine) -> int:
         return self.search.max_gpus // engine.parallelism.gpus

@@ -124,7 +124,7 @@ def test_a_model_that_cannot_fit_says_what_would(scenario_file: Callable[..., Pa
 
 def test_simulate_needs_a_deployment(tmp_path: Path) -> None:
     path = tmp_path / "only_traffic.toml"
-    path.write_text('model = "qwen3-30b-a3b"\n[workload]\nrate = 1\nprompt = 10\noutput = 10\n')
+    path.write_text('model = "qwen3-30b-a3b"\n[workload]\nkind = "open_loop"\nrate = 1\nprompt = 10\noutput = 10\n')
     assert "deployment" in refused("simulate", path)
 
 
@@ -204,17 +204,35 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
-def test_interrupting_leaves_no_traceback(tmp_path: Path) -> None:
+def interrupted(folder: Path, *args: str | Path, when: Callable[[subprocess.Popen[str]], None]) -> str:
+    """stderr of a command that gets Ctrl-C as a terminal sends it: to it and to its worker processes."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "app.cli", "plan", "--rate", "200"],
-        cwd=tmp_path,
+        [sys.executable, "-m", "app.cli", *map(str, args)],
+        cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
-    time.sleep(2)
-    process.send_signal(signal.SIGINT)
+    when(process)
+    os.killpg(process.pid, signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert stdout == ""
-    assert "Traceback" not in stderr
+    assert (process.returncode, stdout) == (130, "")
+    return stderr
+
+
+def test_interrupting_ends_quietly(tmp_path: Path) -> None:
+    pipe = tmp_path / "never_written.toml"
+    os.mkfifo(pipe)
+    assert interrupted(tmp_path, "simulate", pipe, when=lambda _: os.close(os.open(pipe, os.O_WRONLY))) == ""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds worker processes in /proc")
+def test_interrupting_ends_the_worker_processes_quietly(tmp_path: Path) -> None:
+    def workers_run(process: subprocess.Popen[str]) -> None:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while process.poll() is None and len(children.read_text().split()) < 2:
+            time.sleep(0.02)
+        assert process.returncode is None, process.communicate()
+
+    assert interrupted(tmp_path, "plan", "--rate", "200", when=workers_run) == ""
