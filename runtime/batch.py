@@ -60,6 +60,7 @@ class StepBatch:
     late_window_rows: Tensor  # [T] the same, to write after attention (prefill)
     last_rows: Tensor  # [sequences] row of each input's last token, in the order of the inputs
     compressions: tuple[Compression, ...]
+    buffer: Tensor  # flat int32: all of the above are views of it, at places that depend on shapes alone
 
     def compression(self, ratio: int) -> Compression:
         return next(c for c in self.compressions if c.ratio == ratio)
@@ -76,6 +77,33 @@ class FixedShape:
 PADDING = SequenceInput((0,), 0, (0,), 0)
 
 
+class _Arena:
+    """Index tensors gathered on the host, to cross to the device in one copy."""
+
+    ALIGNMENT = 4  # 16 bytes, which kernels like
+
+    def __init__(self, capacity: int, device: torch.device) -> None:
+        cuda = device.type == "cuda"
+        self._host = torch.empty(capacity, dtype=torch.int32, pin_memory=cuda)
+        self._numpy = self._host.numpy()
+        self._device = torch.empty(capacity, dtype=torch.int32, device=device) if cuda else self._host
+        self._used = 0
+
+    def put(self, values: Array) -> Tensor:
+        """The place of these values on the device; they arrive with `sent`."""
+        start, end = self._used, self._used + values.size
+        self._numpy[start:end] = values.reshape(-1)
+        self._used = -(-end // self.ALIGNMENT) * self.ALIGNMENT
+        return self._device[start:end].view(values.shape)
+
+    def sent(self) -> Tensor:
+        """Everything put, on the device."""
+        used = self._device[: self._used]
+        if self._device is not self._host:
+            used.copy_(self._host[: self._used], non_blocking=True)
+        return used
+
+
 @dataclass(frozen=True)
 class _Layout:
     """The step on the host: sequences in batch order, one item a sequence or one a token."""
@@ -89,10 +117,10 @@ class _Layout:
     token_seq: Array
     positions: Array
     block_size: int
-    device: torch.device
+    arena: _Arena
 
     def tensor(self, values: Array) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values, np.int32)).to(self.device, non_blocking=True)
+        return self.arena.put(values)
 
     def ring_rows(self, size: int) -> Array:
         """[T] rows of a flattened [slots, size] ring for the latest tokens of each sequence, else -1."""
@@ -158,6 +186,8 @@ def _lay_out(
     for row, sequence in enumerate(sequences):
         assert len(sequence.block_ids) * block_size >= sequence.past + lengths[row], "blocks missing"
         table[row, : len(sequence.block_ids)] = sequence.block_ids
+    # At most 15 items a token, 20 a sequence, two block tables, and 3 for the alignment of each of some 40 tensors.
+    capacity = 24 * (len(token_seq) + len(sequences)) + 3 * table.size + 256
     return _Layout(
         lengths=lengths,
         past=past,
@@ -168,7 +198,7 @@ def _lay_out(
         token_seq=token_seq,
         positions=past[token_seq] + np.arange(starts[-1]) - starts[token_seq],
         block_size=block_size,
-        device=device,
+        arena=_Arena(capacity, device),
     )
 
 
@@ -208,6 +238,7 @@ def build_batch(
         block_rows=tensor(layout.pool_rows(token_seq, positions, block_size)),
         window_rows=tensor(np.where(decoding, window_rows, -1)),
         late_window_rows=tensor(np.where(decoding, -1, window_rows)),
-        last_rows=tensor(last_rows),
         compressions=tuple(compressions),
+        last_rows=tensor(last_rows),  # the last: as long as the inputs, not the shape
+        buffer=layout.arena.sent(),
     )

@@ -8,8 +8,7 @@ exchange asks for counts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -29,17 +28,10 @@ def fixed_shape(inputs: Sequence[SequenceInput]) -> FixedShape:
     return FixedShape(rounded, 1 << (blocks - 1).bit_length())
 
 
-def copy_tensors(target: Any, source: Any) -> None:
-    """Overwrite every tensor in a tree of dataclasses and tuples with the equal-shaped one of another tree."""
-    if isinstance(target, Tensor):
-        target.copy_(source, non_blocking=True)
-    elif isinstance(target, tuple):
-        for mine, given in zip(target, source, strict=True):
-            copy_tensors(mine, given)
-    elif is_dataclass(target):
-        for field in fields(target):
-            if field.name != "last_rows":  # as long as the inputs, not the shape; row i is input i
-                copy_tensors(getattr(target, field.name), getattr(source, field.name))
+def refill(target: StepBatch, source: StepBatch) -> None:
+    """Overwrite a batch's tensors with those of another of the same fixed shape. Rows stay: row i is input i."""
+    shared = min(target.buffer.shape[0], source.buffer.shape[0])
+    target.buffer[:shared].copy_(source.buffer[:shared])
 
 
 @dataclass
@@ -66,8 +58,7 @@ class DecodeGraphs:
         if shape not in self._captures:
             self._captures[shape] = self._capture(shape)
         capture = self._captures[shape]
-        fresh = build_batch(inputs, self.model.config, self.cache.block_size, torch.device("cpu"), shape)
-        copy_tensors(capture.batch, fresh)
+        refill(capture.batch, build_batch(inputs, self.model.config, self.cache.block_size, self.cache.device, shape))
         capture.graph.replay()
         return capture.batch, capture.carry, capture.logits
 

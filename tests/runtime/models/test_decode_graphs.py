@@ -11,7 +11,7 @@ import torch
 from runtime import models
 from runtime.batch import FixedShape, build_batch
 from runtime.cache import KVCache, SequenceInput
-from runtime.decode_graphs import copy_tensors, fixed_shape
+from runtime.decode_graphs import fixed_shape, refill
 from runtime.model_runner import ModelRunner
 
 
@@ -41,7 +41,7 @@ def test_padded_decode_equals_plain_decode(pair: Any, tokens_of: Callable, feed:
     static = build_batch([], config, pair.block_size, device, shape)
     for _ in range(10):
         expected = plain.step([one.take(1) for one in fed[0]])
-        copy_tensors(static, build_batch([one.take(1) for one in fed[1]], config, pair.block_size, device, shape))
+        refill(static, build_batch([one.take(1) for one in fed[1]], config, pair.block_size, device, shape))
         with torch.inference_mode():
             logits = pair.ours.logits(pair.ours(static, padded.cache))
         assert (logits[:3] - expected).abs().max() < 1e-5 * expected.abs().max()

@@ -113,7 +113,7 @@ def test_two_ranks_equal_one(tmp_path: Path) -> None:
     ]
     expected = [[run_rank(raw, rank, ExpertGroup()) for raw in (V3, V4)] for rank in range(2)]
     for worker in workers:
-        _, errors = worker.communicate(timeout=60)
+        _, errors = worker.communicate(timeout=240)
         assert worker.returncode == 0, errors
     for rank, alone in enumerate(expected):
         result = torch.load(tmp_path / f"{rank}.pt")

@@ -156,6 +156,48 @@ def test_weights_kept_as_stored_give_the_same_logits(vendor: Vendor, tokens_of: 
     assert (ours - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
+def vendor_spelling(name: str) -> str:
+    """As DeepSeek publishes V4, from what transformers saves."""
+    changes = {"embed_tokens.": "embed.", ".attn.norm.": ".attn.kv_norm.", "hc_head.hc_": "hc_head_"}
+    name = name.removeprefix("model.")
+    for old, new in changes.items():
+        name = name.replace(old, new)
+    return name
+
+
+def module_spelling(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As transformers names its modules, experts apart."""
+    out = {}
+    for name, values in tensors.items():
+        stem, _, leaf = name.rpartition(".experts.")
+        if leaf == "gate_up_proj":
+            for expert, both in enumerate(values):
+                out[f"{stem}.experts.{expert}.gate_proj.weight"], out[f"{stem}.experts.{expert}.up_proj.weight"] = (
+                    both.chunk(2)
+                )
+        elif leaf == "down_proj":
+            out |= {f"{stem}.experts.{expert}.down_proj.weight": one for expert, one in enumerate(values)}
+        else:
+            out[name] = values
+    return out
+
+
+def test_every_spelling_of_v4_names_is_understood(pair_of: Callable, tmp_path: Path) -> None:
+    pair = pair_of("deepseek_v4")
+    saved = {k: v for file in pair.directory.glob("*.safetensors") for k, v in load_file(file).items()}
+    spellings = {
+        "vendor": {vendor_spelling(name): values for name, values in saved.items()},
+        "modules": module_spelling(pair.theirs.state_dict()),
+    }
+    assert "layers.1.attn.kv_norm.weight" in spellings["vendor"]
+    assert "model.layers.1.self_attn.compressor.indexer.scorer.weights_proj.weight" in spellings["modules"]
+    expected = dict(pair.ours.named_parameters())
+    for spelling, tensors in spellings.items():
+        write_shards(tensors, tmp_path / spelling, 2)
+        loaded = dict(weights.load(pair.config, tmp_path / spelling, dtype=torch.float32).named_parameters())
+        assert all(torch.equal(loaded[name], expected[name]) for name in expected)
+
+
 @pytest.fixture
 def broken(pair_of: Callable, tmp_path: Path) -> tuple[ModelConfig, Path, dict[str, str]]:
     """A copy of a sharded checkpoint to damage, and its index."""
