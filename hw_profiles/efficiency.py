@@ -46,8 +46,13 @@ class ClassEfficiency(Strict):
     latency_s: Seconds  # t0, launch or fabric floor of one op
     exponent: Annotated[FiniteFloat, Field(ge=1, le=16)]
     residual_sigma: Seconds  # std of log(measured / predicted)
+    matrix_fraction_by: dict[str, Fraction] = {}  # operand dtypes whose fraction of their own peak differs
     source: Source
     assumed: bool
+
+    def matrix_fraction_of(self, dtype: str) -> float:
+        """Fraction of the peak of `dtype`."""
+        return self.matrix_fraction_by.get(dtype, self.matrix_fraction)
 
 
 class Efficiency(Strict):

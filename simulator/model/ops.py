@@ -37,7 +37,7 @@ class Op:
     network_bytes: float = 0.0
     link: Link | None = None
     count: int = 1
-    hops: int = 1  # latencies in sequence (levels of a collective)
+    hops: int = 1  # latencies in sequence (levels of a collective, kernels of an op)
 
 
 class Reader(NamedTuple):

@@ -53,7 +53,9 @@ def p_norm(terms: tuple[float, ...], exponent: float) -> float:
 def roof_times(op: Op, hardware: HardwareProfile) -> RoofTimes:
     """One launch of `op`. FLOPs of several dtypes add up as times."""
     rates = hardware.efficiency.classes[op.op_class]
-    compute_s = sum(flops / (hardware.matrix_peak(dtype) * rates.matrix_fraction) for dtype, flops in op.flops.items())
+    compute_s = sum(
+        flops / (hardware.matrix_peak(dtype) * rates.matrix_fraction_of(dtype)) for dtype, flops in op.flops.items()
+    )
     memory_s = op.hbm_bytes / (hardware.memory_bandwidth * rates.memory_fraction)
     network_s = 0.0
     if op.link is not None:
