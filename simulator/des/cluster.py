@@ -85,14 +85,14 @@ def play(
     warmup = warmup_count(scenario.warmup_fraction, len(requests))
     run = Cluster(spec, requests, rng, warmup, progress).run()
     priced = prices if len(prices) == len(pools) else None
-    return SimulationResult(spec, run, scenario.slo, warmup, priced, tuple(dict.fromkeys(assumptions)))
+    return SimulationResult(spec, run, scenario.slo, priced, tuple(dict.fromkeys(assumptions)))
 
 
 def instance_spec(pool: Pool, model: ModelSpec, profile: HardwareProfile) -> InstanceSpec:
     """Step times, memory and limits of one instance of a pool."""
     cut = pool.parallelism
     cut.check(model)
-    memory = plan_memory(model, profile, cut)
+    memory = plan_memory(model, profile, cut, pool.max_tokens_per_step, pool.draft_tokens)
     return InstanceSpec(
         times=StepLatency(model, profile, cut, pool.draft_tokens),
         kv=KvSpace(memory.kv_capacity_bytes, memory.kv_bytes_per_token, memory.kv_bytes_per_sequence),

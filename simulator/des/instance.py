@@ -103,7 +103,8 @@ class Instance:
         self._step_start_s = 0.0
         self._in_step = False
         self._busy_s = self._prefill_busy_s = self._sequence_s = self._kv_byte_s = 0.0
-        self.link_s = 0.0
+        self._link_s = 0.0
+        self._wires: dict[int, tuple[float, float]] = {}  # transfers under way: when the wire is taken, how long
         self._steps = 0
         self._kv_bytes = 0.0
         self._kv_mark_s = 0.0
@@ -130,6 +131,13 @@ class Instance:
         """The KV has arrived; decoding starts with the next step."""
         self._delivered.append((handover, rank))
         self.kick()
+
+    def take_wire(self, request: int, start_s: float, wire_s: float) -> None:
+        """A transfer holds the NICs of one of the ranks for `wire_s` from `start_s` on."""
+        self._wires[request] = start_s, wire_s
+
+    def free_wire(self, request: int) -> None:
+        self._link_s += self._wires.pop(request)[1]
 
     def kick(self) -> None:
         """Wake the process if it idles."""
@@ -351,16 +359,17 @@ class Instance:
     # What the books say
 
     def usage(self) -> Usage:
-        """Integrals up to now, the step under way counted for the time it has run."""
+        """Integrals up to now; the step and the transfers under way count for the time that they have run."""
         now = self.env.now
         running = now - self._step_start_s if self._in_step else 0.0
+        on_wire = sum(min(max(0.0, now - start), wire) for start, wire in self._wires.values())
         return Usage(
             self._busy_s + running,
             self._prefill_busy_s + (running if self._in_step and not self.batch.size else 0.0),
             self._steps,
             self._sequence_s + running * self.batch.size,
             self._kv_byte_s + self._kv_bytes * (now - self._kv_mark_s),
-            self.link_s,
+            (self._link_s + on_wire) / self.spec.ranks,
         )
 
     @property

@@ -72,14 +72,13 @@ class SimulationResult:
         spec: ClusterSpec,
         run: Run,
         slo: Slo,
-        warmup: int = 0,
         prices: dict[str, Price] | None = None,
         assumptions: tuple[str, ...] = (),
     ) -> None:
         self.spec = spec
         self.run = run
         self.slo = slo
-        self.warmup = warmup
+        self.warmup = run.warmup
         self.prices = prices
         self.assumptions = assumptions
         self.rejections: Counter[str] = run.rejections

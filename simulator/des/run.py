@@ -67,11 +67,13 @@ class Snapshot:
 class Run:
     """What a finished run left behind.
 
+    warmup: requests before the first measured one; at least one request is measured.
     opened: taken when the first measured request arrived; closed: when the last request arrived; end: at the end.
     """
 
     journal: Journal
     rejections: Counter[str]
+    warmup: int
     opened: Snapshot
     closed: Snapshot
     end: Snapshot
@@ -141,7 +143,7 @@ class Cluster:
         lost = self._done != len(self.requests)
         if lost or not all(instance.is_empty for instance in (*self.entry, *self.decode)):
             raise AssertionError(f"{len(self.requests) - self._done} requests never ended or KV was left behind")
-        return Run(self.journal, self.rejections, self._opened, self._closed, self._snapshot())
+        return Run(self.journal, self.rejections, self._warmup, self._opened, self._closed, self._snapshot())
 
     # Requests come and go
 

@@ -43,11 +43,13 @@ class Interconnect:
         )
         start = max(env.now + self.handshake_s, handover.rank.link_free_s, rank.link_free_s)
         handover.rank.link_free_s = rank.link_free_s = start + wire_s
+        source.take_wire(handover.request, start, wire_s)
+        destination.take_wire(handover.request, start, wire_s)
         arrival = env.timeout(start + wire_s - env.now)
 
         def deliver(_: simpy.Event) -> None:
-            source.link_s += wire_s / source.spec.ranks
-            destination.link_s += wire_s / destination.spec.ranks
+            source.free_wire(handover.request)
+            destination.free_wire(handover.request)
             self.journal.delivered_s[handover.request] = env.now
             handover.rank.release(handover.tokens)
             if source.waiting:

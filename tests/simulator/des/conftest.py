@@ -67,7 +67,7 @@ def _play(
         concurrency,
     )
     run = Cluster(spec, requests, np.random.default_rng(seed), warmup).run()
-    return SimulationResult(spec, run, slo or Slo(), warmup)
+    return SimulationResult(spec, run, slo or Slo())
 
 
 def _colocated(instance: InstanceSpec, count: int = 1, router: str = "least_loaded") -> ClusterSpec:

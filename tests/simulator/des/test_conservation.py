@@ -1,5 +1,6 @@
 """What must hold whatever the scenario: random clusters under random load."""
 
+import json
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,7 @@ def test_every_request_ends_once_and_nothing_is_left_behind(
     for usages in result.run.end.usage.values():
         assert all(u.busy_s <= result.run.end.time_s * (1 + 1e-9) for u in usages)
         assert all(0 <= u.prefill_s <= u.busy_s * (1 + 1e-9) for u in usages)
+    json.dumps(summary, allow_nan=False)
     throughput = summary["throughput"]
     assert throughput["goodput_requests_per_s"] <= throughput["requests_per_s"] * (1 + 1e-9)
     again = play(spec, **load, warmup=warmup, slo=Slo(ttft_s=0.5, tpot_s=0.05))

@@ -110,6 +110,13 @@ def test_percentiles_interpolate_as_numpy_does() -> None:
     assert table == {"mean": 50.0, "p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0}
 
 
+def test_a_warmup_of_everything_still_measures_the_last_request(steady: Any) -> None:
+    result = steady(warmup=1000)
+    assert result.measured.sum() == 1
+    assert result.summary()["warmup_requests"] == 99
+    assert result.attainment == 1.0
+
+
 def test_warmup_leaves_a_request() -> None:
     assert warmup_count(0.0, 10) == 0
     assert warmup_count(0.99, 10) == 9

@@ -77,3 +77,19 @@ def test_a_sequence_preempted_on_the_decode_side_is_recomputed_there(
     assert result.requests["preemptions"].tolist() == [0, 1]
     np.testing.assert_allclose(result.finish_s, [29 * 0.010, 29 * 0.010 + 0.051 + 18 * 0.010])
     assert result.requests["prefill_instance"].tolist() == [0, 0]
+
+
+def test_a_transfer_counts_only_for_the_time_inside_the_measured_span(
+    times: Any, instance: Any, disaggregated: Any, play: Any
+) -> None:
+    """One wire of 4 s from 0 s on; measured from the second arrival at 3 s to the third at 5 s: 1 s of 2."""
+    spec = disaggregated(
+        instance(times(per_prompt_token_s=0.0), nic_bandwidth=100.0),
+        instance(times(decode_base_s=1e-9), nic_bandwidth=100.0),
+        transfer=Transfer(efficiency=1.0, handshake_s=0.0),
+        transfer_bytes=lambda tokens: 100.0 * tokens,
+    )
+    result = play(spec, [4, 1, 1], [2, 1, 1], [0.0, 3.0, 5.0], warmup=1)
+    assert {name: pool["link_fraction"] for name, pool in result.utilization().items()} == pytest.approx(
+        {"prefill": 0.5, "decode": 0.5}
+    )
