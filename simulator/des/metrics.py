@@ -108,8 +108,9 @@ class SimulationResult:
                 "arrival_s": self.arrival_s,
                 "prompt_tokens": self.prompt_tokens,
                 "output_tokens": self.output_tokens,
-                "status": pd.Categorical.from_codes(
-                    np.array(journal.status), categories=[s.name.lower() for s in Status]
+                "status": pd.Categorical(
+                    [status.name.lower() for status in journal.status],
+                    categories=[status.name.lower() for status in Status],
                 ),
                 "queue_s": np.array(journal.prefill_start_s) - self.arrival_s,
                 "ttft_s": self.ttft_s,
@@ -206,10 +207,10 @@ class SimulationResult:
             table[pool.name] = {
                 "instances": len(usage),
                 "gpus": pool.gpus,
-                "busy_fraction": busy / total if total > 0 else 0.0,
+                "busy_fraction": _share(busy, total),
                 "batch_mean": sum(u.sequence_s for u in usage) / busy if busy > 0 else 0.0,
-                "kv_occupancy": sum(u.kv_byte_s for u in usage) / (total * kv_bytes) if total > 0 else 0.0,
-                "link_fraction": sum(u.link_s for u in usage) / total if total > 0 else 0.0,
+                "kv_occupancy": _share(sum(u.kv_byte_s for u in usage), total * kv_bytes),
+                "link_fraction": _share(sum(u.link_s for u in usage), total),
                 "steps": sum(u.steps for u in usage),
             }
         return table
@@ -295,6 +296,18 @@ class SimulationResult:
             "cost": None if cost is None else cost.to_json(),
             "assumptions": list(self.assumptions),
         }
+
+
+def _share(part: float, whole: float) -> float:
+    """part / whole, which may exceed 1 by rounding of long sums only; 0 of nothing.
+
+    >>> _share(1.0, 4.0), _share(1.0 + 1e-15, 1.0), _share(0.0, 0.0)
+    (0.25, 1.0, 0.0)
+    """
+    if whole <= 0:
+        return 0.0
+    assert part <= whole * (1 + 1e-9), f"{part} of {whole} is more than all"
+    return min(1.0, part / whole)
 
 
 def warmup_count(fraction: float, requests: int) -> int:
