@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from simulator.des.cluster import simulate
-from simulator.des.scenario import Deployment, OpenLoop, Pool, Scenario, Slo
+from simulator.des.scenario import Deployment, OpenLoop, Pool, Scenario
 from simulator.model.architecture import ModelSpec
 from simulator.planner.design import Design
 from simulator.planner.estimate import estimate
@@ -65,25 +65,27 @@ def _check(task: _Task) -> Design:
 
 
 def _simulated(task: _Task, design: Design) -> Design:
+    """The design with what the simulation measured; inside the limits if the share of requests that meet all of
+    them reaches the percentile, requests refused or failed counting as misses."""
     result = simulate(_scenario(task.scenario, design)).summary()
     p = f"p{task.scenario.slo.percentile:g}"
-    metrics: dict[str, Any] = {
-        key: {"mean": values["mean"], p: values[p]} | values for key, values in result["metrics"].items()
-    }
-    simulated = metrics | result["throughput"] | {"requests": result["requests"], "utilization": result["utilization"]}
-    complete = result["requests"]["finished"] == result["requests"]["total"]
-    return replace(design, simulated=simulated, meets_slo=complete and not _missed(metrics, task.scenario.slo))
+    metrics = {key: dict(values) for key, values in result["metrics"].items()}
+    for key, limit in result["slo"]["limits"].items():
+        metrics[key][p] = limit["at_percentile"]
+    simulated = metrics | result["throughput"]
+    simulated |= {key: result[key] for key in ("requests", "slo", "utilization")}
+    return replace(design, simulated=simulated, meets_slo=result["slo"]["meets_slo"])
 
 
-def _missed(metrics: dict[str, Any], slo: Slo) -> dict[str, float]:
-    """Limits that the simulation exceeds, with the ratio to the limit."""
-    p = f"p{slo.percentile:g}"
-    limits = {"ttft_s": slo.ttft_s, "tpot_s": slo.tpot_s, "e2e_s": slo.e2e_s}
-    return {
-        key: metrics[key][p] / limit
-        for key, limit in limits.items()
-        if limit is not None and not metrics[key][p] <= limit
+def _missed(design: Design) -> dict[str, float]:
+    """Limits that the simulation exceeds at their percentile, with the ratio to the limit."""
+    assert design.simulated is not None
+    ratios = {
+        key: limit["at_percentile"] / limit["limit"]
+        for key, limit in design.simulated["slo"]["limits"].items()
+        if limit["at_percentile"] is not None
     }
+    return {key: ratio for key, ratio in ratios.items() if ratio > 1}
 
 
 def _scenario(scenario: Scenario, design: Design) -> Scenario:
@@ -101,8 +103,7 @@ def _scenario(scenario: Scenario, design: Design) -> Scenario:
 
 def _widen(design: Design, scenario: Scenario) -> Deployment | None:
     """More instances where a limit is missed, in proportion to the miss and at least one; None if at max_gpus."""
-    assert design.simulated is not None
-    missed = _missed(design.simulated, scenario.slo)
+    missed = _missed(design)
     deployment = design.deployment
     changes: dict[str, Pool] = {}
     if deployment.colocated is not None:

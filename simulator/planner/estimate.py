@@ -31,15 +31,19 @@ from simulator.planner.steady_state import (
 from simulator.planner.traffic import Traffic
 
 
-@functools.lru_cache(maxsize=512)
 def engine_of(model: ModelSpec, pool: Pool) -> Engine:
     """The priced engine of a pool. Raises DoesNotFitError, ParallelismError or CatalogError."""
     hardware = load(pool.gpu, pool.stack)
     cut = pool.parallelism
-    cut.check(model)
-    memory = plan_memory(model, hardware, cut)
-    latency = StepLatency(model, hardware, cut, pool.draft_tokens)
+    memory = plan_memory(model, hardware, cut, pool.max_tokens_per_step, pool.draft_tokens)
+    latency = _latency(model, hardware, cut, pool.draft_tokens)
     return Engine(model, hardware, cut, latency, memory, pool.acceptance_length)
+
+
+@functools.lru_cache(maxsize=512)
+def _latency(model: ModelSpec, hardware: HardwareProfile, cut: Parallelism, draft_tokens: int) -> StepLatency:
+    """Step times are remembered inside, so pools that differ only in size share them."""
+    return StepLatency(model, hardware, cut, draft_tokens)
 
 
 def pool_cost(pool: Pool, hardware: HardwareProfile, convention: Convention, prefill_share: float) -> PoolCost | None:

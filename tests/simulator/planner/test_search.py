@@ -100,3 +100,11 @@ def test_a_tighter_limit_never_costs_less() -> None:
         assert best is not None
         costs.append(best.usd_per_hour)
     assert costs == sorted(costs)
+
+
+def test_any_percentile_can_be_asked_and_the_share_meets_all_limits_together() -> None:
+    best = ask(slo={"percentile": 80.5}, search={"simulate_top": 1}).designs[0]
+    assert best.simulated is not None
+    assert best.meets_slo
+    assert best.simulated["ttft_s"]["p80.5"] <= 2.0
+    assert best.simulated["attainment"] >= 0.805
