@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from app.commands import catalogue, dashboard, plan, simulate
+from app.commands import calibrate, catalogue, dashboard, plan, simulate
 from app.errors import OneSentenceGroup
 
 cli = typer.Typer(
@@ -20,6 +20,7 @@ cli = typer.Typer(
 cli.command("plan")(plan.plan)
 cli.command("simulate")(simulate.simulate)
 cli.add_typer(catalogue.cli, name="catalogue")
+cli.add_typer(calibrate.cli, name="calibrate")
 cli.command("app")(dashboard.app)
 
 

@@ -1,0 +1,37 @@
+"""`moeplan calibrate`: efficiency profiles from measurements."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+cli = typer.Typer(no_args_is_help=True, help="Fit the efficiency of a software stack from measurements.")
+
+
+@cli.command("published")
+def published(
+    system: Annotated[str, typer.Option(help="Accelerator, e.g. b200_sxm.")],
+    stack: Annotated[str, typer.Option(help="Software stack: sglang, vllm or trtllm.")],
+    tables: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Folder of CSV op tables; left out: those of the extra `vendor-data`."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="Write the fitted profile there ('-' for stdout).")
+    ] = None,
+) -> None:
+    """Fit kernel rates from published op tables; says how well held-out rows are predicted and what was thrown out."""
+    from app.output import STDOUT, check_writable, stdout_console
+    from app.render_calibration import calibration_report
+    from calibration.published import calibrate
+
+    check_writable(output, "--output")
+    result = calibrate(system, stack, tables)
+    if output == STDOUT:
+        typer.echo(result.to_json(), nl=False)
+        return
+    if output is not None:
+        output.write_text(result.to_json(), encoding="utf-8")
+    stdout_console().print(calibration_report(result))

@@ -1,0 +1,203 @@
+"""Robust fit of ClassEfficiency parameters to measured times of ops, with the formula of `simulator.model.roofline`.
+
+A measurement is one op or a module of several; its time is the sum over its ops of
+    hops * t0 + ((FLOPs/F)^q + (bytes/B)^q + (net/N)^q)^(1/q)
+Residuals are logs of predicted / measured under a soft-L1 loss; weak lognormal priors keep parameters that no
+measurement sees where they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import least_squares
+
+from hw_profiles.efficiency import ClassEfficiency, OpClass
+from hw_profiles.profile import HardwareProfile
+from simulator.model.ops import Op
+
+Array = NDArray[np.float64]
+Index = NDArray[np.intp]
+
+CLASSES = tuple(OpClass)
+# One parameter: field, class, and the operand dtype of a matrix fraction ("" for a class that multiplies nothing).
+Slot = tuple[str, OpClass, str]
+LOWER = {"matrix_fraction": 0.01, "memory_fraction": 0.02, "network_fraction": 0.02, "latency_s": 2e-7, "exponent": 1.0}
+UPPER = {"matrix_fraction": 1.0, "memory_fraction": 1.0, "network_fraction": 1.0, "latency_s": 4e-4, "exponent": 8.0}
+# Width of the priors in log units: a factor of e in rates and floors, of 1.5 in the exponent. Each weighs as much
+# as one measurement.
+PRIOR_WIDTH = {"exponent": 0.4}
+SOFT_L1_SCALE = 0.1  # residuals beyond 10% count linearly
+FOLDS = 4
+
+
+@dataclass(frozen=True)
+class Measured:
+    """`seconds` that `ops` took one after the other. family: table it comes from; label: row, for reports."""
+
+    family: str
+    ops: tuple[Op, ...]
+    seconds: float
+    label: str
+
+
+def at_peak(op: Op, hardware: HardwareProfile) -> tuple[float, float, float]:
+    """Seconds of one launch against each roof at data-sheet peak: compute, memory, network."""
+    compute = sum(flops / hardware.matrix_peak(dtype) for dtype, flops in op.flops.items())
+    link = {"scale_up": hardware.scale_up_bandwidth, "scale_out": hardware.scale_out_bandwidth}
+    network = op.network_bytes / link[op.link] if op.link else 0.0
+    return compute, op.hbm_bytes / hardware.memory_bandwidth, network
+
+
+def _dtype(op: Op) -> str:
+    """Operand dtype of most of the op's FLOPs."""
+    return max(op.flops, key=lambda dtype: op.flops[dtype], default="")
+
+
+class Parameters:
+    """Log parameters of every class, laid out flat."""
+
+    def __init__(self, slots: Sequence[Slot], logs: Array) -> None:
+        self.slots, self.logs = tuple(slots), logs
+        self.place = {slot: i for i, slot in enumerate(self.slots)}
+
+    @classmethod
+    def of(cls, classes: dict[OpClass, ClassEfficiency], dtypes: dict[OpClass, set[str]]) -> Parameters:
+        slots: list[Slot] = []
+        values: list[float] = []
+        for op_class, rates in classes.items():
+            for dtype in sorted(dtypes.get(op_class, set()) | {""}):
+                slots.append(("matrix_fraction", op_class, dtype))
+                values.append(rates.matrix_fraction_of(dtype))
+            for field in ("memory_fraction", "network_fraction", "latency_s", "exponent"):
+                slots.append((field, op_class, ""))
+                values.append(getattr(rates, field))
+        low = np.array([LOWER[field] for field, _, _ in slots])
+        high = np.array([UPPER[field] for field, _, _ in slots])
+        return cls(slots, np.log(np.clip(values, low, high)))
+
+    def with_logs(self, logs: Array) -> Parameters:
+        return Parameters(self.slots, logs)
+
+    def value(self, field: str, op_class: OpClass, dtype: str = "") -> float:
+        return float(np.exp(self.logs[self.place[field, op_class, dtype]]))
+
+
+@dataclass(frozen=True)
+class Work:
+    """Ops of many measurements as flat arrays, in seconds at full peak; slots say which parameter prices what."""
+
+    owner: Index  # measurement of each op
+    count: Array
+    hops: Array
+    roofs: Array  # [ops, 3]: compute, memory, network
+    slots: Index  # [ops, 5]: matrix, memory, network, latency, exponent
+    log_seconds: Array  # [measurements]
+
+    @classmethod
+    def of(cls, measured: Sequence[Measured], hardware: HardwareProfile, parameters: Parameters) -> Work:
+        owner, count, hops, roofs, slots = [], [], [], [], []
+        for index, one in enumerate(measured):
+            for op in one.ops:
+                owner.append(index)
+                count.append(float(op.count))
+                hops.append(float(op.hops))
+                roofs.append(at_peak(op, hardware))
+                place = parameters.place
+                matrix = place["matrix_fraction", op.op_class, _dtype(op)]
+                rest = ("memory_fraction", "network_fraction", "latency_s", "exponent")
+                slots.append([matrix, *(place[field, op.op_class, ""] for field in rest)])
+        return cls(
+            np.array(owner, dtype=np.intp),
+            np.array(count),
+            np.array(hops),
+            np.array(roofs, dtype=float).reshape(-1, 3),
+            np.array(slots, dtype=np.intp).reshape(-1, 5),
+            np.log([one.seconds for one in measured]),
+        )
+
+    def take(self, rows: Index) -> Work:
+        """The measurements `rows` alone."""
+        place = np.full(len(self.log_seconds), -1, dtype=np.intp)
+        place[rows] = np.arange(len(rows))
+        kept = place[self.owner] >= 0
+        return replace(
+            self,
+            owner=place[self.owner[kept]],
+            count=self.count[kept],
+            hops=self.hops[kept],
+            roofs=self.roofs[kept],
+            slots=self.slots[kept],
+            log_seconds=self.log_seconds[rows],
+        )
+
+    def seconds(self, logs: Array) -> Array:
+        """Predicted seconds of each measurement."""
+        each = np.exp(logs)[self.slots]
+        latency, exponent = each[:, 3], each[:, 4]
+        times = self.roofs / each[:, :3]
+        largest = times.max(axis=1, keepdims=True)  # scaled by it, powers do not underflow
+        scaled = np.divide(times, largest, out=np.zeros_like(times), where=largest > 0)
+        norm = largest[:, 0] * np.power(np.power(scaled, exponent[:, None]).sum(axis=1), 1 / exponent)
+        return np.bincount(
+            self.owner, weights=self.count * (latency * self.hops + norm), minlength=len(self.log_seconds)
+        )
+
+
+def dtypes_of(measured: Sequence[Measured]) -> dict[OpClass, set[str]]:
+    """Operand dtypes that each class is measured with."""
+    found: dict[OpClass, set[str]] = {}
+    for one in measured:
+        for op in one.ops:
+            found.setdefault(op.op_class, set()).add(_dtype(op))
+    return found
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Parameters, and log(measured / predicted) of each measurement with itself in and held out."""
+
+    parameters: Parameters
+    residuals: Array
+    held_out: Array
+
+
+def fit(work: Work, start: Parameters, free: Collection[OpClass], seed: int = 0) -> Fitted:
+    """Fit the classes `free` on all measurements, and again without each fold in turn for held-out residuals."""
+    seen = np.unique(work.slots)
+    open_slots = np.array([i for i in seen if start.slots[i][1] in free], dtype=np.intp)
+    everything = np.arange(len(work.log_seconds))
+    logs = _solve(work, start, open_slots, start.logs)
+    held_out = np.zeros(len(everything))
+    folds = np.random.default_rng(seed).permutation(len(everything)) % FOLDS
+    for fold in range(FOLDS):
+        rest = _solve(work.take(everything[folds != fold]), start, open_slots, logs)
+        outside = everything[folds == fold]
+        part = work.take(outside)
+        held_out[outside] = part.log_seconds - np.log(part.seconds(rest))
+    return Fitted(start.with_logs(logs), work.log_seconds - np.log(work.seconds(logs)), held_out)
+
+
+def _solve(work: Work, prior: Parameters, free: Index, begin: Array) -> Array:
+    fields = [prior.slots[i][0] for i in free]
+    width = np.array([PRIOR_WIDTH.get(field, 1.0) for field in fields])
+    low = np.log([LOWER[field] for field in fields])
+    high = np.log([UPPER[field] for field in fields])
+
+    def full(x: Array) -> Array:
+        logs = prior.logs.copy()
+        logs[free] = x
+        return logs
+
+    def residuals(x: Array) -> Array:
+        data = np.log(work.seconds(full(x))) - work.log_seconds
+        return np.concatenate((data, (x - prior.logs[free]) / width * SOFT_L1_SCALE))
+
+    inside = np.clip(begin[free], low + 1e-6, high - 1e-6)
+    found = least_squares(
+        residuals, inside, bounds=(low, high), loss="soft_l1", f_scale=SOFT_L1_SCALE, max_nfev=60, x_scale=0.5
+    )
+    return full(found.x)

@@ -1,0 +1,135 @@
+"""Physics gates: measured rows and tables that cannot be what they say, thrown out by rule and reported.
+
+1. faster than the data sheet: a row takes less time than its FLOPs at peak, or than its bytes at peak where they are
+   too many for caches;
+2. less time for more work: a row is much faster than another of its series with less to do (the larger one took
+   another code path, or less work than stated);
+3. slow table: large rows of one kernel and precision take several times the roofline of the assumed efficiency
+   (timed with launches, a fallback path, or wrong units);
+4. copied table: the same times, digit for digit, as another accelerator whose data sheet differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from calibration.fit import Measured, at_peak
+from hw_profiles.profile import HardwareProfile
+from simulator.model.roofline import op_seconds
+
+FASTEST = 0.9  # of the time at peak: boost clocks exceed data-sheet rates by less
+CACHE_BYTES = 256e6  # twice the largest L2 of the catalogue's NVIDIA parts
+MUCH_FASTER = 0.7  # of the time of a row with less work
+SLOW_TABLE = 3.0  # median of measured / predicted over the larger half of a table
+COPY_SHARE = 0.5  # of times that equal another accelerator's
+SAME_PEAK = 0.1  # relative difference of data sheets within which a copy is harmless
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """Rows of one family that a gate threw out."""
+
+    family: str
+    rule: str
+    rows: int
+    detail: str
+
+
+def gate_rows(
+    family: str, frame: pd.DataFrame, measured: Sequence[Measured], hardware: HardwareProfile
+) -> tuple[list[Measured], list[Rejected]]:
+    """Gates 1-3. measured: one for each used row, labelled with its index in `frame`."""
+    rejected: list[Rejected] = []
+    kept = [one for one in measured if one.seconds > 0 and np.isfinite(one.seconds)]
+
+    impossible = {id(one) for one in kept if _faster_than_data_sheet(one, hardware)}
+    kept = _drop(kept, impossible, Rejected(family, "faster than the data sheet", len(impossible), ""), rejected)
+
+    table = _describe(frame, kept, hardware)
+    shrinking = _less_for_more(table)
+    kept = _drop(kept, shrinking, Rejected(family, "less time for more work", len(shrinking), ""), rejected)
+
+    for key, rows in _describe(frame, kept, hardware).groupby("kind", dropna=False):
+        large = rows[rows["work"] >= rows["work"].median()]
+        ratio = float((large["seconds"] / large["assumed"]).median())
+        if ratio > SLOW_TABLE:
+            detail = f"{key}: {ratio:.1f} times the assumed efficiency"
+            kept = _drop(kept, set(rows["one"]), Rejected(family, "slow table", len(rows), detail), rejected)
+    return kept, rejected
+
+
+def _drop(kept: list[Measured], ids: set[int], what: Rejected, rejected: list[Rejected]) -> list[Measured]:
+    if ids:
+        rejected.append(what)
+    return [one for one in kept if id(one) not in ids]
+
+
+def _at_peak(one: Measured, hardware: HardwareProfile) -> tuple[float, float, float]:
+    """(compute seconds, memory seconds, bytes) of all ops at peak."""
+    compute = memory = size = 0.0
+    for op in one.ops:
+        c, m, _ = at_peak(op, hardware)
+        compute, memory = compute + op.count * c, memory + op.count * m
+        size += op.count * op.hbm_bytes
+    return compute, memory, size
+
+
+def _faster_than_data_sheet(one: Measured, hardware: HardwareProfile) -> bool:
+    compute, memory, size = _at_peak(one, hardware)
+    floor = max(compute, memory if size > CACHE_BYTES else 0.0)
+    return one.seconds < FASTEST * floor
+
+
+# Columns along which a series grows, and columns that name the kernel or precision of a table.
+GROWS = ("m", "num_tokens", "isl", "step", "message_size", "num_token", "batch_size")
+KINDS = ("kernel_source", "gemm_dtype", "moe_dtype", "kv_cache_dtype", "comm_dtype", "backend", "op_name")
+NOT_SHAPE = ("latency", "power", "power_limit")
+
+
+def _describe(frame: pd.DataFrame, kept: Sequence[Measured], hardware: HardwareProfile) -> pd.DataFrame:
+    """Work, time and identity of each kept row."""
+    rows = frame.loc[[int(one.label.rpartition(" ")[2]) for one in kept]]
+    out = pd.DataFrame({"one": [id(one) for one in kept], "seconds": [one.seconds for one in kept]})
+    out["work"] = [sum(_at_peak(one, hardware)[:2]) for one in kept]
+    out["assumed"] = [sum(op_seconds(op, hardware) for op in one.ops) for one in kept]
+    kinds = [c for c in KINDS if c in rows]
+    out["kind"] = _joined(rows, kinds) if kinds else "all"
+    for axis in (c for c in GROWS if c in rows):
+        rest = [c for c in rows if c != axis and c not in NOT_SHAPE and not c.endswith(("_us", "_gbps"))]
+        out[f"series {axis}"] = _joined(rows, rest)
+    return out
+
+
+def _joined(rows: pd.DataFrame, columns: Sequence[str]) -> list[str]:
+    return [" ".join(map(str, values)) for values in zip(*(rows[c] for c in columns), strict=True)]
+
+
+def _less_for_more(table: pd.DataFrame) -> set[int]:
+    found: set[int] = set()
+    for column in (str(c) for c in table if str(c).startswith("series ")):
+        for _, rows in table.groupby(column):
+            ordered = rows.sort_values("work", kind="stable")
+            before = ordered["seconds"].cummax().shift()
+            found |= set(ordered.loc[ordered["seconds"] < MUCH_FASTER * before, "one"])
+    return found
+
+
+def copied_from(frame: pd.DataFrame, others: dict[str, pd.DataFrame]) -> str | None:
+    """Name of another accelerator whose table has the same times (gate 4)."""
+    if "latency" not in frame or len(frame) < 20:
+        return None
+    own = frame["latency"].to_numpy()
+    for name, other in others.items():
+        if "latency" in other and np.isin(own, other["latency"].to_numpy()).mean() > COPY_SHARE:
+            return name
+    return None
+
+
+def data_sheets_agree(one: HardwareProfile, other: HardwareProfile) -> bool:
+    """Peaks that a copied table would have to share."""
+    pairs = ((one.matrix_peak("bf16"), other.matrix_peak("bf16")), (one.memory_bandwidth, other.memory_bandwidth))
+    return all(abs(a / b - 1) <= SAME_PEAK for a, b in pairs)

@@ -1,0 +1,259 @@
+"""Rows of measured op tables as the ops that the simulator would price for them.
+
+Each function takes a frame of one family and gives measurements; shapes and dtypes that the simulator has no op for
+are left out (the caller counts them). Latency columns are milliseconds except DeepEP's, which are microseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from calibration.fit import Measured
+from hw_profiles.efficiency import OpClass
+from hw_profiles.profile import HardwareProfile
+from hw_profiles.units import MS, US
+from simulator.model.architecture import AttentionSpec, LayerSpec, Linear, ModelSpec, MoeSpec, WeightDtype
+from simulator.model.attention import decode_core_ops, prefill_core_ops
+from simulator.model.collectives import Group, all_gather, all_reduce, all_to_all
+from simulator.model.cut import Cut
+from simulator.model.layers import linear_op, row_ops
+from simulator.model.moe import INPUT_BYTES, OUTPUT_BYTES, RankLoad, copies_per_rank, fused_op, unfused_ops
+from simulator.model.ops import Op, Reader, entries_read, readers
+from simulator.model.parallelism import Parallelism
+from simulator.model.presets import load_model
+
+Rows = Iterator[tuple[Any, tuple[Op, ...]]]
+NO_FFN = MoeSpec(0, 0, 0, 0, "bf16", "bf16", "none")
+ELEMENT_BYTES = 2  # of nccl and custom_allreduce message sizes
+SHORTEST_PROMPT = 64  # tokens
+NODE = 8  # accelerators of a node in the DeepEP tables
+
+# 4-bit GEMM tables multiply 4-bit by 4-bit; the simulator's 4-bit projections are weight-only, so they are left out.
+GEMM_DTYPE: dict[str, WeightDtype] = {"bfloat16": "bf16", "fp8_block": "fp8", "fp8": "fp8"}
+# (storage, operand precision) of expert GEMMs
+MOE_DTYPE: dict[str, tuple[WeightDtype, WeightDtype]] = {
+    "bfloat16": ("bf16", "bf16"),
+    "fp8_block": ("fp8", "fp8"),
+    "nvfp4": ("fp4", "fp4"),
+    "w4a8_mxfp4_mxfp8": ("fp4", "fp8"),
+}
+
+
+def gemm(frame: pd.DataFrame, _: HardwareProfile) -> Rows:
+    """Block-scaled FP8 where the stack has it (what checkpoints ship), per-tensor FP8 left out; and bf16."""
+    for row in frame[frame["gemm_dtype"].isin(["bfloat16", "fp8_block"])].itertuples():
+        linear = Linear("gemm", row.k, row.n, GEMM_DTYPE[row.gemm_dtype])
+        yield row, (linear_op(linear, row.m),)
+
+
+def power_law_counts(choices: float, experts: int, alpha: float, most: float) -> np.ndarray:
+    """Tokens of each expert where loads follow a density x^-alpha on [1, most], scaled to `choices` in all.
+
+    Quantiles at even steps stand for the sample that the collector draws.
+    """
+    u = (np.arange(experts) + 0.5) / experts
+    power = 1.0 - alpha
+    loads = (1 + u * (max(most, 1.001) ** power - 1)) ** (1 / power)
+    return loads / loads.sum() * choices
+
+
+def moe(frame: pd.DataFrame, _: HardwareProfile) -> Rows:
+    """Whole experts on one rank (moe_ep_size 1: other sizes count tokens differently by framework), loads by power
+    law; `balanced` rows of two frameworks touch fewer experts than they say."""
+    rows = frame[(frame["moe_ep_size"] == 1) & (frame["distribution"] == "power_law_1.2")]
+    for row in rows[rows["moe_dtype"].isin(list(MOE_DTYPE))].itertuples():
+        storage, operand = MOE_DTYPE[row.moe_dtype]
+        ffn = _experts(row, storage, operand)
+        choices = float(row.num_tokens * row.topk)
+        counts = power_law_counts(choices, row.num_experts, 1.2, row.num_tokens * 0.8)
+        touched = float((1.0 - np.exp(-counts)).sum())  # loads are means
+        yield row, tuple(unfused_ops(ffn, RankLoad(choices, touched), row.moe_tp_size))
+
+
+def _experts(row: Any, storage: WeightDtype, operand: WeightDtype) -> MoeSpec:
+    return MoeSpec(row.num_experts, row.topk, row.inter_size, row.hidden_size, storage, operand, "scored")
+
+
+def megamoe(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows:
+    """One fused kernel over moe_ep_size ranks. The busiest rank binds; imbalance of sampled loads is not counted, so
+    only balanced rows are used."""
+    for row in frame[frame["distribution"] == "balanced"].itertuples():
+        ffn = _experts(row, "fp4", "fp8")
+        cut = Cut.of(Parallelism(dp=row.moe_ep_size, ep=row.moe_ep_size), hardware)
+        held = row.num_experts / row.moe_ep_size
+        choices = row.num_tokens * row.topk
+        touched = min(held, float(choices))  # balanced rows spread tokens evenly over experts
+        yield row, (fused_op(ffn, row.num_tokens, RankLoad(choices, touched), cut),)
+
+
+@cache
+def _model(name: str) -> ModelSpec:
+    return load_model(name)
+
+
+def _mla(kv_dtype: str) -> AttentionSpec:
+    attention = _model("deepseek-r1").layers[-1].attention
+    return replace(attention, entry_bytes=attention.entry_bytes / (2 if "fp8" in kv_dtype else 1))
+
+
+def _cut(heads: int, of: int, hardware: HardwareProfile) -> Cut:
+    return Cut.of(Parallelism(tp=max(1, of // heads)), hardware)
+
+
+def _decode_reads(attention: AttentionSpec, batch: int, context: int) -> dict[Reader, float]:
+    return {r: float(batch * entries_read(r, 1, context - 1)) for r in readers([attention])}
+
+
+def _prefill_reads(attention: AttentionSpec, batch: int, new: int, past: int) -> dict[Reader, float]:
+    return {r: float(batch * entries_read(r, new, past)) for r in readers([attention])}
+
+
+def generation_mla(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows:
+    for row in frame.itertuples():
+        attention = _mla(row.kv_cache_dtype)
+        reads = _decode_reads(attention, row.batch_size, row.step + 1)
+        cut = _cut(row.num_heads, attention.heads, hardware)
+        yield row, tuple(decode_core_ops(attention, row.batch_size, 1, reads, cut))
+
+
+def context_mla(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows:
+    """Prompts shorter than a tile are decode in disguise and left out."""
+    for row in frame[frame["isl"] >= SHORTEST_PROMPT].itertuples():
+        attention = _mla(row.kv_cache_dtype)
+        reads = _prefill_reads(attention, row.batch_size, row.isl, row.step)
+        cut = _cut(row.num_heads, attention.heads, hardware)
+        new = float(row.batch_size * row.isl)
+        ops = prefill_core_ops(attention, new, row.batch_size * row.step, row.batch_size, reads, cut)
+        yield row, tuple(op for op in ops if op.op_class is OpClass.ATTENTION_PREFILL)
+
+
+def _gqa(row: Any) -> AttentionSpec:
+    """Plain grouped-query attention of the row's heads, on one rank."""
+    width = 1 if "fp8" in str(row.kv_cache_dtype) else 2
+    return AttentionSpec(
+        "gqa", row.num_heads, row.num_key_value_heads, row.head_dim, row.head_dim, row.head_dim, row.head_dim,
+        None, 1, 2.0 * row.num_key_value_heads * row.head_dim * width, 0.0, 0.0, (), 0, 0.0,
+    )  # fmt: skip
+
+
+def generation_attention(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows:
+    cut = Cut.of(Parallelism(), hardware)
+    for row in frame[frame["attn_dtype"] == "bfloat16"].itertuples():
+        attention = _gqa(row)
+        reads = _decode_reads(attention, row.batch_size, row.step + 1)
+        yield row, tuple(decode_core_ops(attention, row.batch_size, 1, reads, cut))
+
+
+def context_attention(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows:
+    cut = Cut.of(Parallelism(), hardware)
+    for row in frame[frame["attn_dtype"] == "bfloat16"].itertuples():
+        attention = _gqa(row)
+        reads = _prefill_reads(attention, row.batch_size, row.isl, row.step)
+        new = float(row.batch_size * row.isl)
+        yield row, tuple(prefill_core_ops(attention, new, 0.0, row.batch_size, reads, cut))
+
+
+def _v4_layer(model: str, ratio: int) -> LayerSpec:
+    layers = _model("deepseek-v4-pro" if "Pro" in model else "deepseek-v4-flash").layers
+    return next(layer for layer in layers if layer.attention.ratio == ratio)
+
+
+def _v4_rows(row: Any, layer: LayerSpec, model: ModelSpec, rows: float, cut: Cut) -> list[Op]:
+    """Projections, norms, compression of the attention half of a layer; collectives are not in the tables."""
+    bare = replace(layer, ffn=NO_FFN, mixing=None)
+    ops = [op for op in row_ops(bare, model, rows, cut) if op.op_class is not OpClass.ALL_REDUCE]
+    return [replace(op, count=1) if op.name == "norm" else op for op in ops]
+
+
+def v4_generation(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows:
+    for row in frame.itertuples():
+        layer = _v4_layer(row.model, row.compress_ratio)
+        model = _model("deepseek-v4-pro" if "Pro" in row.model else "deepseek-v4-flash")
+        cut = _cut(row.num_heads, layer.attention.heads, hardware)
+        reads = _decode_reads(layer.attention, row.batch_size, row.step + 1)
+        ops = _v4_rows(row, layer, model, row.batch_size, cut)
+        yield row, (*ops, *decode_core_ops(layer.attention, row.batch_size, 1, reads, cut))
+
+
+def v4_context(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows:
+    for row in frame.itertuples():
+        layer = _v4_layer(row.model, row.compress_ratio)
+        model = _model("deepseek-v4-pro" if "Pro" in row.model else "deepseek-v4-flash")
+        cut = _cut(row.num_heads, layer.attention.heads, hardware)
+        new = float(row.batch_size * row.isl)
+        reads = _prefill_reads(layer.attention, row.batch_size, row.isl, row.step)
+        ops = _v4_rows(row, layer, model, new, cut)
+        past = float(row.batch_size * row.step)
+        yield row, (*ops, *prefill_core_ops(layer.attention, new, past, row.batch_size, reads, cut))
+
+
+def mhc(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows:
+    """One of the two mHC ops of both sites of a layer."""
+    for row in frame.itertuples():
+        model = _model("deepseek-v4-pro" if row.hidden_size == 7168 else "deepseek-v4-flash")
+        cut = Cut.of(Parallelism(), hardware)
+        layer = replace(model.layers[-1], ffn=NO_FFN)
+        ops = [op for op in row_ops(layer, model, row.num_tokens, cut) if op.name == f"mHC {row.op_name}"]
+        yield row, tuple(replace(op, count=row.num_sites) for op in ops)
+
+
+def nccl(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows:
+    """All-gather and reduce-scatter inside a domain; the stacks' own kernels run the all-reduce."""
+    for row in frame[frame["op_name"].isin(["all_gather", "reduce_scatter"])].itertuples():
+        group = Group(row.num_gpus, hardware.scale_up_domain)
+        yield row, tuple(all_gather("gather", float(row.message_size * ELEMENT_BYTES), group))
+
+
+def custom_allreduce(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows:
+    rows = frame[~frame["kernel_source"].astype(str).str.endswith("eager")]
+    for row in rows[rows["num_gpus"] <= hardware.scale_up_domain].itertuples():
+        group = Group(row.num_gpus, hardware.scale_up_domain)
+        yield row, tuple(all_reduce("all-reduce", float(row.message_size * ELEMENT_BYTES), group))
+
+
+def deepep(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows:
+    """Dispatch and combine of one node, newest version only (older tables are copies of each other)."""
+    rows = frame[(frame["node_num"] == 1) & (frame["db_version"] == frame["db_version"].max())]
+    for row in rows[rows["num_topk"] > 1].itertuples():
+        group = Group(NODE, max(NODE, hardware.scale_up_domain))
+        remote = copies_per_rank(row.num_topk, NODE) * (NODE - 1) / NODE * row.num_token * row.hidden_size
+        out = all_to_all("dispatch", remote * INPUT_BYTES["fp8"], 0.0, group)
+        back = all_to_all("combine", remote * OUTPUT_BYTES, 0.0, group)
+        yield row, (out, back)
+
+
+FAMILY_ROWS: dict[str, Callable[[pd.DataFrame, HardwareProfile], Rows]] = {
+    "gemm": gemm,
+    "moe": moe,
+    "dsv4_megamoe": megamoe,
+    "generation_mla": generation_mla,
+    "context_mla": context_mla,
+    "generation_attention": generation_attention,
+    "context_attention": context_attention,
+    "dsv4_csa_generation_module": v4_generation,
+    "dsv4_hca_generation_module": v4_generation,
+    "dsv4_csa_context_module": v4_context,
+    "dsv4_hca_context_module": v4_context,
+    "mhc_module": mhc,
+    "nccl": nccl,
+    "custom_allreduce": custom_allreduce,
+    "deepep_low_latency": deepep,
+}
+
+
+def measurements(family: str, frame: pd.DataFrame, hardware: HardwareProfile) -> list[Measured]:
+    """Measurements of one family."""
+    found = []
+    for row, ops in FAMILY_ROWS[family](frame, hardware):
+        if family == "deepep_low_latency":
+            seconds = (row.dispatch_avg_t_us + row.combine_avg_t_us) * US
+        else:
+            seconds = row.latency * MS
+        found.append(Measured(family, ops, float(seconds), f"{family} row {row.Index}"))
+    return found

@@ -1,0 +1,191 @@
+"""Efficiency of a stack on an accelerator from published op tables.
+
+Classes are fitted from the tables of their own ops; the indexer, and cores of stacks without a table of their own,
+from attention modules with everything else held. Classes without a usable table stay assumed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from calibration.fit import Array, Fitted, Measured, Parameters, Work, dtypes_of, fit
+from calibration.gates import Rejected, copied_from, data_sheets_agree, gate_rows
+from calibration.op_families import measurements
+from calibration.tables import Tables, read_tables, systems
+from hw_profiles.catalog import load
+from hw_profiles.efficiency import ClassEfficiency, Efficiency, OpClass
+from hw_profiles.profile import HardwareProfile
+
+MODULES = ("dsv4_csa_context_module", "dsv4_csa_generation_module", "dsv4_hca_context_module",
+           "dsv4_hca_generation_module")  # fmt: skip
+# NCCL stands in for an all-reduce only where the stack's own kernel has no table.
+FALLBACKS = {"nccl": "custom_allreduce"}
+FEWEST = 12  # rows for a class of 4-7 parameters
+
+
+@dataclass(frozen=True)
+class FamilyError:
+    """How well a family is predicted. Errors are |predicted / measured - 1|."""
+
+    family: str
+    op_class: str  # the class fitted from it, or "module"
+    rows: int
+    in_sample: float  # median
+    held_out: float  # median over rows that their fit did not see
+    bias: float  # median of predicted / measured - 1, held out
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A fitted efficiency with what it rests on."""
+
+    efficiency: Efficiency
+    errors: tuple[FamilyError, ...]
+    rejected: tuple[Rejected, ...]
+    left_out: dict[str, int]  # rows by family that no op of the simulator stands for
+
+    def to_json(self) -> str:
+        """The profile file: the efficiency, its errors told in the provenance."""
+        return json.dumps(self.efficiency.model_dump(mode="json"), indent=1) + "\n"
+
+
+def calibrate(system: str, stack: str, folder: Path | None = None) -> Calibration:
+    """Fit `stack` on `system` from the tables in `folder`, or of the installed wheel."""
+    hardware = load(system)
+    tables = read_tables(hardware.name, stack, folder)
+    measured, rejected, left_out = _gated(tables, hardware, folder)
+    start = Parameters.of(hardware.efficiency.classes, dtypes_of(measured))
+    groups: dict[str, list[Measured]] = {}
+    for one in measured:
+        groups.setdefault(_group(one), []).append(one)
+    fitted: dict[OpClass, float] = {}
+    errors: list[FamilyError] = []
+    parameters = start
+    for name in sorted(groups, key=lambda group: group == "module"):
+        rows = groups[name]
+        free = _free(name, set(fitted), rows)
+        if len(rows) < FEWEST or not free:
+            continue
+        work = Work.of(rows, hardware, parameters)
+        result = fit(work, parameters, free)
+        parameters = result.parameters
+        fitted |= dict.fromkeys(free, _sigma(result.held_out))
+        errors += _family_errors(name, rows, result)
+    return Calibration(
+        _efficiency(hardware, stack, tables, parameters, fitted, groups, errors),
+        tuple(errors),
+        tuple(rejected),
+        left_out,
+    )
+
+
+def _gated(
+    tables: Tables, hardware: HardwareProfile, folder: Path | None
+) -> tuple[list[Measured], list[Rejected], dict[str, int]]:
+    measured: list[Measured] = []
+    rejected: list[Rejected] = []
+    left_out: dict[str, int] = {}
+    others = _other_tables(hardware.name, tables.stack, folder)
+    for family, frame in tables.frames.items():
+        if FALLBACKS.get(family) in tables.frames:
+            continue
+        twin = copied_from(frame, {name: t.frames[family] for name, t in others.items() if family in t.frames})
+        if twin is not None and not data_sheets_agree(hardware, load(twin)):
+            rejected.append(Rejected(family, "copied table", len(frame), f"the times of {twin}"))
+            continue
+        found = measurements(family, frame, hardware)
+        left_out[family] = len(frame) - len(found)
+        kept, thrown = gate_rows(family, frame, found, hardware)
+        measured += kept
+        rejected += thrown
+    return measured, rejected, left_out
+
+
+def _other_tables(system: str, stack: str, folder: Path | None) -> dict[str, Tables]:
+    return {name: read_tables(name, stack, folder) for name in systems(folder, stack) if name != system}
+
+
+def _group(one: Measured) -> str:
+    """The class that a measurement decides: that of its FLOPs, else of its bytes."""
+    if one.family in MODULES:
+        return "module"
+    return max(one.ops, key=lambda op: (sum(op.flops.values()), op.hbm_bytes)).op_class.value
+
+
+def _free(group: str, fitted: set[OpClass], rows: Sequence[Measured]) -> set[OpClass]:
+    """Classes that a group decides: its own; of modules the indexer and cores that have no table of their own."""
+    if group != "module":
+        return {OpClass(group)}
+    inside = {op.op_class for one in rows for op in one.ops}
+    return (inside & {OpClass.INDEXER, OpClass.ATTENTION_DECODE, OpClass.ATTENTION_PREFILL}) - fitted
+
+
+def _sigma(residuals: Array) -> float:
+    return float(np.std(np.clip(residuals, *np.quantile(residuals, (0.02, 0.98)))))
+
+
+def _family_errors(name: str, rows: Sequence[Measured], result: Fitted) -> Iterable[FamilyError]:
+    families = np.array([one.family for one in rows])
+    for family in dict.fromkeys(families):
+        mine = families == family
+        inside, outside = np.expm1(-result.residuals[mine]), np.expm1(-result.held_out[mine])
+        yield FamilyError(
+            family,
+            name,
+            int(mine.sum()),
+            float(np.median(np.abs(inside))),
+            float(np.median(np.abs(outside))),
+            float(np.median(outside)),
+        )
+
+
+def _efficiency(
+    hardware: HardwareProfile,
+    stack: str,
+    tables: Tables,
+    parameters: Parameters,
+    fitted: dict[OpClass, float],
+    groups: dict[str, list[Measured]],
+    errors: Sequence[FamilyError],
+) -> Efficiency:
+    """Fitted classes laid over the assumed ones."""
+    assumed = hardware.efficiency
+    classes = dict(assumed.classes)
+    for op_class, sigma in fitted.items():
+        own = [e for e in errors if e.op_class in (op_class.value, "module")]
+        text = "; ".join(f"{e.family} ({e.rows} rows, held-out median error {e.held_out:.0%})" for e in own)
+        classes[op_class] = _class(parameters, op_class, sigma, f"Fit to {tables.origin}: {text}", classes[op_class])
+    return assumed.model_copy(
+        update={
+            "stack": stack,
+            "classes": classes,
+            "provenance": f"Kernel rates of {stack} on {hardware.name} from {tables.origin}, "
+            f"{sum(len(rows) for rows in groups.values())} rows. Host overheads: {assumed.provenance}",
+        }
+    )
+
+
+def _class(
+    parameters: Parameters, op_class: OpClass, sigma: float, source: str, before: ClassEfficiency
+) -> ClassEfficiency:
+    dtypes = {d for field, c, d in parameters.slots if field == "matrix_fraction" and c == op_class and d}
+    by = {dtype: round(parameters.value("matrix_fraction", op_class, dtype), 4) for dtype in sorted(dtypes)}
+    return before.model_copy(
+        update={
+            # precisions without a row take the least of those that have one
+            "matrix_fraction": min(by.values(), default=before.matrix_fraction),
+            "matrix_fraction_by": by,
+            "memory_fraction": round(parameters.value("memory_fraction", op_class), 4),
+            "network_fraction": round(parameters.value("network_fraction", op_class), 4),
+            "latency_s": float(f"{parameters.value('latency_s', op_class):.4g}"),
+            "exponent": round(parameters.value("exponent", op_class), 3),
+            "residual_sigma": round(sigma, 3),
+            "source": source,
+            "assumed": False,
+        }
+    )
