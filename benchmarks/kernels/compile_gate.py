@@ -10,6 +10,8 @@ in shared memory, not that they are right or fast.
 import argparse
 import json
 import os
+import re
+import subprocess
 import sys
 import tempfile
 import time
@@ -52,8 +54,21 @@ class Compiled:
     shared_memory_bytes: int
     warps: int
     matrix_instruction: str | None
+    stack_bytes: int  # per thread, in local memory: registers that spilled; does not fail the gate
     seconds: float
     error: str | None = None
+
+
+def stack_bytes(kernel: Any) -> int:
+    """Local memory a thread was given, read from the machine code."""
+    if "amdgcn" in kernel.asm:
+        return sum(int(n) for n in re.findall(r"^\s*\.private_segment_fixed_size:\s*(\d+)", kernel.asm["amdgcn"], re.M))
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return max(int(n) for n in re.findall(r"STACK:(\d+)", text))
 
 
 class _Target:
@@ -88,14 +103,15 @@ def compile_case(case: Case, arch: str) -> list[Compiled]:
         except Exception as error:  # any failure of the compiler is a finding about this kernel
             cause = error.__cause__ or error
             reason = " ".join(f"{type(cause).__name__}: {cause}".split())
-            found.append(Compiled(arch, case.name, name, 0, 0, None, time.perf_counter() - start, reason))
+            found.append(Compiled(arch, case.name, name, 0, 0, None, 0, time.perf_counter() - start, reason))
             return
         text = kernel.asm.get("ptx") or kernel.asm.get("amdgcn") or ""
         instruction = next((i for i in MATRIX_INSTRUCTIONS if i in text), None)
         shared, limit = kernel.metadata.shared, SHARED_MEMORY_BYTES[arch]
         over = f"needs {shared} bytes of shared memory, {arch} has {limit}" if shared > limit else None
+        warps, stack = kernel.metadata.num_warps, stack_bytes(kernel)
         seconds = time.perf_counter() - start
-        found.append(Compiled(arch, case.name, name, shared, kernel.metadata.num_warps, instruction, seconds, over))
+        found.append(Compiled(arch, case.name, name, shared, warps, instruction, stack, seconds, over))
 
     driver.set_active(_Target(arch))  # for good: this process compiles and never launches
     with architecture(arch):
@@ -107,12 +123,14 @@ def compile_case(case: Case, arch: str) -> list[Compiled]:
 
 
 def report(results: list[Compiled]) -> str:
-    lines = [f"{'arch':7}{'case':26}{'kernel':26}{'shared KiB':>11}{'warps':>6}  {'matrix unit':16}{'s':>6}"]
+    lines = [
+        f"{'arch':7}{'case':26}{'kernel':26}{'shared KiB':>11}{'warps':>6}  {'matrix unit':16}{'stack':>6}{'s':>6}"
+    ]
     for r in results:
         tail = f"  FAILED {r.error}" if r.error else ""
         lines.append(
             f"{r.arch:7}{r.case:26}{r.kernel:26}{r.shared_memory_bytes / 1024:11.1f}{r.warps:6}  "
-            f"{r.matrix_instruction or '-':16}{r.seconds:6.2f}{tail}"
+            f"{r.matrix_instruction or '-':16}{r.stack_bytes:6}{r.seconds:6.2f}{tail}"
         )
     return "\n".join(lines)
 

@@ -48,16 +48,16 @@ _DENSE_FP8_SKINNY = {  # few rows: weight streaming, so a deep pipeline of narro
 }
 # Grouped products, by stored weight format; m comes from the alignment. n is the width per accumulator.
 _GROUPED = {
-    ("sm80", "float"): Tile(0, 64, 64, 4, 3),
+    ("sm80", "float"): Tile(0, 64, 64, 8, 3),
     ("sm90", "float"): Tile(0, 128, 64, 8, 3),
     ("sm100", "float"): Tile(0, 128, 64, 8, 3),
     ("gfx942", "float"): Tile(0, 64, 64, 4, 1),
     ("sm90", "fp8"): Tile(0, 128, 128, 8, 3),
     ("sm100", "fp8"): Tile(0, 128, 128, 8, 3),
     ("gfx942", "fp8"): Tile(0, 64, 128, 4, 1),
-    ("sm80", "fp4"): Tile(0, 64, 128, 4, 2),
-    ("sm90", "fp4"): Tile(0, 128, 128, 8, 3),
-    ("sm100", "fp4"): Tile(0, 128, 128, 8, 3),
+    ("sm80", "fp4"): Tile(0, 32, 64, 8, 2),
+    ("sm90", "fp4"): Tile(0, 64, 128, 8, 3),
+    ("sm100", "fp4"): Tile(0, 64, 128, 8, 3),
     ("gfx942", "fp4"): Tile(0, 64, 128, 4, 1),
     ("interpreter", "float"): Tile(0, 32, 64),
     ("interpreter", "fp8"): Tile(0, 32, 128),
@@ -68,7 +68,7 @@ _GROUPED = {
 # columns, whose accumulator takes half of the registers.
 _ATTENTION_WIDE = {
     "sm80": Tile(16, 32, 0, 4, 2),
-    "sm90": Tile(64, 64, 0, 8, 2),
+    "sm90": Tile(64, 32, 0, 8, 3),
     "sm100": Tile(64, 32, 0, 8, 2),
     "gfx942": Tile(16, 32, 0, 4, 1),
     "interpreter": Tile(16, 32, 0),
@@ -139,7 +139,9 @@ def grouped_tile(device: torch.device, weight: torch.Tensor, block_m: int) -> Ti
     tile = _GROUPED[arch, form]
     if block_m > 32 or arch == "interpreter":
         return replace(tile, m=block_m)
-    return replace(tile, m=block_m, warps=4, stages=tile.stages + (tile.stages > 1))  # small tile: deeper pipeline
+    # A small tile: fewer warps to feed, a deeper pipeline. Decoding fp4 takes registers, so it keeps its warps.
+    warps = tile.warps if form == "fp4" else 4
+    return replace(tile, m=block_m, warps=warps, stages=tile.stages + (tile.stages > 1))
 
 
 def attention_tile(device: torch.device, rows: int, wide: bool = True) -> Tile:
