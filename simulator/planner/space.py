@@ -20,13 +20,14 @@ def group_sizes(scale_up_domain: int) -> tuple[int, ...]:
 def cuts(model: ModelSpec, scale_up_domain: int) -> list[Parallelism]:
     """Cuts that the model allows: tensor parallel, tensor + expert, and data-parallel attention + expert.
 
-    Tensor parallelism stays inside the scale-up domain; across it only experts are spread.
+    Tensor parallelism stays inside the scale-up domain, or the node of a part that has none; across it only
+    experts are spread.
     """
     has_experts = any(layer.ffn.experts for layer in model.layers)
     found: list[Parallelism] = []
     for size in group_sizes(scale_up_domain):
         for tp in (t for t in (1, 2, 4, 8, 16) if t <= size):
-            if tp > scale_up_domain:
+            if tp > max(scale_up_domain, NODE_GPUS):
                 continue
             dp = size // tp
             if dp > 1 and not has_experts:
