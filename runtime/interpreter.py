@@ -91,15 +91,15 @@ def _cast(self: Any, source: Any, target: Any) -> Any:
 def _binary(self: Any, lhs: Any, rhs: Any, op: Any) -> Any:
     dtype = lhs.dtype.scalar
     if dtype not in _TORCH:
-        return _binary_stock(self, lhs, rhs, op)
+        out = _binary_stock(self, lhs, rhs, op)
+        # Stock gives a comparison the type of its operands; spread to a block that is no longer a mask (3.9).
+        return _handle(out.data, dtype) if out.data.dtype == np.bool_ else out
     return _handle(op(_decode(lhs.data, dtype), _decode(rhs.data, rhs.dtype.scalar)), dtype)
 
 
 def _unary(self: Any, arg: Any, op: Any) -> Any:
     dtype = arg.dtype.scalar
-    return (
-        _unary_stock(self, arg, op) if dtype not in _TORCH else _handle(op(_decode(arg.data, dtype)), dtype)
-    )
+    return _unary_stock(self, arg, op) if dtype not in _TORCH else _handle(op(_decode(arg.data, dtype)), dtype)
 
 
 def _ternary(self: Any, first: Any, second: Any, third: Any, op: Any) -> Any:
