@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 from plotly.colors import qualitative
 
 FORM_DASH = {"disaggregated": "solid", "colocated": "dot"}
+LOG_TICKS = [digit * 10.0**power for power in range(-4, 4) for digit in (1, 2, 5)]  # USD
 FORM_MARKER = {"disaggregated": "circle", "colocated": "diamond-open"}
 
 
@@ -23,7 +24,12 @@ def rate_front(frontier: pd.DataFrame, tpot_limit_s: float | None) -> go.Figure:
 def cost_front(frontier: pd.DataFrame, tpot_limit_s: float | None) -> go.Figure:
     """Cost of a token against speed for one user; down and right is better."""
     figure = _front(frontier, "usd_per_mtok_blended", "%{y:,.3f} USD/Mtok")
-    figure.update_yaxes(title="Cost [USD per million tokens, blended]", type="log")
+    figure.update_yaxes(
+        title="Cost [USD per million tokens, blended]",
+        type="log",
+        tickvals=LOG_TICKS,
+        ticktext=[f"{v:g}" for v in LOG_TICKS],
+    )
     return _with_limit(figure, tpot_limit_s)
 
 
@@ -38,8 +44,8 @@ def _front(frontier: pd.DataFrame, y: str, hover: str) -> go.Figure:
             y=line[y],
             mode="lines+markers",
             name=f"{gpu}, {form}",
-            line={"color": colours[gpu], "dash": FORM_DASH[form]},
-            marker={"symbol": FORM_MARKER[form], "size": 6},
+            line={"color": colours[str(gpu)], "dash": FORM_DASH[str(form)]},
+            marker={"symbol": FORM_MARKER[str(form)], "size": 6},
             customdata=line[["cut", "sequences_per_instance"]],
             hovertemplate="%{customdata[0]}, batch %{customdata[1]}<br>%{x:.1f} tok/s/user<br>"
             + hover

@@ -28,7 +28,7 @@ def designs_frame(answer: dict[str, Any]) -> pd.DataFrame:
         rows.append(
             {
                 "rank": rank,
-                "pools": "; ".join(pool_text(role, design[role]) for role in ROLES if role in design),
+                "pools": "; ".join(pool_text(letter, design[role]) for role, letter in ROLES.items() if role in design),
                 "gpus": design["gpus_total"],
                 "ttft_s": seen["ttft_s"].get(tail),
                 "tpot_ms": _scaled(seen["tpot_s"].get(tail), 1e3),
@@ -37,7 +37,7 @@ def designs_frame(answer: dict[str, Any]) -> pd.DataFrame:
                 "usd_per_hour": design["usd_per_hour"],
                 "usd_per_mtok_blended": design["usd_per_mtok_blended"],
                 "meets_slo": design["meets_slo"],
-                "checked_by": "simulation" if design["simulated"] else "estimate",
+                "checked_by": "DES" if design["simulated"] else "est.",
             }
         )
     return pd.DataFrame(rows)

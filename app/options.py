@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+MOST = 1_000_000_000  # tokens of a request, requests of a run: counts stay inside 64-bit sums
+
 
 def above_zero(value: float | None) -> float | None:
     """Typer callback: refuse what is not a finite number above 0."""
@@ -17,9 +19,9 @@ def above_zero(value: float | None) -> float | None:
 
 
 def whole_above_zero(value: int | None) -> int | None:
-    """Typer callback: refuse a count below 1."""
-    if value is not None and value < 1:
-        raise typer.BadParameter(f"{value} is not at least 1")
+    """Typer callback: refuse a count below 1, or beyond any real one."""
+    if value is not None and not 1 <= value <= MOST:
+        raise typer.BadParameter(f"{value} is not between 1 and {MOST}")
     return value
 
 

@@ -50,7 +50,7 @@ def no_design_text(answer: dict[str, Any]) -> str | None:
     ratio, key, at = min(misses)
     return (
         f"No design meets the limits. {key}: the limit is {slo[key]:g} s and the design that comes closest takes "
-        f"{at:.4g} s at p{slo['percentile']:g}, {ratio:.3g} times the limit; relax the limit or raise search.max_gpus"
+        f"{at:.4g} s at p{slo['percentile']:g}, {ratio:,.1f} times the limit; relax the limit or raise search.max_gpus"
     )
 
 

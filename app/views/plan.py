@@ -19,17 +19,20 @@ from simulator.des.scenario import Scenario
 
 COLUMNS = {
     "rank": st.column_config.NumberColumn("#", width=40),
-    "pools": st.column_config.TextColumn("Pools", width="large"),
-    "gpus": st.column_config.NumberColumn("GPUs"),
+    "pools": st.column_config.TextColumn("Pools", width=350),
+    "gpus": st.column_config.NumberColumn("GPUs", width=50),
     "ttft_s": st.column_config.NumberColumn("TTFT [s]", format="%.2f"),
     "tpot_ms": st.column_config.NumberColumn("TPOT [ms]", format="%.1f"),
     "tok_s_per_user": st.column_config.NumberColumn("tok/s/user", format="%.0f"),
     "total_tok_s_per_gpu": st.column_config.NumberColumn("tok/s/GPU", format="%.0f"),
     "usd_per_hour": st.column_config.NumberColumn("USD/h", format="%.2f"),
     "usd_per_mtok_blended": st.column_config.NumberColumn("USD/Mtok", format="%.3f"),
-    "meets_slo": st.column_config.CheckboxColumn("Limits met"),
-    "checked_by": st.column_config.TextColumn("Checked by"),
+    "meets_slo": st.column_config.CheckboxColumn("In limits", width=70),
+    "checked_by": st.column_config.TextColumn("By", width=50),
 }
+
+
+ROW_PX = 35  # height of a table row
 
 
 def show() -> None:
@@ -86,10 +89,12 @@ def _answer(scenario: Scenario, answer: dict[str, Any]) -> None:
         st.error(reason)
     if answer["designs"]:
         _best(answer)
+    _assumed(answer)
+    if answer["designs"]:
         _designs(answer)
     if answer["frontier"]:
         _fronts(scenario, answer)
-    _footing(answer)
+    _turned_down(answer)
 
 
 def _best(answer: dict[str, Any]) -> None:
@@ -103,16 +108,17 @@ def _best(answer: dict[str, Any]) -> None:
     }
     for column, (label, figure) in zip(st.columns(len(figures)), figures.items(), strict=True):
         column.metric(label, figure)
-    st.caption(f"Best design: {best['pools']} (checked by {best['checked_by']}).")
+    st.caption(f"Best design: {best['pools']} ({best['checked_by']}).")
 
 
 def _designs(answer: dict[str, Any]) -> None:
     st.subheader("Ranked designs")
-    st.dataframe(designs_frame(answer), column_config=COLUMNS, hide_index=True, width="stretch")
+    frame = designs_frame(answer)
+    st.dataframe(frame, column_config=COLUMNS, hide_index=True, width="stretch", height=ROW_PX * (len(frame) + 1) + 3)
     st.caption(
         f"Latencies at p{answer['slo']['percentile']:g}. tok/s/GPU counts input and output tokens over all GPUs; "
-        f"USD/Mtok blends both, at {answer['price_convention']} prices. 'simulation' designs were re-run request "
-        "by request; the others are steady-state estimates."
+        f"USD/Mtok blends both, at {answer['price_convention']} prices. P, D, C: prefill, decode, colocated pools. "
+        "DES: re-run request by request in the discrete-event model; est.: steady-state estimate only."
     )
     st.download_button("Download JSON", json.dumps(plain(answer), indent=2), "plan.json", "application/json")
 
@@ -126,11 +132,14 @@ def _fronts(scenario: Scenario, answer: dict[str, Any]) -> None:
     st.caption("Steady-state operating points of single designs, without the limits, rate-matched between pools.")
 
 
-def _footing(answer: dict[str, Any]) -> None:
-    """What the answer rests on."""
+def _assumed(answer: dict[str, Any]) -> None:
+    """What the answer rests on that is neither published nor measured."""
     if answer["assumptions"]:
-        with st.expander(f"What is assumed ({len(answer['assumptions'])})", expanded=False):
+        with st.expander(f"What is assumed here ({len(answer['assumptions'])})"):
             st.markdown("\n".join(f"- {line}" for line in answer["assumptions"]))
+
+
+def _turned_down(answer: dict[str, Any]) -> None:
     if answer["rejected"]:
         with st.expander("Turned down"):
             st.markdown("\n".join(f"- {reason}: {count}" for reason, count in answer["rejected"].items()))

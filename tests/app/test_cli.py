@@ -50,6 +50,7 @@ def shell(*args: str | Path, **extra: object) -> subprocess.CompletedProcess[str
         (["plan", "--rate", "inf"], "--rate"),
         (["plan", "--rate", "fast"], "--rate"),
         (["plan", "--isl", "0"], "--isl"),
+        (["plan", "--isl", "99999999999999999999999"], "--isl"),
         (["plan", "--osl", "1.5"], "--osl"),
         (["plan", "--ttft", "-3"], "--ttft"),
         (["plan", "--tpot", "0"], "--tpot"),

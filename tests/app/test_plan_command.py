@@ -124,6 +124,20 @@ def test_a_model_that_fits_nowhere_says_so(scenario_file: Callable[..., Path]) -
     assert "at least 64 l40s would do" in " ".join(result.stdout.split())
 
 
+def test_a_percentile_of_ones_own(scenario_file: Callable[..., Path]) -> None:
+    path = scenario_file()
+    path.write_text(path.read_text().replace("[slo]", "[slo]\npercentile = 92"))
+    result = run(path, "--json", "-")
+    assert result.exit_code == 0, result.stderr
+    assert 0 < json.loads(result.stdout)["designs"][0]["simulated"]["ttft_s"]["p92"] <= 3.0
+
+
+def test_one_output_token_has_no_tpot_and_keeps_every_limit(scenario_file: Callable[..., Path]) -> None:
+    result = run(scenario_file(), "--osl", "1", "--json", "-")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["designs"][0]["simulated"]["tpot_s"]["p90"] is None
+
+
 def test_options_change_the_question(scenario_file: Callable[..., Path]) -> None:
     result = run(scenario_file(), "--model", "gpt-oss-20b", "--gpu", "h100", "--rate", "1", "--json", "-")
     assert result.exit_code == 0, result.stderr
