@@ -1,0 +1,238 @@
+"""Equilibrium of a closed loop at fixed concurrency: many points at once, as arrays.
+
+B sequences, O output tokens each, T prefill seconds that one prompt takes from the instance, t(B) seconds of a step:
+  colocated      every request stalls all others while its prompt is prefilled:
+                 cycle = B T + O t(B) / A,  X = B / cycle
+  disaggregated  N decoding: X = N / (O t(N/workers) / A); those in prefill hold X (T0 + own + wait), wait of M/D/1;
+                 N is where both together are the concurrency
+A is tokens per step with drafts, (1 - p^(k+1)) / (1 - p).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.fit import Array
+from calibration.validation.stack import values
+from calibration.validation.steps import GRID, PointSteps
+from hw_profiles.profile import HardwareProfile
+from simulator.model.ops import Op
+from simulator.model.roofline import roof_times
+
+IN_FLIGHT_COLOCATED = 0.975  # measured X (TTFT + (O-1) TPOT) / C, medians
+IN_FLIGHT_DISAGGREGATED = 0.955
+HALVINGS = 50
+BUSIEST = 0.98  # utilisation above which the prefill pool counts as saturated
+
+
+@dataclass(frozen=True)
+class StepTable:
+    """Launches of all steps of many points, in seconds under the kernels' own rates."""
+
+    point: NDArray[np.intp]  # of each launch
+    step: NDArray[np.intp]  # its step: decode steps, then own, then packed
+    count: Array
+    latency: Array
+    roofs: Array  # [launches, 3]
+    exponent: Array
+    points: int
+
+    @property
+    def steps(self) -> int:
+        return self.points * (GRID + 2)
+
+    def seconds(self, launch: Array, matrix: Array, memory: Array, network: Array) -> Array:
+        """[points, GRID + 2] seconds of each step, host time left out."""
+        at = self.point
+        rates = np.stack((matrix[at], memory[at], network[at]), axis=1)
+        times = self.roofs / rates
+        q = self.exponent
+        largest = times.max(axis=1)
+        scaled = times / np.maximum(largest, 1e-30)[:, None]
+        norm = largest * ((scaled ** q[:, None]).sum(axis=1)) ** (1 / q)
+        each = self.count * (launch[at] * self.latency + norm)
+        return np.bincount(self.step, weights=each, minlength=self.steps).reshape(self.points, GRID + 2)
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Points ready for `balance`."""
+
+    table: StepTable
+    batches: Array  # [points, GRID], padded with the last
+    disaggregated: NDArray[np.bool_]
+    prompt: Array
+    output: Array
+    concurrency: Array
+    drafts: Array
+    decode_workers: Array
+    prefill_workers: Array
+    decode_gpus: Array
+    prefill_gpus: Array
+    packed_prompts: Array
+    data_parallel: NDArray[np.bool_]  # in prefill
+    limit: Array
+
+
+def loop_of(steps: Sequence[PointSteps], rates: Sequence[HardwareProfile]) -> Loop:
+    """rates: for each point the profile with the kernel rates of its stack."""
+    batches = np.array([_padded(s.batches) for s in steps])
+    points = [s.point for s in steps]
+    return Loop(
+        _table(steps, rates),
+        batches,
+        np.array([p.disaggregated for p in points]),
+        np.array([p.prompt for p in points]),
+        np.array([p.output for p in points]),
+        np.array([p.concurrency for p in points]),
+        np.array([float(p.drafts) for p in points]),
+        np.array([float(p.decode.count) for p in points]),
+        np.array([float(p.prefill.count) for p in points]),
+        np.array([float(p.decode.count * p.decode.gpus) for p in points]),
+        np.array([float(p.prefill.count * p.prefill.gpus) for p in points]),
+        np.array([float(s.packed_prompts) for s in steps]),
+        np.array([s.prefill_ranks > 1 for s in steps]),
+        np.array([s.limit for s in steps]),
+    )
+
+
+def _padded(batches: Sequence[float]) -> list[float]:
+    return [*batches, *[batches[-1]] * (GRID - len(batches))]
+
+
+def _table(steps: Sequence[PointSteps], rates: Sequence[HardwareProfile]) -> StepTable:
+    point: list[int] = []
+    step: list[int] = []
+    rows: list[tuple[float, ...]] = []
+    known: dict[tuple[int, int], list[tuple[float, ...]]] = {}
+
+    def add(index: int, place: int, ops: tuple[Op, ...]) -> None:
+        hardware = rates[index]
+        key = (id(ops), id(hardware))
+        if key not in known:
+            known[key] = [_launch(op, hardware) for op in ops]
+        rows.extend(known[key])
+        point.extend([index] * len(ops))
+        step.extend([index * (GRID + 2) + place] * len(ops))
+
+    for index, one in enumerate(steps):
+        for place, ops in enumerate(one.decode):
+            add(index, place, ops)
+        for ops in one.own:
+            add(index, GRID, ops)
+        for ops in one.packed:
+            add(index, GRID + 1, ops)
+    data = np.array(rows)
+    return StepTable(
+        np.array(point, dtype=np.intp), np.array(step, dtype=np.intp),
+        data[:, 0], data[:, 1], data[:, 2:5], data[:, 5], len(steps),
+    )  # fmt: skip
+
+
+def _launch(op: Op, hardware: HardwareProfile) -> tuple[float, ...]:
+    times = roof_times(op, hardware)
+    return (
+        float(op.count), times.latency_s, times.compute_s, times.memory_s, times.network_s, times.exponent
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Arrays over points. [requests/s over all instances, s, s, s]"""
+
+    rate: Array
+    tpot_s: Array
+    ttft_s: Array
+    own_prefill_s: Array
+
+    def metrics(self, loop: Loop) -> dict[str, Array]:
+        """Every metric of a points file; output and input rates over all accelerators (see `per_pool`)."""
+        gpus = np.where(loop.disaggregated, loop.decode_gpus + loop.prefill_gpus, loop.decode_gpus)
+        return {
+            "total_tok_s_per_gpu": self.rate * (loop.prompt + loop.output) / gpus,
+            "output_tok_s_per_gpu": self.rate * loop.output / gpus,
+            "input_tok_s_per_gpu": self.rate * loop.prompt / gpus,
+            "tok_s_per_user": 1 / self.tpot_s,
+            "tpot_ms": self.tpot_s * 1e3,
+            "ttft_ms": self.ttft_s * 1e3,
+        }
+
+    def per_pool(self, loop: Loop) -> dict[str, Array]:
+        """Output tokens per decode accelerator and input tokens per prefill accelerator."""
+        return {
+            "output_tok_s_per_gpu": self.rate * loop.output / loop.decode_gpus,
+            "input_tok_s_per_gpu": self.rate * loop.prompt / loop.prefill_gpus,
+        }
+
+
+def balance(loop: Loop, theta: Array) -> Prediction:
+    """Equilibrium of every point. theta: [points, parameters] of `stack`."""
+    given = values(theta)
+    steps = loop.table.seconds(given["launch"], given["matrix"], given["memory"], given["network"])
+    host = given["step_overhead_s"]
+    p, k = given["acceptance"], loop.drafts
+    accepted = (1 - p ** (k + 1)) / (1 - p)
+    decode = (steps[:, :GRID] + host[:, None]) / accepted[:, None]  # per token, at each batch
+    own = steps[:, GRID] + host
+    spread = np.where(loop.data_parallel, given["prefill_balance"], 1.0)
+    taken = (steps[:, GRID + 1] + host) / loop.packed_prompts / spread
+    taken = np.minimum(taken, own)  # ranks that prefill one by one at worst
+    together = _colocated(loop, decode[:, 0], own, taken, given)
+    apart = _disaggregated(loop, decode, own, taken, given)
+    pick = loop.disaggregated
+    rate, tpot, ttft = (np.where(pick, a, c) for a, c in zip(apart, together, strict=True))
+    return Prediction(rate, tpot, ttft, own)
+
+
+def _colocated(
+    loop: Loop, per_token: Array, own: Array, taken: Array, given: dict[str, Array]
+) -> tuple[Array, Array, Array]:
+    running = loop.batches[:, 0]
+    output = loop.output
+    cycle = running * taken + output * per_token
+    rate = running / cycle * loop.decode_workers
+    waiting = np.maximum(0.0, IN_FLIGHT_COLOCATED * loop.concurrency - running * loop.decode_workers)
+    first = given["request_overhead_s"] + own + given["bunching"] * (running - 1) * taken / 2 + per_token / 2
+    inside = np.minimum(first, 0.5 * cycle)
+    tpot = (cycle - inside) / np.maximum(output - 1, 1)
+    return rate, tpot, first + waiting / rate
+
+
+def _disaggregated(
+    loop: Loop, decode: Array, own: Array, taken: Array, given: dict[str, Array]
+) -> tuple[Array, Array, Array]:
+    grid, times = np.log(loop.batches), np.log(decode)
+    held = IN_FLIGHT_DISAGGREGATED * loop.concurrency
+    rows = np.arange(len(held))
+    prefill_workers = np.maximum(loop.prefill_workers, 1)
+
+    def per_token(running: Array) -> Array:
+        at = np.clip(np.log(np.maximum(running, 1.0)), grid[:, 0], grid[:, -1])
+        right = np.clip((grid < at[:, None]).sum(axis=1), 1, GRID - 1)
+        low, high = grid[rows, right - 1], grid[rows, right]
+        share = np.where(high > low, (at - low) / np.maximum(high - low, 1e-12), 0.0)
+        return np.exp(times[rows, right - 1] * (1 - share) + times[rows, right] * share)
+
+    def state(running: Array) -> tuple[Array, Array, Array, Array]:
+        token = per_token(running / loop.decode_workers)
+        rate = running / (loop.output * token)
+        busy = rate * taken / prefill_workers
+        capped = np.minimum(busy, BUSIEST)
+        wait = taken * capped / (2 * (1 - capped))
+        first = given["request_overhead_s"] + own + wait + token
+        return rate, token, first, busy
+
+    low, high = np.full_like(held, 1e-3), np.maximum(held, 2e-3)
+    high = np.minimum(high, loop.batches[:, -1] * loop.decode_workers)
+    for _ in range(HALVINGS):
+        middle = 0.5 * (low + high)
+        rate, _, first, busy = state(middle)
+        over = (middle + rate * first > held) | (busy > BUSIEST)
+        high, low = np.where(over, middle, high), np.where(over, low, middle)
+    rate, token, first, _ = state(low)
+    waiting = np.maximum(0.0, held - low - rate * first)
+    return rate, token, first + waiting / rate

@@ -1,0 +1,246 @@
+"""Measured serving points: rows of a CSV file read into records, or into a sentence why a row cannot be predicted."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+METRICS = (
+    "total_tok_s_per_gpu",
+    "output_tok_s_per_gpu",
+    "input_tok_s_per_gpu",
+    "tok_s_per_user",
+    "tpot_ms",
+    "ttft_ms",
+)
+REQUIRED = ("model", "gpu", "isl", "osl", "concurrency")
+# Mean of prompt and output lengths over their nominal values, by what the workload says of them.
+UNIFORM_80_100 = 0.9  # uniform in [0.8, 1.0] of nominal, as InferenceX draws them
+UNIFORM_0_100 = 0.5  # uniform in [0, 1] of nominal: bench_serving's default range ratio
+MTP_DRAFTS = 3  # what deployments with multi-token prediction use where the count is not said
+WIDEST_TENSOR = 16  # ranks; wider workers run attention data-parallel
+
+
+class PointsError(ValueError):
+    """A points file that cannot be read; one sentence."""
+
+
+class Unpredictable(ValueError):
+    """Why one row cannot be predicted."""
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Instances of one pool: how many, their accelerators, and how the model is cut."""
+
+    count: int
+    gpus: int
+    data_parallel: bool  # attention ranks hold sequences of their own
+    expert_parallel: bool
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measured row. Lengths are means in tokens; metrics as in the file."""
+
+    row: int
+    id: str
+    model: str
+    gpu: str
+    engine: str
+    precision: str
+    drafts: int
+    disaggregated: bool
+    phase: str  # "e2e", "prefill" or "decode"
+    prefill: Worker
+    decode: Worker
+    prompt: float
+    output: float
+    concurrency: float
+    measured: Mapping[str, float]
+
+    @property
+    def gpus(self) -> int:
+        pools = [self.decode] if not self.disaggregated else [self.prefill, self.decode]
+        return sum(pool.count * pool.gpus for pool in pools)
+
+    @property
+    def group(self) -> tuple[str, str, str, bool]:
+        return (self.model, self.gpu, self.engine, self.disaggregated)
+
+
+def read_points(path: Path) -> pd.DataFrame:
+    """The file as a frame. Raises PointsError."""
+    try:
+        frame = pd.read_csv(path, low_memory=False)
+    except pd.errors.EmptyDataError:
+        raise PointsError(f"{path} is empty; give a CSV file with a header line") from None
+    except (pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise PointsError(f"{path} is not a CSV file: {error}") from None
+    missing = [c for c in REQUIRED if c not in frame]
+    if missing:
+        raise PointsError(f"{path} lacks the columns {', '.join(missing)}; docs/validation.md lists them all")
+    if not any(metric in frame for metric in METRICS):
+        raise PointsError(f"{path} has no metric column; give at least one of {', '.join(METRICS)}")
+    if frame.empty:
+        raise PointsError(f"{path} has no rows")
+    return frame
+
+
+def _number(row: Mapping[str, Any], name: str) -> float | None:
+    try:
+        value = float(row.get(name, math.nan))
+    except (TypeError, ValueError):
+        return None
+    return value if math.isfinite(value) and value > 0 else None
+
+
+def _text(row: Mapping[str, Any], name: str) -> str:
+    value = row.get(name)
+    return "" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value).strip()
+
+
+def _need(row: Mapping[str, Any], name: str) -> float:
+    value = _number(row, name)
+    if value is None:
+        raise Unpredictable(f"no {name}")
+    return value
+
+
+def parse_point(index: int, row: Mapping[str, Any]) -> Point:
+    """One row. Raises Unpredictable."""
+    measured = {m: v for m in METRICS if (v := _number(row, m)) is not None}
+    if not measured:
+        raise Unpredictable("no measured metric")
+    for name in ("model", "gpu"):
+        if not _text(row, name):
+            raise Unpredictable(f"no {name}")
+    concurrency = _need(row, "concurrency")
+    prompt, output = lengths(row)
+    disaggregated = bool(_number(row, "disaggregated")) or _text(row, "disaggregated").lower() == "true"
+    prefill, decode = _pools(row, disaggregated)
+    return Point(
+        index,
+        _text(row, "id") or str(index),
+        _text(row, "model"),
+        _text(row, "gpu"),
+        _text(row, "engine") or "unknown",
+        _text(row, "precision"),
+        drafts_of(_text(row, "spec_decode")),
+        disaggregated,
+        _text(row, "phase").lower() or "e2e",
+        prefill,
+        decode,
+        prompt,
+        output,
+        concurrency,
+        measured,
+    )
+
+
+def lengths(row: Mapping[str, Any]) -> tuple[float, float]:
+    """Mean prompt and output tokens: what the notes measured, else nominal lengths times what the workload draws."""
+    said = re.search(r"actual mean lengths (\d+)/(\d+)", _text(row, "notes"))
+    if said:
+        return float(said[1]), float(said[2])
+    prompt, output = _need(row, "isl"), _need(row, "osl")
+    workload = _text(row, "workload").lower()
+    scale = 1.0
+    if "nominal" in workload:
+        scale = UNIFORM_0_100
+    elif "random" in workload:
+        scale = UNIFORM_80_100
+    return max(1.0, prompt * scale), max(1.0, output * scale)
+
+
+def drafts_of(label: str) -> int:
+    """Draft tokens per step: 0 for none, the middle of EAGLE's steps-topk-drafts less the verified one, or a digit.
+
+    >>> [drafts_of(x) for x in ("none", "", "MTP", "MTP1", "EAGLE 3-1-4 (MTP)", "EAGLE 1-1-2 (MTP)")]
+    [0, 0, 3, 1, 3, 1]
+    """
+    word = label.lower()
+    if word in ("", "none", "off", "false", "no", "0"):
+        return 0
+    eagle = re.search(r"(\d+)-(\d+)-(\d+)", word)
+    if eagle:
+        return int(eagle[1])
+    digit = re.search(r"(\d+)", word)
+    return int(digit[1]) if digit else MTP_DRAFTS
+
+
+def _pools(row: Mapping[str, Any], disaggregated: bool) -> tuple[Worker, Worker]:
+    total = _number(row, "n_gpu")
+    prefill, decode = _text(row, "prefill_parallel"), _text(row, "decode_parallel")
+    if not disaggregated:
+        label = decode or prefill
+        gpus = total or label_gpus(label)
+        if not gpus:
+            raise Unpredictable("neither n_gpu nor a parallel label says how many accelerators there are")
+        worker = parse_worker(label, int(gpus))
+        return worker, worker
+    n_prefill, n_decode = _number(row, "n_prefill_gpu"), _number(row, "n_decode_gpu")
+    n_prefill = n_prefill or _count(prefill) * label_gpus(prefill) or None
+    n_decode = n_decode or _count(decode) * label_gpus(decode) or None
+    if total and n_prefill and not n_decode:
+        n_decode = total - n_prefill
+    if total and n_decode and not n_prefill:
+        n_prefill = total - n_decode
+    if not n_prefill or not n_decode or n_prefill < 0 or n_decode < 0:
+        raise Unpredictable("disaggregated, and the split into prefill and decode accelerators is not said")
+    return parse_worker(prefill, int(n_prefill)), parse_worker(decode, int(n_decode))
+
+
+def _count(label: str) -> int:
+    """Workers in '6x(TP1 EP1 DPattn)'; 1 where not said."""
+    found = re.match(r"\s*(\d+)\s*x", label)
+    return int(found[1]) if found else 1
+
+
+def _size(label: str, name: str) -> int:
+    found = re.search(rf"{name}\s*(\d+)", label)
+    return int(found[1]) if found else 0
+
+
+def label_gpus(label: str) -> int:
+    """Accelerators of one worker by its label, 0 where it does not say."""
+    printed = re.match(r"\s*(\d+) GPU", label)
+    if printed:
+        return int(printed[1])
+    dep = _size(label, "DEP")
+    tensor, data, expert = _size(label, r"\bTP"), _size(label, r"\bDP"), _size(label, r"\bEP")
+    if tensor and data and tensor != data:
+        return max(tensor * data, expert)
+    return max(dep, tensor, data, expert)
+
+
+def parse_worker(label: str, pool_gpus: int) -> Worker:
+    """A pool of `pool_gpus` accelerators from its label, e.g. '2x(TP8 EP8 DPattn)', 'TP4', 'DEP8', 'TP4 DP2 EP8'.
+
+    Worker size is the pool over the worker count; labels that lost their TP size ('TP1' on many accelerators) are
+    read as data-parallel attention over the worker.
+
+    >>> parse_worker("4x(TP1 EP1 DPattn)", 32)
+    Worker(count=4, gpus=8, data_parallel=True, expert_parallel=True)
+    """
+    count = _count(label)
+    counted = bool(re.match(r"\s*\d+\s*x", label))
+    size = label_gpus(label)
+    if not counted and re.search(r"per worker", label) and size:
+        count = max(1, pool_gpus // size)
+    elif not counted and size > 1 and pool_gpus % size == 0 and not re.match(r"\s*\d+ GPU", label):
+        count = pool_gpus // size
+    if pool_gpus % count:
+        raise Unpredictable(f"{count} workers do not divide {pool_gpus} accelerators ({label!r})")
+    gpus = pool_gpus // count
+    lost = size == 1 and gpus > 1
+    data = bool(re.search(r"DPattn|dp-attention|\bDEP|\bADP|\bDP[2-9]|\bDP\d\d", label)) or lost
+    data = data or gpus > WIDEST_TENSOR
+    expert = _size(label, r"\bEP") > 1 or "DEP" in label or (lost and data)
+    return Worker(count, gpus, data and gpus > 1, expert and gpus > 1)

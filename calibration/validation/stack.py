@@ -1,0 +1,155 @@
+"""Parameters of a serving stack beyond its kernels: what each means, what is assumed of it, and how they pool.
+
+A parameter of a point is the assumed value plus an effect of each level that the point belongs to (its engine, its
+accelerator, its model ...). Levels that were never fitted have no effect, so an unseen accelerator gets what its
+engine, generation and model say.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calibration.fit import Array
+from calibration.validation.points import Point
+from calibration.validation.variants import preset_of
+from hw_profiles.profile import HardwareProfile
+
+DATA = Path(__file__).resolve().parent.parent / "data"
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One named quantity. It is fitted as a log, acceptance as a logit.
+
+    assumed: value where nothing is fitted. width: prior standard deviation over all stacks, in log units.
+    """
+
+    name: str
+    meaning: str
+    assumed: float
+    width: float
+
+
+PARAMETERS = (
+    Parameter("step_overhead_s", "host time of one step: scheduling, sampling, launch of the graph [s]", 3e-3, 0.7),
+    Parameter("launch", "share of the kernels' launch floors that a step pays (graphs and fusion hide some)", 0.7, 0.4),
+    Parameter("memory", "HBM rate inside the engine over that of kernels alone", 0.85, 0.2),
+    Parameter("matrix", "matrix rate inside the engine over that of kernels alone", 0.7, 0.4),
+    Parameter("network", "link rate inside the engine over that of collectives alone", 0.6, 0.5),
+    Parameter("acceptance", "chance that a draft token is accepted given that those before it were", 0.68, 0.5),
+    Parameter("prefill_balance", "share of attention ranks that prefill at once under data parallelism", 0.6, 0.4),
+    Parameter("request_overhead_s", "time before the first token beyond waiting and prefill [s]", 0.12, 0.8),
+    Parameter("bunching", "share of the running requests whose prompts arrive together", 0.15, 0.6),
+)
+NAMES = tuple(p.name for p in PARAMETERS)
+WIDTHS = np.array([p.width for p in PARAMETERS])
+# Share of each prior width that one level may explain.
+LEVEL_SHARE = {
+    "all": 1.0,
+    "family": 0.6,
+    "engine": 0.4,
+    "vendor": 0.4,
+    "generation": 0.4,
+    "gpu": 0.35,
+    "model": 0.5,
+    "family+vendor": 0.5,
+    "family+model": 0.4,
+    "family+disaggregated": 0.4,
+    "disaggregated": 0.4,
+    "gpu+engine+model": 0.5,
+}
+FAMILIES = (("tensorrt", "trtllm"), ("trt", "trtllm"), ("sglang", "sglang"), ("vllm", "vllm"), ("atom", "atom"))
+
+
+def family_of(engine: str) -> str:
+    """The stack inside an engine's name.
+
+    >>> family_of("Dynamo+TensorRT-LLM"), family_of("MoRI+SGLang"), family_of("LMDeploy")
+    ('trtllm', 'sglang', 'lmdeploy')
+    """
+    word = engine.lower()
+    return next((family for part, family in FAMILIES if part in word), word)
+
+
+def levels_of(point: Point, hardware: HardwareProfile) -> tuple[str, ...]:
+    """The levels that a point belongs to, as 'level=value'."""
+    part, family, model = hardware.accelerator, family_of(point.engine), preset_of(point.model)
+    mode = "disaggregated" if point.disaggregated else "colocated"
+    values = {
+        "all": "",
+        "family": family,
+        "engine": point.engine,
+        "vendor": part.vendor,
+        "generation": part.generation,
+        "gpu": hardware.name,
+        "model": model,
+        "family+vendor": f"{family}+{part.vendor}",
+        "family+model": f"{family}+{model}",
+        "family+disaggregated": f"{family}+{mode}",
+        "disaggregated": mode,
+        "gpu+engine+model": f"{hardware.name}+{point.engine}+{model}",
+    }
+    return tuple(f"{level}={value}" for level, value in values.items())
+
+
+def assumed() -> Array:
+    """Transformed assumed values: logs, a logit for acceptance."""
+    return np.array([_forward(p.name, p.assumed) for p in PARAMETERS])
+
+
+def _forward(name: str, value: float) -> float:
+    return float(np.log(value / (1 - value)) if name == "acceptance" else np.log(value))
+
+
+def values(theta: Array) -> dict[str, Array]:
+    """Parameters in their own units, each an array over points. theta: [points, parameters]."""
+    out = {name: np.exp(theta[:, i]) for i, name in enumerate(NAMES)}
+    out["acceptance"] = 1.0 / (1.0 + np.exp(-theta[:, NAMES.index("acceptance")]))
+    for name in ("prefill_balance", "bunching"):
+        out[name] = np.minimum(1.0, out[name])
+    return out
+
+
+@dataclass(frozen=True)
+class StackFit:
+    """Fitted effects by level, and the spread of residuals by situation."""
+
+    effects: Mapping[str, Array]
+    sigma: Mapping[str, Mapping[str, float]]  # situation -> metric -> standard deviation of log error
+    source: str
+
+    def theta(self, levels: Sequence[tuple[str, ...]]) -> Array:
+        """[points, parameters] for points of these levels."""
+        base = assumed()
+        none = np.zeros(len(NAMES))
+        return np.array([base + sum((self.effects.get(level, none) for level in mine), none) for mine in levels])
+
+    def to_json(self) -> dict[str, Any]:
+        effects = {k: [round(float(x), 4) for x in v] for k, v in sorted(self.effects.items())}
+        return {
+            "source": self.source,
+            "parameters": {p.name: {"meaning": p.meaning, "assumed": p.assumed} for p in PARAMETERS},
+            "sigma": self.sigma,
+            "effects": effects,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> StackFit:
+        if list(data["parameters"]) != list(NAMES):
+            raise ValueError("the fitted stack parameters are of another version of the model; fit them again")
+        effects = {k: np.array(v) for k, v in data["effects"].items()}
+        return cls(effects, data["sigma"], data["source"])
+
+
+def shipped() -> StackFit:
+    """The fit that ships."""
+    return StackFit.from_json(json.loads((DATA / "serving.json").read_text(encoding="utf-8")))
+
+
+NOTHING_FITTED = StackFit({}, {}, "assumed values")

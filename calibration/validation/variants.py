@@ -1,0 +1,126 @@
+"""The model that a row served: preset by name, stored and multiplied in the precision that the row says."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from functools import cache
+
+from hw_profiles.profile import HardwareProfile
+from simulator.model.architecture import AttentionSpec, LayerSpec, Linear, ModelSpec, MoeSpec, WeightDtype
+from simulator.model.presets import load_model, names
+
+# Published names that are the same network as a preset (post-trained versions, other spellings).
+SAME_NETWORK = {
+    "deepseek-r1": "deepseek-r1",
+    "deepseek-v3.1": "deepseek-v3",
+    "deepseek-v3.2": "deepseek-v3.2",
+    "deepseek-v3": "deepseek-v3",
+    "deepseek-v4-pro": "deepseek-v4-pro",
+    "deepseek-v4-flash": "deepseek-v4-flash",
+    "kimi-k2.5": "kimi-k2.5",
+    "kimi-k2": "kimi-k2",
+    "glm-5.2": "glm-5.2",
+    "glm-5.1": "glm-5",
+    "glm-5": "glm-5",
+    "minimax-m2.5": "minimax-m2.5",
+    "minimax-m2.7": "minimax-m2.5",
+    "minimax-m2": "minimax-m2",
+    "qwen3-235b-a22b": "qwen3-235b-a22b",
+}
+NVFP4_BYTES = 0.5 + 1 / 16  # one fp8 scale per 16
+BF16_KV_GENERATIONS = ("hopper", "cdna3")  # where SGLang keeps MLA's cache in bf16 by default
+FOUR_BIT = ("fp4", "int4")
+
+
+class UnknownModel(ValueError):
+    """No preset stands for the model."""
+
+
+def preset_of(name: str) -> str:
+    """Preset for a published name.
+
+    >>> preset_of("DeepSeek-R1-0528"), preset_of("DeepSeek-V4-Flash-0731"), preset_of("gpt-oss-120b")
+    ('deepseek-r1', 'deepseek-v4-flash', 'gpt-oss-120b')
+    """
+    word = name.lower().rpartition("/")[2].replace("_", "-")
+    if word in names():
+        return word
+    for known in sorted(SAME_NETWORK, key=len, reverse=True):
+        if re.match(rf"{re.escape(known)}(?![\d.])", word):
+            return SAME_NETWORK[known]
+    raise UnknownModel(f"no preset of the model {name!r}")
+
+
+@cache
+def variant(name: str, precision: str, engine: str, hardware: HardwareProfile, ep: int) -> ModelSpec:
+    """The preset as served: expert and projection types by `precision`, cache type by stack, experts padded with
+    redundant copies to a multiple of `ep`."""
+    model = load_model(preset_of(name))
+    label = precision.upper()
+    generation, vendor = hardware.accelerator.generation, hardware.accelerator.vendor
+    native_four = any(layer.ffn.expert_dtype in FOUR_BIT for layer in model.layers)
+    if native_four:
+        experts = None
+    elif "FP4" in label:
+        experts = "fp4"
+    elif "INT4" in label:
+        experts = "int4"
+    elif "BF16" in label:
+        experts = "bf16"
+    elif "FP8" in label:
+        experts = "fp8"
+    else:
+        experts = None
+    attention: WeightDtype | None = None
+    if experts == "fp4":
+        attention = "bf16" if vendor == "NVIDIA" else "fp8"
+    elif experts in ("bf16", "fp8"):
+        attention = "bf16" if experts == "bf16" else "fp8"
+    half_cache = not ("sglang" in engine.lower() and generation in BF16_KV_GENERATIONS)
+    lacks_four = hardware.matrix_peak("fp4") == hardware.matrix_peak("bf16") or generation in BF16_KV_GENERATIONS
+    done: dict[LayerSpec, LayerSpec] = {}
+
+    def convert(layer: LayerSpec) -> LayerSpec:
+        if layer not in done:
+            done[layer] = replace(
+                layer,
+                attention=_attention(layer.attention, attention, half_cache),
+                ffn=_experts(layer.ffn, experts, attention, lacks_four, ep),
+            )
+        return done[layer]
+
+    layers = tuple(convert(layer) for layer in model.layers)
+    draft = model.draft and replace(model.draft, layers=tuple(convert(layer) for layer in model.draft.layers))
+    return replace(model, layers=layers, draft=draft)
+
+
+def _linear(linear: Linear, dtype: WeightDtype | None) -> Linear:
+    if dtype is None or linear.dtype == "fp32" or linear.name == "router":
+        return linear
+    return replace(linear, dtype=dtype, bytes_per_param=None)
+
+
+def _attention(attention: AttentionSpec, dtype: WeightDtype | None, half_cache: bool) -> AttentionSpec:
+    linears = tuple(_linear(x, dtype) for x in attention.linears)
+    if attention.kind == "mla" and attention.kv_dtype == "bf16" and half_cache:
+        return replace(attention, linears=linears, entry_bytes=attention.entry_bytes / 2, kv_dtype="fp8")
+    return replace(attention, linears=linears)
+
+
+def _experts(
+    ffn: MoeSpec, storage: str | None, projections: WeightDtype | None, lacks_four: bool, ep: int
+) -> MoeSpec:
+    linears = tuple(_linear(x, projections) for x in ffn.linears)
+    if not ffn.experts:
+        return replace(ffn, linears=linears)
+    experts = -(-ffn.experts // ep) * ep
+    if storage is None:
+        compute = "bf16" if lacks_four and ffn.expert_dtype == "fp4" else ffn.expert_compute
+        return replace(ffn, linears=linears, experts=experts, expert_compute=compute)
+    kind: WeightDtype = storage  # type: ignore[assignment]
+    compute = kind if not (kind == "fp4" and lacks_four) else "bf16"
+    size = NVFP4_BYTES if kind == "fp4" else None
+    return replace(
+        ffn, linears=linears, experts=experts, expert_dtype=kind, expert_compute=compute, expert_bytes_per_param=size
+    )
