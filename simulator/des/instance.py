@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
 
 import simpy
 
@@ -53,9 +54,13 @@ class InstanceSpec:
     acceptance_length: float = 1.0
     nic_bandwidth: float = float("inf")
 
+    @cached_property
+    def rank_bandwidth(self) -> float:
+        """NIC rate of the accelerators of one attention rank, one way. [B/s]"""
+        return self.nic_bandwidth * self.gpus / self.ranks
 
-@dataclass(frozen=True)
-class Handover:
+
+class Handover(NamedTuple):
     """A prefilled sequence whose KV waits on `rank` of `source` for a decode instance to take it."""
 
     request: int
@@ -151,10 +156,16 @@ class Instance:
         while incoming and not self._recompute and self._sequences < self.spec.max_sequences:
             handover = incoming[0]
             tick = self.batch.tick
-            open_ranks = [rank for rank in self.batch.ranks if rank.admits(handover.tokens, tick)]
-            if not open_ranks:
-                return
-            rank = min(open_ranks, key=lambda r: (r.size + r.held_sequences, r.used_bytes(tick)))
+            ranks = self.batch.ranks
+            rank = ranks[0]
+            if len(ranks) == 1:
+                if not rank.admits(handover.tokens, tick):
+                    return
+            else:
+                open_ranks = [rank for rank in ranks if rank.admits(handover.tokens, tick)]
+                if not open_ranks:
+                    return
+                rank = min(open_ranks, key=lambda r: (r.size + r.held_sequences, r.used_bytes(tick)))
             incoming.popleft()
             rank.hold(handover.tokens)
             self._sequences += 1
@@ -187,8 +198,9 @@ class Instance:
             self._steps += 1
             self._busy_s += duration
             self._prefill_busy_s += prefill_share_s
-            self._sequence_s += batch.size * duration
-            if batch.size:
+            size = batch.size
+            if size:
+                self._sequence_s += size * duration
                 self._emit()
             for rank, prompt, new in chunks:
                 self._progress(rank, prompt, new)
@@ -266,12 +278,16 @@ class Instance:
         The step takes as long as its busiest rank: most new tokens, then most query-key pairs. In a mixed step
         decode is charged with what it would take alone, prefill with the rest.
         """
-        by_rank: dict[int, list[Chunk]] = {}
-        total = 0
-        for rank, prompt, new in chunks:
-            by_rank.setdefault(rank.index, []).append(Chunk(new, prompt.done))
-            total += new
-        busiest = next(iter(by_rank.values())) if len(by_rank) == 1 else max(by_rank.values(), key=_work)
+        if len(chunks) == 1:
+            _, prompt, total = chunks[0]
+            busiest = [Chunk(total, prompt.done)]
+        else:
+            by_rank: dict[int, list[Chunk]] = {}
+            total = 0
+            for rank, prompt, new in chunks:
+                by_rank.setdefault(rank.index, []).append(Chunk(new, prompt.done))
+                total += new
+            busiest = next(iter(by_rank.values())) if len(by_rank) == 1 else max(by_rank.values(), key=_work)
         times = self.spec.times
         if not self.batch.size:
             duration = times.prefill_s(busiest, total)
@@ -333,9 +349,14 @@ class Instance:
         self._kv_mark_s = now
         held = 0.0
         tick = self.batch.tick
+        kv = self.spec.kv
         for rank in self.batch.ranks:
-            used = rank.used_bytes(tick)
-            while used > rank.kv.capacity_bytes:
+            size = rank.size
+            # as Rank.used_bytes, without its calls: this runs once a step
+            used = (size + rank.held_sequences) * kv.bytes_per_sequence + (
+                rank.offsets + size * tick + rank.held_tokens
+            ) * kv.bytes_per_token
+            while used > kv.capacity_bytes:
                 self._preempt(rank)
                 used = rank.used_bytes(tick)
             held += used

@@ -31,7 +31,7 @@ class Journal:
         self.first_token_s = [NAN] * count
         self.delivered_s = [NAN] * count  # KV has reached the decode instance
         self.finish_s = [NAN] * count
-        self.status = [Status.WAITING] * count
+        self.status = bytearray(count)  # one Status a request; all WAITING
         self.emitted = [0] * count  # output tokens out so far, kept at prefill ends, preemptions and the end
         self.preemptions = [0] * count
         self.prefill_instance = [-1] * count

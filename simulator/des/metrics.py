@@ -87,7 +87,7 @@ class SimulationResult:
         self.output_tokens = np.array(journal.output_tokens)
         self.arrival_s = np.array(journal.arrival_s)
         self.finish_s = np.array(journal.finish_s)
-        self.finished = np.array(journal.status) == Status.FINISHED
+        self.finished = np.frombuffer(journal.status, dtype=np.uint8) == Status.FINISHED
         first = np.array(journal.first_token_s)
         ended = np.where(self.finished, self.finish_s, np.nan)
         self.ttft_s: Floats = first - self.arrival_s
@@ -108,9 +108,9 @@ class SimulationResult:
                 "arrival_s": self.arrival_s,
                 "prompt_tokens": self.prompt_tokens,
                 "output_tokens": self.output_tokens,
-                "status": pd.Categorical(
-                    [status.name.lower() for status in journal.status],
-                    categories=[status.name.lower() for status in Status],
+                "status": pd.Categorical.from_codes(
+                    np.frombuffer(journal.status, dtype=np.int8),
+                    dtype=pd.CategoricalDtype([status.name.lower() for status in Status]),
                 ),
                 "queue_s": np.array(journal.prefill_start_s) - self.arrival_s,
                 "ttft_s": self.ttft_s,
@@ -273,14 +273,14 @@ class SimulationResult:
 
     def summary(self) -> dict[str, Any]:
         """Everything as JSON; metric and unit in the key."""
-        status = Counter(self.run.journal.status)
+        status = self.run.journal.status
         cost = self.cost()
         return {
             "requests": {
                 "total": len(self.finished),
-                "finished": status[Status.FINISHED],
-                "failed": status[Status.FAILED],
-                "rejected": status[Status.REJECTED],
+                "finished": status.count(Status.FINISHED),
+                "failed": status.count(Status.FAILED),
+                "rejected": status.count(Status.REJECTED),
             },
             "rejections": dict(self.rejections),
             "preemptions": int(sum(self.run.journal.preemptions)),

@@ -38,9 +38,8 @@ class Interconnect:
         """Start a transfer; on arrival frees the KV at the source and delivers the sequence."""
         env = self.env
         source = handover.source
-        wire_s = self.transfer_bytes(handover.tokens - 1) / (
-            self.efficiency * min(_rank_bandwidth(source), _rank_bandwidth(destination))
-        )
+        slower = min(source.spec.rank_bandwidth, destination.spec.rank_bandwidth)
+        wire_s = self.transfer_bytes(handover.tokens - 1) / (self.efficiency * slower)
         start = max(env.now + self.handshake_s, handover.rank.link_free_s, rank.link_free_s)
         handover.rank.link_free_s = rank.link_free_s = start + wire_s
         source.take_wire(handover.request, start, wire_s)
@@ -58,8 +57,3 @@ class Interconnect:
 
         assert arrival.callbacks is not None
         arrival.callbacks.append(deliver)
-
-
-def _rank_bandwidth(instance: Instance) -> float:
-    """NIC rate of the accelerators of one attention rank, one way. [B/s]"""
-    return instance.spec.nic_bandwidth * instance.spec.gpus / instance.spec.ranks

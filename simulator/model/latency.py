@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from hw_profiles.efficiency import OpClass
 from hw_profiles.profile import HardwareProfile
@@ -29,6 +29,10 @@ from simulator.model.roofline import Bound, roof_times
 from simulator.model.step import NO_DECODE, Chunk, DecodeLoad, LoadError, Stack, StepOps, StepShape, times
 
 __all__ = ["NO_DECODE", "Chunk", "DecodeLoad", "LoadError", "PricedOp", "StepLatency"]
+
+
+REMEMBERED = 1 << 16  # answers that one table holds
+Key = TypeVar("Key")
 
 
 class PricedOp(NamedTuple):
@@ -61,6 +65,8 @@ class StepLatency:
         self._drain = (2 * stages - 1) / stages
         self._decode_base: dict[tuple[int, int], float] = {}
         self._rows_s: dict[int, float] = {}
+        self._experts_s: dict[tuple[int, int], float] = {}
+        self._one_chunk_s: dict[tuple[Chunk, int | None], float] = {}
 
     @property
     def first_token_extra_s(self) -> float:
@@ -96,7 +102,14 @@ class StepLatency:
     def prefill_s(self, chunks: Sequence[Chunk], total_tokens: int | None = None) -> float:
         """One prefill step: chunks of the busiest data-parallel rank; total_tokens over all ranks (default: all
         ranks as busy). [s]"""
-        return self.mixed_s(chunks, NO_DECODE, total_tokens)
+        if len(chunks) != 1:
+            return self.mixed_s(chunks, NO_DECODE, total_tokens)
+        key = (chunks[0], total_tokens)
+        seconds = self._one_chunk_s.get(key)
+        if seconds is None:
+            seconds = self.mixed_s(chunks, NO_DECODE, total_tokens)
+            _remember(self._one_chunk_s, key, seconds)
+        return seconds
 
     def mixed_s(self, chunks: Sequence[Chunk], load: DecodeLoad, total_tokens: int | None = None) -> float:
         """One step with prefill chunks and decode together; total_tokens counts prefill tokens only. [s]"""
@@ -104,7 +117,7 @@ class StepLatency:
             return self.decode_s(load)
         step = self._ops.shape(chunks, load, total_tokens)
         seconds = self._rows(step.rows) + self._head_program.seconds((step.head_rows,))
-        seconds += self._experts(self._expert_programs, step.rows, step.tokens, False)
+        seconds += self._main_experts(step.rows, step.tokens)
         seconds += self._prefill_program.seconds(step.prefill)
         load = step.load
         if load.sequences:
@@ -229,6 +242,15 @@ class StepLatency:
             seconds += count * max(program.seconds((rows, tokens, *load)) for load in loads)
         return seconds
 
+    def _main_experts(self, rows: int, tokens: int) -> float:
+        """Experts of a step with prefill."""
+        key = (rows, tokens)
+        seconds = self._experts_s.get(key)
+        if seconds is None:
+            seconds = self._experts(self._expert_programs, rows, tokens, False)
+            _remember(self._experts_s, key, seconds)
+        return seconds
+
     def _draft_rounds_s(self, sequences: int, total: int) -> float:
         """All draft rounds of a decode step, their attention cores left out."""
         if not sequences or not self.draft_tokens:
@@ -251,3 +273,10 @@ class StepLatency:
         base = seconds * self._imbalance + self._host_s
         self._decode_base[sequences, total] = base
         return base
+
+
+def _remember(table: dict[Key, float], key: Key, seconds: float) -> None:
+    """Keep an answer; a full table starts anew."""
+    if len(table) >= REMEMBERED:
+        table.clear()
+    table[key] = seconds
