@@ -27,7 +27,7 @@ def stdout_console() -> Console:
     from rich.console import Console
 
     piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return Console(width=PIPED_WIDTH if piped else None, highlight=False)
+    return Console(width=PIPED_WIDTH if piped else None, highlight=False, markup=False, emoji=False)
 
 
 def check_writable(path: Path | None, flag: str) -> None:
