@@ -34,7 +34,7 @@ class EngineOptions:
     ] = "tiny-v4"
     weights: Annotated[
         Path | None,
-        typer.Option("--weights", metavar="DIR", help="Directory of safetensors; random weights without it."),
+        typer.Option("--weights", metavar="DIR", help="Safetensors; else those beside --model, else random."),
     ] = None
     weights_seed: Annotated[int, typer.Option("--weights-seed", min=0, help="Seed of random weights.")] = 0
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; auto takes a GPU if there is one.")] = "auto"
@@ -108,6 +108,9 @@ def worker_spec(options: EngineOptions) -> WorkerSpec:
         dtype = "float32" if device == "cpu" else "bfloat16"
     if options.weights is not None and not options.weights.is_dir():
         raise InputError(f"--weights {options.weights} is not a directory; give the folder of the safetensors files")
+    weights = options.weights
+    if weights is None and any(Path(options.model).glob("*.safetensors")):
+        weights = Path(options.model)
     return WorkerSpec(
         load_model_config(options.model),
         EngineConfig(
@@ -119,7 +122,7 @@ def worker_spec(options: EngineOptions) -> WorkerSpec:
             max_model_len=options.max_model_len or 0,
             prefix_caching=options.prefix_caching,
         ),
-        options.weights,
+        weights,
         options.weights_seed,
         device,
         getattr(torch, dtype),

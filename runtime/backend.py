@@ -16,6 +16,10 @@ class Backend(Protocol):
     eos_token_ids: tuple[int, ...]
 
     @property
+    def problem(self) -> str | None:
+        """Why no request can be served any more, as far as the last `step` noticed."""
+
+    @property
     def has_work(self) -> bool: ...
 
     def add_request(self, request: Request) -> None:

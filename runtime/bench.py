@@ -37,7 +37,6 @@ def replay(
     """Run a trace, `speed` times as fast as it was recorded. Times count from the intended arrival."""
     if not 0 < speed < float("inf"):
         raise SettingError(f"speed={speed} is out of range; use a factor above 0")
-    prompts = [prompt_tokens(item, i, backend.vocab_size, seed) for i, item in enumerate(trace)]
     outputs: dict[str, RequestOutput] = {}
     start_s = time.monotonic()
     next_index = 0
@@ -46,11 +45,12 @@ def replay(
         while next_index < len(trace) and (due_s := start_s + trace[next_index].arrival_s / speed) <= now_s:
             item = trace[next_index]
             name = f"replay-{next_index}"
+            prompt = prompt_tokens(item, next_index, backend.vocab_size, seed)
             try:
                 sampling = SamplingParams(item.output_tokens, seed=seed + next_index, ignore_eos=True)
-                backend.add_request(Request(name, prompts[next_index], sampling, due_s))
+                backend.add_request(Request(name, prompt, sampling, due_s))
             except RequestError as error:
-                placeholder = Request(name, prompts[next_index], SamplingParams(seed=seed), due_s)
+                placeholder = Request(name, prompt, SamplingParams(seed=seed), due_s)
                 outputs[name] = _output(failed(placeholder, str(error), now_s).output)
             next_index += 1
         idle_s = _LONGEST_WAIT_S

@@ -26,6 +26,7 @@ from runtime.sequence import (
     RequestTiming,
     SettingError,
     TokenEvent,
+    UnavailableError,
     validate_request,
 )
 from runtime.worker import (
@@ -125,6 +126,11 @@ class DisaggregatedEngine:
     def has_work(self) -> bool:
         return bool(self._flights or self._events)
 
+    @property
+    def problem(self) -> str | None:
+        missing = self._missing_role()
+        return None if missing is None else f"no {missing} worker is left; restart the server"
+
     def add_request(self, request: Request) -> None:
         if request.request_id in self._flights:
             raise RequestError(f"request id {request.request_id!r} is already in use; choose another")
@@ -134,9 +140,8 @@ class DisaggregatedEngine:
             max_model_len=self.max_model_len,
             capacity_tokens=self.capacity_tokens,
         )
-        missing = self._missing_role()
-        if missing is not None:
-            raise RequestError(f"no {missing} worker is left; restart the server")
+        if self.problem is not None:
+            raise UnavailableError(self.problem)
         flight = _Flight(request, RequestTiming(request.arrival_s), self._choose("prefill"))
         flight.tokens.extend(request.output_token_ids)
         self._flights[request.request_id] = flight

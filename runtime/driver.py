@@ -10,13 +10,10 @@ import traceback
 from collections.abc import AsyncIterator, Callable
 
 from runtime.backend import Backend
-from runtime.sequence import Request, RequestError, TokenEvent, failed
+from runtime.sequence import Request, RequestError, TokenEvent, UnavailableError, failed
 
 _WAIT_S = 0.005  # longest time a new request waits while workers of the backend are silent
-
-
-class BackendFailed(RuntimeError):
-    """The backend itself broke; no request can be served any more."""
+_IDLE_LOOK_S = 1.0  # how often an idle backend looks whether its workers live
 
 
 class _Stream:
@@ -99,7 +96,7 @@ class Driver:
 
     def _add(self, stream: _Stream) -> None:
         if self.failure is not None:
-            stream.accept(BackendFailed(self.failure))
+            stream.accept(UnavailableError(self.failure))
             return
         try:
             self.backend.add_request(stream.request)
@@ -122,9 +119,11 @@ class Driver:
 
     def _serve(self) -> None:
         while True:
-            # Wait for a command only when there is nothing to compute.
             while not self._commands.empty() or not self.backend.has_work:
-                command = self._commands.get()
+                try:
+                    command = self._commands.get(timeout=_IDLE_LOOK_S)
+                except queue.Empty:
+                    break
                 if command is None:
                     for request_id in list(self._streams):
                         self.backend.abort(request_id)

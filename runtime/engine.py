@@ -120,6 +120,10 @@ class Engine:
         return cls(model, model_config, config)
 
     @property
+    def problem(self) -> str | None:
+        return None
+
+    @property
     def has_work(self) -> bool:
         return self.scheduler.has_work
 

@@ -16,6 +16,10 @@ class RequestError(ValueError):
     """One request cannot be served; the message says why and what would help. Other requests go on."""
 
 
+class UnavailableError(RequestError):
+    """No request can be served now, whatever it asks for."""
+
+
 class SettingError(ValueError):
     """A setting with which an engine cannot work; the message names it and the way out."""
 
@@ -231,7 +235,9 @@ class Sequence:
         token, sampling = self.token_ids[-1], self.sampling
         if token in sampling.stop_token_ids or (token in eos_token_ids and not sampling.ignore_eos):
             return "stop"
-        output = self.output_token_ids
-        if any(output[-len(stop) :] == stop for stop in sampling.stop_sequences):
+        if any(self._ends_with(stop) for stop in sampling.stop_sequences):
             return "stop"
-        return "length" if len(output) >= sampling.max_tokens else None
+        return "length" if self.num_output >= sampling.max_tokens else None
+
+    def _ends_with(self, stop: tuple[int, ...]) -> bool:
+        return self.num_output >= len(stop) and tuple(self.token_ids[-len(stop) :]) == stop

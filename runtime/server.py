@@ -18,8 +18,8 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from runtime.backend import Backend
 from runtime.completions import CompletionRequest, StopText, body, choice, error_body, usage
-from runtime.driver import BackendFailed, Driver
-from runtime.sequence import Request, RequestError, RequestOutput, RequestTiming, TokenEvent
+from runtime.driver import Driver
+from runtime.sequence import Request, RequestError, RequestOutput, RequestTiming, TokenEvent, UnavailableError
 from runtime.tokenizer import Tokenizer
 
 _DISCONNECT_POLL_S = 0.5
@@ -147,14 +147,15 @@ def create_app(backend: Backend, tokenizer: Tokenizer, model_name: str) -> FastA
     async def refused(_: HttpRequest, error: RequestError) -> JSONResponse:
         return JSONResponse(error_body(str(error), "invalid_request_error"), 400)
 
-    @app.exception_handler(BackendFailed)
-    async def broken(_: HttpRequest, error: BackendFailed) -> JSONResponse:
+    @app.exception_handler(UnavailableError)
+    async def unavailable(_: HttpRequest, error: UnavailableError) -> JSONResponse:
         return JSONResponse(error_body(str(error), "server_error"), 503)
 
     @app.get("/health")
     async def health() -> JSONResponse:
-        if driver.failure is not None:
-            return JSONResponse({"status": "failed", "reason": driver.failure}, 503)
+        reason = driver.failure or backend.problem
+        if reason is not None:
+            return JSONResponse({"status": "failed", "reason": reason}, 503)
         return JSONResponse({"status": "ok"})
 
     @app.get("/v1/models")

@@ -109,8 +109,16 @@ def _read_mooncake(path: Path, lines: Any) -> Iterator[TraceRequest]:
             timestamp / 1000.0,
             _count(record["input_length"], "input_length", when),
             _count(record["output_length"], "output_length", when),
-            tuple(int(i) for i in record.get("hash_ids") or ()),
+            _hash_ids(record.get("hash_ids"), when),
         )
+
+
+def _hash_ids(value: Any, when: str) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(i, int) and i >= 0 for i in value):
+        raise TraceError(f"{when}: hash_ids {str(value)[:40]!r} is no list of whole numbers from 0 up")
+    return tuple(value)
 
 
 def _count(value: Any, name: str, when: str) -> int:

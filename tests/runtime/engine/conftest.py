@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -129,11 +130,14 @@ def nano_config(request: pytest.FixtureRequest) -> ModelConfig:
 
 @pytest.fixture
 def nano_v4_file(tmp_path: Path) -> Path:
-    import json
-
     path = tmp_path / "nano-v4.json"
     path.write_text(json.dumps(NANO["v4"]))
     return path
+
+
+@pytest.fixture
+def nano_qwen3() -> dict[str, Any]:
+    return NANO["qwen3"]
 
 
 @pytest.fixture

@@ -33,6 +33,21 @@ def test_generate_is_reproducible(nano_v4_file: Path, tmp_path: Path) -> None:
     assert run(*call, "--max-tokens", "5", "--ignore-eos").stdout == first.stdout
 
 
+def test_generate_from_a_checkpoint_equals_transformers(nano_qwen3: dict[str, Any], tmp_path: Path) -> None:
+    import torch
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    torch.manual_seed(0)
+    theirs = Qwen3MoeForCausalLM(Qwen3MoeConfig(**nano_qwen3)).eval()
+    theirs.save_pretrained(tmp_path)
+    prompt = [int(token) for token in torch.randint(0, 290, (37,))]
+    expected = theirs.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False, eos_token_id=None)
+    call = ["generate", "--model", tmp_path, *SMALL, "--ignore-eos", "--max-tokens", "24", "--json", "-"]
+    result = run(*call, "--prompt-ids", ",".join(map(str, prompt)))
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)[0]["token_ids"] == expected[0, 37:].tolist()
+
+
 def test_generate_reports_a_bad_prompt_and_serves_the_good_one(nano_v4_file: Path) -> None:
     result = run("generate", "--model", nano_v4_file, *SMALL, "--prompt", "ok", "--prompt-ids", "1,999")
     assert result.exit_code == 2

@@ -15,7 +15,7 @@ from runtime.backend import run_requests
 from runtime.config import ModelConfig
 from runtime.disaggregation import DisaggregatedConfig, DisaggregatedEngine
 from runtime.engine import EngineConfig
-from runtime.sequence import Request, RequestError, RequestOutput, SamplingParams, SettingError
+from runtime.sequence import Request, RequestOutput, SamplingParams, SettingError, UnavailableError
 from runtime.worker import WorkerSpec
 
 MakeRequests = Callable[[list[list[int]], list[SamplingParams]], list[Request]]
@@ -132,7 +132,8 @@ def test_dead_workers_hand_their_requests_to_the_living(nano_config: ModelConfig
         assert failed
         assert all("no decode worker is left" in str(output.error) for output in failed)
         assert any("decode worker 1 ended (exit code -9)" in str(output.error) for output in failed)
-        with pytest.raises(RequestError, match="no decode worker is left"):
+        assert proxy.problem == "no decode worker is left; restart the server"
+        with pytest.raises(UnavailableError, match="no decode worker is left"):
             proxy.add_request(requests[0])
 
 

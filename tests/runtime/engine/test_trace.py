@@ -72,6 +72,11 @@ def test_poisson_gaps_are_exponential() -> None:
         ("t.jsonl", "[1]", "line 1 lacks 'timestamp'"),
         ("t.jsonl", '{"timestamp": 1, "input_length": 3}', "lacks 'output_length'"),
         ("t.jsonl", '{"timestamp": "x", "input_length": 3, "output_length": 1}', "timestamp 'x'"),
+        (
+            "t.jsonl",
+            '{"timestamp": 1, "input_length": 3, "output_length": 1, "hash_ids": [-1]}',
+            r"hash_ids '\[-1\]' is no list",
+        ),
         ("t.txt", "", "suffix '.txt'"),
     ],
 )
