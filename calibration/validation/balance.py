@@ -11,7 +11,7 @@ A is tokens per step with drafts, (1 - p^(k+1)) / (1 - p).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,31 +31,44 @@ BUSIEST = 0.98  # utilisation above which the prefill pool counts as saturated
 
 @dataclass(frozen=True)
 class StepTable:
-    """Launches of all steps of many points, in seconds under the kernels' own rates."""
+    """All steps of many points, in seconds under the kernels' own rates.
 
-    point: NDArray[np.intp]  # of each launch
+    Launches with one roof add up (`linear`: latency, compute, memory, network of each step); those with several are
+    kept apart for their p-norm.
+    """
+
+    linear: Array  # [points, GRID + 2, 4]
+    point: NDArray[np.intp]  # of each launch with several roofs
     step: NDArray[np.intp]  # its step: decode steps, then own, then packed
     count: Array
-    latency: Array
     roofs: Array  # [launches, 3]
     exponent: Array
-    points: int
 
     @property
-    def steps(self) -> int:
-        return self.points * (GRID + 2)
+    def points(self) -> int:
+        return len(self.linear)
 
     def seconds(self, launch: Array, matrix: Array, memory: Array, network: Array) -> Array:
         """[points, GRID + 2] seconds of each step, host time left out."""
         at = self.point
-        rates = np.stack((matrix[at], memory[at], network[at]), axis=1)
-        times = self.roofs / rates
+        rates = np.stack((matrix, memory, network), axis=1)
+        times = self.roofs / rates[at]
         q = self.exponent
-        largest = times.max(axis=1)
-        scaled = times / np.maximum(largest, 1e-30)[:, None]
-        norm = largest * ((scaled ** q[:, None]).sum(axis=1)) ** (1 / q)
-        each = self.count * (launch[at] * self.latency + norm)
-        return np.bincount(self.step, weights=each, minlength=self.steps).reshape(self.points, GRID + 2)
+        norm = (times ** q[:, None]).sum(axis=1) ** (1 / q)
+        mixed = np.bincount(self.step, weights=self.count * norm, minlength=self.points * (GRID + 2))
+        alone = (self.linear[:, :, 1:] / rates[:, None, :]).sum(axis=2) + self.linear[:, :, 0] * launch[:, None]
+        return alone + mixed.reshape(self.points, GRID + 2)
+
+    def take(self, rows: NDArray[np.intp]) -> StepTable:
+        """The points `rows` alone, in that order."""
+        place = np.full(self.points, -1, dtype=np.intp)
+        place[rows] = np.arange(len(rows))
+        kept = place[self.point] >= 0
+        point = place[self.point[kept]]
+        step = point * (GRID + 2) + self.step[kept] % (GRID + 2)
+        return StepTable(
+            self.linear[rows], point, step, self.count[kept], self.roofs[kept], self.exponent[kept]
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -105,39 +118,52 @@ def _padded(batches: Sequence[float]) -> list[float]:
 
 
 def _table(steps: Sequence[PointSteps], rates: Sequence[HardwareProfile]) -> StepTable:
+    linear = np.zeros((len(steps), GRID + 2, 4))
     point: list[int] = []
     step: list[int] = []
     rows: list[tuple[float, ...]] = []
-    known: dict[tuple[int, int], list[tuple[float, ...]]] = {}
+    known: dict[tuple[int, int], tuple[Array, list[tuple[float, ...]]]] = {}
 
     def add(index: int, place: int, ops: tuple[Op, ...]) -> None:
-        hardware = rates[index]
-        key = (id(ops), id(hardware))
+        key = (id(ops), id(rates[index]))
         if key not in known:
-            known[key] = [_launch(op, hardware) for op in ops]
-        rows.extend(known[key])
-        point.extend([index] * len(ops))
-        step.extend([index * (GRID + 2) + place] * len(ops))
+            known[key] = _launches(ops, rates[index])
+        alone, mixed = known[key]
+        linear[index, place] += alone
+        rows.extend(mixed)
+        point.extend([index] * len(mixed))
+        step.extend([index * (GRID + 2) + place] * len(mixed))
 
     for index, one in enumerate(steps):
         for place, ops in enumerate(one.decode):
             add(index, place, ops)
+        if one.point.disaggregated:
+            for place in range(len(one.decode), GRID):  # padding repeats the last batch
+                add(index, place, one.decode[-1])
         for ops in one.own:
             add(index, GRID, ops)
         for ops in one.packed:
             add(index, GRID + 1, ops)
-    data = np.array(rows)
+    data = np.array(rows).reshape(-1, 5)
     return StepTable(
-        np.array(point, dtype=np.intp), np.array(step, dtype=np.intp),
-        data[:, 0], data[:, 1], data[:, 2:5], data[:, 5], len(steps),
-    )  # fmt: skip
+        linear, np.array(point, dtype=np.intp), np.array(step, dtype=np.intp), data[:, 0], data[:, 1:4], data[:, 4]
+    )
 
 
-def _launch(op: Op, hardware: HardwareProfile) -> tuple[float, ...]:
-    times = roof_times(op, hardware)
-    return (
-        float(op.count), times.latency_s, times.compute_s, times.memory_s, times.network_s, times.exponent
-    )  # fmt: skip
+def _launches(ops: tuple[Op, ...], hardware: HardwareProfile) -> tuple[Array, list[tuple[float, ...]]]:
+    """Sums of launches with one roof, and (count, roofs, exponent) of the others."""
+    alone = np.zeros(4)
+    mixed: dict[tuple[float, ...], float] = {}
+    for op in ops:
+        times = roof_times(op, hardware)
+        roofs = (times.compute_s, times.memory_s, times.network_s)
+        alone[0] += op.count * times.latency_s
+        if sum(roof > 0 for roof in roofs) > 1:
+            key = (*roofs, times.exponent)
+            mixed[key] = mixed.get(key, 0.0) + op.count
+        else:
+            alone[1:] += op.count * np.array(roofs)
+    return alone, [(count, *key) for key, count in mixed.items()]
 
 
 @dataclass(frozen=True)
@@ -205,7 +231,7 @@ def _colocated(
 def _disaggregated(
     loop: Loop, decode: Array, own: Array, taken: Array, given: dict[str, Array]
 ) -> tuple[Array, Array, Array]:
-    grid, times = np.log(loop.batches), np.log(decode)
+    grid, times = np.log(loop.batches), np.log(np.maximum(decode, 1e-9))
     held = IN_FLIGHT_DISAGGREGATED * loop.concurrency
     rows = np.arange(len(held))
     prefill_workers = np.maximum(loop.prefill_workers, 1)
@@ -236,3 +262,9 @@ def _disaggregated(
     rate, token, first, _ = state(low)
     waiting = np.maximum(0.0, held - low - rate * first)
     return rate, token, first + waiting / rate
+
+
+def take(loop: Loop, rows: NDArray[np.intp]) -> Loop:
+    """The points `rows` alone, in that order."""
+    arrays = {name: value[rows] for name, value in vars(loop).items() if isinstance(value, np.ndarray)}
+    return replace(loop, table=loop.table.take(rows), **arrays)

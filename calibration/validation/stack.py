@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ import numpy as np
 from calibration.fit import Array
 from calibration.validation.points import Point
 from calibration.validation.variants import preset_of
+from hw_profiles.catalog import load
+from hw_profiles.efficiency import Efficiency
 from hw_profiles.profile import HardwareProfile
 
 DATA = Path(__file__).resolve().parent.parent / "data"
@@ -47,6 +50,8 @@ PARAMETERS = (
     Parameter("request_overhead_s", "time before the first token beyond waiting and prefill [s]", 0.12, 0.8),
     Parameter("bunching", "share of the running requests whose prompts arrive together", 0.15, 0.6),
 )
+# Engines beat stand-alone kernels by a little at most (overlap, warm caches).
+LARGEST = {"memory": 1.2, "matrix": 1.2, "network": 1.2, "prefill_balance": 1.0, "bunching": 1.0}
 NAMES = tuple(p.name for p in PARAMETERS)
 WIDTHS = np.array([p.width for p in PARAMETERS])
 # Share of each prior width that one level may explain.
@@ -111,8 +116,8 @@ def values(theta: Array) -> dict[str, Array]:
     """Parameters in their own units, each an array over points. theta: [points, parameters]."""
     out = {name: np.exp(theta[:, i]) for i, name in enumerate(NAMES)}
     out["acceptance"] = 1.0 / (1.0 + np.exp(-theta[:, NAMES.index("acceptance")]))
-    for name in ("prefill_balance", "bunching"):
-        out[name] = np.minimum(1.0, out[name])
+    for name, most in LARGEST.items():
+        out[name] = np.minimum(most, out[name])
     return out
 
 
@@ -145,6 +150,17 @@ class StackFit:
             raise ValueError("the fitted stack parameters are of another version of the model; fit them again")
         effects = {k: np.array(v) for k, v in data["effects"].items()}
         return cls(effects, data["sigma"], data["source"])
+
+
+@cache
+def kernel_profile(gpu: str, engine: str) -> HardwareProfile:
+    """The accelerator with the kernel rates of the engine's stack; with assumed ones where no table exists."""
+    hardware = load(gpu)
+    path = DATA / "kernels" / f"{hardware.name}@{family_of(engine)}.json"
+    if not path.is_file():
+        return hardware
+    kernels = Efficiency.model_validate_json(path.read_text(encoding="utf-8"))
+    return replace(hardware, efficiency=kernels)
 
 
 def shipped() -> StackFit:

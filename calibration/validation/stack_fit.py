@@ -1,6 +1,6 @@
 """Fit of stack parameters to measured points, partially pooled over levels.
 
-Gauss-Newton on log errors of TPOT, throughput and TTFT with soft-L1 weights. The derivative by a parameter of every
+Gauss-Newton on log errors of TPOT, throughput and TTFT with Cauchy weights. The derivative by a parameter of every
 point is one more evaluation of all points; effects of levels follow by the chain rule. Every effect has a normal
 prior about zero, so that what all stacks share is said once and few points move little.
 """
@@ -8,7 +8,6 @@ prior about zero, so that what all stacks share is said once and few points move
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,7 @@ from calibration.validation.balance import Loop, balance
 from calibration.validation.stack import LEVEL_SHARE, NAMES, WIDTHS, StackFit, assumed
 
 ITERATIONS = 12
-ROBUST = 0.12  # log error beyond which a point counts linearly
+ROBUST = 0.2  # log error at which a point counts half (Cauchy loss): first-generation software is far off
 NOISE = 0.12  # log error of one measurement, against which priors weigh
 DELTA = 0.02
 LONGEST_MOVE = 0.5  # of an effect in one iteration
@@ -55,7 +54,7 @@ def fit_stack(
         theta = assumed() + member @ effects
         base = log_predictions(loop, theta)
         errors = np.where(seen, base - target, 0.0)
-        weights = WEIGHTS * weight[:, None] / np.sqrt(1 + (errors / ROBUST) ** 2) * seen
+        weights = WEIGHTS * weight[:, None] / (1 + (errors / ROBUST) ** 2) * seen
         slopes = np.stack([_slope(loop, theta, base, i) for i in free], axis=2)
         effects[:, free] = _move(effects[:, free], member, slopes, errors, weights, prior)
     return StackFit({level: effects[i] for level, i in place.items()}, {}, source)
@@ -85,26 +84,3 @@ def _move(effects: Array, member: Array, slopes: Array, errors: Array, weights: 
     normal[np.diag_indices_from(normal)] += stiff
     step = np.linalg.solve(normal, gradient).reshape(levels, parameters)
     return effects - np.clip(step, -LONGEST_MOVE, LONGEST_MOVE)
-
-
-def take(loop: Loop, rows: NDArray[np.intp]) -> Loop:
-    """The points `rows` alone, in that order."""
-    from calibration.validation.steps import GRID
-
-    place = np.full(loop.table.points, -1, dtype=np.intp)
-    place[rows] = np.arange(len(rows))
-    kept = place[loop.table.point] >= 0
-    table = loop.table
-    point = place[table.point[kept]]
-    part = replace(
-        table,
-        point=point,
-        step=point * (GRID + 2) + table.step[kept] % (GRID + 2),
-        count=table.count[kept],
-        latency=table.latency[kept],
-        roofs=table.roofs[kept],
-        exponent=table.exponent[kept],
-        points=len(rows),
-    )
-    arrays = {name: value[rows] for name, value in vars(loop).items() if isinstance(value, np.ndarray)}
-    return replace(loop, table=part, **arrays)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -24,7 +24,10 @@ from simulator.model.step import Chunk, DecodeLoad
 
 BUDGET = 8192  # prompt tokens of a packed prefill step, per attention rank
 IN_FLIGHT = 0.975  # X (TTFT + (O-1) TPOT) / C measured over colocated rows: ramp-up and drain
-GRID = 9  # batch sizes at which a disaggregated decode pool is priced
+# Published configurations fit their stated concurrency with little to spare, so room is counted at its most.
+MOST_FILLED = 0.95  # of device memory
+SMALL_STEP = 2048  # tokens of working memory
+GRID = 7  # batch sizes at which a disaggregated decode pool is priced
 
 
 @dataclass(frozen=True)
@@ -102,8 +105,10 @@ def _latency(model: ModelSpec, hardware: HardwareProfile, parallelism: Paralleli
 def _limit(point: Point, engine: StepLatency) -> float:
     """Sequences whose KV fits; no limit where the plan says that the measured set-up does not fit at all (a stack
     may fill more memory than assumed)."""
+    part = engine.hardware
+    filled = replace(part, efficiency=part.efficiency.model_copy(update={"memory_utilisation": MOST_FILLED}))
     try:
-        plan = plan_memory(engine.model, engine.hardware, engine.parallelism, draft_tokens=engine.draft_tokens)
+        plan = plan_memory(engine.model, filled, engine.parallelism, SMALL_STEP, engine.draft_tokens)
     except DoesNotFitError:
         return math.inf
     return float(max(1, plan.max_sequences(int(point.prompt + point.output))) * engine.parallelism.dp)

@@ -1,0 +1,67 @@
+"""Runs a sweep into a file: skips what is on file, records what does not fit in memory, goes on after a kill."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from calibration import models
+from calibration.device import Machine
+from calibration.measurement import Journal, Measurement, Status
+from calibration.sweeps import Bench, Preset
+
+Progress = Callable[[str, int, int], None]  # (what, done, of)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Items of a sweep: measured now, on file before, and without a figure."""
+
+    measured: int
+    resumed: int
+    without: tuple[Measurement, ...]
+
+
+def measure(machine: Machine, preset: Preset, output: Path, progress: Progress | None = None) -> Outcome:
+    """Measure `preset` on this machine, appending to `output`."""
+    config = models.read_config(preset.model)
+    journal = Journal.open(output, machine, {preset.model: config})
+    bench = Bench(machine, preset, config)
+    items = bench.items()
+    resumed, without = 0, []
+    for number, item in enumerate(items):
+        if progress is not None:
+            progress(item.key, number, len(items))
+        if item.key in journal.done:
+            resumed += 1
+            continue
+        try:
+            for row in item.run():
+                journal.add(row)
+        except (RuntimeError, MemoryError) as error:
+            status = _memory_status(error)
+            if status is None:
+                raise
+            without.append(Measurement(item.key, "skipped", status, note=str(error).splitlines()[0][:200]))
+            journal.add(without[-1])
+            _free_memory(machine)
+    if progress is not None:
+        progress("done", len(items), len(items))
+    return Outcome(len(items) - resumed - len(without), resumed, tuple(without))
+
+
+def _memory_status(error: BaseException) -> Status | None:
+    """Whether the machine had too little memory; torch says so by type on a GPU and in words on a CPU."""
+    import torch
+
+    words = ("not enough memory", "can't allocate memory", "out of memory")
+    by_type = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return "out of memory" if by_type or any(word in str(error) for word in words) else None
+
+
+def _free_memory(machine: Machine) -> None:
+    if machine.device == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()

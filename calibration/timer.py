@@ -1,0 +1,89 @@
+"""Times of one call: warmed up, caches cold, repeated until the spread is small or the limit is reached."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+Call = Callable[[], object]
+
+FLUSH_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}  # beyond the last-level caches of the catalogue's parts
+FEWEST = 5
+SMALL_SPREAD = 0.05  # (p80 - p20) / median
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Seconds of one call: median, 20th and 80th percentile."""
+
+    median_s: float
+    p20_s: float
+    p80_s: float
+    repeats: int
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Sample:
+        low, middle, high = np.percentile(seconds, (20, 50, 80)).tolist()
+        return cls(middle, low, high, len(seconds))
+
+    @property
+    def spread(self) -> float:
+        return (self.p80_s - self.p20_s) / self.median_s
+
+
+@dataclass(frozen=True)
+class Limits:
+    """limit_s: time for one sample, warm-up left out. most: repeats at most."""
+
+    limit_s: float = 0.3
+    most: int = 50
+
+
+class Timer:
+    """Times calls on one device: by events of the device on CUDA, by the wall clock on a CPU.
+
+    calls: the same work on different data, taken in turn, so that no repeat finds its inputs in a cache.
+    """
+
+    def __init__(self, device: torch.device, limits: Limits) -> None:
+        import torch
+
+        self.device, self.limits = device, limits
+        self._torch = torch
+        self._flush = torch.empty(FLUSH_BYTES[device.type], dtype=torch.uint8, device=device)
+
+    def sample(self, calls: Sequence[Call], flush: bool = True) -> Sample:
+        for call in calls:
+            call()
+        once = self._on_cuda if self.device.type == "cuda" else self._on_cpu
+        seconds: list[float] = []
+        end_s = time.perf_counter() + self.limits.limit_s
+        while len(seconds) < self.limits.most:
+            if flush:
+                self._flush.fill_(len(seconds) % 251)
+            seconds.append(once(calls[len(seconds) % len(calls)]))
+            if len(seconds) >= FEWEST and (time.perf_counter() > end_s or Sample.of(seconds).spread < SMALL_SPREAD):
+                break
+        return Sample.of(seconds)
+
+    @staticmethod
+    def _on_cpu(call: Call) -> float:
+        begin_s = time.perf_counter()
+        call()
+        return time.perf_counter() - begin_s
+
+    def _on_cuda(self, call: Call) -> float:
+        cuda = self._torch.cuda
+        begin, end = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end)) * 1e-3
