@@ -103,4 +103,5 @@ def instance_spec(pool: Pool, model: ModelSpec, profile: HardwareProfile) -> Ins
         draft_tokens=pool.draft_tokens,
         acceptance_length=pool.acceptance_length,
         nic_bandwidth=profile.scale_out_bandwidth,
+        batching=pool.batching,
     )

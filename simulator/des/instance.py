@@ -1,7 +1,12 @@
 """One serving instance: continuous batching under a token budget, as a SimPy process with one timeout a step.
 
-A step decodes every running sequence and fills what is left of each rank's token budget with prompt chunks, first
-come first served (vLLM V1's policy). Where KV grows beyond a rank's room, the newest sequence is preempted: its KV
+What a step holds is the batching policy, first come first served in each:
+  chunked: decodes every running sequence and fills what is left of each rank's token budget with prompt chunks
+    (vLLM V1).
+  prefill_first: while there are prompts, steps hold prompt chunks alone and running sequences wait (SGLang).
+  inflight: as chunked, but prompts are computed whole; one longer than the budget is the only prompt of its rank's
+    step (TensorRT-LLM without chunked context).
+Where KV grows beyond a rank's room, the newest sequence is preempted: its KV
 is dropped and recomputed, on the same instance, before newcomers are admitted.
 """
 
@@ -53,6 +58,7 @@ class InstanceSpec:
     draft_tokens: int = 0
     acceptance_length: float = 1.0
     nic_bandwidth: float = float("inf")
+    batching: str = "chunked"
 
     @cached_property
     def rank_bandwidth(self) -> float:
@@ -107,6 +113,9 @@ class Instance:
         self._wake: simpy.Event | None = None
         self._step_start_s = 0.0
         self._in_step = False
+        self._mixes = spec.batching != "prefill_first"
+        self._whole = spec.batching == "inflight"
+        self._decodes = False  # the step under way decodes
         self._busy_s = self._prefill_busy_s = self._sequence_s = self._kv_byte_s = 0.0
         self._link_s = 0.0
         self._wires: dict[int, tuple[float, float]] = {}  # transfers under way: when the wire is taken, how long
@@ -182,9 +191,12 @@ class Instance:
             if self._delivered:
                 self._join_delivered()
             chunks = self._schedule() if self.waiting or self._recompute or self._prefilling else []
+            size = batch.size
             if chunks:
+                self._decodes = decodes = size > 0 and self._mixes
                 duration, prefill_share_s = self._price(chunks)
-            elif batch.size:
+            elif size:
+                self._decodes = decodes = True
                 duration, prefill_share_s = times.decode_s(batch.load()), 0.0
             else:
                 self._wake = env.event()
@@ -198,9 +210,8 @@ class Instance:
             self._steps += 1
             self._busy_s += duration
             self._prefill_busy_s += prefill_share_s
-            size = batch.size
-            if size:
-                self._sequence_s += size * duration
+            self._sequence_s += size * duration
+            if decodes:
                 self._emit()
             for rank, prompt, new in chunks:
                 self._progress(rank, prompt, new)
@@ -223,7 +234,9 @@ class Instance:
         chunks: list[tuple[Rank, Prefilling, int]] = []
         budgets = []
         for rank in self.batch.ranks:
-            left = spec.max_tokens_per_step - rank.size * per_sequence
+            left = spec.max_tokens_per_step
+            if self._mixes:
+                left -= rank.size * per_sequence
             for prompt in rank.prefilling:
                 if left <= 0:
                     break
@@ -241,6 +254,10 @@ class Instance:
                 if rank_or_none is None:
                     return chunks
                 rank = rank_or_none
+                if self._whole:
+                    if budgets[rank.index] < tokens and rank.prefilling:
+                        return chunks
+                    budgets[rank.index] = max(budgets[rank.index], tokens)
                 queue.popleft()
                 prompt = self._admit(request, rank, tokens)
                 new = min(budgets[rank.index], tokens)
@@ -289,7 +306,7 @@ class Instance:
                 total += new
             busiest = next(iter(by_rank.values())) if len(by_rank) == 1 else max(by_rank.values(), key=_work)
         times = self.spec.times
-        if not self.batch.size:
+        if not self._decodes:
             duration = times.prefill_s(busiest, total)
             return duration, duration
         load = self.batch.load()
@@ -386,7 +403,7 @@ class Instance:
         on_wire = sum(min(max(0.0, now - start), wire) for start, wire in self._wires.values())
         return Usage(
             self._busy_s + running,
-            self._prefill_busy_s + (running if self._in_step and not self.batch.size else 0.0),
+            self._prefill_busy_s + (running if self._in_step and not self._decodes else 0.0),
             self._steps,
             self._sequence_s + running * self.batch.size,
             self._kv_byte_s + self._kv_bytes * (now - self._kv_mark_s),

@@ -119,6 +119,9 @@ class Pool(Strict):
     cp: Count = 1
     max_tokens_per_step: Count = 8192  # token budget of a step on each dp rank; the prefill chunk size
     max_sequences: Count = 512  # sequences that an instance works on at once, over its dp ranks
+    # chunked: token budget shared by decode and prompt chunks (vLLM V1); prefill_first: prompts hold up decode
+    # (SGLang); inflight: prompts whole beside decode (TensorRT-LLM)
+    batching: Literal["chunked", "prefill_first", "inflight"] = "chunked"
     draft_tokens: Annotated[int, Field(ge=0)] = 0
     acceptance_length: Annotated[FiniteFloat, Field(ge=1)] = 1.0  # mean tokens emitted per step
 

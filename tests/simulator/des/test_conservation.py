@@ -22,6 +22,7 @@ def pools(draw: st.DrawFn) -> dict[str, Any]:
         "max_sequences": draw(st.sampled_from([1, 3, 16])),
         "draft_tokens": drafts,
         "acceptance_length": 1 + drafts * draw(st.floats(0, 1)),
+        "batching": draw(st.sampled_from(["chunked", "prefill_first", "inflight"])),
     }
 
 

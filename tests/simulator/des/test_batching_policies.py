@@ -1,0 +1,34 @@
+"""Two requests worked by hand: A (100 prompt tokens) decodes when B (200) arrives; 1 ms a token, 10 ms a decode."""
+
+from typing import Any
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("policy", "first_token_of_b_s", "end_of_a_s"),
+    [
+        # A's prefill ends at 0.100, its first decode step at 0.110, where B is found waiting.
+        ("chunked", 0.110 + 0.159 + 0.061, 0.110 + 0.159 + 0.061),  # 149 tokens and A, then 51 and A
+        ("prefill_first", 0.110 + 0.150 + 0.050, 0.110 + 0.200 + 2 * 0.01),  # A waits for all of B
+        ("inflight", 0.110 + 0.210, 0.110 + 0.210 + 0.01),  # B whole, over the budget, with A
+    ],
+)
+def test_policies_as_worked_by_hand(
+    times: Any, instance: Any, colocated: Any, play: Any, policy: str, first_token_of_b_s: float, end_of_a_s: float
+) -> None:
+    server = instance(times(per_prompt_token_s=1e-3, decode_base_s=0.01), max_tokens_per_step=150, batching=policy)
+    table = play(colocated(server), [100, 200], [4, 9], arrivals=[0.0, 0.105]).requests
+    assert table["first_token_s"][1] == pytest.approx(first_token_of_b_s)
+    assert table["finish_s"][0] == pytest.approx(end_of_a_s)
+
+
+def test_inflight_keeps_short_prompts_behind_the_budget_together(
+    times: Any, instance: Any, colocated: Any, play: Any
+) -> None:
+    """Prompts of 60, 60 and 60 with a budget of 150: two whole ones share a step, the third takes the next."""
+    server = instance(times(per_prompt_token_s=1e-3), max_tokens_per_step=150, batching="inflight")
+    table = play(colocated(server), [60] * 3, [1] * 3, arrivals=[0.0] * 3).requests
+    assert table["first_token_s"].tolist() == pytest.approx([0.12, 0.12, 0.18])
+    long = play(colocated(server), [10, 80, 80], [1] * 3, arrivals=[0.0] * 3).requests
+    assert long["first_token_s"].tolist() == pytest.approx([0.09, 0.09, 0.17])
