@@ -6,9 +6,7 @@ from torch import Tensor
 from runtime.reference.quantize import dequantize_fp8, dequantize_fp8_blocks
 
 
-def fp8_gemm(
-    a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, out_dtype: torch.dtype = torch.bfloat16
-) -> Tensor:
+def fp8_gemm(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, out_dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """a @ b.T with float32 accumulation.
 
     a: [M, K] float8_e4m3fn with scales [M, ceil(K / 128)]; b: [N, K] float8_e4m3fn with scales

@@ -50,9 +50,7 @@ def dequantize_fp8(codes: Tensor, scale: Tensor, group_size: int = 128) -> Tenso
     return codes.float() * scale.repeat_interleave(group_size, -1)[:, : codes.shape[1]]
 
 
-def quantize_fp8_blocks(
-    weight: Tensor, block_size: int = 128, power_of_two: bool = True
-) -> tuple[Tensor, Tensor]:
+def quantize_fp8_blocks(weight: Tensor, block_size: int = 128, power_of_two: bool = True) -> tuple[Tensor, Tensor]:
     """Square-block quantisation of weights.
 
     weight: [..., N, K]. Returns codes of the same shape in float8_e4m3fn and scales

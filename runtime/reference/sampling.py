@@ -38,9 +38,7 @@ def uniform(seeds: Tensor, steps: Tensor) -> Tensor:
     return torch.from_numpy(values.astype(np.float32)).to(seeds.device)
 
 
-def sample(
-    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, seeds: Tensor, steps: Tensor
-) -> Tensor:
+def sample(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, seeds: Tensor, steps: Tensor) -> Tensor:
     """One token a row: greedy where temperature is 0, else from the tempered, truncated distribution.
 
     logits: [B, V]; temperature, top_p: [B] float32; top_k: [B] int32 (0: off); seeds: [B] int64; steps: [B]
