@@ -24,7 +24,6 @@ from hw_profiles.efficiency import OpClass
 from simulator.model.ops import Op
 
 if TYPE_CHECKING:
-    import torch
 
     from runtime.engine import Engine
 
@@ -354,9 +353,7 @@ class Bench:
         outputs = rng.integers(2, p.longest_output, count)
         # Gaps of hours on a clock that skips idle time: each burst runs out before the next.
         starts = np.cumsum(np.concatenate(([0], rng.random(count - 1) * bursts[1:] < 1))) * 1e4
-        return [
-            TraceRequest(float(s), int(i), int(o)) for s, i, o in zip(starts, prompts, outputs, strict=True)
-        ]
+        return [TraceRequest(float(s), int(i), int(o)) for s, i, o in zip(starts, prompts, outputs, strict=True)]
 
     def _steps(self, depth: int) -> Item:
         def run() -> Iterator[Measurement]:
