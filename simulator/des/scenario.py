@@ -15,7 +15,7 @@ from simulator.model.parallelism import Parallelism
 
 Positive = Annotated[FiniteFloat, Field(gt=0)]
 NonNegative = Annotated[FiniteFloat, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**9)]  # far above any real count, far below int64
 
 
 class ScenarioError(ValueError):
@@ -184,10 +184,13 @@ class Deployment(Strict):
 class Search(Strict):
     """What the planner may choose from."""
 
-    gpus: tuple[str, ...] = ("h200_sxm", "b200_sxm", "b300_sxm")
+    gpus: Annotated[tuple[str, ...], Field(min_length=1)] = ("h200_sxm", "b200_sxm", "b300_sxm")
     stack: str = "default"
     max_gpus: Count = 4096
-    forms: tuple[Literal["disaggregated", "colocated"], ...] = ("disaggregated", "colocated")
+    forms: Annotated[tuple[Literal["disaggregated", "colocated"], ...], Field(min_length=1)] = (
+        "disaggregated",
+        "colocated",
+    )
     mixed_pools: bool = True  # prefill and decode may use different accelerators
     simulate_top: Annotated[int, Field(ge=0)] = 3  # designs re-run through the discrete-event model
     draft_tokens: Annotated[int, Field(ge=0)] = 0
@@ -245,6 +248,8 @@ def _first_problem(error: ValidationError) -> str:
         return f"unknown key '{key}'; remove it or correct its spelling"
     if problem["type"] == "missing":
         return f"key '{key}' is missing; add it"
+    if problem["type"] == "too_short":
+        return f"key '{key}' is empty; name at least one"
     shown = problem.get("input")
     value = f"={shown!r}" if isinstance(shown, (int, float, str, bool)) else ""
     return f"{key}{value}: {message}"

@@ -120,7 +120,7 @@ def binding_limit(rejections: Rejections, slo: Slo, max_gpus: int) -> str:
         if value > allowed:
             sentences.append(
                 f"{limit}: the limit is {allowed:g} s and the fastest design found ({design}) takes {value:.4g} s "
-                f"on an idle cluster, {value / allowed:,.1f} times the limit"
+                f"on an idle cluster, {value / allowed:,.2f} times the limit"
             )
     if sentences:
         return "; ".join(sentences) + "; relax the limit or offer a faster accelerator"

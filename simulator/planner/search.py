@@ -35,8 +35,6 @@ def plan(scenario: Scenario, progress: Progress | None = None) -> Plan:
     answers returns a Plan with no designs and `binding` set.
     """
     report = progress or (lambda stage, done, total: None)
-    if not scenario.search.gpus:
-        raise ScenarioError("search.gpus is empty; name at least one accelerator")
     model = load_model(scenario.model)
     traffic = traffic_of(scenario.workload, scenario.seed)
     _check_lengths(model, traffic)

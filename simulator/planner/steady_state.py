@@ -22,6 +22,7 @@ from simulator.planner.queueing import erlang_c, mean_wait_s, response_percentil
 from simulator.planner.traffic import Traffic
 
 MAX_SEQUENCES_PER_RANK = 1024
+MIN_CHUNK = 64  # prompt tokens that a step takes even when decode rows fill its budget
 
 
 @dataclass(frozen=True)
@@ -199,28 +200,39 @@ def mixed_point(engine: Engine, traffic: Traffic, budget: int, sequences: int) -
     """Balance of one colocated instance at a batch of `sequences`, step budget `budget` tokens a rank.
 
     A request occupies the instance for output * step + (what its prefill adds for everybody running), so
-    rate = B / (output * step(B) + B * added), tpot = step(B) / (1 - rate * added).
+    rate = B / (output * step(B) + B * added), tpot = step(B) + B * added / output.
+
+    Every step ends B / output requests, whose successors it must prefill: they share the step, and a batch that
+    would need more prompt tokens than the budget leaves is not reached; the largest one that is stands for it.
     """
+    ranks = engine.ranks
+    prompts_per_sequence = engine.acceptance_length / (traffic.mean_output * ranks)  # each step and rank
+
+    def room_at(n: int) -> int:
+        return max(MIN_CHUNK, budget - math.ceil(n / ranks))
+
+    sequences = max(1, largest(sequences, lambda n: n * prompts_per_sequence * traffic.mean_prompt <= room_at(n)))
+    room = room_at(sequences)
     load = engine.load(traffic, sequences)
     step = engine.latency.decode_s(load)
-    room = max(64, budget - load.sequences)
+
+    def mixed(chunks: list[Chunk]) -> float:
+        return engine.latency.mixed_s(chunks, load, sum(chunk.new for chunk in chunks) * ranks)
+
     own: dict[int, float] = {}
     added: dict[int, float] = {}
     for prompt in set(traffic.prompts):
-        total = extra = 0.0
-        for past in range(0, prompt, room):
-            new = min(room, prompt - past)
-            mixed = engine.latency.mixed_s([Chunk(new, past)], load, new * engine.ranks)
-            total += mixed
-            extra += mixed - step
-        own[prompt] = total
-        added[prompt] = extra / engine.ranks
+        times = [mixed([Chunk(min(room, prompt - past), past)]) for past in range(0, prompt, room)]
+        own[prompt] = sum(times)
+        together = min(int(sequences * prompts_per_sequence), room // prompt)
+        if together > 1:
+            added[prompt] = (mixed([Chunk(prompt, 0)] * together) - step) / together / ranks
+        else:
+            added[prompt] = sum(time - step for time in times) / ranks
     mean_added = float(np.mean([added[p] for p in traffic.prompts]))
     per_token = step / engine.acceptance_length
-    decoding = traffic.mean_output * per_token
-    rate = sequences / (decoding + sequences * mean_added)
     return MixedPoint(
-        rate,
+        sequences / (traffic.mean_output * per_token + sequences * mean_added),
         per_token + sequences * mean_added / traffic.mean_output,
         tuple(own[p] for p in traffic.prompts),
         mean_added,

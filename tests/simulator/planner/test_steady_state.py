@@ -4,11 +4,12 @@ import pytest
 
 from simulator.des.cluster import simulate
 from simulator.des.scenario import Deployment, Scenario, parse_scenario
+from simulator.model.counts import params_active_no_embedding
 from simulator.model.presets import load_model
 from simulator.planner.estimate import engine_of, estimate
 from simulator.planner.sizing import size_decode, size_prefill
-from simulator.planner.steady_state import decode_state, prefill_state, prefill_times
-from simulator.planner.traffic import traffic_of
+from simulator.planner.steady_state import decode_state, mixed_point, prefill_state, prefill_times
+from simulator.planner.traffic import Traffic, traffic_of
 
 SLO = {"ttft_s": 2.0, "tpot_s": 0.03, "percentile": 90}
 
@@ -91,3 +92,19 @@ def test_an_overloaded_pool_has_no_finite_latency() -> None:
     design = estimate(asked, load_model(asked.model), traffic_of(asked.workload, 0), asked.deployment)
     assert design.steady_state["ttft_s"]["mean"] == float("inf")
     assert not design.meets_slo
+
+
+@pytest.mark.parametrize("cut", [{"tp": 8}, {"dp": 8, "ep": 8}, {"tp": 4, "dp": 8, "ep": 32}])
+@pytest.mark.parametrize(("prompt", "output"), [(512, 64), (4000, 16), (100, 1000)])
+def test_no_batch_exceeds_what_the_matrix_units_can_do(cut: dict[str, int], prompt: int, output: int) -> None:
+    """Throughput times the FLOPs that a token cannot do without stays below the datasheet peak."""
+    asked = scenario({"colocated": pool(1, **cut)}, 1.0)
+    assert asked.deployment is not None
+    assert asked.deployment.colocated is not None
+    model = load_model(asked.model)
+    engine = engine_of(model, asked.deployment.colocated)
+    traffic = Traffic(1.0, 1.0, (prompt,), (output,), "")
+    for batch in (1, 16, 256, 2048, 8192):
+        tokens_per_s = mixed_point(engine, traffic, 2048, batch).rate * (prompt + output)
+        flops = 2 * (params_active_no_embedding(model) - model.lm_head.params) * tokens_per_s
+        assert flops / engine.parallelism.gpus < engine.hardware.matrix_peak("bf16")
