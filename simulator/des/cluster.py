@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from hw_profiles.catalog import CatalogError, load
@@ -9,8 +11,9 @@ from hw_profiles.profile import HardwareProfile
 from simulator.des.instance import InstanceSpec
 from simulator.des.kv_cache import KvSpace
 from simulator.des.metrics import Price, SimulationResult, warmup_count
+from simulator.des.prefix_cache import BLOCK_TOKENS, StatePolicy, Tier
 from simulator.des.run import Cluster, ClusterSpec, PoolSpec, Progress
-from simulator.des.scenario import Deployment, Pool, Scenario, ScenarioError
+from simulator.des.scenario import Deployment, Pool, PrefixCacheKeys, Scenario, ScenarioError
 from simulator.des.workload import Requests, make_requests
 from simulator.model.architecture import ModelSpec
 from simulator.model.kv import transfer_bytes
@@ -50,6 +53,11 @@ def play(
     progress: Progress | None = None,
 ) -> SimulationResult:
     """Run prepared requests on a deployment; `profiles` are keyed "gpu@stack"."""
+    if deployment.prefix_cache is not None and requests.blocks is None:
+        raise ScenarioError(
+            f"[deployment.prefix_cache] of '{scenario.name}' has nothing to match: the workload names no prompt "
+            "blocks; replay a Mooncake trace with hash_ids, or give an open loop a shared_prefix"
+        )
     named = {
         name: pool
         for name, pool in (
@@ -64,7 +72,8 @@ def play(
     assumptions: list[str] = list(model.assumptions)
     for name, pool in named.items():
         profile = profiles[pool.gpu + "@" + pool.stack]
-        pools[name] = PoolSpec(name, instance_spec(pool, model, profile), pool.instances)
+        cache = None if name == "decode" else deployment.prefix_cache
+        pools[name] = PoolSpec(name, instance_spec(pool, model, profile, cache), pool.instances)
         assumptions += profile.assumptions
         try:
             price = profile.usd_per_hour(scenario.price_convention).usd_per_hour
@@ -88,14 +97,43 @@ def play(
     return SimulationResult(spec, run, scenario.slo, priced, tuple(dict.fromkeys(assumptions)))
 
 
-def instance_spec(pool: Pool, model: ModelSpec, profile: HardwareProfile) -> InstanceSpec:
+def cache_tiers(
+    keys: PrefixCacheKeys, room: KvSpace, ranks: int, profile: HardwareProfile
+) -> tuple[tuple[Tier, ...], StatePolicy]:
+    """Prefix cache of one instance whose ranks have `room` each, in bytes of one accelerator.
+
+    A block takes BLOCK_TOKENS tokens of KV and, as the policy keeps them, windows and state; ranks pool their shares.
+    """
+    state_blocks = {"keep_all": 1.0, "checkpoint": BLOCK_TOKENS / keys.state_interval, "recompute": 0.0}[keys.state]
+    block_bytes = BLOCK_TOKENS * room.bytes_per_token + state_blocks * room.bytes_per_sequence
+    if not room.bytes_per_sequence:  # nothing beside entries: any block is a point to resume at
+        policy = StatePolicy()
+    elif keys.state == "checkpoint":
+        policy = StatePolicy(interval=keys.state_interval)
+    else:
+        policy = StatePolicy(tail_tokens=keys.tail_tokens if keys.state == "recompute" else 0)
+    tiers = [Tier(int(keys.share * room.capacity_bytes * ranks / block_bytes))]
+    for size, bandwidth in (
+        (keys.host_bytes, profile.host_bandwidth),
+        (keys.storage_bytes, keys.storage_bandwidth),
+    ):
+        if size:
+            tiers.append(Tier(int(size * ranks / block_bytes), block_bytes / bandwidth))
+    return tuple(tiers), policy
+
+
+def instance_spec(
+    pool: Pool, model: ModelSpec, profile: HardwareProfile, cache: PrefixCacheKeys | None = None
+) -> InstanceSpec:
     """Step times, memory and limits of one instance of a pool."""
     cut = pool.parallelism
     cut.check(model)
     memory = plan_memory(model, profile, cut, pool.max_tokens_per_step, pool.draft_tokens)
+    room = KvSpace(memory.kv_capacity_bytes, memory.kv_bytes_per_token, memory.kv_bytes_per_sequence)
+    tiers, policy = cache_tiers(cache, room, cut.dp, profile) if cache else ((), StatePolicy())
     return InstanceSpec(
         times=StepLatency(model, profile, cut, pool.draft_tokens),
-        kv=KvSpace(memory.kv_capacity_bytes, memory.kv_bytes_per_token, memory.kv_bytes_per_sequence),
+        kv=replace(room, capacity_bytes=room.capacity_bytes * (1 - cache.share)) if cache else room,
         ranks=cut.dp,
         gpus=cut.gpus,
         max_tokens_per_step=pool.max_tokens_per_step,
@@ -104,4 +142,6 @@ def instance_spec(pool: Pool, model: ModelSpec, profile: HardwareProfile) -> Ins
         acceptance_length=pool.acceptance_length,
         nic_bandwidth=profile.scale_out_bandwidth,
         batching=pool.batching,
+        cache_tiers=tiers,
+        cache_policy=policy,
     )

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
@@ -23,6 +23,7 @@ import simpy
 from simulator.des.batching import Prefilling, Rank, RunningBatch
 from simulator.des.journal import Journal, Usage
 from simulator.des.kv_cache import KvSpace
+from simulator.des.prefix_cache import BLOCK_TOKENS, PrefixCache, StatePolicy, Tier
 from simulator.model.latency import Chunk, DecodeLoad
 
 
@@ -47,6 +48,7 @@ class InstanceSpec:
     acceptance_length: mean tokens that a decode step emits to each sequence. All sequences of an instance emit the
         same number in a step: the fraction is accumulated from step to step, so the mean is exact.
     nic_bandwidth: one way, of one accelerator. [B/s]
+    cache_tiers: where KV of past prompts is kept, fastest first; none keeps nothing. It is held apart from `kv`.
     """
 
     times: StepTimes
@@ -59,6 +61,8 @@ class InstanceSpec:
     acceptance_length: float = 1.0
     nic_bandwidth: float = float("inf")
     batching: str = "chunked"
+    cache_tiers: tuple[Tier, ...] = ()
+    cache_policy: StatePolicy = field(default_factory=StatePolicy)
 
     @cached_property
     def rank_bandwidth(self) -> float:
@@ -101,6 +105,8 @@ class Instance:
         self.batch = RunningBatch(spec.kv, spec.ranks, spec.times.caps)
         self.waiting = waiting  # prompts to compute; may be shared with the other instances of the pool
         self.load = 0  # prompt tokens to compute (prefill), or requests under way (elsewhere): what routers look at
+        self.cache = PrefixCache(spec.cache_tiers, spec.cache_policy) if spec.cache_tiers else None
+        self._cache_load_s = 0.0  # of prompts admitted to the step under way
         self._recompute: deque[int] = deque()  # preempted sequences; they go before `waiting`
         self._incoming: deque[Handover] = deque()
         self._delivered: list[tuple[Handover, Rank]] = []
@@ -134,6 +140,14 @@ class Instance:
 
     def _weight(self, request: int) -> int:
         return 1 if self._hand_over is None else self.journal.prompt_tokens[request]
+
+    def hit_share(self, request: int) -> float:
+        """Part of the request's prompt that is in the prefix cache now."""
+        journal = self.journal
+        if self.cache is None or journal.blocks is None:
+            return 0.0
+        tokens = journal.prompt_tokens[request]
+        return min(1.0, self.cache.peek(journal.blocks[request]) * BLOCK_TOKENS / tokens)
 
     def offer(self, handover: Handover) -> None:
         """Queue a prefilled sequence; its KV is fetched once there is room."""
@@ -260,7 +274,7 @@ class Instance:
                     budgets[rank.index] = max(budgets[rank.index], tokens)
                 queue.popleft()
                 prompt = self._admit(request, rank, tokens)
-                new = min(budgets[rank.index], tokens)
+                new = min(budgets[rank.index], tokens - prompt.done)
                 budgets[rank.index] -= new
                 chunks.append((rank, prompt, new))
         return chunks
@@ -287,6 +301,13 @@ class Instance:
         if not journal.preemptions[request]:
             journal.prefill_start_s[request] = self.env.now
             journal.prefill_instance[request] = self.index
+        if self.cache is not None and journal.blocks is not None:
+            hit = self.cache.take(journal.blocks[request])
+            prompt.done = self.cache.policy.resume(hit.blocks * BLOCK_TOKENS, journal.prompt_tokens[request])
+            self._cache_load_s += hit.load_s
+            journal.cached_tokens[request] += prompt.done
+            if self._hand_over is not None:
+                self.load -= prompt.done
         return prompt
 
     def _price(self, chunks: list[tuple[Rank, Prefilling, int]]) -> tuple[float, float]:
@@ -306,11 +327,12 @@ class Instance:
                 total += new
             busiest = next(iter(by_rank.values())) if len(by_rank) == 1 else max(by_rank.values(), key=_work)
         times = self.spec.times
+        loading_s, self._cache_load_s = self._cache_load_s, 0.0
         if not self._decodes:
-            duration = times.prefill_s(busiest, total)
+            duration = times.prefill_s(busiest, total) + loading_s
             return duration, duration
         load = self.batch.load()
-        duration = times.mixed_s(busiest, load, total)
+        duration = times.mixed_s(busiest, load, total) + loading_s
         return duration, max(0.0, duration - times.decode_s(load))
 
     def _emit(self) -> None:
@@ -345,6 +367,8 @@ class Instance:
         journal = self.journal
         request = prompt.request
         context = prompt.tokens + 1
+        if self.cache is not None and journal.blocks is not None:
+            self.cache.insert(journal.blocks[request])
         if not journal.emitted[request]:
             journal.first_token_s[request] = self.env.now
         journal.emitted[request] += 1

@@ -32,6 +32,8 @@ class Journal:
         self.delivered_s = [NAN] * count  # KV has reached the decode instance
         self.finish_s = [NAN] * count
         self.status = bytearray(count)  # one Status a request; all WAITING
+        self.blocks = requests.blocks
+        self.cached_tokens = [0] * count  # prompt tokens that a prefix cache spared, summed over recomputations
         self.emitted = [0] * count  # output tokens out so far, kept at prefill ends, preemptions and the end
         self.preemptions = [0] * count
         self.prefill_instance = [-1] * count

@@ -122,6 +122,7 @@ class SimulationResult:
                 "decode_instance": journal.decode_instance,
                 "transfer_s": np.array(journal.delivered_s) - first,
                 "preemptions": journal.preemptions,
+                "cached_tokens": journal.cached_tokens,
             }
         )
 
@@ -284,6 +285,7 @@ class SimulationResult:
             },
             "rejections": dict(self.rejections),
             "preemptions": int(sum(self.run.journal.preemptions)),
+            "cached_tokens": sum(self.run.journal.cached_tokens),
             "tokens_in": int(self.prompt_tokens[self.finished].sum()),
             "tokens_out": int(self.output_tokens[self.finished].sum()),
             "duration_s": self.run.end.time_s,

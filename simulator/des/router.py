@@ -13,25 +13,47 @@ class Loaded(Protocol):
 
     @property
     def load(self) -> int: ...
+    def hit_share(self, request: int) -> float:
+        """Part of the request's prompt that is in the instance's prefix cache."""
+        ...
 
 
-Router = Callable[[], int]  # the index of the instance that takes the next request
+Router = Callable[[int], int]  # from a request to the index of the instance that takes it
+PREFIX_WEIGHT = 2.0
 
 
 def make_router(name: str, instances: Sequence[Loaded], rng: np.random.Generator) -> Router:
-    """round_robin, least_loaded (ties go to the lowest index) or power_of_two (better of two drawn at random)."""
+    """round_robin, least_loaded (ties go to the lowest index), power_of_two (better of two drawn at random) or
+    prefix_aware (the smallest load / mean load - PREFIX_WEIGHT * share of the prompt in its prefix cache)."""
     count = len(instances)
     if count == 1:
-        return lambda: 0
-    return {"round_robin": _round_robin, "least_loaded": _least_loaded, "power_of_two": _power_of_two}[name](
-        instances, rng
-    )
+        return lambda request: 0
+    makers = {
+        "round_robin": _round_robin,
+        "least_loaded": _least_loaded,
+        "power_of_two": _power_of_two,
+        "prefix_aware": _prefix_aware,
+    }
+    return makers[name](instances, rng)
+
+
+def _prefix_aware(instances: Sequence[Loaded], rng: np.random.Generator) -> Router:
+    def choose(request: int) -> int:
+        loads = [instance.load for instance in instances]
+        mean = max(1.0, sum(loads) / len(loads))
+        scores = [
+            load / mean - PREFIX_WEIGHT * instance.hit_share(request)
+            for load, instance in zip(loads, instances, strict=True)
+        ]
+        return scores.index(min(scores))
+
+    return choose
 
 
 def _round_robin(instances: Sequence[Loaded], rng: np.random.Generator) -> Router:
     state = -1
 
-    def choose() -> int:
+    def choose(request: int) -> int:
         nonlocal state
         state = (state + 1) % len(instances)
         return state
@@ -40,7 +62,7 @@ def _round_robin(instances: Sequence[Loaded], rng: np.random.Generator) -> Route
 
 
 def _least_loaded(instances: Sequence[Loaded], rng: np.random.Generator) -> Router:
-    def choose() -> int:
+    def choose(request: int) -> int:
         loads = [instance.load for instance in instances]
         return loads.index(min(loads))
 
@@ -51,7 +73,7 @@ def _power_of_two(instances: Sequence[Loaded], rng: np.random.Generator) -> Rout
     count = len(instances)
     drawn: list[tuple[int, int]] = []
 
-    def choose() -> int:
+    def choose(request: int) -> int:
         if not drawn:  # one call of the generator for many choices
             first = rng.integers(count, size=4096)
             second = (first + rng.integers(1, count, size=4096)) % count

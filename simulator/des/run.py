@@ -105,6 +105,8 @@ class Cluster:
         shared = spec.router == SHARED_QUEUE
         self._shared_queue: deque[int] | None = deque() if shared else None
         picks = "least_loaded" if shared else spec.router
+        # No decode instance keeps prefixes.
+        decode_picks = "least_loaded" if picks == "prefix_aware" else picks
         hand_over = None if spec.decode is None else self._hand_over
         self.entry = [
             Instance(
@@ -128,7 +130,7 @@ class Cluster:
                 Instance(env, i, spec.decode.instance, journal, deque(), self._finish, fetch=self.links.fetch)
                 for i in range(spec.decode.count)
             ]
-            self._pick_decode = make_router(picks, self.decode, rng)
+            self._pick_decode = make_router(decode_picks, self.decode, rng)
         self._entry_delay_s = spec.entry.instance.times.first_token_extra_s
 
     def run(self) -> Run:
@@ -191,14 +193,14 @@ class Cluster:
 
     def _enter(self, request: int) -> None:
         if self._shared_queue is None:
-            self.entry[self._pick_entry()].enqueue(request)
+            self.entry[self._pick_entry(request)].enqueue(request)
         else:
             self._shared_queue.append(request)
             for instance in self.entry:
                 instance.kick()
 
     def _hand_over(self, handover: Handover) -> None:
-        self.decode[self._pick_decode()].offer(handover)
+        self.decode[self._pick_decode(handover.request)].offer(handover)
 
     def _reject(self, request: int) -> None:
         self.rejections[self._reasons[self._rejected[request]]] += 1

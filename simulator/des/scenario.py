@@ -63,6 +63,13 @@ class Lengths(Strict):
         return self
 
 
+class SharedPrefix(Strict):
+    """Prompts that begin alike: each starts with the first `tokens` of one of `groups` prefixes, drawn at random."""
+
+    tokens: Count
+    groups: Count = 1
+
+
 class OpenLoop(Strict):
     """Arrivals that do not wait for answers: Poisson, or Gamma with `burstiness` (squared variation) above 1."""
 
@@ -72,6 +79,7 @@ class OpenLoop(Strict):
     burstiness: Positive = 1.0
     prompt: Lengths
     output: Lengths
+    shared_prefix: SharedPrefix | None = None  # counted in the prompt's length; matters to a prefix cache
 
 
 class ClosedLoop(Strict):
@@ -154,6 +162,23 @@ class Transfer(Strict):
     handshake_s: NonNegative = 0.002  # assumed
 
 
+class PrefixCacheKeys(Strict):
+    """KV of past prompts kept by each instance that computes prompts, for prompts that begin alike.
+
+    Needs a workload whose prompts name their blocks: a Mooncake trace, or an open loop with shared_prefix.
+    """
+
+    share: Annotated[FiniteFloat, Field(gt=0, lt=1)] = 0.3  # of the KV room, set apart for it; assumed
+    host_bytes: NonNegative = 0.0  # host memory per accelerator as second tier, over the host link
+    storage_bytes: NonNegative = 0.0  # storage per accelerator as third tier
+    storage_bandwidth: Positive = 2e9  # one way, per accelerator; assumed
+    # windows and state of a model that has them: kept with every block, or every `state_interval` tokens, or not at
+    # all, so that the last `tail_tokens` of a hit are computed again
+    state: Literal["keep_all", "checkpoint", "recompute"] = "keep_all"
+    state_interval: Count = 4096
+    tail_tokens: Count = 256
+
+
 class Deployment(Strict):
     """Either `prefill` and `decode` pools, or one `colocated` pool."""
 
@@ -162,7 +187,8 @@ class Deployment(Strict):
     colocated: Pool | None = None
     transfer: Transfer = Transfer()
     # shared_queue: the instances that take arrivals pull from one queue; decode instances are picked as least_loaded
-    router: Literal["round_robin", "least_loaded", "power_of_two", "shared_queue"] = "least_loaded"
+    router: Literal["round_robin", "least_loaded", "power_of_two", "shared_queue", "prefix_aware"] = "least_loaded"
+    prefix_cache: PrefixCacheKeys | None = None  # none: every prompt is computed whole
 
     @model_validator(mode="after")
     def _one_form(self) -> Deployment:
@@ -170,6 +196,8 @@ class Deployment(Strict):
         partial = (self.prefill is None) != (self.decode is None)
         if partial or disaggregated == (self.colocated is not None):
             raise ValueError("give either both [deployment.prefill] and [deployment.decode], or [deployment.colocated]")
+        if self.router == "prefix_aware" and self.prefix_cache is None:
+            raise ValueError("router=prefix_aware needs a cache to look at; add [deployment.prefix_cache]")
         return self
 
     @property

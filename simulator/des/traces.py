@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,9 +30,16 @@ class TraceColumns:
     arrival_s: NDArray[np.float64]
     prompt_tokens: NDArray[np.int64]
     output_tokens: NDArray[np.int64]
+    blocks: list[tuple[int, ...]] | None = None  # prefix block ids of each prompt; None where the trace has none
 
 
-Row = tuple[float, int, int]  # seconds (any origin), prompt tokens, output tokens
+class Row(NamedTuple):
+    """One request; seconds from any origin."""
+
+    arrival_s: float
+    prompt_tokens: int
+    output_tokens: int
+    blocks: tuple[int, ...] | None = None
 
 
 def read_trace(path: Path, file_format: str = "auto", limit: int | None = None) -> TraceColumns:
@@ -52,12 +59,14 @@ def read_trace(path: Path, file_format: str = "auto", limit: int | None = None) 
         raise TraceError(f"trace file {path} cannot be read ({error}); give a readable text file") from None
     if not rows:
         raise TraceError(f"trace file {path} holds no requests; give a trace with at least one")
-    arrival, prompt, output = (np.array(column) for column in zip(*rows, strict=True))
+    arrival, prompt, output = (np.array([row[i] for row in rows]) for i in range(3))
     order = np.argsort(arrival, kind="stable")
+    blocks = [b for b in (rows[i].blocks for i in order) if b is not None]
     return TraceColumns(
         (arrival[order] - arrival.min()).astype(np.float64),
         prompt[order].astype(np.int64),
         output[order].astype(np.int64),
+        blocks=blocks if len(blocks) == len(rows) else None,
     )
 
 
@@ -89,7 +98,7 @@ def _azure_rows(path: Path, file: Any) -> Iterator[Row]:
             where = f"{path}, line {lines.line_num}"
             if len(cells) != len(header):
                 raise TraceError(f"{where}: {len(cells)} columns instead of {len(header)}; correct or remove the line")
-            yield (
+            yield Row(
                 _azure_seconds(cells[when], where),
                 _count(cells[prompt], f"{where}, column ContextTokens"),
                 _count(cells[output], f"{where}, column GeneratedTokens"),
@@ -121,8 +130,17 @@ def _count(value: Any, where: str) -> int:
     return number
 
 
+def _block_ids(value: Any, where: str) -> tuple[int, ...] | None:
+    """Ids of the prompt's prefix blocks."""
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(isinstance(block, int) for block in value):
+        raise TraceError(f"{where}: {str(value)[:40]} is not a list of whole numbers; correct or remove it")
+    return tuple(value)
+
+
 def _mooncake_rows(path: Path, file: Any) -> Iterator[Row]:
-    """One JSON object a line: timestamp in milliseconds, input_length, output_length (hash_ids are not read)."""
+    """One JSON object a line: timestamp in milliseconds, input_length, output_length, and hash_ids if given."""
     for number, line in enumerate(file, start=1):
         if not line.strip():
             continue
@@ -141,8 +159,9 @@ def _mooncake_rows(path: Path, file: Any) -> Iterator[Row]:
         stamp = record["timestamp"]
         if isinstance(stamp, bool) or not isinstance(stamp, (int, float)) or not 0 <= stamp < float("inf"):
             raise TraceError(f"{where}, column timestamp: {stamp!r} is not a number of milliseconds from 0 on")
-        yield (
+        yield Row(
             stamp / 1e3,
             _count(record["input_length"], f"{where}, column input_length"),
             _count(record["output_length"], f"{where}, column output_length"),
+            _block_ids(record.get("hash_ids"), f"{where}, column hash_ids"),
         )

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.des.scenario import ClosedLoop, Lengths, OpenLoop, Workload
+from simulator.des.prefix_cache import BLOCK_TOKENS
+from simulator.des.scenario import ClosedLoop, Lengths, OpenLoop, SharedPrefix, Workload
 from simulator.des.traces import read_trace
 
 
@@ -17,12 +18,14 @@ class Requests:
 
     arrival_s: send times from 0 on, one a request; None in a closed loop, where the clients decide. [s]
     concurrency: clients of a closed loop, each with one request under way; None in an open loop.
+    blocks: prefix block ids of each prompt, for prefix caches; None where they are not known.
     """
 
     prompt_tokens: NDArray[np.int64]
     output_tokens: NDArray[np.int64]
     arrival_s: NDArray[np.float64] | None = None
     concurrency: int | None = None
+    blocks: list[tuple[int, ...]] | None = None
 
     def __post_init__(self) -> None:
         assert (self.arrival_s is None) != (self.concurrency is None)
@@ -61,14 +64,34 @@ def draw_arrivals(rate: float, burstiness: float, count: int, rng: np.random.Gen
     return np.cumsum(gaps)
 
 
+def draw_blocks(prefix: SharedPrefix, prompts: NDArray[np.int64], rng: np.random.Generator) -> list[tuple[int, ...]]:
+    """Block ids of prompts that begin with the prefix of a group drawn at random; all other blocks are unique.
+
+    Only whole blocks of the prefix are shared.
+    """
+    shared = prefix.tokens // BLOCK_TOKENS
+    groups = rng.integers(prefix.groups, size=len(prompts)).tolist()
+    fresh = prefix.groups * shared
+    drawn = []
+    for group, tokens in zip(groups, prompts.tolist(), strict=True):
+        count = -(-tokens // BLOCK_TOKENS)
+        common = min(shared, tokens // BLOCK_TOKENS)
+        own = count - common
+        drawn.append((*range(group * shared, group * shared + common), *range(fresh, fresh + own)))
+        fresh += own
+    return drawn
+
+
 def make_requests(workload: Workload, seed: np.random.SeedSequence) -> Requests:
-    """Draw or read every request; arrivals, prompts and outputs each have a random stream of their own."""
-    arrivals, prompts, outputs = (np.random.default_rng(child) for child in seed.spawn(3))
+    """Draw or read every request; arrivals, prompts, outputs and prefixes each have a random stream of their own."""
+    arrivals, prompts, outputs, prefixes = (np.random.default_rng(child) for child in seed.spawn(4))
     if isinstance(workload, OpenLoop):
+        lengths = draw_lengths(workload.prompt, workload.requests, prompts)
         return Requests(
-            draw_lengths(workload.prompt, workload.requests, prompts),
+            lengths,
             draw_lengths(workload.output, workload.requests, outputs),
             arrival_s=draw_arrivals(workload.rate, workload.burstiness, workload.requests, arrivals),
+            blocks=draw_blocks(workload.shared_prefix, lengths, prefixes) if workload.shared_prefix else None,
         )
     if isinstance(workload, ClosedLoop):
         return Requests(
@@ -77,4 +100,6 @@ def make_requests(workload: Workload, seed: np.random.SeedSequence) -> Requests:
             concurrency=workload.concurrency,
         )
     trace = read_trace(workload.path, workload.format, workload.limit)
-    return Requests(trace.prompt_tokens, trace.output_tokens, arrival_s=trace.arrival_s / workload.speed)
+    return Requests(
+        trace.prompt_tokens, trace.output_tokens, arrival_s=trace.arrival_s / workload.speed, blocks=trace.blocks
+    )

@@ -1,0 +1,35 @@
+"""Block hit rate of a prefix cache over a Mooncake trace: `python -m benchmarks.prefix_replay --trace FILE.jsonl`.
+
+Requests come one after the other in order of arrival, so the cache without bound gives the ideal of the trace.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from simulator.des.prefix_cache import PrefixCache, Tier, ideal_hit_rate
+from simulator.des.traces import read_trace
+
+SIZES = (1_000, 10_000, 100_000)  # blocks
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trace", type=Path, required=True)
+    blocks = read_trace(parser.parse_args().trace, "mooncake_jsonl").blocks
+    if blocks is None:
+        raise SystemExit("the trace has no hash_ids; give a Mooncake trace that has them")
+    total = sum(len(prompt) for prompt in blocks)
+    print(f"{len(blocks):,} prompts, {total:,} blocks; without bound {ideal_hit_rate(blocks):.1%}")
+    for size in SIZES:
+        cache = PrefixCache([Tier(size)])
+        hits = 0
+        for prompt in blocks:
+            hits += cache.take(prompt).blocks
+            cache.insert(prompt)
+        print(f"{size:>9,} blocks, LRU: {hits / total:.1%}")
+
+
+if __name__ == "__main__":
+    main()
