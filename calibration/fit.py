@@ -8,7 +8,7 @@ measurement sees where they were.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -165,27 +165,32 @@ class Fitted:
     held_out: Array
 
 
-def fit(work: Work, start: Parameters, free: Collection[OpClass], seed: int = 0) -> Fitted:
-    """Fit the classes `free` on all measurements, and again without each fold in turn for held-out residuals."""
+def fit(
+    work: Work, start: Parameters, free: Collection[OpClass], seed: int = 0, upper: Mapping[str, float] = UPPER
+) -> Fitted:
+    """Fit the classes `free` on all measurements, and again without each fold in turn for held-out residuals.
+
+    upper: the largest value of each parameter.
+    """
     seen = np.unique(work.slots)
     open_slots = np.array([i for i in seen if start.slots[i][1] in free], dtype=np.intp)
     everything = np.arange(len(work.log_seconds))
-    logs = _solve(work, start, open_slots, start.logs)
+    logs = _solve(work, start, open_slots, start.logs, upper)
     held_out = np.zeros(len(everything))
     folds = np.random.default_rng(seed).permutation(len(everything)) % FOLDS
     for fold in range(FOLDS):
-        rest = _solve(work.take(everything[folds != fold]), start, open_slots, logs)
+        rest = _solve(work.take(everything[folds != fold]), start, open_slots, logs, upper)
         outside = everything[folds == fold]
         part = work.take(outside)
         held_out[outside] = part.log_seconds - np.log(part.seconds(rest))
     return Fitted(start.with_logs(logs), work.log_seconds - np.log(work.seconds(logs)), held_out)
 
 
-def _solve(work: Work, prior: Parameters, free: Index, begin: Array) -> Array:
+def _solve(work: Work, prior: Parameters, free: Index, begin: Array, upper: Mapping[str, float]) -> Array:
     fields = [prior.slots[i][0] for i in free]
     width = np.array([PRIOR_WIDTH.get(field, 1.0) for field in fields])
     low = np.log([LOWER[field] for field in fields])
-    high = np.log([UPPER[field] for field in fields])
+    high = np.log([upper[field] for field in fields])
 
     def full(x: Array) -> Array:
         logs = prior.logs.copy()
