@@ -106,6 +106,11 @@ def _base(measured: Measurements) -> HardwareProfile:
     flops: dict[str, float] = {}
     for row in measured.family("gemm"):
         flops[row.dtype] = max(flops.get(row.dtype, 0.0), row.flops / row.seconds)
+    for row in measured.usable:  # ops of the model may beat the square products, which ran in a slower minute
+        for op in row.ops if len(row.ops) == 1 else ():
+            for dtype, work in op.flops.items():
+                key = "fp32" if dtype == "tf32" and "fp32" in flops else dtype
+                flops[key] = max(flops.get(key, 0.0), work / row.seconds)
     missing = [name for name, found in (("copies", copies), ("dense products in bf16", "bf16" in flops)) if not found]
     if missing:
         raise FitError(f"the file lacks {' and '.join(missing)}, which set this machine's peaks; measure to the end")
@@ -243,7 +248,7 @@ def _efficiency(
         "request_overhead_s": 0.0,
         "overhead_source": f"{where}: what whole steps take beyond their ops; requests come from the same process",
         "overhead_assumed": False,
-        "provenance": f"{where}, {machine.time}; {machine.driver or 'no GPU driver'}; triton {machine.triton or 'none'}",
+        "provenance": f"{where}, {machine.time}, driver {machine.driver or 'none'}, triton {machine.triton or 'none'}",
         "origin": "measured",
         "held_out_error": errors,
         "part": None if machine.name in catalog.names() else hardware.accelerator,

@@ -163,6 +163,7 @@ def _efficiency(
     return assumed.model_copy(
         update={
             "stack": stack,
+            "origin": "published",
             "classes": classes,
             "provenance": f"Kernel rates of {stack} on {hardware.name} from {tables.origin}, "
             f"{sum(len(rows) for rows in groups.values())} rows. Host overheads: {assumed.provenance}",

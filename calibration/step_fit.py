@@ -24,7 +24,7 @@ Array = NDArray[np.float64]
 
 PRIOR_WEIGHT = 0.03  # of "a = b = 1" against each step, in relative error
 SLOWEST = 20.0  # bound of a and b
-STALL = 0.5  # relative error from which a step counts less: another process had the core
+STALL = 1.0  # relative error from which a step counts less: another process had the core
 ROUNDS = 6
 
 

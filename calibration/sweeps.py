@@ -24,7 +24,6 @@ from hw_profiles.efficiency import OpClass
 from simulator.model.ops import Op
 
 if TYPE_CHECKING:
-
     from runtime.engine import Engine
 
 

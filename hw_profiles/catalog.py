@@ -8,14 +8,15 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
-from hw_profiles.efficiency import DEFAULT_STACK, load_efficiency
+from hw_profiles.efficiency import DEFAULT_STACK, Efficiency, load_efficiency, read_fit
 from hw_profiles.loading import CatalogError, build, read_toml
 from hw_profiles.profile import HardwareProfile, profile_of
 from hw_profiles.schema import Accelerator, Price, PriceList
 
-__all__ = ["CatalogError", "load", "names", "read_accelerator", "read_folder", "read_prices"]
+__all__ = ["CatalogError", "fits", "load", "names", "read_accelerator", "read_folder", "read_prices"]
 
 DATA = Path(__file__).parent / "data"
+OWN_PROFILES = "MOEPLAN_PROFILES"  # environment variable: folder of one's own <accelerator>@<stack>.json
 
 
 def names() -> list[str]:
@@ -24,12 +25,53 @@ def names() -> list[str]:
 
 
 def load(name_or_path: str | Path, stack: str = DEFAULT_STACK) -> HardwareProfile:
-    """Profile of a catalogue part (name or alias, any case, - or _), or of a .toml file of one's own."""
-    part = _find(name_or_path)
-    own = tuple(Price(accelerator=part.name, convention=c, usd_per_hour=f) for c, f in part.prices.items())
+    """Profile of a catalogue part (name or alias, any case, - or _), or of a .toml file of one's own.
+
+    A fitted profile is asked for by its stack, or by the path of its .json file; fits in the folder that
+    MOEPLAN_PROFILES names come before the catalogue's.
+    """
+    text = str(name_or_path)
+    if text.endswith(".json"):
+        return _fitted(read_fit(Path(text).expanduser()))
+    own = _own_fits()
+    mine = [path for path in own if _normal(path.stem.partition("@")[0]) == _normal(text)]
+    for path in mine:
+        if path.stem.partition("@")[2] == stack:
+            return _fitted(read_fit(path))
+    if mine and _normal(text) not in _read_catalogue()[1] and stack != DEFAULT_STACK:
+        known = ", ".join(path.stem.partition("@")[2] for path in mine)
+        raise CatalogError(f"no efficiency of stack {stack!r} on {text}; there is {known}")
+    part = next((fit.part for fit in map(read_fit, mine) if fit.part is not None), None) or _find(name_or_path)
+    priced = tuple(Price(accelerator=part.name, convention=c, usd_per_hour=f) for c, f in part.prices.items())
     listed = tuple(p for p in _prices() if p.accelerator == part.name and p.convention not in part.prices)
     efficiency = load_efficiency(part.name, part.generation, stack, DATA / "efficiency")
-    return profile_of(part, efficiency, own + listed)
+    return profile_of(part, efficiency, priced + listed)
+
+
+def fits(name: str) -> dict[str, Efficiency]:
+    """Fitted efficiencies of an accelerator by stack: one's own, then the catalogue's."""
+    found = {path.stem.partition("@")[2]: path for path in (DATA / "efficiency").glob(f"{name}@*.json")}
+    found |= {path.stem.partition("@")[2]: path for path in _own_fits() if path.stem.partition("@")[0] == name}
+    return {stack: read_fit(path) for stack, path in sorted(found.items())}
+
+
+def _own_fits() -> list[Path]:
+    """Profiles in the folder that MOEPLAN_PROFILES names."""
+    folder = os.environ.get(OWN_PROFILES, "")
+    if not folder:
+        return []
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        raise CatalogError(f"{OWN_PROFILES}={folder} is not a folder; name one with <accelerator>@<stack>.json files")
+    return sorted(path.glob("*@*.json"))
+
+
+def _fitted(efficiency: Efficiency) -> HardwareProfile:
+    """A fit with the accelerator it carries, or the catalogue's."""
+    part = efficiency.part or _find(efficiency.accelerator)
+    if part.name != efficiency.accelerator:
+        raise CatalogError(f"a fit of {efficiency.accelerator!r} carries the part {part.name!r}; make them the same")
+    return profile_of(part, efficiency, tuple(p for p in _prices() if p.accelerator == part.name))
 
 
 def read_accelerator(path: Path) -> Accelerator:

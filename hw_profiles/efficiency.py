@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat
 
 from hw_profiles.loading import CatalogError, build, read_toml
-from hw_profiles.schema import Source, Strict
+from hw_profiles.schema import Accelerator, Source, Strict
 
 Fraction = Annotated[FiniteFloat, Field(gt=0, le=1.5)]
 Seconds = Annotated[FiniteFloat, Field(ge=0)]
+Error = Annotated[FiniteFloat, Field(ge=0)]  # relative
+Origin = Literal["assumed", "published", "measured"]  # fitted from published tables; measured with the runtime
 
 DEFAULT_STACK = "default"
 DEFAULT_FILE = "default.toml"
@@ -46,7 +48,8 @@ class ClassEfficiency(Strict):
     latency_s: Seconds  # t0, launch or fabric floor of one op
     exponent: Annotated[FiniteFloat, Field(ge=1, le=16)]
     residual_sigma: Seconds  # std of log(measured / predicted)
-    matrix_fraction_by: dict[str, Fraction] = {}  # operand dtypes whose fraction of their own peak differs
+    # operand dtypes whose fraction of their own peak differs
+    matrix_fraction_by: dict[str, Fraction] = Field(default_factory=dict)
     source: Source
     assumed: bool
 
@@ -67,6 +70,10 @@ class Efficiency(Strict):
     overhead_assumed: bool
     memory_utilisation: Annotated[FiniteFloat, Field(gt=0, le=1)]  # share of capacity the stack may fill
     provenance: str = ""
+    origin: Origin = "assumed"
+    # median |predicted / measured - 1|, by op class or kind of check
+    held_out_error: dict[str, Error] = Field(default_factory=dict)
+    part: Accelerator | None = None  # of a machine that the catalogue does not have
 
     @property
     def assumed(self) -> bool:
@@ -91,10 +98,11 @@ def load_efficiency(accelerator: str, generation: str, stack: str, folder: Path)
     if stack not in known:
         raise CatalogError(f"no efficiency of stack {stack!r} on {accelerator}; there is {', '.join(known)}")
     path = folder / f"{accelerator}@{stack}.json"
-    return _matching(_read_fit(path), accelerator, stack, path)
+    return _matching(read_fit(path), accelerator, stack, path)
 
 
-def _read_fit(path: Path) -> Efficiency:
+def read_fit(path: Path) -> Efficiency:
+    """One profile file; CatalogError names what is wrong with it."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
