@@ -90,6 +90,7 @@ def play(
         transfer=deployment.transfer,
         transfer_bytes=lambda tokens: transfer_bytes(model, tokens),
         max_positions=model.max_positions,
+        layers=len(model.layers),
     )
     warmup = warmup_count(scenario.warmup_fraction, len(requests))
     run = Cluster(spec, requests, rng, warmup, progress).run()

@@ -42,6 +42,7 @@ class ClusterSpec:
     entry: the pool that takes arrivals (prefill or colocated); decode: the pool it hands over to, if any.
     transfer_bytes: KV and state that move with a sequence, from its prompt tokens. [B]
     max_positions: longest sequence of the model. [tokens]
+    layers: of the model, for layer-wise transfers.
     """
 
     entry: PoolSpec
@@ -50,6 +51,7 @@ class ClusterSpec:
     transfer: Transfer = field(default_factory=Transfer)
     transfer_bytes: Callable[[int], float] = lambda tokens: 0.0
     max_positions: int | None = None
+    layers: int = 1
 
     @property
     def pools(self) -> tuple[PoolSpec, ...]:
@@ -124,7 +126,12 @@ class Cluster:
         self.decode: list[Instance] = []
         if spec.decode is not None:
             self.links = Interconnect(
-                env, journal, spec.transfer_bytes, spec.transfer.efficiency, spec.transfer.handshake_s
+                env,
+                journal,
+                spec.transfer_bytes,
+                spec.transfer,
+                spec.layers,
+                spec.entry.gpus * spec.entry.instance.nic_bandwidth,
             )
             self.decode = [
                 Instance(env, i, spec.decode.instance, journal, deque(), self._finish, fetch=self.links.fetch)

@@ -160,6 +160,9 @@ class Transfer(Strict):
 
     efficiency: Annotated[FiniteFloat, Field(gt=0, le=1)] = 0.7  # achieved share of NIC rate; assumed
     handshake_s: NonNegative = 0.002  # assumed
+    half_rate_bytes: NonNegative = 0.0  # messages of this size reach half of that rate; 0: size does not matter
+    overlap: Literal["none", "layerwise"] = "none"  # layerwise: a layer's KV leaves while later layers compute
+    oversubscription: Annotated[FiniteFloat, Field(ge=1)] = 1.0  # NIC rate of the prefill pool over that of the spine
 
 
 class PrefixCacheKeys(Strict):

@@ -48,6 +48,14 @@ def loads(draw: st.DrawFn) -> dict[str, Any]:
     router=st.sampled_from(["round_robin", "least_loaded", "power_of_two", "shared_queue"]),
     split=st.booleans(),
     warmup=st.integers(0, 5),
+    transfer=st.builds(
+        Transfer,
+        efficiency=st.just(1.0),
+        handshake_s=st.sampled_from([0.0, 0.001]),
+        half_rate_bytes=st.sampled_from([0.0, 50.0]),
+        overlap=st.sampled_from(["none", "layerwise"]),
+        oversubscription=st.sampled_from([1.0, 4.0]),
+    ),
 )
 def test_every_request_ends_once_and_nothing_is_left_behind(
     times: Any,
@@ -62,6 +70,7 @@ def test_every_request_ends_once_and_nothing_is_left_behind(
     router: str,
     split: bool,
     warmup: int,
+    transfer: Transfer,
 ) -> None:
     cost = times(1e-3, 0.01, 1e-4, 1e-6, caps=(16, 64))
     if split:
@@ -70,7 +79,8 @@ def test_every_request_ends_once_and_nothing_is_left_behind(
             instance(cost, nic_bandwidth=1e4, **second),
             counts=counts,
             router=router,
-            transfer=Transfer(efficiency=1.0, handshake_s=0.001),
+            transfer=transfer,
+            layers=3,
             transfer_bytes=lambda tokens: 20.0 * tokens,
         )
     else:

@@ -93,3 +93,52 @@ def test_a_transfer_counts_only_for_the_time_inside_the_measured_span(
     assert {name: pool["link_fraction"] for name, pool in result.utilization().items()} == pytest.approx(
         {"prefill": 0.5, "decode": 0.5}
     )
+
+
+@pytest.mark.parametrize(("size", "exposed_s"), [(4000.0, 4.0 + 2.0 / 4 - 2.0), (400.0, 0.1)])
+def test_layerwise_transfers_hide_behind_prefill(
+    times: Any, instance: Any, disaggregated: Any, play: Any, size: float, exposed_s: float
+) -> None:
+    """Four layers, 2 s of prefill. 4 s of wire start after the first layer; 0.4 s leave the last layer's part."""
+    spec = disaggregated(
+        instance(times(per_prompt_token_s=MS), nic_bandwidth=1000.0),
+        instance(times(decode_base_s=0.1), nic_bandwidth=1000.0),
+        transfer=Transfer(efficiency=1.0, handshake_s=0.0, overlap="layerwise"),
+        transfer_bytes=lambda tokens: size,
+        layers=4,
+    )
+    result = play(spec, [2000], [2], [1.0])
+    assert result.requests["transfer_s"][0] == pytest.approx(exposed_s)
+
+
+def test_small_messages_are_slow(times: Any, instance: Any, disaggregated: Any, play: Any) -> None:
+    """1000 B at half_rate_bytes=1000 go at half the rate; in ten layers each 100 B at 1/11 of it."""
+    for overlap, wire_s in [("none", 2.0), ("layerwise", 11.0)]:
+        spec = disaggregated(
+            instance(times(per_prompt_token_s=0.0), nic_bandwidth=1000.0),
+            instance(times(), nic_bandwidth=1000.0),
+            transfer=Transfer(efficiency=1.0, handshake_s=0.0, half_rate_bytes=1000.0, overlap=overlap),
+            transfer_bytes=lambda tokens: 1000.0,
+            layers=10,
+        )
+        assert play(spec, [5], [2], [1.0]).requests["transfer_s"][0] == pytest.approx(wire_s)
+
+
+def test_an_oversubscribed_spine_bounds_all_transfers_together(
+    times: Any, instance: Any, disaggregated: Any, play: Any
+) -> None:
+    """Four pairs of 1000 B/s under a spine of 2000 B/s: 4 x 1000 B take 2 s instead of 1 s."""
+
+    def last(oversubscription: float) -> float:
+        spec = disaggregated(
+            instance(times(per_prompt_token_s=0.0), nic_bandwidth=1000.0),
+            instance(times(decode_base_s=1e-9), nic_bandwidth=1000.0),
+            counts=(4, 4),
+            router="round_robin",
+            transfer=Transfer(efficiency=1.0, handshake_s=0.0, oversubscription=oversubscription),
+            transfer_bytes=lambda tokens: 1000.0,
+        )
+        return float(play(spec, [5] * 4, [2] * 4, [0.0] * 4).requests["transfer_s"].max())
+
+    assert last(1.0) == pytest.approx(1.0)
+    assert last(2.0) == pytest.approx(2.0)
