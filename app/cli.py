@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from app.commands import calibrate, catalogue, dashboard, plan, simulate
+from app.commands import calibrate, catalogue, dashboard, plan, simulate, validate
 from app.errors import OneSentenceGroup
 
 cli = typer.Typer(
@@ -19,6 +19,7 @@ cli = typer.Typer(
 )
 cli.command("plan")(plan.plan)
 cli.command("simulate")(simulate.simulate)
+cli.command("validate")(validate.validate)
 cli.add_typer(catalogue.cli, name="catalogue")
 cli.add_typer(calibrate.cli, name="calibrate")
 cli.command("app")(dashboard.app)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.fit import Array
+from calibration.validation.points import PHASES
 from calibration.validation.stack import values
 from calibration.validation.steps import GRID, PointSteps
 from hw_profiles.profile import HardwareProfile
@@ -88,7 +89,7 @@ class Loop:
     prefill_gpus: Array
     packed_prompts: Array
     data_parallel: NDArray[np.bool_]  # in prefill
-    limit: Array
+    phase: NDArray[np.intp]  # index in PHASES
 
 
 def loop_of(steps: Sequence[PointSteps], rates: Sequence[HardwareProfile]) -> Loop:
@@ -109,7 +110,7 @@ def loop_of(steps: Sequence[PointSteps], rates: Sequence[HardwareProfile]) -> Lo
         np.array([float(p.prefill.count * p.prefill.gpus) for p in points]),
         np.array([float(s.packed_prompts) for s in steps]),
         np.array([s.prefill_ranks > 1 for s in steps]),
-        np.array([s.limit for s in steps]),
+        np.array([PHASES.index(p.phase) for p in points]),
     )
 
 
@@ -209,8 +210,12 @@ def balance(loop: Loop, theta: Array) -> Prediction:
     taken = np.minimum(taken, own)  # ranks that prefill one by one at worst
     together = _colocated(loop, decode[:, 0], own, taken, given)
     apart = _disaggregated(loop, decode, own, taken, given)
-    pick = loop.disaggregated
-    rate, tpot, ttft = (np.where(pick, a, c) for a, c in zip(apart, together, strict=True))
+    first = given["request_overhead_s"] + own
+    prefill = (loop.prefill_workers / taken, decode[:, 0], first)  # the pool alone, always busy
+    batch = loop.batches[:, 0] * loop.decode_workers
+    generating = (batch / (decode[:, 0] * loop.output), decode[:, 0], first)  # no prompt ever
+    which = np.where(loop.phase == 0, np.where(loop.disaggregated, 1, 0), loop.phase + 1)
+    rate, tpot, ttft = (np.choose(which, choices) for choices in zip(together, apart, prefill, generating, strict=True))
     return Prediction(rate, tpot, ttft, own)
 
 

@@ -19,6 +19,7 @@ METRICS = (
     "tpot_ms",
     "ttft_ms",
 )
+PHASES = ("e2e", "prefill", "decode")
 REQUIRED = ("model", "gpu", "isl", "osl", "concurrency")
 # Mean of prompt and output lengths over their nominal values, by what the workload says of them.
 UNIFORM_80_100 = 0.9  # uniform in [0.8, 1.0] of nominal, as InferenceX draws them
@@ -125,6 +126,9 @@ def parse_point(index: int, row: Mapping[str, Any]) -> Point:
     prompt, output = lengths(row)
     disaggregated = bool(_number(row, "disaggregated")) or _text(row, "disaggregated").lower() == "true"
     prefill, decode = _pools(row, disaggregated)
+    phase = _text(row, "phase").lower() or "e2e"
+    if phase not in PHASES:
+        raise Unpredictable(f"phase {phase!r} is none of {', '.join(PHASES)}")
     return Point(
         index,
         _text(row, "id") or str(index),
@@ -134,7 +138,7 @@ def parse_point(index: int, row: Mapping[str, Any]) -> Point:
         _text(row, "precision"),
         drafts_of(_text(row, "spec_decode")),
         disaggregated,
-        _text(row, "phase").lower() or "e2e",
+        phase,
         prefill,
         decode,
         prompt,

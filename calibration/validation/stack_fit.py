@@ -1,7 +1,7 @@
 """Fit of stack parameters to measured points, partially pooled over levels.
 
-Levenberg-Marquardt on log errors of TPOT, throughput and TTFT with Cauchy weights. The derivative by a parameter of every
-point is one more evaluation of all points; effects of levels follow by the chain rule. Every effect has a normal
+Levenberg-Marquardt on log errors of TPOT, throughput and TTFT with Cauchy weights. The derivative by a parameter of
+every point is one more evaluation of all points; effects of levels follow by the chain rule. Every effect has a normal
 prior about zero, so that what all stacks share is said once and few points move little.
 """
 
@@ -25,7 +25,7 @@ FITTED_METRICS = ("tpot_ms", "total_tok_s_per_gpu", "ttft_ms")
 WEIGHTS = np.array([1.0, 1.0, 0.3])
 
 
-def observed(points: Sequence[object], metrics: Sequence[dict[str, float]]) -> Array:
+def observed(metrics: Sequence[dict[str, float]]) -> Array:
     """[points, FITTED_METRICS] logs of measured values, NaN where missing."""
     return np.log([[m.get(name, np.nan) for name in FITTED_METRICS] for m in metrics])
 
@@ -36,8 +36,13 @@ def log_predictions(loop: Loop, theta: Array) -> Array:
 
 
 def fit_stack(
-    loop: Loop, levels: Sequence[tuple[str, ...]], target: Array, weight: Array, source: str,
-    frozen: Sequence[str] = (), iterations: int = ITERATIONS,
+    loop: Loop,
+    levels: Sequence[tuple[str, ...]],
+    target: Array,
+    weight: Array,
+    source: str,
+    frozen: Sequence[str] = (),
+    iterations: int = ITERATIONS,
 ) -> StackFit:
     """target: [points, metrics] logs. weight: of each point. frozen: parameters kept at their assumed values."""
     known = sorted({level for mine in levels for level in mine})

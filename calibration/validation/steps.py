@@ -18,8 +18,8 @@ from simulator.model.architecture import ModelSpec
 from simulator.model.latency import StepLatency
 from simulator.model.memory import DoesNotFitError, plan_memory
 from simulator.model.ops import Op
-from simulator.model.presets import load_model
 from simulator.model.parallelism import Parallelism, ParallelismError
+from simulator.model.presets import load_model
 from simulator.model.step import Chunk, DecodeLoad
 
 BUDGET = 8192  # prompt tokens of a packed prefill step, per attention rank
@@ -54,9 +54,11 @@ def steps_of(point: Point) -> PointSteps:
     except (CatalogError, UnknownModel, ParallelismError) as error:
         raise Unpredictable(str(error)) from None
     limit = _limit(point, decode)
-    if point.disaggregated:
+    if point.disaggregated and point.phase == "e2e":
         most = max(1.0, min(point.concurrency / point.decode.count * 1.02, limit))
         batches = tuple(np.unique(np.round(np.geomspace(1, most, GRID), 3)).tolist())
+    elif point.phase == "decode":
+        batches = (max(1.0, point.concurrency / point.decode.count),)
     else:
         batches = (max(1.0, min(IN_FLIGHT * point.concurrency / point.decode.count, limit)),)
     context = point.prompt + point.output / 2
@@ -133,16 +135,12 @@ def _prompt(engine: StepLatency, prompt: float, together: int, ranks: int) -> tu
     return tuple(_ops(engine, step, None, sum(c.new for c in step) * ranks) for step in chunks)
 
 
-def _ops(
-    engine: StepLatency, chunks: Sequence[Chunk], load: DecodeLoad | None, total: int | None
-) -> tuple[Op, ...]:
+def _ops(engine: StepLatency, chunks: Sequence[Chunk], load: DecodeLoad | None, total: int | None) -> tuple[Op, ...]:
     load = load or DecodeLoad(0, 0, tuple(0 for _ in engine.caps), 0)
     return _cached_ops(engine, tuple(chunks), load, total)
 
 
 @lru_cache(maxsize=65536)
-def _cached_ops(
-    engine: StepLatency, chunks: tuple[Chunk, ...], load: DecodeLoad, total: int | None
-) -> tuple[Op, ...]:
+def _cached_ops(engine: StepLatency, chunks: tuple[Chunk, ...], load: DecodeLoad, total: int | None) -> tuple[Op, ...]:
     priced = engine.breakdown(chunks, load, total)
     return tuple(one.op for one in priced if one.bound != "host")

@@ -108,9 +108,7 @@ def _attention(attention: AttentionSpec, dtype: WeightDtype | None, half_cache: 
     return replace(attention, linears=linears)
 
 
-def _experts(
-    ffn: MoeSpec, storage: str | None, projections: WeightDtype | None, lacks_four: bool, ep: int
-) -> MoeSpec:
+def _experts(ffn: MoeSpec, storage: str | None, projections: WeightDtype | None, lacks_four: bool, ep: int) -> MoeSpec:
     linears = tuple(_linear(x, projections) for x in ffn.linears)
     if not ffn.experts:
         return replace(ffn, linears=linears)

@@ -1,0 +1,48 @@
+"""`moeplan validate`: predictions against measured serving points."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from app.options import JsonOutput
+
+
+def validate(
+    points: Annotated[
+        Path, typer.Argument(metavar="POINTS.csv", help="Measured points; docs/validation.md names the columns.")
+    ],
+    json_file: JsonOutput = None,
+    predictions_file: Annotated[
+        Path | None,
+        typer.Option("--predictions", metavar="FILE.csv", help="Every predicted metric with its p10-p90 band."),
+    ] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Parity plot.")] = None,
+) -> None:
+    """Predict measured serving points one by one, and say how far the predictions are off.
+
+    Points that cannot be predicted are listed with the reason.
+    """
+    from app.output import STDOUT, check_writable, progress_bar, stdout_console, write_json
+    from app.render_validation import parity_plot, validation_report
+    from calibration.validation.points import read_points
+    from calibration.validation.run import predictions, prepare, report
+    from calibration.validation.stack import shipped
+
+    for path, flag in ((json_file, "--json"), (predictions_file, "--predictions"), (html, "--html")):
+        check_writable(path, flag)
+    frame = read_points(points)
+    fit = shipped()
+    with progress_bar() as progress:
+        prepared = prepare(frame, progress)
+    lines = predictions(prepared, fit)
+    answer = report(prepared, lines)
+    write_json(answer, json_file)
+    if predictions_file is not None:
+        lines.to_csv(predictions_file, index=False, float_format="%.6g")
+    if html is not None:
+        parity_plot(lines).write_html(html, include_plotlyjs=True)
+    if json_file != STDOUT:
+        stdout_console().print(validation_report(answer))

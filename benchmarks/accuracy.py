@@ -1,0 +1,208 @@
+"""Accuracy of serving predictions on published points that the fit did not see, and what each term carries.
+
+    python -m benchmarks.accuracy POINTS.csv [--ablations] [--ship FILE.json]
+
+Splits: random halves of the configurations; each accelerator left out; each engine family left out; all disaggregated
+rows left out (fit on colocated ones). Older runs of a configuration are left out of fits and scores alike (their notes
+say so): software moved on. Bands of a split use the spread of the residuals of its other folds, never its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.validation.balance import Loop, take
+from calibration.validation.points import read_points
+from calibration.validation.run import Z90, engines, log_spread, prepare
+from calibration.validation.stack import NAMES, StackFit
+from calibration.validation.stack_fit import FITTED_METRICS, fit_stack, log_predictions, observed
+
+RESULTS = Path(__file__).resolve().parent / "results"
+SPLIT_ITERATIONS = 10
+SHIP_ITERATIONS = 25
+# TTFT above this share of the decode time is queueing for admission, not service.
+SATURATED = 0.5
+FEWEST_TEST = 8
+
+Array = NDArray[np.float64]
+Index = NDArray[np.intp]
+
+
+class Study:
+    """Points of one file, ready to be fitted and scored."""
+
+    def __init__(self, path: Path) -> None:
+        frame = read_points(path)
+        self.everything = prepare(frame)
+        assert self.everything.loop is not None
+        old = frame["notes"].fillna("").str.contains("older run").to_numpy()
+        self.rows: Index = np.flatnonzero([not old[s.point.row] for s in self.everything.steps])
+        self.loop: Loop = take(self.everything.loop, self.rows)
+        self.steps = [self.everything.steps[i] for i in self.rows]
+        self.levels = [self.everything.levels[i] for i in self.rows]
+        self.target = observed([s.point.measured for s in self.steps])
+        points = [s.point for s in self.steps]
+        self.gpu = np.array([s.hardware.name for s in self.steps])
+        self.family = np.array(engines(self.everything))[self.rows]
+        self.model = np.array([p.model for p in points])
+        self.disaggregated = np.array([p.disaggregated for p in points])
+        ttft = np.array([p.measured.get("ttft_ms", np.nan) for p in points])
+        tpot = np.array([p.measured.get("tpot_ms", np.nan) for p in points])
+        self.saturated = ttft > SATURATED * tpot * np.array([p.output for p in points])
+
+    def fit(self, train: Index, frozen: Sequence[str] = (), iterations: int = SPLIT_ITERATIONS) -> StackFit:
+        return fit_stack(
+            take(self.loop, train), [self.levels[i] for i in train], self.target[train], np.ones(len(train)),
+            "published serving points", frozen, iterations,
+        )  # fmt: skip
+
+    def errors(self, fit: StackFit, test: Index) -> Array:
+        """[test, metrics] log(predicted / measured)."""
+        loop = take(self.loop, test)
+        return log_predictions(loop, fit.theta([self.levels[i] for i in test])) - self.target[test]
+
+
+Fold = tuple[str, Index, Index]  # name, train, test
+
+
+def folds(study: Study) -> dict[str, list[Fold]]:
+    """Splits by name."""
+    everything = np.arange(len(study.steps))
+    half = np.random.default_rng(0).permutation(len(everything)) % 2
+
+    def without(values: NDArray[Any]) -> list[Fold]:
+        named = [(str(v), everything[values != v], everything[values == v]) for v in np.unique(values)]
+        return [fold for fold in named if len(fold[2]) >= FEWEST_TEST]
+
+    return {
+        "random half": [(str(i), everything[half != i], everything[half == i]) for i in (0, 1)],
+        "unseen accelerator": without(study.gpu),
+        "unseen engine": without(study.family),
+        "colocated to disaggregated": [
+            ("disaggregated", everything[~study.disaggregated], everything[study.disaggregated])
+        ],
+    }
+
+
+def held_out(study: Study, split: Sequence[Fold], frozen: Sequence[str] = ()) -> list[tuple[str, Index, Array]]:
+    return [(name, test, study.errors(study.fit(train, frozen), test)) for name, train, test in split]
+
+
+def score(errors: Array, bands: Array) -> dict[str, dict[str, float]]:
+    """By metric; bands: [rows, metrics] sigma."""
+    out = {}
+    for i, metric in enumerate(FITTED_METRICS):
+        seen = np.isfinite(errors[:, i])
+        if not seen.any():
+            continue
+        ape = np.abs(np.expm1(errors[seen, i]))
+        out[metric] = {
+            "n": int(seen.sum()),
+            "median_ape": round(float(np.median(ape)), 4),
+            "mape": round(float(ape.mean()), 4),
+            "bias": round(float(np.median(np.expm1(errors[seen, i]))), 4),
+            "coverage": round(float((np.abs(errors[seen, i]) <= Z90 * bands[seen, i]).mean()), 4),
+        }
+    return out
+
+
+def scored(study: Study, found: Sequence[tuple[str, Index, Array]], fallback: Array) -> dict[str, Any]:
+    """A split: overall, by fold and by model. Each fold's band is the spread over the other folds."""
+    bands = []
+    for k in range(len(found)):
+        others = [errors for j, (_, _, errors) in enumerate(found) if j != k]
+        spread = [log_spread(np.concatenate(others)[:, i]) for i in range(len(FITTED_METRICS))] if others else fallback
+        bands.append(np.tile(np.array(spread), (len(found[k][1]), 1)))
+    test = np.concatenate([rows for _, rows, _ in found])
+    errors, band = np.concatenate([e for _, _, e in found]), np.concatenate(bands)
+    errors[np.ix_(study.saturated[test], [FITTED_METRICS.index("ttft_ms")])] = np.nan
+    return {
+        "overall": score(errors, band),
+        "by fold": {name: score(e, b) for (name, _, e), b in zip(found, bands, strict=True)},
+        "by model": {
+            str(m): score(errors[study.model[test] == m], band[study.model[test] == m])
+            for m in np.unique(study.model[test])
+        },
+    }
+
+
+def spreads(found: Sequence[tuple[str, Index, Array]]) -> Array:
+    return np.array([log_spread(np.concatenate([e for _, _, e in found])[:, i]) for i in range(len(FITTED_METRICS))])
+
+
+def ablations(study: Study, split: Sequence[Fold]) -> dict[str, dict[str, float]]:
+    """Held-out medians with one thing taken away and the rest fitted anew."""
+    changes: dict[str, Callable[[Study], tuple[Study, tuple[str, ...]]]] = {
+        f"{name} not fitted": (lambda s, name=name: (s, (name,)))
+        for name in NAMES  # type: ignore[misc]
+    }
+    changes |= {"none": lambda s: (s, ())}
+    out = {}
+    for name, change in changes.items():
+        changed, frozen = change(study)
+        errors = np.concatenate([e for _, _, e in held_out(changed, split, frozen)])
+        medians = np.nanmedian(np.abs(np.expm1(errors)), axis=0)
+        out[name] = {metric: round(float(m), 4) for metric, m in zip(FITTED_METRICS, medians, strict=True)}
+        print(f"{name:32s} {out[name]}", flush=True)
+    return out
+
+
+def sigma_by_situation(by_split: dict[str, Array]) -> dict[str, dict[str, float]]:
+    """What `validate` draws bands with."""
+    situations = {
+        "known": "random half",
+        "new combination": "colocated to disaggregated",
+        "new model": "unseen accelerator",
+        "new engine": "unseen engine",
+        "new accelerator": "unseen accelerator",
+    }
+    out = {}
+    for situation, split in situations.items():
+        tpot, total, ttft = (round(float(x), 3) for x in by_split[split])
+        out[situation] = {
+            "tpot_ms": tpot, "tok_s_per_user": tpot, "total_tok_s_per_gpu": total,
+            "output_tok_s_per_gpu": total, "input_tok_s_per_gpu": total, "ttft_ms": ttft,
+        }  # fmt: skip
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("points", type=Path)
+    parser.add_argument("--ablations", action="store_true")
+    parser.add_argument("--ship", type=Path, help="write the fit on all rows there")
+    asked = parser.parse_args()
+    study = Study(asked.points)
+    result: dict[str, Any] = {
+        "points": len(study.everything.steps) + len(study.everything.unpredicted),
+        "coverage_of_points": round(study.everything.coverage_of_points, 4),
+        "fitted_and_scored_rows": len(study.steps),
+        "splits": {},
+    }
+    by_split: dict[str, Array] = {}
+    for name, split in folds(study).items():
+        found = held_out(study, split)
+        by_split[name] = spreads(found)
+        fallback = by_split.get("unseen engine", by_split[name])
+        result["splits"][name] = scored(study, found, fallback)
+        print(name, json.dumps(result["splits"][name]["overall"]), flush=True)
+    if asked.ablations:
+        result["ablations (random half)"] = ablations(study, folds(study)["random half"])
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "accuracy.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if asked.ship:
+        fitted = study.fit(np.arange(len(study.steps)), iterations=SHIP_ITERATIONS)
+        shipped = replace(fitted, sigma=sigma_by_situation(by_split))
+        asked.ship.write_text(json.dumps(shipped.to_json(), indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
