@@ -169,7 +169,11 @@ class DisaggregatedEngine:
             raise RuntimeError(f"{', '.join(unclean)} did not stop cleanly; its error is on stderr")
 
     def _shut_down(self) -> list[str]:
-        unclean = [worker.name for worker in self.workers if not worker.stop(self.config.stop_timeout_s)]
+        unclean = [
+            f"{worker.name} (exit code {worker.process.exitcode})"
+            for worker in self.workers
+            if not worker.stop(self.config.stop_timeout_s)
+        ]
         self.step_records.update({worker.name: worker.step_records for worker in self.workers})
         self.workers.clear()
         self._flights.clear()

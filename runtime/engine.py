@@ -130,7 +130,7 @@ class Engine:
     def add_request(self, request: Request, *, prefill_only: bool = False, importer: Importer | None = None) -> None:
         """Queue a request.
 
-        prefill_only: after the first token the sequence keeps its blocks until `release`.
+        prefill_only: after the first token the sequence keeps its blocks until `abort`.
         importer: all but the newest of the request's tokens have cache entries elsewhere, brought in by this.
         """
         if request.request_id in self._sequences:
@@ -152,8 +152,6 @@ class Engine:
         sequence = self._sequences.get(request_id)
         if sequence is not None:
             self._forget(sequence)
-
-    release = abort
 
     def step(self, timeout_s: float = 0.0) -> list[TokenEvent]:
         """Run one step. Never waits: nothing comes from elsewhere."""

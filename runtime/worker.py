@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import queue
 import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -137,35 +139,65 @@ class Stopped:
     step_records: tuple[StepRecord, ...]
 
 
+@dataclass(frozen=True)
+class _Release:
+    """The cache of a held request has been written out."""
+
+    request_id: str
+
+
 class Worker:
-    """The loop of a worker process: take messages, make a step, tell what came of it."""
+    """The loop of a worker process: take messages, make a step, tell what came of it.
+
+    A second thread receives. It exports at once, beside a running step: the blocks of a held sequence change no
+    more, and a hand-over that waited for a long prefill step would delay the tokens of its request.
+    """
 
     def __init__(self, connection: Connection, role: Role, engine: Engine) -> None:
         self.connection = connection
         self.role = role
         self.engine = engine
         self._imported: list[Imported] = []
+        self._inbox: queue.SimpleQueue[Submit | Receive | Abort | Stop | _Release | Exception] = queue.SimpleQueue()
+        self._sending = threading.Lock()
 
     def run(self) -> None:
         engine = self.engine
-        self.connection.send(
-            Ready(engine.vocab_size, engine.max_model_len, engine.capacity_tokens, engine.eos_token_ids)
-        )
-        waiting = True
+        self._send(Ready(engine.vocab_size, engine.max_model_len, engine.capacity_tokens, engine.eos_token_ids))
+        threading.Thread(target=self._receive, args=(torch.get_num_threads(),), daemon=True).start()
         while True:
             # Held sequences may have taken all blocks: then, too, only a message can bring work.
-            while self.connection.poll(None if waiting else 0):
-                waiting = False
-                message = self.connection.recv()
+            while engine.blocked or not self._inbox.empty():
+                message = self._inbox.get()
+                if isinstance(message, Exception):
+                    raise message
                 if isinstance(message, Stop):
                     engine.close()
-                    self.connection.send(Stopped(tuple(engine.step_records)))
+                    self._send(Stopped(tuple(engine.step_records)))
                     return
                 self._handle(message)
+                if self._inbox.empty():
+                    break
             events = engine.step()
-            waiting = engine.blocked
             if events or self._imported:
-                self.connection.send(self._progress(events))
+                self._send(self._progress(events))
+
+    def _receive(self, num_threads: int) -> None:
+        torch.set_num_threads(num_threads)  # the setting belongs to a thread
+        message: Any = None
+        try:
+            while not isinstance(message, Stop):
+                message = self.connection.recv()
+                if isinstance(message, Export):
+                    self._export(message.request_id, message.segment)
+                else:
+                    self._inbox.put(message)
+        except Exception as error:
+            self._inbox.put(error)
+
+    def _send(self, message: object) -> None:
+        with self._sending:
+            self.connection.send(message)
 
     def _progress(self, events: list[TokenEvent]) -> Progress:
         held = self.engine.scheduler.held
@@ -178,13 +210,11 @@ class Worker:
         imported, self._imported = tuple(self._imported), []
         return Progress(tuple(events), prefilled, imported)
 
-    def _handle(self, message: Submit | Export | Receive | Abort) -> None:
+    def _handle(self, message: Submit | Receive | Abort | _Release) -> None:
         if isinstance(message, Submit):
             self._add(message.request)
         elif isinstance(message, Receive):
             self._add(message.request, self._importer(message.request.request_id, message.handover))
-        elif isinstance(message, Export):
-            self._export(message.request_id, message.segment)
         else:
             self.engine.abort(message.request_id)
 
@@ -192,19 +222,17 @@ class Worker:
         try:
             self.engine.add_request(request, prefill_only=self.role == "prefill", importer=importer)
         except RequestError as error:
-            self.connection.send(Progress((failed(request, str(error), time.monotonic()),)))
+            self._send(Progress((failed(request, str(error), time.monotonic()),)))
 
     def _export(self, request_id: str, segment: str) -> None:
-        if request_id not in self.engine.scheduler.held:
-            return  # aborted while the message was under way
         begin_s = time.monotonic()
         try:
             written = handover.write(segment, self.engine.export(request_id))
         except OSError as error:
-            self.connection.send(ExportFailed(request_id, segment, str(error)))
+            self._send(ExportFailed(request_id, segment, str(error)))
         else:
-            self.connection.send(Exported(request_id, written, time.monotonic() - begin_s))
-        self.engine.release(request_id)
+            self._send(Exported(request_id, written, time.monotonic() - begin_s))
+        self._inbox.put(_Release(request_id))
 
     def _importer(self, request_id: str, source: Handover) -> Importer:
         def fill(cache: KVCache, block_ids: Sequence[int], slot: int) -> int:

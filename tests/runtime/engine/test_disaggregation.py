@@ -68,7 +68,7 @@ def test_same_tokens_as_one_engine(nano_config: ModelConfig, make_requests: Make
     spec, requests = spec_of(nano_config), load(make_requests)
     bad = make_requests([[], [299, 300], [1] * 600], [SamplingParams(2)] * 3)
     bad = [Request(f"bad{i}", r.prompt_token_ids, r.sampling, r.arrival_s) for i, r in enumerate(bad)]
-    with DisaggregatedEngine(spec, DisaggregatedConfig(1, 2, routing="round_robin")) as proxy:
+    with DisaggregatedEngine(spec, DisaggregatedConfig(1, 2, routing="round_robin", max_staged=16)) as proxy:
         outputs = run_requests(proxy, [*requests, *bad])
     good, failures = outputs[: len(requests)], outputs[len(requests) :]
     assert [output.token_ids for output in good] == alone(spec, requests)
