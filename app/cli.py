@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -60,8 +62,14 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
+    profiles: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of your own <accelerator>@<stack>.json; else MOEPLAN_PROFILES."),
+    ] = None,
 ) -> None:
     """Size, simulate and price clusters that serve Mixture-of-Experts language models."""
+    if profiles is not None:
+        os.environ["MOEPLAN_PROFILES"] = str(profiles)
 
 
 def main() -> None:

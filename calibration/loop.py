@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -122,10 +123,22 @@ def draw_traffic(preset: Preset, requests: int, seed: int) -> Traffic:
     return Traffic(arrivals - arrivals[0], prompts, outputs)
 
 
+def read_traffic(path: Path, requests: int, length_scale: float) -> Traffic:
+    """The first requests of an Azure or Mooncake trace, its token counts scaled."""
+    from runtime.trace import load_trace
+
+    rows = load_trace(path, max_requests=requests, length_scale=length_scale)
+    columns = zip(*((row.arrival_s, row.input_tokens, row.output_tokens) for row in rows), strict=True)
+    arrival, prompt, output = (np.array(column) for column in columns)
+    return Traffic(arrival, prompt, np.maximum(output, 1))
+
+
 def at_rate(traffic: Traffic, rate: float) -> Traffic:
     """The same requests at `rate` a second on average. [1/s]"""
-    mean_gap = traffic.arrival_s[-1] / max(1, len(traffic.arrival_s) - 1)
-    return replace(traffic, arrival_s=traffic.arrival_s / (mean_gap * rate))
+    span = float(traffic.arrival_s[-1])
+    if span == 0.0:  # one request, or all at once
+        return traffic
+    return replace(traffic, arrival_s=traffic.arrival_s * ((len(traffic.arrival_s) - 1) / (span * rate)))
 
 
 def capacity(traffic: Traffic, subject: Subject, times: StepLatency, form: Form) -> float:

@@ -1,0 +1,128 @@
+"""`moeplan calibrate measure | fit | validate`: this machine's own profile. Needs the extra `runtime`, read inside."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from app.errors import InputError
+from app.options import JsonOutput, TraceInput, above_zero, whole_above_zero
+
+LOADS = "0.3,0.6,0.9"
+
+
+def _require_torch() -> None:
+    if find_spec("torch") is None:
+        raise InputError("this command needs the package `torch`; install the extra: pip install 'moeplan[runtime]'")
+
+
+def measure(
+    output: Annotated[Path, typer.Option("--output", metavar="FILE.jsonl", help="Grows by a line a measurement.")],
+    device: Annotated[str, typer.Option(help="cuda or cpu; auto takes a GPU if there is one.")] = "auto",
+    preset: Annotated[str, typer.Option(help="quick or full.")] = "quick",
+    threads: Annotated[int, typer.Option(callback=whole_above_zero, help="CPU threads.")] = 1,
+) -> None:
+    """Measure the runtime's ops and steps on this machine. Goes on where a killed run stopped."""
+    _require_torch()
+    from app.output import check_writable, progress_bar, stdout_console
+    from calibration.device import detect
+    from calibration.measure import measure as run
+    from calibration.sweeps import preset_of
+
+    check_writable(output, "--output")
+    machine = detect(device, threads)
+    with progress_bar() as progress:
+        outcome = run(machine, preset_of(machine, preset), output, progress)
+    console = stdout_console()
+    console.print(f"{machine.display_name}: {outcome.measured} items measured, {outcome.resumed} on file before")
+    for row in outcome.without:
+        console.print(f"skipped, {row.status}: {row.key}")
+    console.print(f"next: moeplan calibrate fit {output} --output {machine.name}@moeplan.json")
+
+
+def fit(
+    measurements: Annotated[Path, typer.Argument(metavar="FILE.jsonl", help="From `calibrate measure`.")],
+    output: Annotated[Path, typer.Option("--output", metavar="PROFILE.json", help="The profile to write.")],
+    compare: Annotated[Path | None, typer.Option(metavar="OTHER.json", help="Print what differs from it.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Measured points against the fit.")] = None,
+    stack: Annotated[str, typer.Option(help="Name of the software stack in the profile.")] = "moeplan",
+) -> None:
+    """Fit the simulator's own formula to measurements; the profile carries its held-out error."""
+    _require_torch()
+    from app.output import check_writable, stdout_console
+    from app.render_machine import comparison_table, fit_report
+    from calibration.machine_fit import fit_machine
+    from calibration.measurement import read
+    from hw_profiles.efficiency import read_fit
+
+    check_writable(output, "--output")
+    check_writable(plot, "--plot")
+    measured = read(measurements)
+    other = read_fit(compare) if compare is not None else None
+    result = fit_machine(measured, stack)
+    output.write_text(result.to_json(), encoding="utf-8")
+    console = stdout_console()
+    console.print(fit_report(result, measured))
+    if other is not None:
+        console.print(comparison_table(other, result.efficiency))
+    if plot is not None:
+        from app.roofline_plot import roofline_figure
+
+        roofline_figure(result.points).write_html(plot, include_plotlyjs=True)
+
+
+def validate(
+    profile: Annotated[Path, typer.Argument(metavar="PROFILE.json", help="From `calibrate fit`.")],
+    trace: TraceInput = None,
+    preset: Annotated[str, typer.Option(help="Whose model and limits are served: quick or full.")] = "quick",
+    layers: Annotated[int, typer.Option(callback=whole_above_zero, help="Layers of the model.")] = 4,
+    loads: Annotated[str, typer.Option(help="Arrivals as shares of what the profile says fits.")] = LOADS,
+    requests: Annotated[int, typer.Option(callback=whole_above_zero, help="Requests of each replay.")] = 50,
+    length_scale: Annotated[float, typer.Option(callback=above_zero, help="Multiplies the trace's tokens.")] = 1.0,
+    form: Annotated[str, typer.Option(help="colocated, disaggregated or both.")] = "both",
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of arrivals and prompts.")] = 0,
+    json_file: JsonOutput = None,
+) -> None:
+    """Replay a workload through the runtime and through the simulator with the profile; print the difference."""
+    _require_torch()
+    from dataclasses import asdict
+
+    from app.output import STDOUT, check_writable, progress_bar, stdout_console, write_json
+    from app.render_machine import validation_table
+    from calibration import loop
+    from calibration.device import detect
+    from calibration.sweeps import preset_of
+    from hw_profiles import catalog
+
+    check_writable(json_file, "--json")
+    if form not in ("both", *loop.FORMS):
+        raise InputError(f"--form {form!r} is not known; use colocated, disaggregated or both")
+    shares = _shares(loads)
+    hardware = catalog.load(str(profile) if profile.suffix == ".json" else f"{profile}.json")
+    machine = detect("cpu" if hardware.name.startswith("cpu_") else "cuda")
+    if machine.name != hardware.name:
+        raise InputError(f"{profile} is a profile of {hardware.display_name}, and this machine is {machine.name}")
+    sweep = preset_of(machine, preset)
+    traffic = (
+        loop.draw_traffic(sweep, requests, seed) if trace is None else loop.read_traffic(trace, requests, length_scale)
+    )
+    subject = loop.subject_of(machine, sweep, layers)
+    forms = loop.FORMS if form == "both" else (form,)
+    with progress_bar() as progress:
+        reports = loop.validate(subject, hardware, traffic, shares, forms, seed, progress)  # type: ignore[arg-type]
+    write_json({"machine": machine.to_json(), "reports": [asdict(report) for report in reports]}, json_file)
+    if json_file != STDOUT:
+        stdout_console().print(validation_table(reports))
+
+
+def _shares(text: str) -> list[float]:
+    try:
+        shares = [float(part) for part in text.split(",")]
+    except ValueError:
+        shares = []
+    if not shares or not all(0 < share < 10 for share in shares):
+        raise InputError(f"--loads {text!r} is not a list of shares above 0; write for example {LOADS}")
+    return shares

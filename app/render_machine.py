@@ -1,0 +1,89 @@
+"""A machine's fit, what changed against another profile, and a validation, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from app.tables import simple_table
+
+if TYPE_CHECKING:
+    from calibration.loop import LoadReport
+    from calibration.machine_fit import MachineFit
+    from calibration.measurement import Measurements
+    from hw_profiles.efficiency import Efficiency
+
+
+def fit_report(result: MachineFit, measured: Measurements) -> RenderableType:
+    """Classes as they run within steps, the error of each on held-out shapes, and of whole steps."""
+    efficiency = result.efficiency
+    table = simple_table(
+        "Op class",
+        "Ops",
+        "Matrix",
+        "Memory",
+        "Floor\nus",
+        "Held-out\nerror",
+        "Sigma",
+        title=measured.machine.display_name,
+    )
+    for op_class in dict.fromkeys(point.op_class for point in result.points):
+        rates = efficiency.classes[op_class]
+        table.add_row(
+            op_class.value,
+            str(sum(point.op_class is op_class for point in result.points)),
+            f"{rates.matrix_fraction:.2f}",
+            f"{rates.memory_fraction:.2f}",
+            f"{rates.latency_s * 1e6:.1f}",
+            f"{efficiency.held_out_error[op_class.value]:.0%}",
+            f"{rates.residual_sigma:.2f}",
+        )
+    said = [
+        f"Whole steps: median error {result.step_error:.1%}, each half predicted from the other; "
+        f"sum of predicted over sum of measured {result.step_sum_ratio:.2f}."
+    ]
+    if result.depth is not None:
+        fewer = ", ".join(map(str, result.depth.fitted_on))
+        said.append(
+            f"Steps of {result.depth.layers} layers predicted from those of {fewer}: median error "
+            f"{result.depth.median_error:.1%}, sum ratio {result.depth.sum_ratio:.2f}."
+        )
+    if measured.broken:
+        said.append(f"{measured.broken} lines of the file were no measurement and were left out.")
+    skipped = [row for row in measured.rows if row.status != "ok"]
+    said += [f"Without a figure ({row.status}): {row.key}." for row in skipped]
+    said += [f"Thrown out ({rule}): {key}." for key, rule in result.rejected]
+    return Group(table, Text("\n".join(said)))
+
+
+def comparison_table(before: Efficiency, after: Efficiency) -> RenderableType:
+    """Every parameter that differs."""
+    table = simple_table("Parameter", "Other", "This", "Ratio", title=f"{before.accelerator}@{before.stack} to this")
+    rows = [("step_overhead_s", before.step_overhead_s, after.step_overhead_s)]
+    for op_class, rates in after.classes.items():
+        old = before.classes[op_class]
+        for name in ("matrix_fraction", "memory_fraction", "network_fraction", "latency_s", "exponent"):
+            rows.append((f"{op_class.value}.{name}", getattr(old, name), getattr(rates, name)))
+    for name, old_value, value in rows:
+        if old_value != value:
+            table.add_row(name, f"{old_value:.4g}", f"{value:.4g}", f"{value / old_value:.2f}" if old_value else "-")
+    return table
+
+
+def validation_table(reports: Sequence[LoadReport]) -> RenderableType:
+    """Predicted over measured, by form and load; medians of absolute errors below."""
+    from calibration.loop import median_errors
+
+    metrics = [figure.metric for figure in reports[0].figures]
+    headings = [m.replace("_s ", "\n").replace(" tokens", "\ntokens") for m in metrics]
+    table = simple_table("Form", "Load", *headings, "Step\nsum", title="Predicted / measured")
+    for report in reports:
+        ratios = [f"{1 + figure.error:.2f}" for figure in report.figures]
+        table.add_row(report.form, f"{report.load:g}", *ratios, f"{report.step_sum_ratio:.2f}")
+    for form in dict.fromkeys(report.form for report in reports):
+        errors = median_errors([report for report in reports if report.form == form])
+        table.add_row(f"{form}: median error", "", *(f"{errors[m]:.0%}" for m in metrics), "")
+    return table

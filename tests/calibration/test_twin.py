@@ -1,0 +1,133 @@
+"""Simulator and engine make the same batches from the same arrivals, and recorded durations replay exactly."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from calibration.measurement import StepShape
+from calibration.sweeps import Bench, Preset
+from calibration.twin import Limits, RecordedTimes, Traffic, TwinError, simulate
+from calibration.virtual_clock import Step, replay
+from runtime.block_manager import BlockManager
+from runtime.scheduler import Scheduler, SchedulerConfig
+from runtime.sequence import Request, SamplingParams
+from runtime.sequence import Sequence as TokenSequence
+from runtime.trace import TraceRequest
+
+
+def step_seconds(shape: StepShape) -> float:
+    """Any function of a step's content will do; this one gives no two kinds of step the same time."""
+    pairs = sum(new * (2 * past + new) for new, past in shape.prefills)
+    return 0.01 + 1e-4 * pairs + 3e-3 * len(shape.contexts) + 1e-5 * sum(shape.contexts)
+
+
+def drive(traffic: Traffic, limits: Limits) -> tuple[list[Step], list[float], list[float]]:
+    """The runtime's scheduler alone, on a clock of `step_seconds`: its steps, first tokens and ends."""
+    count = len(traffic.arrival_s)
+    blocks = BlockManager(count * 20, 16, 0, False)
+    scheduler = Scheduler(SchedulerConfig(limits.max_sequences, limits.max_step_tokens), blocks)
+    first, finish = [0.0] * count, [0.0] * count
+    steps: list[Step] = []
+    clock, sent = 0.0, 0
+    while sent < count or scheduler.has_work:
+        while sent < count and traffic.arrival_s[sent] <= clock:
+            tokens = tuple([1] * int(traffic.prompt_tokens[sent]))
+            sampling = SamplingParams(int(traffic.output_tokens[sent]), ignore_eos=True)
+            scheduler.add(TokenSequence(Request(str(sent), tokens, sampling, 0.0), 16))
+            sent += 1
+        if not scheduler.has_work:
+            clock = float(traffic.arrival_s[sent])
+            continue
+        made = scheduler.schedule()
+        assert not made.preempted
+        shape = StepShape(
+            tuple((c.new, c.past) for c in made.chunks if not c.is_decode),
+            tuple(c.past + 1 for c in made.chunks if c.is_decode),
+        )
+        steps.append(Step(clock, step_seconds(shape), shape))
+        clock += steps[-1].duration_s
+        scheduler.complete(made)
+        for chunk in made.chunks:
+            if not chunk.samples:
+                continue
+            sequence = chunk.sequence
+            number = int(sequence.request_id)
+            sequence.token_ids.append(1)
+            if sequence.num_output == 1:
+                first[number] = clock
+            if sequence.finish_reason_after(()) is not None:
+                finish[number] = clock
+                scheduler.finish(sequence)
+    return steps, first, finish
+
+
+class FormulaTimes:
+    """`step_seconds` as the simulator asks for it."""
+
+    caps = ()
+    first_token_extra_s = 0.0
+
+    def decode_s(self, load) -> float:
+        return 0.01 + 3e-3 * load.sequences + 1e-5 * load.context
+
+    def prefill_s(self, chunks, total_tokens=None) -> float:
+        return step_seconds(StepShape(tuple(tuple(c) for c in chunks), ()))
+
+    def mixed_s(self, chunks, load, total_tokens=None) -> float:
+        return self.prefill_s(chunks) + self.decode_s(load) - 0.01
+
+
+def traffic_of(gaps: Sequence[float], prompts: Sequence[int], outputs: Sequence[int]) -> Traffic:
+    return Traffic(np.cumsum(gaps), np.array(prompts), np.array(outputs))
+
+
+requests = st.lists(st.tuples(st.floats(0.0, 0.2), st.integers(1, 120), st.integers(1, 20)), min_size=1, max_size=25)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=requests, sequences=st.integers(1, 6), budget=st.integers(6, 64))
+def test_same_arrivals_and_step_times_give_the_same_batches(rows, sequences, budget) -> None:
+    traffic = traffic_of(*zip(*rows, strict=True))
+    limits = Limits(sequences, budget, 25 * 320)
+    steps, first, finish = drive(traffic, limits)
+    # RecordedTimes raises TwinError at the first step that differs.
+    twin = simulate(traffic, RecordedTimes(steps), limits)
+    np.testing.assert_allclose(twin.first_token_s, first, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(twin.finish_s, finish, rtol=1e-9, atol=1e-12)
+    alone = simulate(traffic, FormulaTimes(), limits)
+    np.testing.assert_allclose(alone.finish_s, finish, rtol=1e-9, atol=1e-12)
+
+
+def test_a_different_batch_is_noticed() -> None:
+    traffic = traffic_of([0.0, 0.001], [30, 30], [4, 4])
+    steps, _, _ = drive(traffic, Limits(2, 64, 1000))
+    with pytest.raises(TwinError, match="the simulator computes"):
+        simulate(traffic, RecordedTimes(steps), Limits(1, 64, 1000))
+
+
+def test_recorded_durations_of_a_real_engine_replay_exactly(tiny_preset: Preset, this_machine, nano_model) -> None:
+    from calibration import models
+
+    bench = Bench(this_machine, tiny_preset, models.read_config(nano_model))
+    rng = np.random.default_rng(4)
+    # As fast as the engine goes, then idle: both queues and gaps occur.
+    arrivals = np.sort(np.concatenate((rng.random(14) * 0.2, 50 + rng.random(6) * 0.05)))
+    trace = [TraceRequest(float(a), int(p), int(o)) for a, p, o in
+             zip(arrivals, rng.integers(1, 60, 20), rng.integers(1, 8, 20), strict=True)]  # fmt: skip
+    with contextlib.closing(bench.engine(4)) as engine:
+        played = replay(engine, trace)
+    traffic = Traffic(arrivals, np.array([t.input_tokens for t in trace]), np.array([t.output_tokens for t in trace]))
+    limits = Limits(tiny_preset.max_sequences, tiny_preset.max_step_tokens, 4 * 128)
+    twin = simulate(traffic, RecordedTimes(played.steps), limits)
+    measured_ttft = np.array(played.first_token_s) - arrivals
+    np.testing.assert_allclose(twin.ttft_s, measured_ttft, rtol=1e-9)
+    several = twin.output_tokens > 1
+    spans = (np.array(played.finish_s) - np.array(played.first_token_s))[several]
+    np.testing.assert_allclose(twin.tpot_s, spans / (twin.output_tokens[several] - 1), rtol=1e-9)
+    assert max(len(step.shape.contexts) for step in played.steps) == 4, "the engine never filled up"
