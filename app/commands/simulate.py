@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from app.options import JsonOutput, SeedInput, TraceInput
+from app.options import JsonOutput, SeedInput, TraceInput, above_zero
 
 
 def simulate(
@@ -17,8 +17,17 @@ def simulate(
     seed: SeedInput = None,
     json_file: JsonOutput = None,
     requests: Annotated[
-        Path | None, typer.Option("--requests", metavar="FILE.csv", help="Write one row per request.")
+        Path | None, typer.Option("--requests", metavar="FILE.csv", help="Write one row per request (or FILE.parquet).")
     ] = None,
+    timeline: Annotated[
+        Path | None, typer.Option("--timeline", metavar="FILE.json", help="Write every step, for ui.perfetto.dev.")
+    ] = None,
+    series: Annotated[
+        Path | None, typer.Option("--series", metavar="FILE.csv", help="Write queues, batches and KV on a time grid.")
+    ] = None,
+    grid: Annotated[
+        float, typer.Option("--grid", metavar="SECONDS", help="Grid of --series.", callback=above_zero)
+    ] = 1.0,
 ) -> None:
     """Run a deployment through the discrete-event model, request by request."""
     from app.output import STDOUT, check_writable, progress_bar, stdout_console, write_json
@@ -28,14 +37,23 @@ def simulate(
 
     check_writable(json_file, "--json")
     check_writable(requests, "--requests")
+    check_writable(timeline, "--timeline")
+    check_writable(series, "--series")
     asked = with_changes(load_scenario(scenario), trace=trace, seed=seed)
     from simulator.des.cluster import simulate as run
+    from simulator.des.metrics import write_table
+    from simulator.des.recorder import Recorder
 
     with progress_bar() as progress:
-        result = run(asked, progress=partial(progress, "requests"))
+        recorder = Recorder() if timeline is not None or series is not None else None
+        result = run(asked, progress=partial(progress, "requests"), recorder=recorder)
     summary = result.summary()
     write_json(summary, json_file)
     if requests is not None:
-        result.requests.to_csv(requests, index=False)
+        write_table(result.requests, requests)
+    if recorder is not None and timeline is not None:
+        recorder.write_timeline(timeline, result.run.journal)
+    if recorder is not None and series is not None:
+        write_table(recorder.series(grid, result.kv_room_bytes), series)
     if json_file != STDOUT:
         stdout_console().print(simulation_report(asked, summary))

@@ -12,6 +12,7 @@ from simulator.des.instance import InstanceSpec
 from simulator.des.kv_cache import KvSpace
 from simulator.des.metrics import Price, SimulationResult, warmup_count
 from simulator.des.prefix_cache import BLOCK_TOKENS, StatePolicy, Tier
+from simulator.des.recorder import Recorder
 from simulator.des.run import Cluster, ClusterSpec, PoolSpec, Progress
 from simulator.des.scenario import Deployment, Pool, PrefixCacheKeys, Scenario, ScenarioError
 from simulator.des.workload import Requests, make_requests
@@ -22,11 +23,18 @@ from simulator.model.memory import plan_memory
 from simulator.model.presets import load_model
 
 
-def simulate(scenario: Scenario, *, seed: int | None = None, progress: Progress | None = None) -> SimulationResult:
+def simulate(
+    scenario: Scenario,
+    *,
+    seed: int | None = None,
+    progress: Progress | None = None,
+    recorder: Recorder | None = None,
+) -> SimulationResult:
     """Play the scenario's workload on its deployment.
 
     seed: overrides the scenario's; the same seed gives the same result bit for bit.
     progress: called with (requests ended, requests in all) about a hundred times.
+    recorder: is told of every step.
     Raises ScenarioError, or another ValueError of one sentence, for what cannot be simulated.
     """
     deployment = scenario.deployment
@@ -40,7 +48,8 @@ def simulate(scenario: Scenario, *, seed: int | None = None, progress: Progress 
     seeds = np.random.SeedSequence(scenario.seed if seed is None else seed)
     workload_seed, router_seed = seeds.spawn(2)
     requests = make_requests(scenario.workload, workload_seed)
-    return play(scenario, deployment, model, profiles, requests, np.random.default_rng(router_seed), progress)
+    rng = np.random.default_rng(router_seed)
+    return play(scenario, deployment, model, profiles, requests, rng, progress, recorder)
 
 
 def play(
@@ -51,6 +60,7 @@ def play(
     requests: Requests,
     rng: np.random.Generator,
     progress: Progress | None = None,
+    recorder: Recorder | None = None,
 ) -> SimulationResult:
     """Run prepared requests on a deployment; `profiles` are keyed "gpu@stack"."""
     if deployment.prefix_cache is not None and requests.blocks is None:
@@ -93,7 +103,7 @@ def play(
         layers=len(model.layers),
     )
     warmup = warmup_count(scenario.warmup_fraction, len(requests))
-    run = Cluster(spec, requests, rng, warmup, progress).run()
+    run = Cluster(spec, requests, rng, warmup, progress, recorder).run()
     priced = prices if len(prices) == len(pools) else None
     return SimulationResult(spec, run, scenario.slo, priced, tuple(dict.fromkeys(assumptions)))
 

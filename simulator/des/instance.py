@@ -85,6 +85,7 @@ class Instance:
     ended: called with each request that has emitted its last token.
     hand_over: called with each prefilled sequence that still has tokens to emit; None where it decodes here.
     fetch: starts a KV transfer to a rank of this instance; `deliver` is called when it is done.
+    observe: called at each step's end with the instance, the step's start, its prompt tokens and decoded sequences.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Instance:
         ended: Callable[[int], None],
         hand_over: Callable[[Handover], None] | None = None,
         fetch: Callable[[Handover, Instance, Rank], None] | None = None,
+        observe: Callable[[Instance, float, int, int], None] | None = None,
     ) -> None:
         self.env = env
         self.index = index
@@ -113,6 +115,7 @@ class Instance:
         self._ended = ended
         self._hand_over = hand_over
         self._fetch = fetch
+        self._observe = observe
         self._sequences = 0
         self._prefilling = 0
         self._fraction = 0.0
@@ -232,6 +235,18 @@ class Instance:
             self._settle_kv()
             if self._incoming:
                 self._accept()
+            if self._observe is not None:
+                self._observe(self, self._step_start_s, sum(new for _, _, new in chunks), size if decodes else 0)
+
+    @property
+    def waiting_count(self) -> int:
+        """Prompts not begun, and prefilled sequences that wait for room."""
+        return len(self.waiting) + len(self._recompute) + len(self._incoming)
+
+    @property
+    def kv_bytes(self) -> float:
+        """KV held, over all ranks, as it stood at the last step's end. [B of one accelerator]"""
+        return self._kv_bytes
 
     def _join_delivered(self) -> None:
         journal = self.journal

@@ -14,6 +14,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from simulator.des.cost import Cost, PoolCost, cost_of
 from simulator.des.journal import Status, Usage
 from simulator.des.run import ClusterSpec, PoolSpec, Run
-from simulator.des.scenario import Slo
+from simulator.des.scenario import ScenarioError, Slo
 
 PERCENTILES = (50, 90, 95, 99)
 METRICS = ("ttft_s", "tpot_s", "e2e_s", "tok_s_per_user")
@@ -125,6 +126,11 @@ class SimulationResult:
                 "cached_tokens": journal.cached_tokens,
             }
         )
+
+    @property
+    def kv_room_bytes(self) -> dict[str, float]:
+        """KV room of one instance by pool, over its ranks. [B of one accelerator]"""
+        return {p.name: p.instance.kv.capacity_bytes * p.instance.ranks for p in self.spec.pools}
 
     @cached_property
     def measured(self) -> NDArray[np.bool_]:
@@ -299,6 +305,17 @@ class SimulationResult:
             "cost": None if cost is None else cost.to_json(),
             "assumptions": list(self.assumptions),
         }
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Parquet where the suffix says so (needs pyarrow), CSV otherwise."""
+    if path.suffix.lower() != ".parquet":
+        table.to_csv(path, index=False)
+        return
+    try:
+        table.to_parquet(path, index=False)
+    except ImportError:
+        raise ScenarioError(f"{path}: Parquet needs pyarrow; install it, or give a file that ends in .csv") from None
 
 
 def _share(part: float, whole: float) -> float:

@@ -13,6 +13,7 @@ import simpy
 
 from simulator.des.instance import Handover, Instance, InstanceSpec
 from simulator.des.journal import Journal, Status, Usage
+from simulator.des.recorder import Recorder, Step
 from simulator.des.router import make_router
 from simulator.des.scenario import Transfer
 from simulator.des.transfer import Interconnect
@@ -92,6 +93,7 @@ class Cluster:
         rng: np.random.Generator,
         warmup: int = 0,
         progress: Progress | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self.env = env = simpy.Environment()
         self.spec = spec
@@ -119,6 +121,7 @@ class Cluster:
                 deque() if self._shared_queue is None else self._shared_queue,
                 self._finish,
                 hand_over,
+                observe=_observer(recorder, env, spec.entry.name),
             )
             for i in range(spec.entry.count)
         ]
@@ -134,7 +137,16 @@ class Cluster:
                 spec.entry.gpus * spec.entry.instance.nic_bandwidth,
             )
             self.decode = [
-                Instance(env, i, spec.decode.instance, journal, deque(), self._finish, fetch=self.links.fetch)
+                Instance(
+                    env,
+                    i,
+                    spec.decode.instance,
+                    journal,
+                    deque(),
+                    self._finish,
+                    fetch=self.links.fetch,
+                    observe=_observer(recorder, env, spec.decode.name),
+                )
                 for i in range(spec.decode.count)
             ]
             self._pick_decode = make_router(decode_picks, self.decode, rng)
@@ -233,6 +245,32 @@ class Cluster:
         if self.spec.decode is not None:
             usage[self.spec.decode.name] = [instance.usage() for instance in self.decode]
         return Snapshot(self.env.now, usage)
+
+
+def _observer(
+    recorder: Recorder | None, env: simpy.Environment, pool: str
+) -> Callable[[Instance, float, int, int], None] | None:
+    """Writes the steps of a pool's instances to the recorder."""
+    if recorder is None:
+        return None
+    steps = recorder.steps
+
+    def observe(instance: Instance, start_s: float, prompt_tokens: int, sequences: int) -> None:
+        steps.append(
+            Step(
+                pool,
+                instance.index,
+                start_s,
+                env.now,
+                prompt_tokens,
+                sequences,
+                instance.batch.size,
+                instance.waiting_count,
+                instance.kv_bytes,
+            )
+        )
+
+    return observe
 
 
 def _hopeless(spec: ClusterSpec, requests: Requests) -> tuple[list[int], list[str]]:
