@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := pyproject.toml .ci/install.py .ci/constraints-cpu.txt
 
-.PHONY: plan app test lint format bench-des clean
+.PHONY: plan app test lint format bench-des bench-accuracy clean
 
 plan: $(VENV)/.base  ## rank cluster designs for the default scenario; ARGS="..." passes options on
 	@$(BIN)/moeplan plan $(ARGS)
@@ -26,6 +26,10 @@ format: $(VENV)/.dev
 
 bench-des: $(VENV)/.dev  ## requests per second and memory of the discrete-event model
 	@for n in 10000 100000 1000000; do $(BIN)/python -m benchmarks.des --requests $$n; done
+
+bench-accuracy: $(VENV)/.dev  ## held-out errors on measured serving points: make bench-accuracy POINTS=points.csv
+	@test -n "$(POINTS)" || { echo "give the measured points: make bench-accuracy POINTS=points.csv" >&2; exit 2; }
+	$(BIN)/python -m benchmarks.accuracy "$(POINTS)" $(ARGS)
 
 $(VENV)/.base: $(SETUP)
 	@$(PYTHON) .ci/install.py base

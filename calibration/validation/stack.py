@@ -68,6 +68,10 @@ LEVEL_SHARE = {
     "family+disaggregated": 0.4,
     "disaggregated": 0.4,
     "gpu+engine+model": 0.5,
+    "family+precision": 0.4,  # other kernels
+    "attention": 0.4,  # data-parallel ranks wait for each other
+    "family+attention": 0.4,
+    "gpu+engine+model+attention": 0.4,
 }
 FAMILIES = (("tensorrt", "trtllm"), ("trt", "trtllm"), ("sglang", "sglang"), ("vllm", "vllm"), ("atom", "atom"))
 
@@ -82,10 +86,21 @@ def family_of(engine: str) -> str:
     return next((family for part, family in FAMILIES if part in word), word)
 
 
+def bits_of(precision: str) -> str:
+    """The kind of kernels that a precision label means.
+
+    >>> bits_of("NVFP4"), bits_of("FP8"), bits_of("")
+    ('fp4', 'fp8', 'unknown')
+    """
+    label = precision.upper()
+    return next((kind.lower() for kind in ("FP4", "INT4", "BF16", "FP8") if kind in label), "unknown")
+
+
 def levels_of(point: Point, hardware: HardwareProfile) -> tuple[str, ...]:
     """The levels that a point belongs to, as 'level=value'."""
     part, family, model = hardware.accelerator, family_of(point.engine), preset_of(point.model)
     mode = "disaggregated" if point.disaggregated else "colocated"
+    attention = "data parallel" if point.decode.data_parallel else "tensor parallel"
     values = {
         "all": "",
         "family": family,
@@ -99,6 +114,10 @@ def levels_of(point: Point, hardware: HardwareProfile) -> tuple[str, ...]:
         "family+disaggregated": f"{family}+{mode}",
         "disaggregated": mode,
         "gpu+engine+model": f"{hardware.name}+{point.engine}+{model}",
+        "family+precision": f"{family}+{bits_of(point.precision)}",
+        "attention": attention,
+        "family+attention": f"{family}+{attention}",
+        "gpu+engine+model+attention": f"{hardware.name}+{point.engine}+{model}+{attention}",
     }
     return tuple(f"{level}={value}" for level, value in values.items())
 

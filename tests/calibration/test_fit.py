@@ -1,0 +1,111 @@
+"""The fit finds the parameters that made synthetic times; gates throw out what physics forbids."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from calibration.fit import Measured, Parameters, Work, dtypes_of, fit
+from calibration.gates import copied_from, data_sheets_agree, gate_rows
+from calibration.op_families import gemm, measurements, power_law_counts
+from hw_profiles.catalog import load
+from hw_profiles.efficiency import OpClass
+from hw_profiles.profile import HardwareProfile
+from simulator.model.roofline import op_seconds
+
+B200 = load("b200_sxm")
+
+
+def shapes() -> pd.DataFrame:
+    rows = [
+        ("bfloat16" if i % 2 else "fp8_block", m, n, k)
+        for i, (n, k) in enumerate([(7168, 2048), (4096, 7168), (7168, 16384), (8192, 8192)])
+        for m in (1, 16, 64, 256, 512, 1024, 2048, 4096, 8192, 16384)
+    ]
+    return pd.DataFrame(rows, columns=["gemm_dtype", "m", "n", "k"])
+
+
+def with_rates(**changes: object) -> HardwareProfile:
+    from dataclasses import replace
+
+    efficiency = B200.efficiency
+    rates = efficiency.classes[OpClass.DENSE_GEMM].model_copy(update=changes)
+    classes = {**efficiency.classes, OpClass.DENSE_GEMM: rates}
+    return replace(B200, efficiency=efficiency.model_copy(update={"classes": classes}))
+
+
+def timed(frame: pd.DataFrame, truth: HardwareProfile) -> pd.DataFrame:
+    seconds = [sum(op_seconds(op, truth) for op in ops) for _, ops in gemm(frame, truth)]
+    return frame.assign(latency=np.array(seconds) * 1e3)
+
+
+def test_fit_recovers_the_rates_that_made_the_times() -> None:
+    truth = with_rates(
+        matrix_fraction=0.6, matrix_fraction_by={"fp8": 0.45}, memory_fraction=0.8, latency_s=5e-6, exponent=2.5
+    )
+    measured = measurements("gemm", timed(shapes(), truth), B200)
+    start = Parameters.of(B200.efficiency.classes, dtypes_of(measured))
+    found = fit(Work.of(measured, B200, start), start, {OpClass.DENSE_GEMM})
+    at = found.parameters.value
+    assert at("matrix_fraction", OpClass.DENSE_GEMM, "bf16") == pytest.approx(0.6, rel=0.03)
+    assert at("matrix_fraction", OpClass.DENSE_GEMM, "fp8") == pytest.approx(0.45, rel=0.03)
+    assert at("memory_fraction", OpClass.DENSE_GEMM) == pytest.approx(0.8, rel=0.03)
+    assert at("latency_s", OpClass.DENSE_GEMM) == pytest.approx(5e-6, rel=0.05)
+    assert np.median(np.abs(found.held_out)) < 0.02
+
+
+def test_work_prices_ops_as_the_simulator_does() -> None:
+    measured = measurements("gemm", timed(shapes(), B200), B200)
+    start = Parameters.of(B200.efficiency.classes, dtypes_of(measured))
+    predicted = Work.of(measured, B200, start).seconds(start.logs)
+    assert predicted == pytest.approx([one.seconds for one in measured], rel=1e-9)
+
+
+def gated(frame: pd.DataFrame) -> tuple[list[Measured], set[str]]:
+    kept, rejected = gate_rows("gemm", frame, measurements("gemm", frame, B200), B200)
+    return kept, {one.rule for one in rejected}
+
+
+def test_honest_times_pass_the_gates() -> None:
+    frame = timed(shapes(), B200)
+    kept, rules = gated(frame)
+    assert len(kept) == len(frame)
+    assert rules == set()
+
+
+def test_times_below_the_data_sheet_are_thrown_out() -> None:
+    frame = timed(shapes(), B200)
+    frame.loc[9, "latency"] *= 0.1  # 16,384 rows: far above the matrix peak
+    kept, rules = gated(frame)
+    assert "faster than the data sheet" in rules
+    assert len(kept) == len(frame) - 1
+
+
+def test_a_table_several_times_too_slow_is_thrown_out() -> None:
+    frame = timed(shapes(), B200).assign(kernel_source="good")
+    slow = frame.assign(kernel_source="slow", latency=frame["latency"] * 6)
+    kept, rules = gated(pd.concat([frame, slow], ignore_index=True))
+    assert rules == {"slow table"}
+    assert len(kept) == len(frame)
+
+
+def test_less_time_for_more_work_is_thrown_out() -> None:
+    frame = timed(shapes(), B200)
+    frame.loc[7, "latency"] = frame.loc[6, "latency"] * 0.5
+    kept, _ = gated(frame)
+    assert len(kept) == len(frame) - 1
+
+
+def test_copies_are_found_and_judged_by_data_sheets() -> None:
+    frame = timed(shapes(), B200)
+    assert copied_from(frame, {"gb200": frame.copy()}) == "gb200"
+    assert copied_from(frame, {"gb200": frame.assign(latency=frame["latency"] * 1.01)}) is None
+    assert not data_sheets_agree(load("h100_sxm"), load("h200_sxm"))
+    assert data_sheets_agree(load("b200_sxm"), load("b200_sxm"))
+
+
+def test_power_law_counts_add_up_and_are_uneven() -> None:
+    counts = power_law_counts(8192.0, 256, 1.2, 800.0)
+    assert counts.sum() == pytest.approx(8192.0)
+    assert counts.max() > 20 * np.median(counts)

@@ -1,0 +1,109 @@
+"""Equilibria against the simulator's own step times, Little's law, and each other; the whole way from a file."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from calibration.validation.balance import balance
+from calibration.validation.run import predictions, prepare, report
+from calibration.validation.stack import NOTHING_FITTED, PARAMETERS, StackFit, shipped, values
+from calibration.validation.steps import hardware_of, parallelism_of
+from calibration.validation.variants import preset_of, variant
+from simulator.model.latency import StepLatency
+from simulator.model.step import DecodeLoad
+
+ROW: dict[str, Any] = {
+    "model": "DeepSeek-R1", "gpu": "mi355x", "engine": "elsewhere", "precision": "FP8", "n_gpu": 8, "isl": 1000,
+    "osl": 500, "concurrency": 64, "decode_parallel": "TP8", "tpot_ms": 20.0, "total_tok_s_per_gpu": 900.0,
+    "ttft_ms": 300.0,
+}  # fmt: skip
+SPLIT: dict[str, Any] = {
+    **ROW, "disaggregated": 1, "n_gpu": 24, "n_prefill_gpu": 8, "n_decode_gpu": 16,
+    "prefill_parallel": "1x(TP8)", "decode_parallel": "2x(TP8)",
+}  # fmt: skip
+# All kernels at their own rates, nothing hidden, no host: what StepLatency alone says.
+BARE = {"launch": 1.0, "memory": 1.0, "matrix": 1.0, "network": 1.0, "step_overhead_s": 1e-9}
+
+
+def fit_with(**given: float) -> StackFit:
+    shift = np.array([math.log(given[p.name] / p.assumed) if p.name in given else 0.0 for p in PARAMETERS])
+    return StackFit({"all=": shift}, {}, "test")
+
+
+def lines_of(*rows: dict[str, Any], fit: StackFit = NOTHING_FITTED) -> pd.DataFrame:
+    return predictions(prepare(pd.DataFrame(rows)), fit)
+
+
+def test_decode_steps_are_those_of_the_simulator() -> None:
+    prepared = prepare(pd.DataFrame([{**ROW, "phase": "decode"}]))
+    assert prepared.loop is not None
+    step_s = balance(prepared.loop, fit_with(**BARE).theta(prepared.levels)).tpot_s[0]
+    hardware, cut = hardware_of("mi355x"), parallelism_of(prepared.steps[0].point.decode)
+    engine = StepLatency(variant("DeepSeek-R1", "FP8", "elsewhere", hardware, 1), hardware, cut)
+    own_s = engine.decode_s(DecodeLoad(64, 64 * 1250, (), 64)) - hardware.efficiency.step_overhead_s
+    assert step_s == pytest.approx(own_s, rel=0.01)
+
+
+@pytest.mark.parametrize("row", [ROW, SPLIT])
+def test_littles_law(row: dict[str, Any]) -> None:
+    """Requests in the system are throughput times residence."""
+    found = lines_of(row).set_index("metric")["predicted"]
+    rate = found["total_tok_s_per_gpu"] * row["n_gpu"] / (row["isl"] + row["osl"])
+    residence_s = found["ttft_ms"] / 1e3 + (row["osl"] - 1) * found["tpot_ms"] / 1e3
+    assert rate * residence_s == pytest.approx(row["concurrency"], rel=0.08)
+
+
+def test_more_users_are_slower_each_and_faster_together() -> None:
+    for row in (ROW, SPLIT):
+        found = lines_of(*({**row, "concurrency": c} for c in (4, 16, 64, 256)))
+        for metric, sign in (("tpot_ms", 1), ("total_tok_s_per_gpu", 1)):
+            curve = found.loc[found["metric"] == metric, "predicted"].to_numpy()
+            assert (np.diff(curve) * sign > 0).all(), (metric, curve)
+
+
+def test_drafts_help_by_the_tokens_they_bring() -> None:
+    """Tokens per step are (1 - p^4) / (1 - p) with three drafts."""
+    row = {**ROW, "spec_decode": "MTP", "phase": "decode"}
+    slow, fast = (
+        lines_of(row, fit=fit_with(acceptance=a)).set_index("metric")["predicted"]["tpot_ms"] for a in (0.5, 0.8)
+    )
+    chances = [values(fit_with(acceptance=a).theta([("all=",)]))["acceptance"][0] for a in (0.5, 0.8)]
+    tokens = [(1 - p**4) / (1 - p) for p in chances]
+    assert slow / fast == pytest.approx(tokens[1] / tokens[0], rel=1e-6)
+
+
+def test_rates_per_pool_where_both_are_given() -> None:
+    row = {**SPLIT, "output_tok_s_per_gpu": 100.0, "input_tok_s_per_gpu": 400.0}
+    found = lines_of(row).set_index("metric")["predicted"]
+    total = found["output_tok_s_per_gpu"] * 16 + found["input_tok_s_per_gpu"] * 8
+    assert total == pytest.approx(found["total_tok_s_per_gpu"] * 24, rel=1e-9)
+
+
+def test_nothing_is_dropped_silently() -> None:
+    frame = pd.DataFrame([ROW, {**ROW, "model": "Unheard-Of-7B"}, {**ROW, "concurrency": None}])
+    prepared = prepare(frame)
+    answer = report(prepared, predictions(prepared, NOTHING_FITTED))
+    assert answer["predicted"] == 1
+    assert answer["coverage_of_points"] == pytest.approx(1 / 3)
+    assert [one["row"] for one in answer["unpredicted"]] == [1, 2]  # type: ignore[index,attr-defined]
+
+
+def test_bands_hold_the_prediction_and_widen_away_from_what_was_fitted() -> None:
+    fit = shipped()
+    found = lines_of({**ROW, "engine": "SGLang"}, {**ROW, "engine": "SGLang", "gpu": "a100_sxm"}, fit=fit)
+    assert (found["p10"] < found["predicted"]).all()
+    assert (found["predicted"] < found["p90"]).all()
+    tpot = found[found["metric"] == "tpot_ms"]
+    assert list(tpot["situation"]) == ["known", "new accelerator"]
+    width = (tpot["p90"] / tpot["p10"]).to_numpy()
+    assert width[1] > width[0]
+
+
+def test_names_of_models() -> None:
+    assert preset_of("deepseek-ai/DeepSeek-V3.1-Terminus") == "deepseek-v3"
+    assert preset_of("GLM-5.2") == "glm-5.2"
