@@ -70,13 +70,35 @@ class SharedPrefix(Strict):
     groups: Count = 1
 
 
+class Diurnal(Strict):
+    """A day's curve of the arrival rate: a cosine from `rate` at its peak to trough * rate half a period later."""
+
+    trough: Annotated[FiniteFloat, Field(gt=0, le=1)] = 0.4
+    period_s: Positive = 86_400.0
+    peak_s: NonNegative = 43_200.0  # when the first peak comes
+    growth_per_day: NonNegative = 0.0  # 0.01: the whole curve rises by 1% a day
+
+
+class Bursts(Strict):
+    """Spells of `rate` between spells of quiet * rate, exponential in length (a Markov-modulated Poisson process)."""
+
+    quiet: Annotated[FiniteFloat, Field(gt=0, lt=1)] = 0.25
+    burst_s: Positive = 10.0  # mean length of a burst
+    quiet_s: Positive = 60.0  # mean time between bursts
+
+
 class OpenLoop(Strict):
-    """Arrivals that do not wait for answers: Poisson, or Gamma with `burstiness` (squared variation) above 1."""
+    """Arrivals that do not wait for answers: Poisson, or Gamma with `burstiness` (squared variation) above 1.
+
+    With `diurnal` or `bursts` the rate changes, and `rate` is the highest of it.
+    """
 
     kind: Literal["open_loop"] = "open_loop"
     rate: Positive  # requests per second
     requests: Count = 2000
     burstiness: Positive = 1.0
+    diurnal: Diurnal | None = None
+    bursts: Bursts | None = None
     prompt: Lengths
     output: Lengths
     shared_prefix: SharedPrefix | None = None  # counted in the prompt's length; matters to a prefix cache

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.des.arrivals import change_time
 from simulator.des.prefix_cache import BLOCK_TOKENS
 from simulator.des.scenario import ClosedLoop, Lengths, OpenLoop, SharedPrefix, Workload
 from simulator.des.traces import read_trace
@@ -64,6 +65,14 @@ def draw_arrivals(rate: float, burstiness: float, count: int, rng: np.random.Gen
     return np.cumsum(gaps)
 
 
+def _open_arrivals(workload: OpenLoop, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Send times of an open loop. [s]"""
+    if workload.diurnal is None and workload.bursts is None:
+        return draw_arrivals(workload.rate, workload.burstiness, workload.requests, rng)
+    ticks = draw_arrivals(1.0, workload.burstiness, workload.requests, rng)
+    return change_time(ticks, workload.rate, workload.diurnal, workload.bursts, int(rng.integers(2**62)))
+
+
 def draw_blocks(prefix: SharedPrefix, prompts: NDArray[np.int64], rng: np.random.Generator) -> list[tuple[int, ...]]:
     """Block ids of prompts that begin with the prefix of a group drawn at random; all other blocks are unique.
 
@@ -90,7 +99,7 @@ def make_requests(workload: Workload, seed: np.random.SeedSequence) -> Requests:
         return Requests(
             lengths,
             draw_lengths(workload.output, workload.requests, outputs),
-            arrival_s=draw_arrivals(workload.rate, workload.burstiness, workload.requests, arrivals),
+            arrival_s=_open_arrivals(workload, arrivals),
             blocks=draw_blocks(workload.shared_prefix, lengths, prefixes) if workload.shared_prefix else None,
         )
     if isinstance(workload, ClosedLoop):
