@@ -158,7 +158,7 @@ def replay(
     backend = _backend(subject, form)
     with contextlib.closing(backend):
         warm_up(backend, 2)
-        result = run(backend, _trace(traffic), seed=seed, progress=progress and (lambda d, n: progress(form, d, n)))
+        result = run(backend, trace_of(traffic), seed=seed, progress=progress and (lambda d, n: progress(form, d, n)))
     steps: list[StepRecord] = []
     records: Any = backend.step_records  # type: ignore[attr-defined]
     for one in records.values() if isinstance(records, dict) else [records]:
@@ -190,7 +190,7 @@ def _backend(subject: Subject, form: Form) -> Backend:
     return spec.build() if form == "colocated" else DisaggregatedEngine(spec, DisaggregatedConfig())
 
 
-def _trace(traffic: Traffic) -> list[TraceRequest]:
+def trace_of(traffic: Traffic) -> list[TraceRequest]:
     from runtime.trace import TraceRequest
 
     columns = (traffic.arrival_s.tolist(), traffic.prompt_tokens.tolist(), traffic.output_tokens.tolist())

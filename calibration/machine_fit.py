@@ -25,6 +25,7 @@ STACK = "moeplan"
 FEWEST_ROWS = 4  # of a class: it has as many parameters
 FEWEST_STEPS = 30
 CONTRADICTION = 4.0  # ratio of two times of the same work
+CONTRADICTING_SHARE = 0.2  # of the work that was measured more than once
 FASTEST = 0.9  # of the time at peak: clocks may exceed the data sheet by less
 LONGEST_FLOOR_S = 5e-3  # ops of plain PyTorch on a CPU are many calls each
 
@@ -121,10 +122,10 @@ def _base(measured: Measurements) -> HardwareProfile:
 
 
 def _gated(measured: Measurements, hardware: HardwareProfile) -> tuple[list[Measured], list[tuple[str, str]]]:
-    """Ops that physics allows; two very different times of the same work refuse the whole file."""
+    """Ops that physics allows. Where many pieces of work have two very different times, the file is refused."""
     kept: list[Measured] = []
     rejected: list[tuple[str, str]] = []
-    times: dict[object, tuple[str, float]] = {}
+    times: dict[tuple[str, str], list[tuple[str, float]]] = {}
     for row in measured.usable:
         if not row.ops:
             continue
@@ -132,14 +133,17 @@ def _gated(measured: Measurements, hardware: HardwareProfile) -> tuple[list[Meas
         if row.seconds < FASTEST * floor:
             rejected.append((row.key, "faster than its FLOPs at peak"))
             continue
-        work = (row.family, repr(row.ops))
-        other, seconds = times.setdefault(work, (row.key, row.seconds))
-        if max(seconds / row.seconds, row.seconds / seconds) > CONTRADICTION and row.family != "linear":
-            raise FitError(
-                f"'{row.key}' took {row.seconds * 1e6:.0f} us and '{other}', the same work, {seconds * 1e6:.0f} us; "
-                "the machine was busy with something else: measure again"
-            )
+        times.setdefault((row.family, repr(row.ops)), []).append((row.key, row.seconds))
         kept.append(Measured(row.family, row.ops, row.seconds, row.key))
+    repeated = [sorted(same, key=lambda pair: pair[1]) for same in times.values() if len(same) > 1]
+    apart = [same for same in repeated if same[-1][1] > CONTRADICTION * same[0][1]]
+    if len(apart) > CONTRADICTING_SHARE * len(repeated):
+        (fast, low), (slow, high) = apart[0][0], apart[0][-1]
+        raise FitError(
+            f"{len(apart)} of {len(repeated)} pieces of work that were measured more than once contradict themselves: "
+            f"'{fast}' took {low * 1e6:.0f} us and '{slow}', the same work, {high * 1e6:.0f} us; the machine was busy "
+            "with something else: measure again"
+        )
     return kept, rejected
 
 
