@@ -142,9 +142,8 @@ class Work:
         largest = times.max(axis=1, keepdims=True)  # scaled by it, powers do not underflow
         scaled = np.divide(times, largest, out=np.zeros_like(times), where=largest > 0)
         norm = largest[:, 0] * np.power(np.power(scaled, exponent[:, None]).sum(axis=1), 1 / exponent)
-        return np.bincount(
-            self.owner, weights=self.count * (latency * self.hops + norm), minlength=len(self.log_seconds)
-        )
+        work: Array = self.count * (latency * self.hops + norm)
+        return np.bincount(self.owner, weights=work, minlength=len(self.log_seconds)).astype(np.float64)
 
 
 def dtypes_of(measured: Sequence[Measured]) -> dict[OpClass, set[str]]:

@@ -99,7 +99,7 @@ def _describe(frame: pd.DataFrame, kept: Sequence[Measured], hardware: HardwareP
     kinds = [c for c in KINDS if c in rows]
     out["kind"] = _joined(rows, kinds) if kinds else "all"
     for axis in (c for c in GROWS if c in rows):
-        rest = [c for c in rows if c != axis and c not in NOT_SHAPE and not c.endswith(("_us", "_gbps"))]
+        rest = [c for c in map(str, rows) if c != axis and c not in NOT_SHAPE and not c.endswith(("_us", "_gbps"))]
         out[f"series {axis}"] = _joined(rows, rest)
     return out
 

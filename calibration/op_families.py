@@ -45,9 +45,14 @@ MOE_DTYPE: dict[str, tuple[WeightDtype, WeightDtype]] = {
 }
 
 
+def _each(frame: pd.DataFrame) -> Iterator[Any]:
+    """Rows as named tuples; what the columns hold is the table's affair."""
+    return iter(frame.itertuples())
+
+
 def gemm(frame: pd.DataFrame, _: HardwareProfile) -> Rows:
     """Block-scaled FP8 where the stack has it (what checkpoints ship), per-tensor FP8 left out; and bf16."""
-    for row in frame[frame["gemm_dtype"].isin(["bfloat16", "fp8_block"])].itertuples():
+    for row in _each(frame[frame["gemm_dtype"].isin(["bfloat16", "fp8_block"])]):
         linear = Linear("gemm", row.k, row.n, GEMM_DTYPE[row.gemm_dtype])
         yield row, (linear_op(linear, row.m),)
 
@@ -67,7 +72,7 @@ def moe(frame: pd.DataFrame, _: HardwareProfile) -> Rows:
     """Whole experts on one rank (moe_ep_size 1: other sizes count tokens differently by framework), loads by power
     law; `balanced` rows of two frameworks touch fewer experts than they say."""
     rows = frame[(frame["moe_ep_size"] == 1) & (frame["distribution"] == "power_law_1.2")]
-    for row in rows[rows["moe_dtype"].isin(list(MOE_DTYPE))].itertuples():
+    for row in _each(rows[rows["moe_dtype"].isin(list(MOE_DTYPE))]):
         storage, operand = MOE_DTYPE[row.moe_dtype]
         ffn = _experts(row, storage, operand)
         choices = float(row.num_tokens * row.topk)
@@ -83,7 +88,7 @@ def _experts(row: Any, storage: WeightDtype, operand: WeightDtype) -> MoeSpec:
 def megamoe(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows:
     """One fused kernel over moe_ep_size ranks. The busiest rank binds; imbalance of sampled loads is not counted, so
     only balanced rows are used."""
-    for row in frame[frame["distribution"] == "balanced"].itertuples():
+    for row in _each(frame[frame["distribution"] == "balanced"]):
         ffn = _experts(row, "fp4", "fp8")
         cut = Cut.of(Parallelism(dp=row.moe_ep_size, ep=row.moe_ep_size), hardware)
         held = row.num_experts / row.moe_ep_size
@@ -115,7 +120,7 @@ def _prefill_reads(attention: AttentionSpec, batch: int, new: int, past: int) ->
 
 
 def generation_mla(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows:
-    for row in frame.itertuples():
+    for row in _each(frame):
         attention = _mla(row.kv_cache_dtype)
         reads = _decode_reads(attention, row.batch_size, row.step + 1)
         cut = _cut(row.num_heads, attention.heads, hardware)
@@ -124,7 +129,7 @@ def generation_mla(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows:
 
 def context_mla(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows:
     """Prompts shorter than a tile are decode in disguise and left out."""
-    for row in frame[frame["isl"] >= SHORTEST_PROMPT].itertuples():
+    for row in _each(frame[frame["isl"] >= SHORTEST_PROMPT]):
         attention = _mla(row.kv_cache_dtype)
         reads = _prefill_reads(attention, row.batch_size, row.isl, row.step)
         cut = _cut(row.num_heads, attention.heads, hardware)
@@ -144,7 +149,7 @@ def _gqa(row: Any) -> AttentionSpec:
 
 def generation_attention(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows:
     cut = Cut.of(Parallelism(), hardware)
-    for row in frame[frame["attn_dtype"] == "bfloat16"].itertuples():
+    for row in _each(frame[frame["attn_dtype"] == "bfloat16"]):
         attention = _gqa(row)
         reads = _decode_reads(attention, row.batch_size, row.step + 1)
         yield row, tuple(decode_core_ops(attention, row.batch_size, 1, reads, cut))
@@ -152,7 +157,7 @@ def generation_attention(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows
 
 def context_attention(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows:
     cut = Cut.of(Parallelism(), hardware)
-    for row in frame[frame["attn_dtype"] == "bfloat16"].itertuples():
+    for row in _each(frame[frame["attn_dtype"] == "bfloat16"]):
         attention = _gqa(row)
         reads = _prefill_reads(attention, row.batch_size, row.isl, row.step)
         new = float(row.batch_size * row.isl)
@@ -172,7 +177,7 @@ def _v4_rows(row: Any, layer: LayerSpec, model: ModelSpec, rows: float, cut: Cut
 
 
 def v4_generation(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows:
-    for row in frame.itertuples():
+    for row in _each(frame):
         layer = _v4_layer(row.model, row.compress_ratio)
         model = _model("deepseek-v4-pro" if "Pro" in row.model else "deepseek-v4-flash")
         cut = _cut(row.num_heads, layer.attention.heads, hardware)
@@ -182,7 +187,7 @@ def v4_generation(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows:
 
 
 def v4_context(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows:
-    for row in frame.itertuples():
+    for row in _each(frame):
         layer = _v4_layer(row.model, row.compress_ratio)
         model = _model("deepseek-v4-pro" if "Pro" in row.model else "deepseek-v4-flash")
         cut = _cut(row.num_heads, layer.attention.heads, hardware)
@@ -195,7 +200,7 @@ def v4_context(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows:
 
 def mhc(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows:
     """One of the two mHC ops of both sites of a layer."""
-    for row in frame.itertuples():
+    for row in _each(frame):
         model = _model("deepseek-v4-pro" if row.hidden_size == 7168 else "deepseek-v4-flash")
         cut = Cut.of(Parallelism(), hardware)
         layer = replace(model.layers[-1], ffn=NO_FFN)
@@ -205,14 +210,14 @@ def mhc(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows:
 
 def nccl(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows:
     """All-gather and reduce-scatter inside a domain; the stacks' own kernels run the all-reduce."""
-    for row in frame[frame["op_name"].isin(["all_gather", "reduce_scatter"])].itertuples():
+    for row in _each(frame[frame["op_name"].isin(["all_gather", "reduce_scatter"])]):
         group = Group(row.num_gpus, hardware.scale_up_domain)
         yield row, tuple(all_gather("gather", float(row.message_size * ELEMENT_BYTES), group))
 
 
 def custom_allreduce(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows:
     rows = frame[~frame["kernel_source"].astype(str).str.endswith("eager")]
-    for row in rows[rows["num_gpus"] <= hardware.scale_up_domain].itertuples():
+    for row in _each(rows[rows["num_gpus"] <= hardware.scale_up_domain]):
         group = Group(row.num_gpus, hardware.scale_up_domain)
         yield row, tuple(all_reduce("all-reduce", float(row.message_size * ELEMENT_BYTES), group))
 
@@ -220,7 +225,7 @@ def custom_allreduce(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows:
 def deepep(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows:
     """Dispatch and combine of one node, newest version only (older tables are copies of each other)."""
     rows = frame[(frame["node_num"] == 1) & (frame["db_version"] == frame["db_version"].max())]
-    for row in rows[rows["num_topk"] > 1].itertuples():
+    for row in _each(rows[rows["num_topk"] > 1]):
         group = Group(NODE, max(NODE, hardware.scale_up_domain))
         remote = copies_per_rank(row.num_topk, NODE) * (NODE - 1) / NODE * row.num_token * row.hidden_size
         out = all_to_all("dispatch", remote * INPUT_BYTES["fp8"], 0.0, group)
