@@ -4,8 +4,8 @@
 
 Splits: random halves of the configurations; each accelerator left out; each engine left out, and each family of them
 (SGLang with Dynamo+SGLang); all disaggregated rows left out (fit on colocated ones). Older runs of a configuration are
-left out of fits and scores alike (their notes say so): software moved on. Bands of a split use the spread of the residuals of its other folds, never its own.
-"""
+left out of fits and scores alike (their notes say so): software moved on. Bands of a split use the spread of the
+residuals of its other folds, never its own.
 
 from __future__ import annotations
 
