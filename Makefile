@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := pyproject.toml .ci/install.py .ci/constraints-cpu.txt
 
-.PHONY: plan app test lint format bench-des bench-accuracy clean
+.PHONY: plan app test lint format bench-des bench-loop bench-accuracy clean
 
 plan: $(VENV)/.base  ## rank cluster designs for the default scenario; ARGS="..." passes options on
 	@$(BIN)/moeplan plan $(ARGS)
@@ -30,6 +30,9 @@ bench-des: $(VENV)/.dev  ## requests per second and memory of the discrete-event
 bench-accuracy: $(VENV)/.dev  ## held-out errors on measured serving points: make bench-accuracy POINTS=points.csv
 	@test -n "$(POINTS)" || { echo "give the measured points: make bench-accuracy POINTS=points.csv" >&2; exit 2; }
 	$(BIN)/python -m benchmarks.accuracy "$(POINTS)" $(ARGS)
+
+bench-loop: $(VENV)/.dev  ## a real replay on this machine against its simulation; ARGS="--requests 200"
+	$(BIN)/python -m benchmarks.loop $(ARGS)
 
 $(VENV)/.base: $(SETUP)
 	@$(PYTHON) .ci/install.py base

@@ -1,0 +1,130 @@
+"""Files of measurements: resumed, broken, of another machine, short of memory; and what is timed."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from calibration import measure as measure_module
+from calibration.device import DeviceError, Machine, detect
+from calibration.measure import measure
+from calibration.measurement import Journal, MeasurementError, Measurements, read
+from calibration.sweeps import Bench, Item, Preset, PresetError, preset_of
+from calibration.timer import Limits, Timer
+
+
+def test_every_op_class_of_the_model_is_measured(measured: Measurements) -> None:
+    classes = {row.ops[0].op_class.value for row in measured.usable if row.ops}
+    assert classes == {
+        "dense_gemm", "grouped_gemm", "attention_prefill", "attention_decode", "indexer", "elementwise",
+    }  # fmt: skip
+    families = {row.family for row in measured.usable}
+    assert families >= {"copy", "gemm", "launch", "handover", "step", "sampling", "compress", "mhc_pre", "router_gate"}
+    for row in measured.usable:
+        assert row.sample is not None
+        assert 0 < row.sample.p20_s <= row.sample.median_s <= row.sample.p80_s
+
+
+def test_a_captured_product_counts_its_own_shape(measured: Measurements) -> None:
+    """Query projection of the nano model on 4 rows: [4, 32] by [128, 32]."""
+    flops = {
+        op.flops["tf32"] for row in measured.family("linear") if row.key.startswith("decode of 4") for op in row.ops
+    }
+    assert 2.0 * 4 * 32 * 128 in flops
+
+
+def test_a_finished_file_is_left_as_it_is(
+    measured_file: Path, tiny_preset: Preset, this_machine: Machine, tmp_path
+) -> None:
+    copy = tmp_path / "copy.jsonl"
+    shutil.copy(measured_file, copy)
+    outcome = measure(this_machine, tiny_preset, copy)
+    assert outcome.measured == 0
+    assert outcome.resumed > 10
+    assert copy.read_bytes() == measured_file.read_bytes()
+
+
+def test_a_killed_run_goes_on(measured_file: Path, tiny_preset: Preset, this_machine: Machine, tmp_path: Path) -> None:
+    """The file ends in the middle of a line; what was whole is kept, the rest measured."""
+    whole = measured_file.read_text().splitlines(keepends=True)
+    cut = tmp_path / "cut.jsonl"
+    cut.write_text("".join(whole[:-30]) + whole[-30][:40])
+    outcome = measure(this_machine, tiny_preset, cut)
+    assert outcome.resumed > 0
+    assert outcome.measured > 0
+    again = read(cut)
+    assert again.broken == 1
+    assert {row.key for row in again.rows} == {row.key for row in read(measured_file).rows}
+
+
+def test_broken_lines_are_counted_and_left_out(measured_file: Path, tmp_path: Path) -> None:
+    lines = measured_file.read_text().splitlines()
+    lines[3:3] = ["{not json", "[1, 2]", '{"key": "no family"}', '{"key": "x", "family": "y", "unknown": 1}']
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text("\n".join(lines) + "\n")
+    assert read(broken).broken == 4
+    assert read(broken).rows == read(measured_file).rows
+
+
+def test_a_file_without_its_first_line_is_refused(measured_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "headless.jsonl"
+    path.write_text("\n".join(measured_file.read_text().splitlines()[1:]))
+    with pytest.raises(MeasurementError, match="does not tell the machine"):
+        read(path)
+    with pytest.raises(MeasurementError, match="does not exist"):
+        read(tmp_path / "nowhere.jsonl")
+
+
+def test_another_machines_file_is_not_continued(measured_file: Path, this_machine: Machine, measured) -> None:
+    other = dataclasses.replace(this_machine, name="h100_sxm")
+    with pytest.raises(MeasurementError, match="give another --output"):
+        Journal.open(measured_file, other, measured.configs)
+
+
+def test_what_does_not_fit_in_memory_is_recorded(
+    tiny_preset: Preset, this_machine: Machine, tmp_path: Path, monkeypatch
+) -> None:
+    """The largest shape asks for more memory than any machine has; the sweep goes on after it."""
+
+    def too_large():
+        torch.empty(1 << 60)
+        yield
+
+    plain = Bench.items
+
+    def items(self: Bench) -> list[Item]:
+        return [Item("too large", too_large), *plain(self)[:1]]
+
+    monkeypatch.setattr(measure_module.Bench, "items", items)
+    outcome = measure(this_machine, tiny_preset, tmp_path / "m.jsonl")
+    assert outcome.measured == 1
+    assert [(row.key, row.status) for row in outcome.without] == [("too large", "out of memory")]
+    on_file = {row.key: row.status for row in read(tmp_path / "m.jsonl").rows}
+    assert on_file["too large"] == "out of memory"
+
+
+def test_no_cuda_is_one_sentence() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(DeviceError, match="has no CUDA device; use --device cpu"):
+        detect("cuda")
+    with pytest.raises(DeviceError, match="'tpu' is not known"):
+        detect("tpu")
+
+
+def test_unknown_preset_names_the_known(this_machine: Machine) -> None:
+    with pytest.raises(PresetError, match="use quick or full"):
+        preset_of(this_machine, "tiny")
+
+
+def test_calls_take_turns_and_repeats_are_bounded() -> None:
+    made: list[int] = []
+    timer = Timer(torch.device("cpu"), Limits(limit_s=10.0, most=9))
+    sample = timer.sample([lambda: made.append(0), lambda: made.append(1)], flush=False)
+    assert 5 <= sample.repeats <= 9
+    assert made[:2] == [0, 1]  # warm-up
+    assert made[2:] == [i % 2 for i in range(sample.repeats)]
