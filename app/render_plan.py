@@ -115,7 +115,7 @@ def pool_text(label: str, pool: dict[str, Any]) -> str:
 
 def _legend(scenario: Scenario) -> str:
     return (
-        "P, D, C: prefill, decode, colocated. GPUs: all pools. tok/s/GPU: input + output tokens over all GPUs.\n"
+        "GPUs: all pools. tok/s/GPU: input + output tokens over all GPUs.\n"
         f"USD/Mtok: input and output blended, at {scenario.price_convention} prices.\n"
         "By: DES = re-run request by request in the discrete-event model; est. = steady-state estimate only."
     )

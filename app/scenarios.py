@@ -28,14 +28,18 @@ def with_changes(
     osl: int | None = None,
     ttft_s: float | None = None,
     tpot_s: float | None = None,
+    max_gpus: int | None = None,
     seed: int | None = None,
 ) -> Scenario:
     """`scenario` with what was given replaced. rate in requests/s, isl and osl in tokens."""
     changes: dict[str, Any] = {}
     if model is not None:
         changes["model"] = model
-    if gpus:
-        changes["search"] = scenario.search.model_dump() | {"gpus": _unique(gpus)}
+    search: dict[str, Any] = {"gpus": _unique(gpus)} if gpus else {}
+    if max_gpus is not None:
+        search["max_gpus"] = max_gpus
+    if search:
+        changes["search"] = scenario.search.model_dump() | search
     if workload := _workload(scenario, rate, trace, isl, osl):
         changes["workload"] = workload
     limits = {"ttft_s": ttft_s, "tpot_s": tpot_s}

@@ -29,6 +29,9 @@ def plan(
         float | None,
         typer.Option(help="Limit of the time per output token, in seconds.", callback=above_zero),
     ] = None,
+    max_gpus: Annotated[
+        int | None, typer.Option(help="Accelerators a design may have at most.", callback=whole_above_zero)
+    ] = None,
     seed: SeedInput = None,
     json_file: JsonOutput = None,
 ) -> None:
@@ -53,6 +56,7 @@ def plan(
         osl=osl,
         ttft_s=ttft,
         tpot_s=tpot,
+        max_gpus=max_gpus,
         seed=seed,
     )
     from simulator.planner.search import plan as search

@@ -12,7 +12,7 @@ from app.options import JsonOutput, SeedInput, TraceInput, above_zero
 
 
 def simulate(
-    scenario: Annotated[Path, typer.Argument(metavar="SCENARIO.toml", help="Scenario with a [deployment].")],
+    scenario: Annotated[Path, typer.Argument(metavar="SCENARIO.toml", help="Scenario with a deployment table.")],
     trace: TraceInput = None,
     seed: SeedInput = None,
     json_file: JsonOutput = None,
@@ -28,6 +28,19 @@ def simulate(
     grid: Annotated[
         float, typer.Option("--grid", metavar="SECONDS", help="Grid of --series.", callback=above_zero)
     ] = 1.0,
+    replications: Annotated[
+        int | None,
+        typer.Option("--replications", metavar="N", min=2, help="Run up to N seeds; means with 95% intervals."),
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            "--tolerance",
+            metavar="SHARE",
+            help="Stop --replications once the interval of p99 TTFT is this share of its mean.",
+            callback=above_zero,
+        ),
+    ] = None,
 ) -> None:
     """Run a deployment through the discrete-event model, request by request."""
     from app.output import STDOUT, check_writable, progress_bar, stdout_console, write_json
@@ -44,6 +57,18 @@ def simulate(
     from simulator.des.metrics import write_table
     from simulator.des.recorder import Recorder
 
+    if replications is not None:
+        from app.render_simulation import replication_report
+        from simulator.des.replications import replicate
+
+        if any(path is not None for path in (requests, timeline, series)):
+            raise typer.BadParameter("--replications keeps no records of single runs; leave the other files out")
+        with progress_bar() as progress:
+            seen = replicate(asked, runs=replications, tolerance=tolerance, progress=partial(progress, "runs"))
+        write_json(seen.to_json(), json_file)
+        if json_file != STDOUT:
+            stdout_console().print(replication_report(seen.to_json()))
+        return
     with progress_bar() as progress:
         recorder = Recorder() if timeline is not None or series is not None else None
         result = run(asked, progress=partial(progress, "requests"), recorder=recorder)

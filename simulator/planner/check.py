@@ -16,6 +16,7 @@ from simulator.planner.executor import run_all
 from simulator.planner.traffic import Traffic
 
 MAX_ROUNDS = 4  # simulations spent on one design
+MAX_BATCHES = 3  # groups of `simulate_top` designs tried
 MIN_REQUESTS, MAX_REQUESTS = 1000, 20000
 LIFETIMES = 6.0  # simulated time in mean request lifetimes, of which the first 1.5 are warm-up
 WARMUP_LIFETIMES = 1.5
@@ -36,19 +37,25 @@ def check_designs(
 ) -> list[Design]:
     """The given designs, the first `search.simulate_top` of them simulated; recommended ones first.
 
-    While none of those simulated meets the limits, further ones are tried. Order of the answer: simulated and
-    inside the limits, cheapest first; then estimated only; then simulated and outside.
+    While none of those simulated meets the limits, or an estimate is cheaper than those that do, further ones are
+    tried. Cheapest first, simulated before estimated at equal cost; simulated and outside the limits last.
     """
     top = scenario.search.simulate_top
     done: list[Design] = []
     rest = list(designs)
-    while top and rest and not any(d.meets_slo for d in done):
+    while top and rest and len(done) < MAX_BATCHES * top and not _settled(done, rest):
         batch, rest = rest[:top], rest[top:]
         report("simulating the best designs", len(done), len(done) + len(batch))
         done += run_all(_check, [_Task(scenario, model, traffic, design) for design in batch])
-    passed = sorted((d for d in done if d.meets_slo), key=lambda d: d.cost_rank)
+    kept = [d for d in done if d.meets_slo] + rest
     failed = sorted((d for d in done if not d.meets_slo), key=lambda d: d.cost_rank)
-    return passed + rest + failed
+    return sorted(kept, key=lambda d: (not d.meets_slo, d.cost_rank, d.simulated is None)) + failed
+
+
+def _settled(done: list[Design], rest: list[Design]) -> bool:
+    """A design has passed that no estimate undercuts."""
+    passed = [d.cost_rank for d in done if d.meets_slo]
+    return bool(passed) and min(passed) <= rest[0].cost_rank
 
 
 def _check(task: _Task) -> Design:
@@ -65,16 +72,20 @@ def _check(task: _Task) -> Design:
 
 
 def _simulated(task: _Task, design: Design) -> Design:
-    """The design with what the simulation measured; inside the limits if the share of requests that meet all of
-    them reaches the percentile, requests refused or failed counting as misses."""
-    result = simulate(_scenario(task.scenario, design)).summary()
+    """The design with what the simulation measured, cost at the load it carried.
+
+    Inside the limits if the share of requests that meet all of them reaches the percentile; requests refused or
+    failed count as misses.
+    """
+    run = simulate(_scenario(task.scenario, design))
+    result = run.summary()
     p = f"p{task.scenario.slo.percentile:g}"
     metrics = {key: dict(values) for key, values in result["metrics"].items()}
     for key, limit in result["slo"]["limits"].items():
         metrics[key][p] = limit["at_percentile"]
     simulated = metrics | result["throughput"]
     simulated |= {key: result[key] for key in ("requests", "slo", "utilization")}
-    return replace(design, simulated=simulated, meets_slo=result["slo"]["meets_slo"])
+    return replace(design, simulated=simulated, cost=run.cost(), meets_slo=result["slo"]["meets_slo"])
 
 
 def _missed(design: Design) -> dict[str, float]:

@@ -68,10 +68,22 @@ class Rejections:
 
     counts: Counter[str] = field(default_factory=Counter)
     best: dict[str, tuple[float, str]] = field(default_factory=dict)  # limit -> (value, design)
+    gpus: dict[str, int] = field(default_factory=dict)  # role -> accelerators of the smallest pool that would do
     memory: str = ""  # what the last cut that did not fit would need
 
     def add(self, reason: str) -> None:
         self.counts[reason] += 1
+
+    def sized(self, role: str, gpus: int) -> None:
+        self.gpus[role] = min(gpus, self.gpus.get(role, gpus))
+
+    @property
+    def least_gpus(self) -> int | None:
+        """Accelerators of the smallest cluster that would do, were there no max_gpus."""
+        whole = [self.gpus["colocated"]] if "colocated" in self.gpus else []
+        if "prefill" in self.gpus and "decode" in self.gpus:
+            whole.append(self.gpus["prefill"] + self.gpus["decode"])
+        return min(whole, default=None)
 
     def saw(self, limit: str, value: float, design: str) -> None:
         if limit not in self.best or value < self.best[limit][0]:
@@ -124,7 +136,12 @@ def binding_limit(rejections: Rejections, slo: Slo, max_gpus: int) -> str:
             )
     if sentences:
         return "; ".join(sentences) + "; relax the limit or offer a faster accelerator"
+    if rejections.least_gpus is not None:
+        return (
+            f"max_gpus: at most {max_gpus} accelerators are allowed and this traffic needs about "
+            f"{rejections.least_gpus}; raise search.max_gpus (--max-gpus), or relax the limits"
+        )
     return (
-        f"each limit can be met alone on an idle cluster, but this traffic needs more than max_gpus={max_gpus} "
-        "accelerators or batches too small to run; raise search.max_gpus or relax the limits"
+        "each limit can be met alone on an idle cluster, but no batch keeps both under this traffic; "
+        "relax one of them or offer a faster accelerator"
     )

@@ -22,6 +22,7 @@ from simulator.planner.traffic import Traffic, traffic_of
 
 KEPT_PER_POOL = 3  # cheapest cuts per accelerator and role that go on to be combined
 TABLE_ROWS = 12
+OVER_MAX_GPUS = "needs more accelerators than max_gpus"
 ROWS_PER_PAIR = 2  # rows of the table with the same form and accelerators
 
 Progress = Callable[[str, int, int], None]
@@ -84,7 +85,7 @@ class _Search:
         """Every cut of the model that the accelerator's memory holds."""
         for cut in cuts(self.model, hardware.scale_up_domain):
             if cut.gpus > self.search.max_gpus:
-                self.rejections.add("needs more accelerators than max_gpus")
+                self.rejections.add(OVER_MAX_GPUS)
                 continue
             pool = Pool(
                 gpu=hardware.name,
@@ -114,7 +115,7 @@ class _Search:
             if p.gpu != d.gpu and not self.search.mixed_pools:
                 continue
             if p.gpus + d.gpus > self.search.max_gpus:
-                self.rejections.add("needs more accelerators than max_gpus")
+                self.rejections.add(OVER_MAX_GPUS)
                 continue
             found.append(Deployment(prefill=p, decode=d))
         return found
@@ -123,20 +124,20 @@ class _Search:
         for chunk in PREFILL_CHUNKS:
             times = prefill_times(engine, self.traffic, chunk)
             self._saw_idle(engine, times)
-            instances = size_prefill(engine, self.traffic, times, self.scenario.slo, self._most(engine))
+            instances = size_prefill(engine, self.traffic, times, self.scenario.slo)
             if instances is None:
                 self.rejections.add("prefill: TTFT above the limit")
-            else:
+            elif self._allowed("prefill", engine, instances):
                 yield self._pool(engine, instances, chunk, 512)
 
     def _decode(self, engine: Engine) -> Iterator[Pool]:
         prompt = round(self.traffic.mean_prompt)
         stall = handover_s(self.model, prompt, engine.hardware, engine.parallelism, Transfer())
         self._saw_idle(engine)
-        size = size_decode(engine, self.traffic, stall, self.scenario.slo, self._most(engine))
+        size = size_decode(engine, self.traffic, stall, self.scenario.slo)
         if size is None:
             self.rejections.add("decode: TPOT above the limit")
-        else:
+        elif self._allowed("decode", engine, size.instances):
             yield self._pool(engine, size.instances, 8192, size.max_sequences)
 
     def colocated(self, engines: list[Engine]) -> list[Deployment]:
@@ -145,11 +146,11 @@ class _Search:
 
     def _colocated(self, engine: Engine) -> Iterator[Pool]:
         for budget in COLOCATED_BUDGETS:
-            size = size_colocated(engine, self.traffic, budget, self.scenario.slo, self._most(engine))
+            size = size_colocated(engine, self.traffic, budget, self.scenario.slo)
             if size is None:
                 self.rejections.add("colocated: TTFT or TPOT above the limit")
                 self._saw_idle(engine, prefill_times(engine, self.traffic, budget))
-            else:
+            elif self._allowed("colocated", engine, size.instances):
                 yield self._pool(engine, size.instances, budget, size.max_sequences)
 
     def _saw_idle(self, engine: Engine, times: PrefillTimes | None = None) -> None:
@@ -159,8 +160,13 @@ class _Search:
             slowest = max(times.own_s) + engine.latency.first_token_extra_s
             self.rejections.saw("ttft_s", slowest, _label(engine))
 
-    def _most(self, engine: Engine) -> int:
-        return self.search.max_gpus // engine.parallelism.gpus
+    def _allowed(self, role: str, engine: Engine, instances: int) -> bool:
+        """Whether the pool stays within max_gpus; the smallest pool of each role is remembered."""
+        gpus = instances * engine.parallelism.gpus
+        self.rejections.sized(role, gpus)
+        if gpus > self.search.max_gpus:
+            self.rejections.add(OVER_MAX_GPUS)
+        return gpus <= self.search.max_gpus
 
     def _pool(self, engine: Engine, instances: int, tokens: int, sequences: int) -> Pool:
         cut = engine.parallelism

@@ -31,20 +31,20 @@ class Size:
     max_sequences: int
 
 
-def size_prefill(engine: Engine, traffic: Traffic, times: PrefillTimes, slo: Slo, max_instances: int) -> int | None:
-    """Fewest prefill instances whose TTFT is inside the limit; None if `max_instances` are too few."""
+def size_prefill(engine: Engine, traffic: Traffic, times: PrefillTimes, slo: Slo) -> int | None:
+    """Fewest prefill instances whose TTFT is inside the limit; None if no number of them is."""
     if slo.ttft_s is not None and min(times.own_s) + engine.latency.first_token_extra_s > slo.ttft_s:
         return None
     first = max(1, math.ceil(traffic.rate * times.mean_s / MAX_UTILISATION / engine.ranks))
-    for instances in _growing(first, max_instances):
+    for instances in _growing(first):
         state = prefill_state(engine, traffic, times, instances, slo.percentile)
         if slo.ttft_s is None or state.ttft_percentile_s <= slo.ttft_s:
             return instances
     return None
 
 
-def size_decode(engine: Engine, traffic: Traffic, stall_s: float, slo: Slo, max_instances: int) -> Size | None:
-    """Fewest decode instances whose TPOT is inside the limit; None if `max_instances` are too few."""
+def size_decode(engine: Engine, traffic: Traffic, stall_s: float, slo: Slo) -> Size | None:
+    """Fewest decode instances whose TPOT is inside the limit; None if no number of them is."""
     extra = stall_s / max(1.0, traffic.mean_output - 1)
     cap = largest(
         engine.sequence_limit(traffic),
@@ -55,31 +55,33 @@ def size_decode(engine: Engine, traffic: Traffic, stall_s: float, slo: Slo, max_
         return None
     sustained = mean / (traffic.mean_output * engine.tpot_s(traffic, mean))
     instances = math.ceil(traffic.rate / sustained / MAX_UTILISATION)
-    return Size(instances, cap) if instances <= max_instances else None
+    return Size(instances, cap)
 
 
-def size_colocated(engine: Engine, traffic: Traffic, budget: int, slo: Slo, max_instances: int) -> Size | None:
-    """Fewest colocated instances that keep TTFT and TPOT; None if `max_instances` are too few."""
+def size_colocated(engine: Engine, traffic: Traffic, budget: int, slo: Slo) -> Size | None:
+    """Fewest colocated instances that keep TTFT and TPOT; None if no number of them does."""
     point = functools.cache(lambda n: mixed_point(engine, traffic, budget, n))
     cap = largest(engine.sequence_limit(traffic), lambda n: slo.tpot_s is None or point(n).tpot_s <= slo.tpot_s)
     mean = largest(cap, lambda n: fluctuation(n, slo.percentile) <= cap)
     if mean == 0:
         return None
     first = max(1, math.ceil(traffic.rate / point(mean).rate / MAX_UTILISATION))
-    for instances in _growing(first, max_instances):
+    for instances in _growing(first):
         state = colocated_state(traffic, engine, instances, cap, slo.percentile, point)
         if slo.ttft_s is None or state.ttft_percentile_s <= slo.ttft_s:
             return Size(instances, cap)
     return None
 
 
-def _growing(first: int, last: int) -> Iterator[int]:
-    """first, first + 1, ... with steps that widen to about 5% of the count.
+def _growing(first: int) -> Iterator[int]:
+    """first, first + 1, ... with steps that widen to about 5% of the count, to eight times the first.
 
-    >>> list(_growing(38, 48))
+    Waiting has all but gone by then: what still misses its limit is slow without any queue.
+
+    >>> list(_growing(38))[:7]
     [38, 39, 40, 42, 44, 46, 48]
     """
     n = first
-    while n <= last:
+    while n <= 8 * first + 8:
         yield n
         n += max(1, n // 20)

@@ -22,6 +22,7 @@ from simulator.planner.queueing import erlang_c, mean_wait_s, response_percentil
 from simulator.planner.traffic import Traffic
 
 MAX_SEQUENCES_PER_RANK = 1024
+MAX_CHUNKS_PRICED = 16
 MIN_CHUNK = 64  # prompt tokens that a step takes even when decode rows fill its budget
 
 
@@ -107,17 +108,31 @@ class PrefillTimes:
         return float(np.var(self.packed_s)) / self.mean_s**2
 
 
+def over_chunks(prompt: int, chunk: int, price: Callable[[Chunk], float]) -> float:
+    """Sum of `price` over the chunks of a prompt; long prompts by the midpoint rule, cost being smooth in the past.
+
+    >>> over_chunks(1000, 300, lambda c: c.new + c.past)
+    2800
+    >>> over_chunks(100_000, 100, lambda c: float(c.past)) / sum(range(0, 100_000, 100))
+    1.0
+    """
+    full, rest = divmod(prompt, chunk)
+    if full <= MAX_CHUNKS_PRICED:
+        whole = sum(price(Chunk(chunk, i * chunk)) for i in range(full))
+    else:
+        spacing = full / MAX_CHUNKS_PRICED
+        middles = [round(((i + 0.5) * spacing - 0.5) * chunk) for i in range(MAX_CHUNKS_PRICED)]
+        whole = spacing * sum(price(Chunk(chunk, past)) for past in middles)
+    return whole + price(Chunk(rest, full * chunk)) if rest else whole
+
+
 def prefill_times(engine: Engine, traffic: Traffic, chunk: int) -> PrefillTimes:
     """Chunked prefill of each sampled prompt with at most `chunk` new tokens a step and rank."""
     step = engine.latency.prefill_s
     ranks = engine.ranks
 
     def split(prompt: int) -> float:
-        total = 0.0
-        for past in range(0, prompt, chunk):
-            new = min(chunk, prompt - past)
-            total += step([Chunk(new, past)], new * ranks)
-        return total
+        return over_chunks(prompt, chunk, lambda part: step([part], part.new * ranks))
 
     known: dict[int, tuple[float, float]] = {}
     for prompt in set(traffic.prompts):
@@ -204,6 +219,7 @@ def mixed_point(engine: Engine, traffic: Traffic, budget: int, sequences: int) -
 
     Every step ends B / output requests, whose successors it must prefill: they share the step, and a batch that
     would need more prompt tokens than the budget leaves is not reached; the largest one that is stands for it.
+    All ranks wait for one that prefills: of Poisson chunks, a step that has any has a / (1 - exp(-a)) of them.
     """
     ranks = engine.ranks
     prompts_per_sequence = engine.acceptance_length / (traffic.mean_output * ranks)  # each step and rank
@@ -215,20 +231,23 @@ def mixed_point(engine: Engine, traffic: Traffic, budget: int, sequences: int) -
     room = room_at(sequences)
     load = engine.load(traffic, sequences)
     step = engine.latency.decode_s(load)
+    chunks_a_step = (
+        sequences * ranks * prompts_per_sequence * float(np.mean([math.ceil(p / room) for p in traffic.prompts]))
+    )
+    active = min(float(ranks), chunks_a_step / -math.expm1(-chunks_a_step))
 
     def mixed(chunks: list[Chunk]) -> float:
-        return engine.latency.mixed_s(chunks, load, sum(chunk.new for chunk in chunks) * ranks)
+        return engine.latency.mixed_s(chunks, load, round(sum(chunk.new for chunk in chunks) * active))
 
     own: dict[int, float] = {}
     added: dict[int, float] = {}
     for prompt in set(traffic.prompts):
-        times = [mixed([Chunk(min(room, prompt - past), past)]) for past in range(0, prompt, room)]
-        own[prompt] = sum(times)
+        own[prompt] = over_chunks(prompt, room, lambda part: mixed([part]))
         together = min(int(sequences * prompts_per_sequence), room // prompt)
         if together > 1:
-            added[prompt] = (mixed([Chunk(prompt, 0)] * together) - step) / together / ranks
+            added[prompt] = (mixed([Chunk(prompt, 0)] * together) - step) / together / active
         else:
-            added[prompt] = sum(time - step for time in times) / ranks
+            added[prompt] = (own[prompt] - math.ceil(prompt / room) * step) / active
     mean_added = float(np.mean([added[p] for p in traffic.prompts]))
     per_token = step / engine.acceptance_length
     return MixedPoint(

@@ -46,8 +46,8 @@ def test_the_json_has_the_keys_that_scripts_rely_on_and_no_infinity() -> None:
         for pool in pools:
             assert pool["tp"] * pool["dp"] == pool["gpus_per_instance"]
         assert design["gpus_total"] == sum(p["instances"] * p["gpus_per_instance"] for p in pools)
-        tokens = 10.0 * (2000 + 200) * 3600 / 1e6
-        assert design["usd_per_mtok_blended"] == pytest.approx(design["usd_per_hour"] / tokens)
+        carried = (design["simulated"] or design["steady_state"])["total_tok_s_per_gpu"] * design["gpus_total"]
+        assert design["usd_per_mtok_blended"] == pytest.approx(design["usd_per_hour"] / (carried * 3600 / 1e6))
     assert {point["form"] for point in data["frontier"]} == {"disaggregated", "colocated"}
 
 
@@ -108,3 +108,12 @@ def test_any_percentile_can_be_asked_and_the_share_meets_all_limits_together() -
     assert best.meets_slo
     assert best.simulated["ttft_s"]["p80.5"] <= 2.0
     assert best.simulated["attainment"] >= 0.805
+
+
+def test_traffic_beyond_max_gpus_says_how_many_it_needs() -> None:
+    answer = ask(rate=2000.0, search={"max_gpus": 16, "simulate_top": 0})
+    assert answer.designs == ()
+    assert answer.binding is not None
+    needed = int(answer.binding.split("needs about ")[1].split(";")[0])
+    roomy = ask(rate=2000.0, search={"max_gpus": needed, "simulate_top": 0})
+    assert min(design.deployment.gpus for design in roomy.designs) == needed

@@ -36,6 +36,8 @@ def pool(instances: int, **cut: object) -> dict[str, object]:
         ({"prefill": pool(2), "decode": pool(1, tp=2)}, 12.0),
         ({"prefill": pool(1, dp=2, ep=2), "decode": pool(1, dp=4, ep=4)}, 10.0),
         ({"colocated": pool(4, max_tokens_per_step=2048)}, 12.0),
+        ({"colocated": pool(1, dp=8, ep=8, max_tokens_per_step=2048)}, 8.0),
+        ({"colocated": pool(1, dp=8, ep=8, max_tokens_per_step=2048)}, 20.0),
     ],
 )
 def test_estimate_and_simulation_agree(deployment: dict[str, object], rate: float) -> None:
@@ -55,13 +57,13 @@ def test_sized_pools_hold_the_limits_and_one_instance_less_does_not() -> None:
     traffic = traffic_of(asked.workload, 0)
     engine = engine_of(load_model(asked.model), asked.deployment.prefill)
     times = prefill_times(engine, traffic, 8192)
-    count = size_prefill(engine, traffic, times, asked.slo, 500)
+    count = size_prefill(engine, traffic, times, asked.slo)
     assert count is not None
     assert count > 1
     assert prefill_state(engine, traffic, times, count, 90).ttft_percentile_s <= 2.0
     fewer = prefill_state(engine, traffic, times, count - 1, 90)
     assert fewer.ttft_percentile_s > 2.0 or fewer.utilisation > 0.9
-    size = size_decode(engine, traffic, 0.0, asked.slo, 500)
+    size = size_decode(engine, traffic, 0.0, asked.slo)
     assert size is not None
     assert size.instances > 1
     assert decode_state(engine, traffic, size.instances, size.max_sequences, 0.0, 90).tpot_percentile_s <= 0.03
