@@ -6,6 +6,7 @@ Splits: random halves of the configurations; each accelerator left out; each eng
 (SGLang with Dynamo+SGLang); all disaggregated rows left out (fit on colocated ones). Older runs of a configuration are
 left out of fits and scores alike (their notes say so): software moved on. Bands of a split use the spread of the
 residuals of its other folds, never its own.
+"""
 
 from __future__ import annotations
 
@@ -156,7 +157,6 @@ def ablations(study: Study, split: Sequence[Fold]) -> dict[str, dict[str, float]
     changes |= {
         "none": lambda s: (s, ()),
         "assumed kernel rates": lambda s: (s.with_assumed_rates(), ()),
-        "nothing fitted": lambda s: (s, NAMES),
     }
     out = {}
     for name, change in changes.items():
