@@ -148,7 +148,7 @@ def instance_spec(
         ranks=cut.dp,
         gpus=cut.gpus,
         max_tokens_per_step=pool.max_tokens_per_step,
-        max_sequences=pool.max_sequences,
+        max_sequences=pool.sequence_limit,
         draft_tokens=pool.draft_tokens,
         acceptance_length=pool.acceptance_length,
         nic_bandwidth=profile.scale_out_bandwidth,

@@ -13,9 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 
 from simulator.model.parallelism import Parallelism
 
-Positive = Annotated[FiniteFloat, Field(gt=0)]
-NonNegative = Annotated[FiniteFloat, Field(ge=0)]
-Count = Annotated[int, Field(ge=1, le=10**9)]  # far above any real count, far below int64
+# strict: true and "20" are not numbers
+Positive = Annotated[FiniteFloat, Field(gt=0, strict=True)]
+NonNegative = Annotated[FiniteFloat, Field(ge=0, strict=True)]
+Rate = Annotated[FiniteFloat, Field(ge=1e-6, strict=True)]  # requests per second; a few a month at least
+Count = Annotated[int, Field(ge=1, le=10**9, strict=True)]  # far above any real count, far below int64
+Instances = Annotated[int, Field(ge=1, le=10**5, strict=True)]
+SEQUENCES_PER_RANK = 512
 
 
 class ScenarioError(ValueError):
@@ -45,7 +49,7 @@ class Lengths(Strict):
     @model_validator(mode="before")
     @classmethod
     def _bare_number(cls, data: Any) -> Any:
-        return {"kind": "constant", "value": data} if isinstance(data, int) else data
+        return {"kind": "constant", "value": data} if isinstance(data, (int, float, str)) else data
 
     @model_validator(mode="after")
     def _complete(self) -> Lengths:
@@ -94,7 +98,7 @@ class OpenLoop(Strict):
     """
 
     kind: Literal["open_loop"] = "open_loop"
-    rate: Positive  # requests per second
+    rate: Rate  # requests per second
     requests: Count = 2000
     burstiness: Positive = 1.0
     diurnal: Diurnal | None = None
@@ -141,14 +145,15 @@ class Pool(Strict):
 
     gpu: str
     stack: str = "default"
-    instances: Count = 1
+    instances: Instances = 1
     tp: Count = 1
     dp: Count = 1
     ep: Count = 1
     pp: Count = 1
     cp: Count = 1
     max_tokens_per_step: Count = 8192  # token budget of a step on each dp rank; the prefill chunk size
-    max_sequences: Count = 512  # sequences that an instance works on at once, over its dp ranks
+    # Sequences that an instance works on at once, over its dp ranks; left out: 512 for each rank.
+    max_sequences: Count | None = None
     # chunked: token budget shared by decode and prompt chunks (vLLM V1); prefill_first: prompts hold up decode
     # (SGLang); inflight: prompts whole beside decode (TensorRT-LLM)
     batching: Literal["chunked", "prefill_first", "inflight"] = "chunked"
@@ -158,6 +163,11 @@ class Pool(Strict):
     @property
     def parallelism(self) -> Parallelism:
         return Parallelism(tp=self.tp, dp=self.dp, ep=self.ep, pp=self.pp, cp=self.cp)
+
+    @property
+    def sequence_limit(self) -> int:
+        """Sequences that an instance works on at once."""
+        return self.max_sequences or SEQUENCES_PER_RANK * self.dp
 
     @property
     def gpus_per_instance(self) -> int:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from simulator.des.scenario import ScenarioError
 
+MOST_TOKENS = 10**9
 AZURE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 MOONCAKE_KEYS = ("timestamp", "input_length", "output_length")
 
@@ -48,7 +49,7 @@ def read_trace(path: Path, file_format: str = "auto", limit: int | None = None) 
     reader = _azure_rows if kind == "azure_csv" else _mooncake_rows
     rows: list[Row] = []
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             for row in reader(path, file):
                 rows.append(row)
                 if limit is not None and len(rows) >= limit:
@@ -120,13 +121,13 @@ def _azure_seconds(text: str, where: str) -> float:
 
 
 def _count(value: Any, where: str) -> int:
-    """A whole number of at least 1."""
+    """A whole number of at least 1, and of a size that a token count can have."""
     try:
         number = int(value.strip()) if isinstance(value, str) else value
     except ValueError:
         number = None
-    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        raise TraceError(f"{where}: {value!r} is not a whole number of at least 1")
+    if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= MOST_TOKENS:
+        raise TraceError(f"{where}: {value!r} is not a whole number between 1 and {MOST_TOKENS}")
     return number
 
 

@@ -40,8 +40,7 @@ class Parallelism:
                 raise ParallelismError(f"{field}={value} is not a whole number of at least 1")
         if self.stage_size % self.ep:
             raise ParallelismError(
-                f"ep={self.ep} does not divide tp*dp*cp={self.stage_size}; "
-                f"use one of {_divisors(self.stage_size)}"
+                f"ep={self.ep} does not divide tp*dp*cp={self.stage_size}; use one of {_divisors(self.stage_size)}"
             )
 
     @property
@@ -68,16 +67,10 @@ class Parallelism:
                     f"ep={self.ep} does not divide {experts} experts; use one of {_divisors(experts)}"
                 )
         if self.pp > len(model.layers):
-            raise ParallelismError(
-                f"pp={self.pp} exceeds {len(model.layers)} layers; use at most {len(model.layers)}"
-            )
+            raise ParallelismError(f"pp={self.pp} exceeds {len(model.layers)} layers; use at most {len(model.layers)}")
 
     def __str__(self) -> str:
         return (
-            " ".join(
-                f"{k.upper()}{getattr(self, k)}"
-                for k in ("tp", "dp", "ep", "pp", "cp")
-                if getattr(self, k) > 1
-            )
+            " ".join(f"{k.upper()}{getattr(self, k)}" for k in ("tp", "dp", "ep", "pp", "cp") if getattr(self, k) > 1)
             or "TP1"
         )

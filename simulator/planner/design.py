@@ -59,7 +59,12 @@ class Design:
 
 
 def pool_json(pool: Pool) -> dict[str, Any]:
-    return {**pool.model_dump(), "gpus_per_instance": pool.gpus_per_instance, "gpus": pool.gpus}
+    return {
+        **pool.model_dump(),
+        "max_sequences": pool.sequence_limit,
+        "gpus_per_instance": pool.gpus_per_instance,
+        "gpus": pool.gpus,
+    }
 
 
 @dataclass

@@ -71,7 +71,7 @@ def estimate(scenario: Scenario, model: ModelSpec, traffic: Traffic, deployment:
         pool = deployment.colocated
         engine = engine_of(model, pool)
         point = functools.cache(lambda n: mixed_point(engine, traffic, pool.max_tokens_per_step, n))
-        state = colocated_state(traffic, engine, pool.instances, pool.max_sequences, percentile, point)
+        state = colocated_state(traffic, engine, pool.instances, pool.sequence_limit, percentile, point)
         first = then = state
         costs = [pool_cost(pool, engine.hardware, convention, state.prefill_share)]
         engines = [engine]
@@ -82,7 +82,9 @@ def estimate(scenario: Scenario, model: ModelSpec, traffic: Traffic, deployment:
         times = prefill_times(p, traffic, deployment.prefill.max_tokens_per_step)
         first = prefill_state(p, traffic, times, deployment.prefill.instances, percentile)
         stall = handover_s(model, round(traffic.mean_prompt), p.hardware, p.parallelism, deployment.transfer)
-        then = decode_state(d, traffic, deployment.decode.instances, deployment.decode.max_sequences, stall, percentile)
+        then = decode_state(
+            d, traffic, deployment.decode.instances, deployment.decode.sequence_limit, stall, percentile
+        )
         costs = [
             pool_cost(deployment.prefill, p.hardware, convention, 1.0),
             pool_cost(deployment.decode, d.hardware, convention, 0.0),
