@@ -52,3 +52,9 @@ def scenario_file(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture(autouse=True)
+def _no_terminal_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parallel test workers set COLUMNS, which stands for a person's terminal here."""
+    monkeypatch.delenv("COLUMNS", raising=False)
