@@ -223,9 +223,16 @@ def interrupted(folder: Path, *args: str | Path, when: Callable[[subprocess.Pope
 
 
 def test_interrupting_ends_quietly(tmp_path: Path) -> None:
+    """The command waits for a scenario from a pipe that stays open and silent."""
     pipe = tmp_path / "never_written.toml"
     os.mkfifo(pipe)
-    assert interrupted(tmp_path, "simulate", pipe, when=lambda _: os.close(os.open(pipe, os.O_WRONLY))) == ""
+    writers: list[int] = []
+    try:
+        stderr = interrupted(tmp_path, "simulate", pipe, when=lambda _: writers.append(os.open(pipe, os.O_WRONLY)))
+    finally:
+        for writer in writers:
+            os.close(writer)
+    assert stderr == ""
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds worker processes in /proc")
