@@ -101,3 +101,17 @@ def _usage_table(utilization: dict[str, dict[str, float]]) -> RenderableType:
     for pool, figures in utilization.items():
         table.add_row(pool, *(number(figures[key], digits, factor) for key, (_, digits, factor) in USAGE.items()))
     return table
+
+
+def replication_report(seen: dict[str, Any]) -> RenderableType:
+    """Means over several runs with the half-widths of their intervals."""
+    table = simple_table("Over all runs", "mean", f"+- {seen['confidence']:.0%}")
+    for key, found in seen["estimates"].items():
+        if key.startswith(("metrics.", "throughput.")):
+            table.add_row(key.split(".", 1)[1], f"{found['mean']:.5g}", f"{found['half_width']:.2g}")
+    cuts = ", ".join(f"{cut:,}" for cut in seen["warmup_requests_mser5"])
+    return Group(
+        Text(f"{len(seen['seeds'])} runs with independent seeds", style="bold"),
+        table,
+        Text(f"MSER-5 would leave out the first {cuts} requests of the runs."),
+    )
