@@ -40,9 +40,7 @@ def window_attention_decode(
         index = index.masked_fill(hidden, 0)
         block = block_table.long().gather(1, index // per_block)
         far = entries[block, index % per_block].float()  # [B, k, D]
-        scores = torch.cat(
-            [scores, (query @ far.transpose(1, 2)).masked_fill(hidden[:, None], float("-inf"))], -1
-        )
+        scores = torch.cat([scores, (query @ far.transpose(1, 2)).masked_fill(hidden[:, None], float("-inf"))], -1)
         near = torch.cat([near, far.masked_fill(hidden[..., None], 0.0)], 1)
     return (softmax_with_sink(scores, sinks) @ near).to(q.dtype)
 

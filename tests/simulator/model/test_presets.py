@@ -171,13 +171,14 @@ def test_kv_types_that_cannot_be_are_refused() -> None:
 def test_no_wrong_value_of_any_key_gets_past_the_reader(name: str) -> None:
     """Whatever stands in a key, the model loads or one sentence says why not; nothing else is raised."""
     config = json.loads((Path(presets.__file__).parent / "data/models" / f"{name}.json").read_text())
-    refused = 0
+    refusals: list[str] = []
     for key in config:
         for value in (None, 0, -1, True, 1.5, "x", [], [{}], {}, {"a": 1}):
             try:
                 spec_from_config({**config, key: value}, "mine")
             except ModelError as error:
-                refused += 1
-                assert str(error).startswith("mine")
-                _one_sentence(str(error))
-    assert refused > 5 * len(config) / 2
+                refusals.append(str(error))
+    for refusal in refusals:
+        assert refusal.startswith("mine")
+        _one_sentence(refusal)
+    assert len(refusals) > 5 * len(config) / 2
