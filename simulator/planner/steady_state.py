@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from statistics import NormalDist
 
 import numpy as np
 
@@ -42,17 +42,13 @@ class Engine:
         """Attention ranks, each with sequences and KV of its own."""
         return self.parallelism.dp
 
-    @cached_property
-    def _caps(self) -> tuple[int, ...]:
-        return self.latency.caps
-
     def load(self, traffic: Traffic, sequences: int) -> DecodeLoad:
         """`sequences` running on the instance, spread over its ranks; contexts as the traffic has them on average."""
         busiest = math.ceil(sequences / self.ranks)
         return DecodeLoad(
             sequences=busiest,
             context=round(busiest * traffic.mean_context),
-            capped=tuple(round(busiest * traffic.mean_of_context(cap)) for cap in self._caps),
+            capped=tuple(round(busiest * traffic.mean_of_context(cap)) for cap in self.latency.caps),
             total_sequences=sequences,
         )
 
@@ -71,9 +67,7 @@ def fluctuation(sequences: float, percentile: float) -> float:
 
     Occupancy of a pool without waiting is Poisson (M/G/infinity); normal approximation.
     """
-    from scipy.special import ndtri
-
-    return sequences + float(ndtri(percentile / 100)) * math.sqrt(sequences)
+    return sequences + NormalDist().inv_cdf(percentile / 100) * math.sqrt(sequences)
 
 
 def largest(limit: int, holds: Callable[[int], bool]) -> int:

@@ -50,10 +50,17 @@ class Traffic:
 
     def mean_of_context(self, cap: int | None) -> float:
         """Time average of min(context, cap) over the decode life of the sampled requests. [tokens]"""
-        weighted = 0.0
-        for prompt, output in zip(self.prompts, self.outputs, strict=True):
-            weighted += _mean_capped(prompt, prompt + output, cap) * output
-        return weighted / sum(self.outputs)
+        if cap not in self._context_means:
+            weighted = 0.0
+            for prompt, output in zip(self.prompts, self.outputs, strict=True):
+                weighted += _mean_capped(prompt, prompt + output, cap) * output
+            self._context_means[cap] = weighted / sum(self.outputs)
+        return self._context_means[cap]
+
+    @cached_property
+    def _context_means(self) -> dict[int | None, float]:
+        """By cap: every batch that the planner prices asks for the same few."""
+        return {}
 
 
 def _mean_capped(low: int, high: int, cap: int | None) -> float:
