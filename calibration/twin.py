@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from calibration.measurement import StepShape
 from calibration.virtual_clock import Step
 from hw_profiles.profile import HardwareProfile
-from simulator.des.instance import InstanceSpec, StepTimes
 from simulator.des.kv_cache import KvSpace
-from simulator.des.run import Cluster, ClusterSpec, PoolSpec
+from simulator.des.run import Cluster
 from simulator.des.scenario import Transfer
+from simulator.des.spec import ClusterSpec, InstanceSpec, PoolSpec, StepTimes
 from simulator.des.workload import Requests
 from simulator.model.architecture import ModelSpec
 from simulator.model.latency import Chunk, DecodeLoad, StepLatency

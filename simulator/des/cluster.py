@@ -8,13 +8,13 @@ import numpy as np
 
 from hw_profiles.catalog import CatalogError, load
 from hw_profiles.profile import HardwareProfile
-from simulator.des.instance import InstanceSpec
 from simulator.des.kv_cache import KvSpace
 from simulator.des.metrics import Price, SimulationResult, warmup_count
 from simulator.des.prefix_cache import BLOCK_TOKENS, StatePolicy, Tier
 from simulator.des.recorder import Recorder
-from simulator.des.run import Cluster, ClusterSpec, PoolSpec, Progress
+from simulator.des.run import Cluster, Progress
 from simulator.des.scenario import Deployment, Pool, PrefixCacheKeys, Scenario, ScenarioError
+from simulator.des.spec import ClusterSpec, InstanceSpec, PoolSpec
 from simulator.des.workload import Requests, make_requests
 from simulator.model.architecture import ModelSpec
 from simulator.model.kv import transfer_bytes

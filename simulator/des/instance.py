@@ -13,61 +13,16 @@ is dropped and recomputed, on the same instance, before newcomers are admitted.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Generator
+from typing import Any, NamedTuple
 
 import simpy
 
 from simulator.des.batching import Prefilling, Rank, RunningBatch
 from simulator.des.journal import Journal, Usage
-from simulator.des.kv_cache import KvSpace
-from simulator.des.prefix_cache import BLOCK_TOKENS, PrefixCache, StatePolicy, Tier
-from simulator.model.latency import Chunk, DecodeLoad
-
-
-class StepTimes(Protocol):
-    """Where durations come from: `simulator.model.latency.StepLatency`, or a stand-in of queueing theory."""
-
-    @property
-    def caps(self) -> tuple[int, ...]: ...
-    @property
-    def first_token_extra_s(self) -> float: ...
-    def decode_s(self, load: DecodeLoad) -> float: ...
-    def prefill_s(self, chunks: Sequence[Chunk], total_tokens: int | None = None) -> float: ...
-    def mixed_s(self, chunks: Sequence[Chunk], load: DecodeLoad, total_tokens: int | None = None) -> float: ...
-
-
-@dataclass(frozen=True)
-class InstanceSpec:
-    """What every instance of a pool is.
-
-    ranks: attention (data-parallel) ranks; each has the KV room `kv` and the token budget `max_tokens_per_step`.
-    max_sequences: sequences in prefill, in transfer to the instance or running, over all ranks.
-    acceptance_length: mean tokens that a decode step emits to each sequence. All sequences of an instance emit the
-        same number in a step: the fraction is accumulated from step to step, so the mean is exact.
-    nic_bandwidth: one way, of one accelerator. [B/s]
-    cache_tiers: where KV of past prompts is kept, fastest first; none keeps nothing. It is held apart from `kv`.
-    """
-
-    times: StepTimes
-    kv: KvSpace
-    ranks: int = 1
-    gpus: int = 1
-    max_tokens_per_step: int = 8192
-    max_sequences: int = 512
-    draft_tokens: int = 0
-    acceptance_length: float = 1.0
-    nic_bandwidth: float = float("inf")
-    batching: str = "chunked"
-    cache_tiers: tuple[Tier, ...] = ()
-    cache_policy: StatePolicy = field(default_factory=StatePolicy)
-
-    @cached_property
-    def rank_bandwidth(self) -> float:
-        """NIC rate of the accelerators of one attention rank, one way. [B/s]"""
-        return self.nic_bandwidth * self.gpus / self.ranks
+from simulator.des.prefix_cache import BLOCK_TOKENS, PrefixCache
+from simulator.des.spec import InstanceSpec
+from simulator.model.latency import Chunk
 
 
 class Handover(NamedTuple):

@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 
 from simulator.des.cost import Cost, PoolCost, cost_of
 from simulator.des.journal import Status, Usage
-from simulator.des.run import ClusterSpec, PoolSpec, Run
+from simulator.des.run import Run
 from simulator.des.scenario import ScenarioError, Slo
+from simulator.des.spec import ClusterSpec, PoolSpec
 
 PERCENTILES = (50, 90, 95, 99)
 METRICS = ("ttft_s", "tpot_s", "e2e_s", "tok_s_per_user")

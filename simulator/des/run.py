@@ -5,58 +5,22 @@ from __future__ import annotations
 import gc
 from collections import Counter, deque
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import simpy
 
-from simulator.des.instance import Handover, Instance, InstanceSpec
+from simulator.des.instance import Handover, Instance
 from simulator.des.journal import Journal, Status, Usage
 from simulator.des.recorder import Recorder, Step
 from simulator.des.router import make_router
-from simulator.des.scenario import Transfer
+from simulator.des.spec import ClusterSpec
 from simulator.des.transfer import Interconnect
 from simulator.des.workload import Requests
 
 SHARED_QUEUE = "shared_queue"
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class PoolSpec:
-    """Identical instances under a name for reports: "prefill", "decode" or "colocated"."""
-
-    name: str
-    instance: InstanceSpec
-    count: int = 1
-
-    @property
-    def gpus(self) -> int:
-        return self.count * self.instance.gpus
-
-
-@dataclass(frozen=True)
-class ClusterSpec:
-    """Everything that a run needs to know of the cluster.
-
-    entry: the pool that takes arrivals (prefill or colocated); decode: the pool it hands over to, if any.
-    transfer_bytes: KV and state that move with a sequence, from its prompt tokens. [B]
-    max_positions: longest sequence of the model. [tokens]
-    layers: of the model, for layer-wise transfers.
-    """
-
-    entry: PoolSpec
-    decode: PoolSpec | None = None
-    router: str = "least_loaded"
-    transfer: Transfer = field(default_factory=Transfer)
-    transfer_bytes: Callable[[int], float] = lambda tokens: 0.0
-    max_positions: int | None = None
-    layers: int = 1
-
-    @property
-    def pools(self) -> tuple[PoolSpec, ...]:
-        return (self.entry,) if self.decode is None else (self.entry, self.decode)
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simulator.des.instance import InstanceSpec
 from simulator.des.kv_cache import KvSpace
 from simulator.des.metrics import SimulationResult
-from simulator.des.run import Cluster, ClusterSpec, PoolSpec
+from simulator.des.run import Cluster
 from simulator.des.scenario import Slo
+from simulator.des.spec import ClusterSpec, InstanceSpec, PoolSpec
 from simulator.des.workload import Requests
 from simulator.model.latency import Chunk, DecodeLoad
 

@@ -1,0 +1,116 @@
+"""[deployment]: pools of instances, the hand-over between them, routing and caches."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, FiniteFloat, model_validator
+
+from simulator.des.scenario.base import Count, Instances, NonNegative, Positive, Strict
+from simulator.model.parallelism import Parallelism
+
+SEQUENCES_PER_RANK = 512
+
+
+class Pool(Strict):
+    """Identical instances of one accelerator and one cut."""
+
+    gpu: str
+    stack: str = "default"
+    instances: Instances = 1
+    tp: Count = 1
+    dp: Count = 1
+    ep: Count = 1
+    pp: Count = 1
+    cp: Count = 1
+    max_tokens_per_step: Count = 8192  # token budget of a step on each dp rank; the prefill chunk size
+    # Sequences that an instance works on at once, over its dp ranks; left out: 512 for each rank.
+    max_sequences: Count | None = None
+    # chunked: token budget shared by decode and prompt chunks (vLLM V1); prefill_first: prompts hold up decode
+    # (SGLang); inflight: prompts whole beside decode (TensorRT-LLM)
+    batching: Literal["chunked", "prefill_first", "inflight"] = "chunked"
+    draft_tokens: Annotated[int, Field(ge=0)] = 0
+    acceptance_length: Annotated[FiniteFloat, Field(ge=1)] = 1.0  # mean tokens emitted per step
+
+    @property
+    def parallelism(self) -> Parallelism:
+        return Parallelism(tp=self.tp, dp=self.dp, ep=self.ep, pp=self.pp, cp=self.cp)
+
+    @property
+    def sequence_limit(self) -> int:
+        """Sequences that an instance works on at once."""
+        return self.max_sequences or SEQUENCES_PER_RANK * self.dp
+
+    @property
+    def gpus_per_instance(self) -> int:
+        return self.parallelism.gpus
+
+    @property
+    def gpus(self) -> int:
+        return self.instances * self.gpus_per_instance
+
+    @model_validator(mode="after")
+    def _acceptance(self) -> Pool:
+        if self.acceptance_length > 1 + self.draft_tokens:
+            raise ValueError(
+                f"acceptance_length={self.acceptance_length:g} exceeds 1 + draft_tokens={1 + self.draft_tokens}"
+            )
+        _ = self.parallelism  # refuses an ep that does not divide
+        return self
+
+
+class Transfer(Strict):
+    """Hand-over of KV from prefill to decode over the NICs of each instance's accelerators."""
+
+    efficiency: Annotated[FiniteFloat, Field(gt=0, le=1)] = 0.7  # achieved share of NIC rate; assumed
+    handshake_s: NonNegative = 0.002  # assumed
+    half_rate_bytes: NonNegative = 0.0  # messages of this size reach half of that rate; 0: size does not matter
+    overlap: Literal["none", "layerwise"] = "none"  # layerwise: a layer's KV leaves while later layers compute
+    oversubscription: Annotated[FiniteFloat, Field(ge=1)] = 1.0  # NIC rate of the prefill pool over that of the spine
+
+
+class PrefixCacheKeys(Strict):
+    """KV of past prompts kept by each instance that computes prompts, for prompts that begin alike.
+
+    Needs a workload whose prompts name their blocks: a Mooncake trace, or an open loop with shared_prefix.
+    """
+
+    share: Annotated[FiniteFloat, Field(gt=0, lt=1)] = 0.3  # of the KV room, set apart for it; assumed
+    host_bytes: NonNegative = 0.0  # host memory per accelerator as second tier, over the host link
+    storage_bytes: NonNegative = 0.0  # storage per accelerator as third tier
+    storage_bandwidth: Positive = 2e9  # one way, per accelerator; assumed
+    # windows and state of a model that has them: kept with every block, or every `state_interval` tokens, or not at
+    # all, so that the last `tail_tokens` of a hit are computed again
+    state: Literal["keep_all", "checkpoint", "recompute"] = "keep_all"
+    state_interval: Count = 4096
+    tail_tokens: Count = 256
+
+
+class Deployment(Strict):
+    """Either `prefill` and `decode` pools, or one `colocated` pool."""
+
+    prefill: Pool | None = None
+    decode: Pool | None = None
+    colocated: Pool | None = None
+    transfer: Transfer = Transfer()
+    # shared_queue: the instances that take arrivals pull from one queue; decode instances are picked as least_loaded
+    router: Literal["round_robin", "least_loaded", "power_of_two", "shared_queue", "prefix_aware"] = "least_loaded"
+    prefix_cache: PrefixCacheKeys | None = None  # none: every prompt is computed whole
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Deployment:
+        disaggregated = self.prefill is not None and self.decode is not None
+        partial = (self.prefill is None) != (self.decode is None)
+        if partial or disaggregated == (self.colocated is not None):
+            raise ValueError("give either both [deployment.prefill] and [deployment.decode], or [deployment.colocated]")
+        if self.router == "prefix_aware" and self.prefix_cache is None:
+            raise ValueError("router=prefix_aware needs a cache to look at; add [deployment.prefix_cache]")
+        return self
+
+    @property
+    def pools(self) -> tuple[Pool, ...]:
+        return tuple(p for p in (self.prefill, self.decode, self.colocated) if p is not None)
+
+    @property
+    def gpus(self) -> int:
+        return sum(pool.gpus for pool in self.pools)

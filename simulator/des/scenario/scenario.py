@@ -1,0 +1,99 @@
+"""The scenario: model, traffic, limits, deployment. What CLI, dashboard, notebooks and tests pass about.
+
+One TOML file serves `simulate` (needs [deployment]) and `plan` (uses [search]).
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, FiniteFloat, ValidationError
+
+from simulator.des.scenario.base import Count, Positive, ScenarioError, Strict
+from simulator.des.scenario.deployment import Deployment
+from simulator.des.scenario.traffic import Workload
+
+
+class Slo(Strict):
+    """Latency limits that the given share of requests must meet."""
+
+    ttft_s: Positive | None = None
+    tpot_s: Positive | None = None
+    e2e_s: Positive | None = None
+    percentile: Annotated[FiniteFloat, Field(gt=0, lt=100)] = 90.0
+
+
+class Search(Strict):
+    """What the planner may choose from."""
+
+    gpus: Annotated[tuple[str, ...], Field(min_length=1)] = ("h200_sxm", "b200_sxm", "b300_sxm")
+    stack: str = "default"
+    max_gpus: Count = 4096
+    forms: Annotated[tuple[Literal["disaggregated", "colocated"], ...], Field(min_length=1)] = (
+        "disaggregated",
+        "colocated",
+    )
+    mixed_pools: bool = True  # prefill and decode may use different accelerators
+    simulate_top: Annotated[int, Field(ge=0)] = 3  # designs re-run through the discrete-event model
+    draft_tokens: Annotated[int, Field(ge=0)] = 0
+    acceptance_length: Annotated[FiniteFloat, Field(ge=1)] = 1.0
+
+
+class Scenario(Strict):
+    name: str = "scenario"
+    model: str  # preset name, or path of a Hugging Face config.json
+    workload: Workload
+    slo: Slo = Slo()
+    deployment: Deployment | None = None
+    search: Search = Search()
+    price_convention: Literal["hyperscaler_ownership", "neocloud_ownership", "rental_3yr", "on_demand"] = (
+        "neocloud_ownership"
+    )
+    warmup_fraction: Annotated[FiniteFloat, Field(ge=0, lt=1)] = 0.1  # first requests left out of metrics
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+def parse_scenario(data: dict[str, Any], where: str = "scenario") -> Scenario:
+    """Build a Scenario; every problem becomes one sentence naming key and value."""
+    try:
+        return Scenario.model_validate(data)
+    except ValidationError as error:
+        raise ScenarioError(f"{where}: {_first_problem(error)}") from None
+
+
+def load_scenario(path: Path) -> Scenario:
+    """Read a TOML scenario. Relative trace and model paths are taken from the file's folder."""
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ScenarioError(f"scenario file {path} does not exist; give the path of a TOML file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ScenarioError(f"scenario file {path} cannot be read ({error}); give a readable TOML file") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ScenarioError(f"{path} is not valid TOML: {error}") from None
+    workload = data.get("workload")
+    if isinstance(workload, dict) and isinstance(workload.get("path"), str):
+        workload["path"] = str(path.parent / workload["path"])
+    model = data.get("model")
+    if isinstance(model, str) and model.endswith(".json"):
+        data["model"] = str(path.parent / model)
+    return parse_scenario(data, str(path))
+
+
+def _first_problem(error: ValidationError) -> str:
+    """The first validation error as one sentence in the reader's words."""
+    problem = error.errors()[0]
+    branches = {"open_loop", "closed_loop", "trace"}
+    key = ".".join(str(part) for part in problem["loc"] if part not in branches) or "the file"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key '{key}'; remove it or correct its spelling"
+    if problem["type"] == "missing":
+        return f"key '{key}' is missing; add it"
+    if problem["type"] == "too_short":
+        return f"key '{key}' is empty; name at least one"
+    shown = problem.get("input")
+    value = f"={shown!r}" if isinstance(shown, (int, float, str, bool)) else ""
+    return f"{key}{value}: {message}"

@@ -1,0 +1,92 @@
+"""What a cluster is made of, as a run needs to know it: instances, pools, the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol
+
+from simulator.des.kv_cache import KvSpace
+from simulator.des.prefix_cache import StatePolicy, Tier
+from simulator.des.scenario import Transfer
+from simulator.model.latency import Chunk, DecodeLoad
+
+
+class StepTimes(Protocol):
+    """Where durations come from: `simulator.model.latency.StepLatency`, or a stand-in of queueing theory."""
+
+    @property
+    def caps(self) -> tuple[int, ...]: ...
+    @property
+    def first_token_extra_s(self) -> float: ...
+    def decode_s(self, load: DecodeLoad) -> float: ...
+    def prefill_s(self, chunks: Sequence[Chunk], total_tokens: int | None = None) -> float: ...
+    def mixed_s(self, chunks: Sequence[Chunk], load: DecodeLoad, total_tokens: int | None = None) -> float: ...
+
+
+@dataclass(frozen=True)
+class InstanceSpec:
+    """What every instance of a pool is.
+
+    ranks: attention (data-parallel) ranks; each has the KV room `kv` and the token budget `max_tokens_per_step`.
+    max_sequences: sequences in prefill, in transfer to the instance or running, over all ranks.
+    acceptance_length: mean tokens that a decode step emits to each sequence. All sequences of an instance emit the
+        same number in a step: the fraction is accumulated from step to step, so the mean is exact.
+    nic_bandwidth: one way, of one accelerator. [B/s]
+    cache_tiers: where KV of past prompts is kept, fastest first; none keeps nothing. It is held apart from `kv`.
+    """
+
+    times: StepTimes
+    kv: KvSpace
+    ranks: int = 1
+    gpus: int = 1
+    max_tokens_per_step: int = 8192
+    max_sequences: int = 512
+    draft_tokens: int = 0
+    acceptance_length: float = 1.0
+    nic_bandwidth: float = float("inf")
+    batching: str = "chunked"
+    cache_tiers: tuple[Tier, ...] = ()
+    cache_policy: StatePolicy = field(default_factory=StatePolicy)
+
+    @cached_property
+    def rank_bandwidth(self) -> float:
+        """NIC rate of the accelerators of one attention rank, one way. [B/s]"""
+        return self.nic_bandwidth * self.gpus / self.ranks
+
+
+@dataclass(frozen=True)
+class PoolSpec:
+    """Identical instances under a name for reports: "prefill", "decode" or "colocated"."""
+
+    name: str
+    instance: InstanceSpec
+    count: int = 1
+
+    @property
+    def gpus(self) -> int:
+        return self.count * self.instance.gpus
+
+
+@dataclass(frozen=True)
+class ClusterSpec:
+    """Everything that a run needs to know of the cluster.
+
+    entry: the pool that takes arrivals (prefill or colocated); decode: the pool it hands over to, if any.
+    transfer_bytes: KV and state that move with a sequence, from its prompt tokens. [B]
+    max_positions: longest sequence of the model. [tokens]
+    layers: of the model, for layer-wise transfers.
+    """
+
+    entry: PoolSpec
+    decode: PoolSpec | None = None
+    router: str = "least_loaded"
+    transfer: Transfer = field(default_factory=Transfer)
+    transfer_bytes: Callable[[int], float] = lambda tokens: 0.0
+    max_positions: int | None = None
+    layers: int = 1
+
+    @property
+    def pools(self) -> tuple[PoolSpec, ...]:
+        return (self.entry,) if self.decode is None else (self.entry, self.decode)
