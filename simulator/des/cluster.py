@@ -97,6 +97,7 @@ def play(
         entry=pools["colocated"] if "colocated" in pools else pools["prefill"],
         decode=pools.get("decode"),
         router=deployment.router,
+        max_queue=deployment.max_queue,
         transfer=deployment.transfer,
         transfer_bytes=lambda tokens: transfer_bytes(model, tokens),
         max_positions=model.max_positions,

@@ -96,6 +96,11 @@ class Instance:
         self.waiting.append(request)
         self.kick()
 
+    @property
+    def has_place(self) -> bool:
+        """Whether a request that comes now need not queue behind others."""
+        return not (self.waiting or self._recompute) and self._sequences < self.spec.max_sequences
+
     def _weight(self, request: int) -> int:
         return 1 if self._hand_over is None else self.journal.prompt_tokens[request]
 

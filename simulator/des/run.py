@@ -149,7 +149,7 @@ class Cluster:
                 yield env.timeout(delay)
             self._mark(request)
             if self._rejected[request]:
-                self._reject(request)
+                self._refuse(request, self._reasons[self._rejected[request]])
             else:
                 self._enter(request)
 
@@ -166,7 +166,7 @@ class Cluster:
                 assert timeout.callbacks is not None
                 timeout.callbacks.append(lambda event: self._enter(event.value))
                 return
-            self._reject(request)
+            self._refuse(request, self._reasons[self._rejected[request]])
 
     def _mark(self, request: int) -> None:
         if request == self._warmup:
@@ -175,18 +175,26 @@ class Cluster:
             self._closed = self._snapshot()
 
     def _enter(self, request: int) -> None:
-        if self._shared_queue is None:
-            self.entry[self._pick_entry(request)].enqueue(request)
+        """Queue a request, or refuse it where the queue is full."""
+        shared = self._shared_queue
+        takers = self.entry if shared is not None else [self.entry[self._pick_entry(request)]]
+        limit = self.spec.max_queue
+        if limit is not None and len(takers[0].waiting) >= limit and not any(taker.has_place for taker in takers):
+            self._refuse(request, f"the queue was full (max_queue={limit})")
+            if self.requests.concurrency is not None:
+                self._send_next()
+        elif shared is None:
+            takers[0].enqueue(request)
         else:
-            self._shared_queue.append(request)
-            for instance in self.entry:
-                instance.kick()
+            shared.append(request)
+            for taker in takers:
+                taker.kick()
 
     def _hand_over(self, handover: Handover) -> None:
         self.decode[self._pick_decode(handover.request)].offer(handover)
 
-    def _reject(self, request: int) -> None:
-        self.rejections[self._reasons[self._rejected[request]]] += 1
+    def _refuse(self, request: int, reason: str) -> None:
+        self.rejections[reason] += 1
         self._close(request, Status.REJECTED)
 
     def _finish(self, request: int) -> None:

@@ -74,6 +74,7 @@ class ClusterSpec:
     """Everything that a run needs to know of the cluster.
 
     entry: the pool that takes arrivals (prefill or colocated); decode: the pool it hands over to, if any.
+    max_queue: requests that may wait in each queue of the entry pool; none: any number.
     transfer_bytes: KV and state that move with a sequence, from its prompt tokens. [B]
     max_positions: longest sequence of the model. [tokens]
     layers: of the model, for layer-wise transfers.
@@ -82,6 +83,7 @@ class ClusterSpec:
     entry: PoolSpec
     decode: PoolSpec | None = None
     router: str = "least_loaded"
+    max_queue: int | None = None
     transfer: Transfer = field(default_factory=Transfer)
     transfer_bytes: Callable[[int], float] = lambda tokens: 0.0
     max_positions: int | None = None

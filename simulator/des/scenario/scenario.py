@@ -9,11 +9,11 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, FiniteFloat, ValidationError
+from pydantic import Field, FiniteFloat, ValidationError, model_validator
 
 from simulator.des.scenario.base import Count, Positive, ScenarioError, Strict
 from simulator.des.scenario.deployment import Deployment
-from simulator.des.scenario.traffic import Workload
+from simulator.des.scenario.traffic import ClosedLoop, Workload
 
 
 class Slo(Strict):
@@ -53,6 +53,16 @@ class Scenario(Strict):
     )
     warmup_fraction: Annotated[FiniteFloat, Field(ge=0, lt=1)] = 0.1  # first requests left out of metrics
     seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _refusals_end(self) -> Scenario:
+        limit = None if self.deployment is None else self.deployment.max_queue
+        if limit is not None and isinstance(self.workload, ClosedLoop):
+            raise ValueError(
+                f"deployment.max_queue={limit} does not go with a closed_loop, whose clients would send again at once; "
+                "leave it out, or send an open_loop"
+            )
+        return self
 
 
 def parse_scenario(data: dict[str, Any], where: str = "scenario") -> Scenario:

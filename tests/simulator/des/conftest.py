@@ -70,8 +70,10 @@ def _play(
     return SimulationResult(spec, run, slo or Slo())
 
 
-def _colocated(instance: InstanceSpec, count: int = 1, router: str = "least_loaded") -> ClusterSpec:
-    return ClusterSpec(PoolSpec("colocated", instance, count), router=router)
+def _colocated(
+    instance: InstanceSpec, count: int = 1, router: str = "least_loaded", max_queue: int | None = None
+) -> ClusterSpec:
+    return ClusterSpec(PoolSpec("colocated", instance, count), router=router, max_queue=max_queue)
 
 
 def _disaggregated(

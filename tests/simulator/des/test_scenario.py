@@ -69,3 +69,11 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
         load_scenario(tmp_path / "none.toml")
     with pytest.raises(ScenarioError, match="cannot be read"):
         load_scenario(tmp_path)
+
+
+def test_a_bounded_queue_does_not_go_with_clients_that_send_again_at_once(tmp_path: Path) -> None:
+    text = GOOD.replace("[deployment.colocated]", "[deployment]\nmax_queue = 3\n[deployment.colocated]")
+    assert load_scenario(written(tmp_path, text)).deployment.max_queue == 3  # type: ignore[union-attr]
+    closed = text.replace('"open_loop"\nrate = 4.0', '"closed_loop"\nconcurrency = 2\nrequests = 9')
+    with pytest.raises(ScenarioError, match=r"max_queue=3 does not go with a closed_loop.*leave it out"):
+        load_scenario(written(tmp_path, closed))
