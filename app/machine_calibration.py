@@ -28,9 +28,9 @@ def measure(
     """Measure the runtime's ops and steps on this machine. Goes on where a killed run stopped."""
     _require_torch()
     from app.output import check_writable, progress_bar, stdout_console
-    from calibration.device import detect
-    from calibration.measure import measure as run
-    from calibration.sweeps import preset_of
+    from calibration.machine.device import detect
+    from calibration.machine.measure import measure as run
+    from calibration.machine.preset import preset_of
 
     check_writable(output, "--output")
     machine = detect(device, threads)
@@ -54,8 +54,8 @@ def fit(
     _require_torch()
     from app.output import check_writable, stdout_console
     from app.render_machine import comparison_table, fit_report
-    from calibration.machine_fit import fit_machine
-    from calibration.measurement import read
+    from calibration.machine.measurement import read
+    from calibration.machine.profile_fit import fit_machine
     from hw_profiles.efficiency import read_fit
 
     check_writable(output, "--output")
@@ -92,13 +92,15 @@ def validate(
 
     from app.output import STDOUT, check_writable, progress_bar, stdout_console, write_json
     from app.render_machine import validation_table
-    from calibration import loop
-    from calibration.device import detect
-    from calibration.sweeps import preset_of
+    from calibration.loop import report as loop
+    from calibration.loop.subject import FORMS, subject_of
+    from calibration.loop.traffic import draw_traffic, read_traffic
+    from calibration.machine.device import detect
+    from calibration.machine.preset import preset_of
     from hw_profiles import catalog
 
     check_writable(json_file, "--json")
-    if form not in ("both", *loop.FORMS):
+    if form not in ("both", *FORMS):
         raise InputError(f"--form {form!r} is not known; use colocated, disaggregated or both")
     shares = _shares(loads)
     hardware = catalog.load(str(profile) if profile.suffix == ".json" else f"{profile}.json")
@@ -106,11 +108,9 @@ def validate(
     if machine.name != hardware.name:
         raise InputError(f"{profile} is a profile of {hardware.display_name}, and this machine is {machine.name}")
     sweep = preset_of(machine, preset)
-    traffic = (
-        loop.draw_traffic(sweep, requests, seed) if trace is None else loop.read_traffic(trace, requests, length_scale)
-    )
-    subject = loop.subject_of(machine, sweep, layers)
-    forms = loop.FORMS if form == "both" else (form,)
+    traffic = draw_traffic(sweep, requests, seed) if trace is None else read_traffic(trace, requests, length_scale)
+    subject = subject_of(machine, sweep, layers)
+    forms = FORMS if form == "both" else (form,)
     with progress_bar() as progress:
         reports = loop.validate(subject, hardware, traffic, shares, forms, seed, progress)  # type: ignore[arg-type]
     write_json({"machine": machine.to_json(), "reports": [asdict(report) for report in reports]}, json_file)

@@ -11,9 +11,9 @@ from rich.text import Text
 from app.tables import simple_table
 
 if TYPE_CHECKING:
-    from calibration.loop import LoadReport
-    from calibration.machine_fit import MachineFit
-    from calibration.measurement import Measurements
+    from calibration.loop.report import LoadReport
+    from calibration.machine.measurement import Measurements
+    from calibration.machine.profile_fit import MachineFit
     from hw_profiles.efficiency import Efficiency
 
 
@@ -75,7 +75,7 @@ def comparison_table(before: Efficiency, after: Efficiency) -> RenderableType:
 
 def validation_table(reports: Sequence[LoadReport]) -> RenderableType:
     """Predicted over measured, by form and load; medians of absolute errors below."""
-    from calibration.loop import median_errors
+    from calibration.loop.report import median_errors
 
     metrics = [figure.metric for figure in reports[0].figures]
     headings = [m.replace("_s ", "\n").replace(" tokens", "\ntokens") for m in metrics]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from calibration.machine_fit import OpPoint
+    from calibration.machine.profile_fit import OpPoint
 
 
 def roofline_figure(points: Sequence[OpPoint]) -> Any:

@@ -2,8 +2,8 @@
 
     python -m benchmarks.loop [--requests 200]
 
-The engine runs on a virtual clock (`calibration.virtual_clock`): its steps are real and timed, waiting is skipped, and
-a prefill and a decode engine do not contend for cores. Two predictions of each replay:
+The engine runs on a virtual clock (`calibration.machine.virtual_clock`): its steps are real and timed, waiting is
+skipped, and a prefill and a decode engine do not contend for cores. Two predictions of each replay:
   forecast     profile fitted to measurements made before all replays
   interleaved  steps of other traffic, measured between the steps of the replay, refit what whole steps add to ops.
                It follows a shared machine whose speed drifts; it checks the model and is no forecast.
@@ -23,16 +23,20 @@ from typing import Any
 
 import numpy as np
 
-from calibration import loop, models
-from calibration.device import detect
-from calibration.machine_fit import fit_machine
-from calibration.measure import measure
-from calibration.measurement import Measurement, Measurements, read
-from calibration.sweeps import CPU_QUICK, Bench
-from calibration.timer import Sample
-from calibration.twin import Times, Traffic, simulate
-from calibration.virtual_clock import Step, VirtualReplay, replay
-from calibration.virtual_pair import replay_pair
+from calibration.loop import report as loop
+from calibration.loop.subject import FORMS, Form, Subject, capacity, subject_of
+from calibration.loop.traffic import Traffic, at_rate, draw_traffic, trace_of
+from calibration.loop.twin import Times, simulate
+from calibration.loop.virtual_pair import replay_pair
+from calibration.machine import models
+from calibration.machine.bench import Bench
+from calibration.machine.device import detect
+from calibration.machine.measure import measure
+from calibration.machine.measurement import Measurement, Measurements, read
+from calibration.machine.preset import CPU_QUICK
+from calibration.machine.profile_fit import fit_machine
+from calibration.machine.timer import Sample
+from calibration.machine.virtual_clock import Step, VirtualReplay, replay
 from hw_profiles.profile import HardwareProfile
 
 RESULT = Path(__file__).parent / "results" / "loop.json"
@@ -64,15 +68,15 @@ def probing(bench: Bench, probes: list[Step]) -> Callable[[int], None]:
     return probe
 
 
-def play(bench: Bench, form: loop.Form, traffic: Traffic) -> tuple[Times, list[Step], VirtualReplay]:
+def play(bench: Bench, form: Form, traffic: Traffic) -> tuple[Times, list[Step], VirtualReplay]:
     """One replay, with probes between its steps."""
     probes: list[Step] = []
     probe = probing(bench, probes)
     with contextlib.ExitStack() as stack:
-        engines = [stack.enter_context(contextlib.closing(bench.engine(LAYERS))) for _ in loop.FORMS]
+        engines = [stack.enter_context(contextlib.closing(bench.engine(LAYERS))) for _ in FORMS]
         for engine in engines:
             replay(engine, bench.traffic(4, 2), until_steps=8)
-        trace = loop.trace_of(traffic)
+        trace = trace_of(traffic)
         done = (
             replay(engines[0], trace, between=probe)
             if form == "colocated"
@@ -95,10 +99,10 @@ def interleaved(before: Measurements, probes: list[Step]) -> HardwareProfile:
 
 def one(
     bench: Bench,
-    subject: loop.Subject,
+    subject: Subject,
     before: Measurements,
     forecast: HardwareProfile,
-    form: loop.Form,
+    form: Form,
     traffic: Traffic,
 ) -> dict[str, Any]:
     """A replay with both predictions of it."""
@@ -131,24 +135,24 @@ def main() -> None:
         measure(machine, PRESET, file)
         before = read(file)
     fitted = fit_machine(before)
-    subject = loop.subject_of(machine, PRESET, LAYERS, before)
+    subject = subject_of(machine, PRESET, LAYERS, before)
     bench = Bench(machine, PRESET, models.read_config(PRESET.model))
-    traffic = loop.draw_traffic(PRESET, options.requests, options.seed)
+    traffic = draw_traffic(PRESET, options.requests, options.seed)
     report: dict[str, Any] = {
         "machine": machine.to_json(), "requests": options.requests, "layers": LAYERS,
         "profile error": fitted.efficiency.held_out_error, "forms": {},
     }  # fmt: skip
-    for form in loop.FORMS:
-        full = loop.capacity(traffic, subject, subject.times(fitted.hardware), form)
+    for form in FORMS:
+        full = capacity(traffic, subject, subject.times(fitted.hardware), form)
         rows = []
         for load in options.loads:
-            paced = loop.at_rate(traffic, load * full)
+            paced = at_rate(traffic, load * full)
             row = {"load": load, "rate": load * full} | one(bench, subject, before, fitted.hardware, form, paced)
             rows.append(row)
             for name in ("forecast", "interleaved"):
                 ratios = " ".join(f"{m} {row[name][m] / row['measured'][m]:.2f}" for m in METRICS)
                 print(f"{form} {load:g} {name}: {ratios} step sum {row[name]['step sum ratio']:.2f}", flush=True)
-        again, _, _ = play(bench, form, loop.at_rate(traffic, options.loads[0] * full))
+        again, _, _ = play(bench, form, at_rate(traffic, options.loads[0] * full))
         rerun = {m: figures(again)[m] / rows[0]["measured"][m] - 1 for m in METRICS}
         medians = {name: errors(rows, name) for name in ("forecast", "interleaved")}
         report["forms"][form] = {"loads": rows, "median error": medians, "rerun": rerun}

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from calibration.device import Machine, detect
-from calibration.measure import measure
-from calibration.measurement import Measurements, read
-from calibration.sweeps import Preset
-from calibration.timer import Limits
+from calibration.machine.device import Machine, detect
+from calibration.machine.measure import measure
+from calibration.machine.measurement import Measurements, read
+from calibration.machine.preset import Preset
+from calibration.machine.timer import Limits
 
 NANO_V4: dict[str, Any] = {
     "model_type": "deepseek_v4",
@@ -71,6 +71,7 @@ def tiny_preset(nano_model: str) -> Preset:
         limits=Limits(0.01, 5),
         gemm_sizes=(128,),
         copy_bytes=(4 * MIB,),
+        message_bytes=(4096, MIB),
         max_sequences=4,
         max_step_tokens=48,
         longest_prompt=60,

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calibration import models
-from calibration.machine_fit import FitError, fit_machine
-from calibration.measurement import Measurement, Measurements, StepShape
-from calibration.step_fit import StepRow, columns_of, fit_steps
-from calibration.step_ops import StepPricer
-from calibration.timer import Sample
-from calibration.twin import profiled_times
+from calibration.loop.twin import profiled_times
+from calibration.machine import models
+from calibration.machine.measurement import FitError, Measurement, Measurements, StepShape
+from calibration.machine.profile_fit import fit_machine
+from calibration.machine.step_fit import StepRow, columns_of, fit_steps
+from calibration.machine.step_ops import StepPricer
+from calibration.machine.timer import Sample
 from hw_profiles import catalog
 from hw_profiles.efficiency import OpClass, read_fit
 from simulator.model.roofline import op_seconds

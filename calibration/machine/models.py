@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from calibration.device import Machine
+from calibration.machine.device import Machine
 from simulator.model import presets
 from simulator.model.architecture import ModelSpec
 from simulator.model.families import ModelError, spec_from_config

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from calibration.measurement import StepShape
+from calibration.machine.measurement import StepShape
 
 if TYPE_CHECKING:
     from runtime.engine import Engine

@@ -9,21 +9,34 @@ from pathlib import Path
 import pytest
 import torch
 
-from calibration import measure as measure_module
-from calibration.device import DeviceError, Machine, detect
-from calibration.measure import measure
-from calibration.measurement import Journal, MeasurementError, Measurements, read
-from calibration.sweeps import Bench, Item, Preset, PresetError, preset_of
-from calibration.timer import Limits, Timer
+from calibration.machine import sweep
+from calibration.machine.bench import Bench, Item
+from calibration.machine.collectives import KINDS
+from calibration.machine.device import DeviceError, Machine, detect
+from calibration.machine.measure import measure
+from calibration.machine.measurement import Journal, MeasurementError, Measurements, read
+from calibration.machine.preset import Preset, PresetError, preset_of
+from calibration.machine.timer import Limits, Timer
 
 
 def test_every_op_class_of_the_model_is_measured(measured: Measurements) -> None:
     classes = {row.ops[0].op_class.value for row in measured.usable if row.ops}
     assert classes == {
         "dense_gemm", "grouped_gemm", "attention_prefill", "attention_decode", "indexer", "elementwise",
+        "all_reduce", "all_to_all", "point_to_point",
     }  # fmt: skip
     families = {row.family for row in measured.usable}
-    assert families >= {"copy", "gemm", "launch", "handover", "step", "sampling", "compress", "mhc_pre", "router_gate"}
+    assert families >= {
+        "copy",
+        "gemm",
+        "launch",
+        "handover",
+        "step",
+        "sampling",
+        "compress",
+        "mhc_pre",
+        "router_gate",
+    } | set(KINDS)
     for row in measured.usable:
         assert row.sample is not None
         assert 0 < row.sample.p20_s <= row.sample.median_s <= row.sample.p80_s
@@ -94,12 +107,12 @@ def test_what_does_not_fit_in_memory_is_recorded(
         torch.empty(1 << 60)
         yield
 
-    plain = Bench.items
+    plain = sweep.items
 
-    def items(self: Bench) -> list[Item]:
-        return [Item("too large", too_large), *plain(self)[:1]]
+    def items(bench: Bench) -> list[Item]:
+        return [Item("too large", too_large), *plain(bench)[:1]]
 
-    monkeypatch.setattr(measure_module.Bench, "items", items)
+    monkeypatch.setattr(sweep, "items", items)
     outcome = measure(this_machine, tiny_preset, tmp_path / "m.jsonl")
     assert outcome.measured == 1
     assert [(row.key, row.status) for row in outcome.without] == [("too large", "out of memory")]

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from calibration.device import Machine
-from calibration.timer import Sample
+from calibration.machine.device import Machine
+from calibration.machine.timer import Sample
 from hw_profiles.efficiency import OpClass
 from simulator.model.ops import Op
 
@@ -23,6 +23,10 @@ Status = Literal["ok", "out of memory", "failed"]
 
 class MeasurementError(ValueError):
     """A file of measurements that cannot be used; the message names the file and the way out."""
+
+
+class FitError(ValueError):
+    """Measurements that no profile can be fitted to; the message says what is missing or wrong."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Measurement:
 
     key: unique in a file; family: kind of work. ops: what the simulator would price for it. flops, num_bytes: of raw
     products and copies, which set the peaks of a machine that has no data sheet. model, layers, step: of whole steps.
+    ranks: processes that took part.
     """
 
     key: str
@@ -52,6 +57,7 @@ class Measurement:
     model: str = ""
     layers: int = 0
     step: StepShape | None = None
+    ranks: int = 1
     note: str = ""
 
     @property

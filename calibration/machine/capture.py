@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from calibration.measurement import StepShape
+from calibration.machine.measurement import StepShape
 
 if TYPE_CHECKING:
     from runtime.cache import KVCache, SequenceInput

@@ -11,30 +11,33 @@ import pytest
 from typer.testing import CliRunner
 
 from app.cli import cli
-from calibration import loop, models
-from calibration.machine_fit import fit_machine
-from calibration.sweeps import Bench
-from calibration.virtual_clock import replay
-from calibration.virtual_pair import replay_pair
+from calibration.loop.report import median_errors, validate
+from calibration.loop.subject import FORMS, subject_of
+from calibration.loop.traffic import at_rate, draw_traffic, trace_of
+from calibration.loop.virtual_pair import replay_pair
+from calibration.machine import models
+from calibration.machine.bench import Bench
+from calibration.machine.profile_fit import fit_machine
+from calibration.machine.virtual_clock import replay
 
 
 def test_the_loop_runs_end_to_end(measured, tiny_preset, this_machine) -> None:
     hardware = fit_machine(measured).hardware
-    subject = loop.subject_of(this_machine, tiny_preset, 2, measured)
-    traffic = loop.draw_traffic(tiny_preset, 8, seed=3)
-    reports = loop.validate(subject, hardware, traffic, [2.0], seed=1)
-    assert [(r.form, r.load) for r in reports] == [(form, 2.0) for form in loop.FORMS]
+    subject = subject_of(this_machine, tiny_preset, 2, measured)
+    traffic = draw_traffic(tiny_preset, 8, seed=3)
+    reports = validate(subject, hardware, traffic, [2.0], seed=1)
+    assert [(r.form, r.load) for r in reports] == [(form, 2.0) for form in FORMS]
     for report in reports:
         assert len(report.figures) == 10
         assert all(np.isfinite(f.predicted) and f.predicted > 0 and f.measured > 0 for f in report.figures)
         assert report.step_sum_ratio > 0
-    errors = loop.median_errors(reports)
+    errors = median_errors(reports)
     assert set(errors) == {f.metric for f in reports[0].figures}
 
 
 def test_pace_changes_arrivals_alone(tiny_preset) -> None:
-    traffic = loop.draw_traffic(tiny_preset, 50, seed=3)
-    paced = loop.at_rate(traffic, 8.0)
+    traffic = draw_traffic(tiny_preset, 50, seed=3)
+    paced = at_rate(traffic, 8.0)
     assert (len(paced.arrival_s) - 1) / paced.arrival_s[-1] == pytest.approx(8.0)
     assert (paced.prompt_tokens == traffic.prompt_tokens).all()
 
@@ -42,8 +45,8 @@ def test_pace_changes_arrivals_alone(tiny_preset) -> None:
 def test_the_pair_gives_the_tokens_of_one_engine(tiny_preset, this_machine, nano_model) -> None:
     """Prefill and decode on two virtual clocks serve all requests, in an order that time allows."""
     bench = Bench(this_machine, tiny_preset, models.read_config(nano_model))
-    traffic = loop.at_rate(loop.draw_traffic(tiny_preset, 10, seed=2), 20.0)
-    trace = loop.trace_of(traffic)
+    traffic = at_rate(draw_traffic(tiny_preset, 10, seed=2), 20.0)
+    trace = trace_of(traffic)
     with contextlib.ExitStack() as stack:
         one, prefill, decode = (stack.enter_context(contextlib.closing(bench.engine(2))) for _ in range(3))
         alone = replay(one, trace)

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.measurement import StepShape
-from calibration.virtual_clock import Step
+from calibration.loop.traffic import Traffic
+from calibration.machine.measurement import StepShape
+from calibration.machine.virtual_clock import Step
 from hw_profiles.profile import HardwareProfile
 from simulator.des.kv_cache import KvSpace
 from simulator.des.run import Cluster
 from simulator.des.scenario import Transfer
 from simulator.des.spec import ClusterSpec, InstanceSpec, PoolSpec, StepTimes
-from simulator.des.workload import Requests
 from simulator.model.architecture import ModelSpec
 from simulator.model.latency import Chunk, DecodeLoad, StepLatency
 from simulator.model.parallelism import Parallelism
@@ -38,19 +38,6 @@ class Limits:
     max_sequences: int
     max_step_tokens: int
     capacity_tokens: int
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """Requests in order of arrival, from 0 s on."""
-
-    arrival_s: Floats
-    prompt_tokens: NDArray[np.int64]
-    output_tokens: NDArray[np.int64]
-
-    @property
-    def requests(self) -> Requests:
-        return Requests(self.prompt_tokens, self.output_tokens, arrival_s=self.arrival_s)
 
 
 @dataclass(frozen=True)

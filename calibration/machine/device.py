@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from hw_profiles import catalog
-from hw_profiles.schema import Accelerator, Sourced
 
 DeviceKind = Literal["cpu", "cuda"]
 
@@ -121,29 +120,3 @@ def _triton_version() -> str:
 
 def _memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def part_of(machine: Machine, flops: dict[str, float], bandwidth: float) -> Accelerator | None:
-    """An accelerator entry with measured peaks, for a machine that the catalogue does not have; else None.
-
-    flops: best dense product by operand dtype [FLOP/s]; bandwidth: best copy, read and written bytes [B/s].
-    """
-    if machine.name in catalog.names():
-        return None
-    where = f"measured on {machine.display_name}, torch {machine.torch}, commit {machine.commit}"
-
-    def figure(value: float, unit: str) -> Sourced:
-        day = datetime.fromisoformat(machine.time).date()
-        return Sourced(value=float(value), unit=unit, source=where, accessed=day)
-
-    return Accelerator(
-        name=machine.name,
-        display_name=machine.display_name,
-        vendor="other",
-        generation=machine.device,
-        status="shipping",
-        matrix={dtype: figure(rate / 1e12, "TFLOP/s") for dtype, rate in flops.items()},  # type: ignore[misc]
-        memory_capacity=figure(machine.memory_bytes / 1e9, "GB"),
-        memory_bandwidth=figure(bandwidth / 1e9, "GB/s"),
-        memory_kind="DRAM" if machine.device == "cpu" else "device memory",
-    )

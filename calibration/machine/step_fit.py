@@ -26,6 +26,7 @@ PRIOR_WEIGHT = 0.03  # of "a = b = 1" against each step, in relative error
 SLOWEST = 20.0  # bound of a and b
 STALL = 1.0  # relative error from which a step counts less: another process had the core
 ROUNDS = 6
+FEWEST_STEPS = 30  # for a fit
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,16 @@ class StepFit:
     def seconds(self, columns: Array, classes: Sequence[OpClass]) -> Array:
         factors = [self.host_s, *(self.floors[c] for c in classes), *(self.rates[c] for c in classes)]
         return columns @ np.array(factors)
+
+
+@dataclass(frozen=True)
+class DepthCheck:
+    """Steps of `layers` layers predicted from those of fewer."""
+
+    layers: int
+    fitted_on: tuple[int, ...]
+    median_error: float
+    sum_ratio: float  # predicted / measured over all of them
 
 
 def columns_of(
@@ -102,4 +113,31 @@ def fit_steps(columns: Array, seconds: Array, classes: Sequence[OpClass]) -> Ste
         float(factors[0]),
         dict(zip(classes, map(float, floors), strict=True)),
         dict(zip(classes, map(float, rates), strict=True)),
+    )
+
+
+def from_other_half(columns: np.ndarray, seconds: np.ndarray, classes: Sequence[OpClass]) -> np.ndarray:
+    """Each step predicted from the other half of them."""
+    even = np.arange(len(seconds)) % 2 == 0
+    predicted = np.zeros_like(seconds)
+    for mine in (even, ~even):
+        predicted[mine] = fit_steps(columns[~mine], seconds[~mine], classes).seconds(columns[mine], classes)
+    return predicted
+
+
+def depth_check(
+    layers_of: Sequence[int], columns: np.ndarray, seconds: np.ndarray, classes: Sequence[OpClass]
+) -> DepthCheck | None:
+    layers = np.array(layers_of)
+    depths = sorted(set(layers_of))
+    if len(depths) < 2 or (layers < depths[-1]).sum() < FEWEST_STEPS:
+        return None
+    deepest = layers == depths[-1]
+    fitted = fit_steps(columns[~deepest], seconds[~deepest], classes)
+    predicted = fitted.seconds(columns[deepest], classes)
+    return DepthCheck(
+        depths[-1],
+        tuple(depths[:-1]),
+        float(np.median(np.abs(predicted / seconds[deepest] - 1))),
+        float(predicted.sum() / seconds[deepest].sum()),
     )

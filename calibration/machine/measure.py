@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from calibration import models
-from calibration.device import Machine
-from calibration.measurement import Journal, Measurement, Status
-from calibration.sweeps import Bench, Preset
+from calibration.machine import models, sweep
+from calibration.machine.bench import Bench
+from calibration.machine.device import Machine
+from calibration.machine.measurement import Journal, Measurement, Status
+from calibration.machine.preset import Preset
 
 Progress = Callable[[str, int, int], None]  # (what, done, of)
 
@@ -27,8 +28,7 @@ def measure(machine: Machine, preset: Preset, output: Path, progress: Progress |
     """Measure `preset` on this machine, appending to `output`."""
     config = models.read_config(preset.model)
     journal = Journal.open(output, machine, {preset.model: config})
-    bench = Bench(machine, preset, config)
-    items = bench.items()
+    items = sweep.items(Bench(machine, preset, config))
     resumed, without = 0, []
     for number, item in enumerate(items):
         if progress is not None:

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibration.measurement import StepShape
-from calibration.sweeps import Bench, Preset
-from calibration.twin import Limits, RecordedTimes, Traffic, TwinError, simulate
-from calibration.virtual_clock import Step, replay
+from calibration.loop.twin import Limits, RecordedTimes, Traffic, TwinError, simulate
+from calibration.machine.bench import Bench
+from calibration.machine.measurement import StepShape
+from calibration.machine.preset import Preset
+from calibration.machine.virtual_clock import Step, replay
 from runtime.block_manager import BlockManager
 from runtime.scheduler import Scheduler, SchedulerConfig
 from runtime.sequence import Request, SamplingParams
@@ -112,7 +113,7 @@ def test_a_different_batch_is_noticed() -> None:
 
 
 def test_recorded_durations_of_a_real_engine_replay_exactly(tiny_preset: Preset, this_machine, nano_model) -> None:
-    from calibration import models
+    from calibration.machine import models
 
     bench = Bench(this_machine, tiny_preset, models.read_config(nano_model))
     rng = np.random.default_rng(4)

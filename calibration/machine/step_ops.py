@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from calibration.capture import Captured
-from calibration.measurement import StepShape
+from calibration.machine.capture import Captured
+from calibration.machine.measurement import StepShape
 from hw_profiles.efficiency import OpClass
 from hw_profiles.profile import HardwareProfile
 from simulator.model import attention as cores

@@ -12,8 +12,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from calibration.measurement import StepShape
-from calibration.virtual_clock import Step, VirtualReplay
+from calibration.machine.measurement import StepShape
+from calibration.machine.virtual_clock import Step, VirtualReplay
 
 if TYPE_CHECKING:
     from runtime.cache import KVCache

@@ -1,0 +1,81 @@
+"""A workload through the real engine in real time: colocated, or as prefill and decode processes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from calibration.loop.subject import Form, Subject
+from calibration.loop.traffic import Traffic, trace_of
+from calibration.loop.twin import Times
+from calibration.machine import models
+
+if TYPE_CHECKING:
+    from runtime.backend import Backend
+    from runtime.bench import Replay
+    from runtime.engine import StepRecord
+
+Progress = Callable[[str, int, int], None]
+
+
+class ValidationError(ValueError):
+    """A validation that cannot run; the message says why."""
+
+
+def replay(
+    subject: Subject, form: Form, traffic: Traffic, seed: int, progress: Progress | None = None
+) -> tuple[Times, list[StepRecord]]:
+    """The workload through the real engine, on the wall clock; and every step that it made."""
+    from runtime.bench import replay as run
+    from runtime.bench import warm_up
+
+    backend = _backend(subject, form)
+    with contextlib.closing(backend):
+        warm_up(backend, 2)
+        result = run(backend, trace_of(traffic), seed=seed, progress=progress and (lambda d, n: progress(form, d, n)))
+    steps: list[StepRecord] = []
+    records: Any = backend.step_records  # type: ignore[attr-defined]
+    for one in records.values() if isinstance(records, dict) else [records]:
+        steps += [step for step in one if step.start_s >= result.start_s]
+    return _times(result, traffic), steps
+
+
+def _backend(subject: Subject, form: Form) -> Backend:
+    from runtime.disaggregation import DisaggregatedConfig, DisaggregatedEngine
+    from runtime.engine import EngineConfig
+    from runtime.worker import WorkerSpec
+
+    p, limits = subject.preset, subject.limits
+    config = EngineConfig(
+        num_blocks=limits.capacity_tokens // p.block_size,
+        block_size=p.block_size,
+        num_snapshots=0,
+        max_num_seqs=limits.max_sequences,
+        max_num_batched_tokens=limits.max_step_tokens,
+        prefix_caching=False,
+    )
+    spec = WorkerSpec(
+        models.runtime_config(subject.config),
+        config,
+        device=subject.machine.device,
+        dtype=models.torch_dtype(subject.machine),
+        num_threads=subject.machine.threads,
+    )
+    return spec.build() if form == "colocated" else DisaggregatedEngine(spec, DisaggregatedConfig())
+
+
+def _times(result: Replay, traffic: Traffic) -> Times:
+    failed = [output.error for output in result.outputs if output.error is not None]
+    if failed:
+        raise ValidationError(f"{len(failed)} of {len(result.outputs)} requests failed in the replay: {failed[0]}")
+    times = [output.timing.token_times_s for output in result.outputs]
+    start = result.start_s
+    return Times(
+        traffic.arrival_s,
+        np.array([t[0] for t in times]) - start,
+        np.array([t[-1] for t in times]) - start,
+        traffic.output_tokens,
+    )

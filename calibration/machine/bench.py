@@ -1,0 +1,93 @@
+"""What measurements stand on: one machine, one preset, its model, and a timer; and one piece of a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from calibration.machine import models
+from calibration.machine.device import Machine
+from calibration.machine.measurement import Measurement
+from calibration.machine.preset import Preset
+from calibration.machine.step_ops import StepPricer
+from calibration.machine.timer import Timer
+from hw_profiles import catalog
+
+if TYPE_CHECKING:
+    from runtime.engine import Engine
+    from runtime.trace import TraceRequest
+
+
+@dataclass(frozen=True)
+class Item:
+    """One piece of the sweep. run gives its measurements; the last carries the item's own key, which is known
+    before it runs, so that a resumed sweep skips what is on file."""
+
+    key: str
+    run: Callable[[], Iterator[Measurement]]
+
+
+class Bench:
+    """config: config.json of the preset's model, all layers."""
+
+    def __init__(self, machine: Machine, preset: Preset, config: dict[str, Any], seed: int = 0) -> None:
+        import torch
+
+        self.machine, self.preset, self.config, self.seed = machine, preset, config, seed
+        self.device = torch.device(machine.device)
+        self.dtype = models.torch_dtype(machine)
+        if machine.device == "cpu":
+            torch.set_num_threads(machine.threads)
+        torch.manual_seed(seed)
+
+    @cached_property
+    def timer(self) -> Timer:
+        return Timer(self.device, self.preset.limits)
+
+    @cached_property
+    def pricer(self) -> StepPricer:
+        spec = models.model_spec(models.cut_to(self.config, self.preset.layers), self.machine, self.preset.model)
+        # The ops of one rank do not depend on the accelerator: any entry of the catalogue builds them.
+        return StepPricer(spec, catalog.load(catalog.names()[0]))
+
+    @cached_property
+    def model(self) -> Any:
+        """The runtime's model of the preset's layers, with random weights."""
+        from runtime.models import build
+
+        config = models.runtime_config(models.cut_to(self.config, self.preset.layers))
+        return build(config, seed=self.seed, device=self.device, dtype=self.dtype)
+
+    def engine(self, depth: int) -> Engine:
+        """An engine of the first `depth` layers with room for every sequence of a step."""
+        from runtime.engine import Engine, EngineConfig
+
+        p = self.preset
+        per_sequence = -(-(p.longest_prompt + p.longest_output) // p.block_size)
+        config = EngineConfig(
+            num_blocks=p.max_sequences * per_sequence,
+            block_size=p.block_size,
+            num_snapshots=0,
+            max_num_seqs=p.max_sequences,
+            max_num_batched_tokens=p.max_step_tokens,
+            prefix_caching=False,
+        )
+        cut = models.runtime_config(models.cut_to(self.config, depth))
+        return Engine.build(cut, config, seed=self.seed, device=self.machine.device, dtype=self.dtype)
+
+    def traffic(self, count: int, seed: int) -> list[TraceRequest]:
+        """Requests in bursts of every size, so that steps of every batch size come by."""
+        from runtime.trace import TraceRequest
+
+        p = self.preset
+        rng = np.random.default_rng(seed)
+        bursts = rng.choice([1, 2, p.max_sequences // 4, p.max_sequences], count)
+        prompts = np.rint(np.exp(rng.uniform(np.log(4), np.log(p.longest_prompt), count))).astype(int)
+        outputs = rng.integers(2, p.longest_output, count)
+        # Gaps of hours on a clock that skips idle time: each burst runs out before the next.
+        starts = np.cumsum(np.concatenate(([0], rng.random(count - 1) * bursts[1:] < 1))) * 1e4
+        return [TraceRequest(float(s), int(i), int(o)) for s, i, o in zip(starts, prompts, outputs, strict=True)]

@@ -1,0 +1,120 @@
+"""How much is measured: presets by device and size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from calibration.machine.device import Machine
+from calibration.machine.measurement import StepShape
+from calibration.machine.timer import Limits
+
+
+class PresetError(ValueError):
+    """A preset that is not there."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How much is measured.
+
+    model, layers: whose layer shapes, and how many of its first layers. depths: layer counts of whole steps; the
+    largest is predicted from the others. contexts, batches: of decode steps. chunks, pasts: of prefill steps.
+    steps: whole steps at each depth. limits: of each timed call. ranks, message_bytes: of collectives.
+    """
+
+    model: str
+    layers: int
+    depths: tuple[int, ...]
+    batches: tuple[int, ...]
+    contexts: tuple[int, ...]
+    chunks: tuple[int, ...]
+    pasts: tuple[int, ...]
+    steps: int
+    limits: Limits
+    gemm_sizes: tuple[int, ...]
+    copy_bytes: tuple[int, ...]
+    message_bytes: tuple[int, ...]
+    block_size: int = 128
+    max_sequences: int = 16
+    max_step_tokens: int = 256
+    longest_prompt: int = 160
+    longest_output: int = 32
+
+    @property
+    def decode_shapes(self) -> tuple[StepShape, ...]:
+        return tuple(StepShape((), (c,) * b) for b in self.batches for c in self.contexts)
+
+    @property
+    def prefill_shapes(self) -> tuple[StepShape, ...]:
+        return tuple(StepShape(((new, past),), ()) for new in self.chunks for past in self.pasts)
+
+
+KIB, MIB = 1 << 10, 1 << 20
+CPU_QUICK = Preset(
+    "tiny-v4",
+    layers=8,
+    depths=(2, 4, 6, 8),
+    batches=(1, 4, 16),
+    contexts=(48, 640),
+    chunks=(16, 128, 256),
+    pasts=(0, 512),
+    steps=120,
+    limits=Limits(0.12, 30),
+    gemm_sizes=(256, 1024),
+    copy_bytes=(16 * MIB, 128 * MIB),
+    message_bytes=(4 * KIB, 256 * KIB, 16 * MIB),
+)
+CPU_FULL = replace(
+    CPU_QUICK,
+    batches=(1, 2, 4, 8, 16),
+    contexts=(16, 128, 640, 2048),
+    chunks=(16, 64, 128, 256),
+    pasts=(0, 128, 1024),
+    steps=400,
+    limits=Limits(0.3, 60),
+    gemm_sizes=(256, 1024, 2048),
+    message_bytes=(4 * KIB, 64 * KIB, 1 * MIB, 16 * MIB),
+)
+CUDA_QUICK = Preset(
+    "deepseek-v4-flash",
+    layers=6,
+    depths=(3, 4, 5, 6),
+    batches=(1, 16, 64),
+    contexts=(1024, 16384),
+    chunks=(512, 4096),
+    pasts=(0, 8192),
+    steps=120,
+    limits=Limits(0.1, 100),
+    gemm_sizes=(2048, 8192),
+    copy_bytes=(256 * MIB, 2048 * MIB),
+    message_bytes=(64 * KIB, 4 * MIB, 256 * MIB),
+    max_sequences=64,
+    max_step_tokens=4096,
+    longest_prompt=8192,
+    longest_output=64,
+)
+CUDA_FULL = replace(
+    CUDA_QUICK,
+    batches=(1, 4, 16, 64, 128),
+    contexts=(256, 1024, 8192, 65536),
+    chunks=(128, 512, 2048, 8192),
+    pasts=(0, 8192, 65536),
+    steps=400,
+    limits=Limits(0.2, 200),
+    message_bytes=(16 * KIB, 256 * KIB, 4 * MIB, 64 * MIB, 256 * MIB),
+    max_sequences=128,
+    max_step_tokens=8192,
+)
+PRESETS = {
+    ("cpu", "quick"): CPU_QUICK,
+    ("cpu", "full"): CPU_FULL,
+    ("cuda", "quick"): CUDA_QUICK,
+    ("cuda", "full"): CUDA_FULL,
+}
+
+
+def preset_of(machine: Machine, name: str) -> Preset:
+    known = [size for device, size in PRESETS if device == machine.device]
+    if name not in known:
+        raise PresetError(f"--preset {name!r} is not known; use {' or '.join(known)}")
+    return PRESETS[machine.device, name]

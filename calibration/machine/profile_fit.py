@@ -1,0 +1,171 @@
+"""From measurements of one machine to its profile: the simulator's roofline fitted to ops, then to whole steps.
+
+Each profile carries its error: by op class on held-out shapes, and of the deepest model's steps predicted from
+shallower ones (which is what lets a few layers at true shapes stand for a model too large for the machine).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from calibration.fit import Measured, Parameters
+from calibration.machine import models
+from calibration.machine.measurement import FitError, Measurements
+from calibration.machine.op_fit import OpPoint, class_of, fit_ops, gated
+from calibration.machine.part import base_profile
+from calibration.machine.step_fit import (
+    FEWEST_STEPS,
+    DepthCheck,
+    StepFit,
+    StepRow,
+    columns_of,
+    depth_check,
+    fit_steps,
+    from_other_half,
+)
+from calibration.machine.step_ops import StepPricer
+from hw_profiles import catalog
+from hw_profiles.efficiency import ClassEfficiency, Efficiency, OpClass
+from hw_profiles.profile import HardwareProfile, profile_of
+
+STACK = "moeplan"
+FEWEST_ROWS = 4  # of a class: it has as many parameters
+
+
+@dataclass(frozen=True)
+class MachineFit:
+    """A fitted profile and what it rests on. rejected: rows that the gates threw out, with the rule."""
+
+    efficiency: Efficiency
+    hardware: HardwareProfile
+    points: tuple[OpPoint, ...]
+    steps: StepFit
+    step_error: float  # median |predicted / measured - 1|, each half predicted from the other
+    step_sum_ratio: float
+    depth: DepthCheck | None
+    rejected: tuple[tuple[str, str], ...]
+
+    def to_json(self) -> str:
+        return self.efficiency.model_dump_json(indent=1, exclude_none=True) + "\n"
+
+
+def fit_machine(measured: Measurements, stack: str = STACK) -> MachineFit:
+    """Fit a profile; FitError where the measurements do not suffice or contradict each other."""
+    hardware = base_profile(measured)
+    rows, rejected = gated(measured, hardware)
+    steps = _step_rows(measured, hardware)
+    _check_enough(rows, steps)
+    parameters, points = fit_ops(rows, hardware)
+    classes = sorted({op.op_class for step in steps for op in step.ops}, key=lambda c: list(OpClass).index(c))
+    columns = columns_of(steps, parameters, hardware, classes)
+    seconds = np.array([step.seconds for step in steps])
+    fitted = fit_steps(columns, seconds, classes)
+    predicted = from_other_half(columns, seconds, classes)
+    depth = depth_check([step.layers for step in steps], columns, seconds, classes)
+    error = float(np.median(np.abs(predicted / seconds - 1)))
+    efficiency = _efficiency(measured, hardware, parameters, points, fitted, stack, error, depth)
+    return MachineFit(
+        efficiency,
+        profile_of(hardware.accelerator, efficiency),
+        points,
+        fitted,
+        error,
+        float(predicted.sum() / seconds.sum()),
+        depth,
+        tuple(rejected),
+    )
+
+
+def _step_rows(measured: Measurements, hardware: HardwareProfile) -> list[StepRow]:
+    pricers: dict[tuple[str, int], StepPricer] = {}
+    rows = []
+    for row in measured.family("step"):
+        assert row.step is not None
+        key = (row.model, row.layers)
+        if key not in pricers:
+            config = models.cut_to(measured.configs[row.model], row.layers)
+            pricers[key] = StepPricer(models.model_spec(config, measured.machine, row.model), hardware)
+        rows.append(StepRow(pricers[key].ops(row.step), row.seconds, row.layers))
+    return rows
+
+
+def _check_enough(rows: Sequence[Measured], steps: Sequence[StepRow]) -> None:
+    if len(steps) < FEWEST_STEPS:
+        raise FitError(
+            f"the file has {len(steps)} whole steps, at least {FEWEST_STEPS} are needed; run `moeplan calibrate "
+            "measure` on it again: it goes on where it stopped"
+        )
+    needed = {op.op_class for step in steps for op in step.ops}
+    counts = {op_class: sum(op_class == class_of(row) for row in rows) for op_class in needed}
+    short = [f"{c.value} ({counts[c]})" for c in OpClass if c in needed and counts[c] < FEWEST_ROWS]
+    if short:
+        raise FitError(
+            f"too few ops of {', '.join(short)}: each class needs {FEWEST_ROWS}; run `moeplan calibrate measure` on "
+            "the file again, or use --preset full"
+        )
+
+
+def _efficiency(
+    measured: Measurements,
+    hardware: HardwareProfile,
+    parameters: Parameters,
+    points: Sequence[OpPoint],
+    steps: StepFit,
+    stack: str,
+    step_error: float,
+    depth: DepthCheck | None,
+) -> Efficiency:
+    machine = measured.machine
+    where = f"measured with the runtime on {machine.display_name}, torch {machine.torch}, commit {machine.commit}"
+    classes = dict(hardware.efficiency.classes)
+    errors: dict[str, float] = {}
+    for op_class in dict.fromkeys(point.op_class for point in points):
+        mine = [point for point in points if point.op_class is op_class]
+        errors[op_class.value] = round(float(np.median([abs(p.held_out_error) for p in mine])), 4)
+        sigma = float(np.std([np.log(p.measured_s / p.predicted_s) for p in mine]))
+        classes[op_class] = _class(parameters, op_class, steps, sigma, f"{where}, {len(mine)} ops", classes[op_class])
+    errors["whole steps"] = round(step_error, 4)
+    if depth is not None:
+        errors[f"steps of {depth.layers} layers from fewer"] = round(depth.median_error, 4)
+    data = hardware.efficiency.model_dump() | {
+        "stack": stack,
+        "classes": classes,
+        "step_overhead_s": round(steps.host_s, 7),
+        "request_overhead_s": 0.0,
+        "overhead_source": f"{where}: what whole steps take beyond their ops; requests come from the same process",
+        "overhead_assumed": False,
+        "provenance": f"{where}, {machine.time}, driver {machine.driver or 'none'}, triton {machine.triton or 'none'}",
+        "origin": "measured",
+        "held_out_error": errors,
+        "part": None if machine.name in catalog.names() else hardware.accelerator,
+    }
+    return Efficiency.model_validate(data)
+
+
+def _class(
+    parameters: Parameters, op_class: OpClass, steps: StepFit, sigma: float, source: str, before: ClassEfficiency
+) -> ClassEfficiency:
+    """A class as it runs within steps: floors and rates of ops alone times the factors of `steps`."""
+    slow, floor = steps.rates.get(op_class, 1.0), steps.floors.get(op_class, 1.0)
+
+    def fraction(value: float) -> float:
+        return float(f"{min(1.5, value / max(slow, 1e-3)):.4g}")
+
+    dtypes = {d for field, c, d in parameters.slots if field == "matrix_fraction" and c == op_class and d}
+    by = {dtype: fraction(parameters.value("matrix_fraction", op_class, dtype)) for dtype in sorted(dtypes)}
+    return before.model_copy(
+        update={
+            "matrix_fraction": min(by.values(), default=before.matrix_fraction),
+            "matrix_fraction_by": by,
+            "memory_fraction": fraction(parameters.value("memory_fraction", op_class)),
+            "network_fraction": fraction(parameters.value("network_fraction", op_class)),
+            "latency_s": float(f"{parameters.value('latency_s', op_class) * floor:.4g}"),
+            "exponent": round(parameters.value("exponent", op_class), 3),
+            "residual_sigma": round(sigma, 3),
+            "source": source,
+            "assumed": False,
+        }
+    )
