@@ -82,12 +82,16 @@ class RunningBatch:
         self.caps = tuple(sorted(caps))
         # The latency model names its caps in its own order; `load` answers in that order.
         self._order = [self.caps.index(cap) for cap in caps]
-        self.ranks = [Rank(i, kv, [0] * len(caps), [0] * len(caps)) for i in range(ranks)]
+        self._kv = kv
+        self.ranks = self._new_ranks(ranks)
         self.size = 0
         self.tick = 0
         self._serial = 0  # breaks ties in the heaps by order of joining
         self._ends: list[tuple[int, int, Sequence]] = []
         self._crossings: list[tuple[int, int, Sequence]] = []
+
+    def _new_ranks(self, count: int) -> list[Rank]:
+        return [Rank(i, self._kv, [0] * len(self.caps), [0] * len(self.caps)) for i in range(count)]
 
     def join(self, request: int, rank: Rank, context: int, remaining: int) -> None:
         """Start decoding a sequence with `context` tokens that has `remaining` tokens to emit."""
@@ -168,6 +172,15 @@ class RunningBatch:
         )
         self._drop(sequence)
         return sequence.request, sequence.last_tick - self.tick
+
+    def drop(self) -> list[tuple[int, int]]:
+        """Drop every sequence and start with new ranks. Returns requests and the tokens that they still had to emit."""
+        dropped = [(s.request, s.last_tick - self.tick) for _, _, s in sorted(self._ends) if s.alive]
+        self.ranks = self._new_ranks(len(self.ranks))
+        self.size = 0
+        self._ends.clear()
+        self._crossings.clear()
+        return dropped
 
     def load(self) -> DecodeLoad:
         """The load of the busiest rank, which is the one with the largest summed context."""

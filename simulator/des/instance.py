@@ -1,13 +1,6 @@
-"""One serving instance: continuous batching under a token budget, as a SimPy process with one timeout a step.
+"""One serving instance: continuous batching as a SimPy process with one timeout a step.
 
-What a step holds is the batching policy, first come first served in each:
-  chunked: decodes every running sequence and fills what is left of each rank's token budget with prompt chunks
-    (vLLM V1).
-  prefill_first: while there are prompts, steps hold prompt chunks alone and running sequences wait (SGLang).
-  inflight: as chunked, but prompts are computed whole; one longer than the budget is the only prompt of its rank's
-    step (TensorRT-LLM without chunked context).
-Where KV grows beyond a rank's room, the newest sequence is preempted: its KV
-is dropped and recomputed, on the same instance, before newcomers are admitted.
+The scheduler decides what a step holds, `price` what it costs, the meter keeps the books.
 """
 
 from __future__ import annotations
@@ -18,11 +11,13 @@ from typing import Any, NamedTuple
 
 import simpy
 
-from simulator.des.batching import Prefilling, Rank, RunningBatch
+from simulator.des.batching import Prefilling, Rank
 from simulator.des.journal import Journal, Usage
+from simulator.des.meter import Meter
 from simulator.des.prefix_cache import BLOCK_TOKENS, PrefixCache
+from simulator.des.pricing import price
+from simulator.des.scheduler import Scheduler, WaitingQueue
 from simulator.des.spec import InstanceSpec
-from simulator.model.latency import Chunk
 
 
 class Handover(NamedTuple):
@@ -32,6 +27,18 @@ class Handover(NamedTuple):
     source: Instance
     rank: Rank
     tokens: int
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the source has failed since, and the KV with it."""
+        return self.rank not in self.source.batch.ranks
+
+
+class Losses(NamedTuple):
+    """What a failed instance held: requests whose KV is gone, and hand-overs to it whose KV is still at the source."""
+
+    requests: list[int]
+    handovers: list[Handover]
 
 
 class Instance:
@@ -49,7 +56,7 @@ class Instance:
         index: int,
         spec: InstanceSpec,
         journal: Journal,
-        waiting: deque[int],
+        waiting: WaitingQueue,
         ended: Callable[[int], None],
         hand_over: Callable[[Handover], None] | None = None,
         fetch: Callable[[Handover, Instance, Rank], None] | None = None,
@@ -59,33 +66,25 @@ class Instance:
         self.index = index
         self.spec = spec
         self.journal = journal
-        self.batch = RunningBatch(spec.kv, spec.ranks, spec.times.caps)
-        self.waiting = waiting  # prompts to compute; may be shared with the other instances of the pool
+        self.scheduler = Scheduler(spec, journal, waiting, self._begin)
+        self.batch = self.scheduler.batch
+        self.waiting = waiting
+        self.meter = Meter(spec.ranks)
         self.load = 0  # prompt tokens to compute (prefill), or requests under way (elsewhere): what routers look at
+        self.slowdown = 1.0  # steps last this many times as long
         self.cache = PrefixCache(spec.cache_tiers, spec.cache_policy) if spec.cache_tiers else None
         self._cache_load_s = 0.0  # of prompts admitted to the step under way
-        self._recompute: deque[int] = deque()  # preempted sequences; they go before `waiting`
         self._incoming: deque[Handover] = deque()
+        self._arriving: dict[int, Handover] = {}  # by request; room is reserved, KV under way
         self._delivered: list[tuple[Handover, Rank]] = []
+        self._leaving: dict[int, Handover] = {}  # by request; KV that waits here or is under way from here
         self._ended = ended
         self._hand_over = hand_over
         self._fetch = fetch
         self._observe = observe
-        self._sequences = 0
-        self._prefilling = 0
         self._fraction = 0.0
         self._wake: simpy.Event | None = None
-        self._step_start_s = 0.0
-        self._in_step = False
-        self._mixes = spec.batching != "prefill_first"
-        self._whole = spec.batching == "inflight"
         self._decodes = False  # the step under way decodes
-        self._busy_s = self._prefill_busy_s = self._sequence_s = self._kv_byte_s = 0.0
-        self._link_s = 0.0
-        self._wires: dict[int, tuple[float, float]] = {}  # transfers under way: when the wire is taken, how long
-        self._steps = 0
-        self._kv_bytes = 0.0
-        self._kv_mark_s = 0.0
         self.process = env.process(self._run())
 
     # Requests come in
@@ -118,17 +117,45 @@ class Instance:
         self._incoming.append(handover)
         self._accept()
 
+    def _accept(self) -> None:
+        """Reserve room for prefilled sequences and fetch their KV, in order of arrival."""
+        incoming = self._incoming
+        while incoming:
+            handover = incoming[0]
+            if handover.is_lost:
+                incoming.popleft()
+                self.load -= 1
+                continue
+            rank = self.scheduler.reserve(handover.tokens)
+            if rank is None:
+                return
+            incoming.popleft()
+            self._arriving[handover.request] = handover
+            assert self._fetch is not None
+            self._fetch(handover, self, rank)
+
     def deliver(self, handover: Handover, rank: Rank) -> None:
-        """The KV has arrived; decoding starts with the next step."""
-        self._delivered.append((handover, rank))
+        """The KV has arrived on a rank and is freed at its source; decoding starts with the next step."""
+        if rank not in self.batch.ranks:
+            return  # this instance failed meanwhile; the source keeps the KV for another transfer
+        if self._arriving.get(handover.request) is handover:
+            del self._arriving[handover.request]
+        if handover.is_lost:
+            rank.release(handover.tokens)
+            self.scheduler.sequences -= 1
+            self.load -= 1
+        else:
+            self.journal.delivered_s[handover.request] = self.env.now
+            handover.source.let_go(handover)
+            self._delivered.append((handover, rank))
         self.kick()
 
-    def take_wire(self, request: int, start_s: float, wire_s: float) -> None:
-        """A transfer holds the NICs of one of the ranks for `wire_s` from `start_s` on."""
-        self._wires[request] = start_s, wire_s
-
-    def free_wire(self, request: int) -> None:
-        self._link_s += self._wires.pop(request)[1]
+    def let_go(self, handover: Handover) -> None:
+        """Free the KV of a sequence that has left for another instance."""
+        del self._leaving[handover.request]
+        handover.rank.release(handover.tokens)
+        if self.waiting:
+            self.kick()
 
     def kick(self) -> None:
         """Wake the process if it idles."""
@@ -136,77 +163,55 @@ class Instance:
         if wake is not None and not wake.triggered:
             wake.succeed()
 
-    def _accept(self) -> None:
-        """Reserve room for prefilled sequences and fetch their KV, in order of arrival."""
-        incoming = self._incoming
-        while incoming and not self._recompute and self._sequences < self.spec.max_sequences:
-            handover = incoming[0]
-            tick = self.batch.tick
-            ranks = self.batch.ranks
-            rank = ranks[0]
-            if len(ranks) == 1:
-                if not rank.admits(handover.tokens, tick):
-                    return
-            else:
-                open_ranks = [rank for rank in ranks if rank.admits(handover.tokens, tick)]
-                if not open_ranks:
-                    return
-                rank = min(open_ranks, key=lambda r: (r.size + r.held_sequences, r.used_bytes(tick)))
-            incoming.popleft()
-            rank.hold(handover.tokens)
-            self._sequences += 1
-            assert self._fetch is not None
-            self._fetch(handover, self, rank)
-
     # The step
 
     def _run(self) -> Generator[simpy.Event, Any, None]:
         env = self.env
         batch = self.batch
+        scheduler = self.scheduler
+        meter = self.meter
         times = self.spec.times
         while True:
             if self._delivered:
                 self._join_delivered()
-            chunks = self._schedule() if self.waiting or self._recompute or self._prefilling else []
+            parts = scheduler.parts() if self.waiting or scheduler.prefilling or scheduler.recompute else []
             size = batch.size
-            if chunks:
-                self._decodes = decodes = size > 0 and self._mixes
-                duration, prefill_share_s = self._price(chunks)
+            if parts:
+                self._decodes = decodes = size > 0 and scheduler.mixes
+                duration, prefill_s = price(times, parts, batch.load() if decodes else None)
+                if self._cache_load_s:
+                    duration += self._cache_load_s
+                    prefill_s += self._cache_load_s
+                    self._cache_load_s = 0.0
             elif size:
                 self._decodes = decodes = True
-                duration, prefill_share_s = times.decode_s(batch.load()), 0.0
+                duration, prefill_s = times.decode_s(batch.load()), 0.0
             else:
                 self._wake = env.event()
                 yield self._wake
                 self._wake = None
                 continue
-            self._in_step = True
-            self._step_start_s = env.now
-            yield env.timeout(duration)
-            self._in_step = False
-            self._steps += 1
-            self._busy_s += duration
-            self._prefill_busy_s += prefill_share_s
-            self._sequence_s += size * duration
+            if self.slowdown != 1.0:
+                duration *= self.slowdown
+                prefill_s *= self.slowdown
+            meter.begun_s = start_s = env.now
+            try:
+                yield env.timeout(duration)
+            except simpy.Interrupt:
+                continue
+            meter.step(duration, prefill_s, size)
             if decodes:
                 self._emit()
-            for rank, prompt, new in chunks:
-                self._progress(rank, prompt, new)
-            self._settle_kv()
+            for rank, prompt, new in parts:
+                if self._hand_over is not None:
+                    self.load -= new
+                if scheduler.computed(rank, prompt, new):
+                    self._prefilled(rank, prompt)
+            meter.hold(env.now, scheduler.settle())
             if self._incoming:
                 self._accept()
             if self._observe is not None:
-                self._observe(self, self._step_start_s, sum(new for _, _, new in chunks), size if decodes else 0)
-
-    @property
-    def waiting_count(self) -> int:
-        """Prompts not begun, and prefilled sequences that wait for room."""
-        return len(self.waiting) + len(self._recompute) + len(self._incoming)
-
-    @property
-    def kv_bytes(self) -> float:
-        """KV held, over all ranks, as it stood at the last step's end. [B of one accelerator]"""
-        return self._kv_bytes
+                self._observe(self, start_s, sum(new for _, _, new in parts), size if decodes else 0)
 
     def _join_delivered(self) -> None:
         journal = self.journal
@@ -216,63 +221,10 @@ class Instance:
             self.batch.join(request, rank, handover.tokens, journal.output_tokens[request] - journal.emitted[request])
         self._delivered.clear()
 
-    def _schedule(self) -> list[tuple[Rank, Prefilling, int]]:
-        """The prompt chunks of this step: prompts under way first, then newcomers while budget and room last."""
-        spec = self.spec
-        per_sequence = 1 + spec.draft_tokens
-        chunks: list[tuple[Rank, Prefilling, int]] = []
-        budgets = []
-        for rank in self.batch.ranks:
-            left = spec.max_tokens_per_step
-            if self._mixes:
-                left -= rank.size * per_sequence
-            for prompt in rank.prefilling:
-                if left <= 0:
-                    break
-                new = min(left, prompt.tokens - prompt.done)
-                chunks.append((rank, prompt, new))
-                left -= new
-            budgets.append(left)
-        for queue in (self._recompute, self.waiting):
-            while queue:
-                if self._sequences >= spec.max_sequences:
-                    return chunks
-                request = queue[0]
-                tokens = self.journal.prompt_tokens[request] + self.journal.emitted[request]
-                rank_or_none = self._rank_for(tokens + 1, budgets)
-                if rank_or_none is None:
-                    return chunks
-                rank = rank_or_none
-                if self._whole:
-                    if budgets[rank.index] < tokens and rank.prefilling:
-                        return chunks
-                    budgets[rank.index] = max(budgets[rank.index], tokens)
-                queue.popleft()
-                prompt = self._admit(request, rank, tokens)
-                new = min(budgets[rank.index], tokens - prompt.done)
-                budgets[rank.index] -= new
-                chunks.append((rank, prompt, new))
-        return chunks
-
-    def _rank_for(self, tokens: int, budgets: list[int]) -> Rank | None:
-        """The rank with most of its budget left, then fewest sequences, among those with room for `tokens`."""
-        tick = self.batch.tick
-        found: Rank | None = None
-        best = (0, 0)
-        for rank in self.batch.ranks:
-            left = budgets[rank.index]
-            key = (left, -rank.size - rank.held_sequences)
-            if left > 0 and (found is None or key > best) and rank.admits(tokens, tick):
-                found, best = rank, key
-        return found
-
-    def _admit(self, request: int, rank: Rank, tokens: int) -> Prefilling:
-        prompt = Prefilling(request, tokens)
-        rank.prefilling.append(prompt)
-        rank.hold(tokens + 1)
-        self._sequences += 1
-        self._prefilling += 1
+    def _begin(self, prompt: Prefilling) -> None:
+        """A prompt is admitted: note when and where, and spare what the prefix cache holds of it."""
         journal = self.journal
+        request = prompt.request
         if not journal.preemptions[request]:
             journal.prefill_start_s[request] = self.env.now
             journal.prefill_instance[request] = self.index
@@ -283,32 +235,6 @@ class Instance:
             journal.cached_tokens[request] += prompt.done
             if self._hand_over is not None:
                 self.load -= prompt.done
-        return prompt
-
-    def _price(self, chunks: list[tuple[Rank, Prefilling, int]]) -> tuple[float, float]:
-        """Seconds of a step with prompt chunks, and the part of them that prefill is charged with.
-
-        The step takes as long as its busiest rank: most new tokens, then most query-key pairs. In a mixed step
-        decode is charged with what it would take alone, prefill with the rest.
-        """
-        if len(chunks) == 1:
-            _, prompt, total = chunks[0]
-            busiest = [Chunk(total, prompt.done)]
-        else:
-            by_rank: dict[int, list[Chunk]] = {}
-            total = 0
-            for rank, prompt, new in chunks:
-                by_rank.setdefault(rank.index, []).append(Chunk(new, prompt.done))
-                total += new
-            busiest = next(iter(by_rank.values())) if len(by_rank) == 1 else max(by_rank.values(), key=_work)
-        times = self.spec.times
-        loading_s, self._cache_load_s = self._cache_load_s, 0.0
-        if not self._decodes:
-            duration = times.prefill_s(busiest, total) + loading_s
-            return duration, duration
-        load = self.batch.load()
-        duration = times.mixed_s(busiest, load, total) + loading_s
-        return duration, max(0.0, duration - times.decode_s(load))
 
     def _emit(self) -> None:
         """Give every running sequence the tokens of this step and let the complete ones go."""
@@ -321,24 +247,8 @@ class Instance:
         for sequence in self.batch.advance(tokens):
             self._end(sequence.request)
 
-    def _end(self, request: int) -> None:
-        self._sequences -= 1
-        self.journal.emitted[request] = self.journal.output_tokens[request]
-        if self._hand_over is None:
-            self.load -= 1
-            self.journal.decode_instance[request] = self.index
-        self._ended(request)
-
-    def _progress(self, rank: Rank, prompt: Prefilling, new: int) -> None:
-        """Book a computed chunk; the end of a prompt emits a token."""
-        prompt.done += new
-        if self._hand_over is not None:
-            self.load -= new
-        if prompt.done < prompt.tokens:
-            return
-        finished = rank.prefilling.popleft()
-        assert finished is prompt
-        self._prefilling -= 1
+    def _prefilled(self, rank: Rank, prompt: Prefilling) -> None:
+        """The end of a prompt emits a token; what is left to emit is decoded here or handed over."""
         journal = self.journal
         request = prompt.request
         context = prompt.tokens + 1
@@ -352,73 +262,69 @@ class Instance:
             rank.release(context)
             self._end(request)
         elif self._hand_over is not None:
-            self._sequences -= 1
-            self._hand_over(Handover(request, self, rank, context))
+            self.scheduler.sequences -= 1
+            handover = self._leaving[request] = Handover(request, self, rank, context)
+            self._hand_over(handover)
         else:
             rank.release(context)
             self.batch.join(request, rank, context, remaining)
 
-    def _settle_kv(self) -> None:
-        """Preempt where KV has outgrown a rank, and integrate occupancy over time."""
+    def _end(self, request: int) -> None:
+        self.scheduler.sequences -= 1
+        self.journal.emitted[request] = self.journal.output_tokens[request]
+        if self._hand_over is None:
+            self.load -= 1
+            self.journal.decode_instance[request] = self.index
+        self._ended(request)
+
+    # Faults
+
+    def fail(self) -> Losses:
+        """Lose the step under way and all KV, also of what waits to leave and, in the first tier, of past prompts.
+
+        The waiting queue stays: `unqueue` hands it back. Transfers under way to here end without effect; the
+        sources keep their KV, and the hand-overs may be offered elsewhere.
+        """
         now = self.env.now
-        self._kv_byte_s += self._kv_bytes * (now - self._kv_mark_s)
-        self._kv_mark_s = now
-        held = 0.0
-        tick = self.batch.tick
-        kv = self.spec.kv
-        for rank in self.batch.ranks:
-            size = rank.size
-            # as Rank.used_bytes, without its calls: this runs once a step
-            used = (size + rank.held_sequences) * kv.bytes_per_sequence + (
-                rank.offsets + size * tick + rank.held_tokens
-            ) * kv.bytes_per_token
-            while used > kv.capacity_bytes:
-                self._preempt(rank)
-                used = rank.used_bytes(tick)
-            held += used
-        self._kv_bytes = held
+        if self.meter.in_step:
+            self.meter.cancel(now, self.batch.size, not self._decodes)
+            self.process.interrupt()
+        lost = self.scheduler.drop()
+        lost += [handover.request for handover, _ in self._delivered]
+        lost += self._leaving
+        handovers = [*self._arriving.values(), *self._incoming]
+        for held in (self._delivered, self._leaving, self._arriving, self._incoming):
+            held.clear()
+        if self.cache is not None:
+            self.cache.clear()
+        self.meter.hold(now, 0.0)
+        self._cache_load_s = 0.0
+        self.load = sum(self._weight(self.waiting[i]) for i in range(len(self.waiting)))
+        return Losses(sorted(lost), [handover for handover in handovers if not handover.is_lost])
 
-    def _preempt(self, rank: Rank) -> None:
-        """Drop the newest sequence of a rank, prompts under way first; it is recomputed from its start."""
-        journal = self.journal
-        if rank.prefilling:
-            prompt = rank.prefilling.pop()
-            rank.release(prompt.tokens + 1)
-            self._prefilling -= 1
-            request = prompt.request
-        else:
-            request, remaining = self.batch.preempt(rank)
-            journal.emitted[request] = journal.output_tokens[request] - remaining
-        self._sequences -= 1
-        journal.preemptions[request] += 1
-        self._recompute.appendleft(request)
+    def unqueue(self) -> list[int]:
+        """Take back every request of the waiting queue."""
+        requests = [self.waiting.popleft() for _ in range(len(self.waiting))]
+        self.load -= sum(map(self._weight, requests))
+        return requests
 
-    # What the books say
+    # What others may ask
+
+    @property
+    def waiting_count(self) -> int:
+        """Prompts not begun, and prefilled sequences that wait for room."""
+        return len(self.waiting) + len(self.scheduler.recompute) + len(self._incoming)
+
+    @property
+    def kv_bytes(self) -> float:
+        """KV held, over all ranks, as it stood at the last step's end. [B of one accelerator]"""
+        return self.meter.kv_bytes
 
     def usage(self) -> Usage:
         """Integrals up to now; the step and the transfers under way count for the time that they have run."""
-        now = self.env.now
-        running = now - self._step_start_s if self._in_step else 0.0
-        on_wire = sum(min(max(0.0, now - start), wire) for start, wire in self._wires.values())
-        return Usage(
-            self._busy_s + running,
-            self._prefill_busy_s + (running if self._in_step and not self._decodes else 0.0),
-            self._steps,
-            self._sequence_s + running * self.batch.size,
-            self._kv_byte_s + self._kv_bytes * (now - self._kv_mark_s),
-            (self._link_s + on_wire) / self.spec.ranks,
-        )
+        return self.meter.usage(self.env.now, self.batch.size, not self._decodes)
 
     @property
     def is_empty(self) -> bool:
         """No request and no KV left."""
-        return (
-            not (self.waiting or self._recompute or self._incoming or self._delivered)
-            and self._sequences == self._prefilling == self.batch.size == 0
-            and all(rank.held_sequences == rank.held_tokens == rank.offsets == 0 for rank in self.batch.ranks)
-        )
-
-
-def _work(chunks: list[Chunk]) -> tuple[int, int]:
-    """New tokens, and twice the query-key pairs, of a rank's chunks."""
-    return sum(c.new for c in chunks), sum(c.new * (2 * c.past + c.new) for c in chunks)
+        return self.scheduler.is_empty and not (self._incoming or self._arriving or self._delivered or self._leaving)

@@ -46,7 +46,7 @@ class Interconnect:
         self._spine_free_s = 0.0
 
     def fetch(self, handover: Handover, destination: Instance, rank: Rank) -> None:
-        """Start a transfer; on arrival frees the KV at the source and delivers the sequence."""
+        """Start a transfer that ends in `destination.deliver`."""
         env = self.env
         source = handover.source
         slower = min(source.spec.rank_bandwidth, destination.spec.rank_bandwidth)
@@ -70,17 +70,13 @@ class Interconnect:
             self._spine_free_s = max(start, self._spine_free_s) + size / self._spine_rate
             end = max(end, self._spine_free_s)
         handover.rank.link_free_s = rank.link_free_s = end
-        source.take_wire(handover.request, start, wire_s)
-        destination.take_wire(handover.request, start, wire_s)
+        sent = source.meter.take_wire(start, wire_s)
+        received = destination.meter.take_wire(start, wire_s)
         arrival = env.timeout(end - now)
 
         def deliver(_: simpy.Event) -> None:
-            source.free_wire(handover.request)
-            destination.free_wire(handover.request)
-            self.journal.delivered_s[handover.request] = env.now
-            handover.rank.release(handover.tokens)
-            if source.waiting:
-                source.kick()
+            source.meter.free_wire(sent)
+            destination.meter.free_wire(received)
             destination.deliver(handover, rank)
 
         assert arrival.callbacks is not None
