@@ -98,7 +98,9 @@ class Instance:
     @property
     def has_place(self) -> bool:
         """Whether a request that comes now need not queue behind others."""
-        return not (self.waiting or self._recompute) and self._sequences < self.spec.max_sequences
+        scheduler = self.scheduler
+        free = scheduler.sequences < self.spec.max_sequences
+        return free and scheduler.admits and not (self.waiting or scheduler.recompute)
 
     def _weight(self, request: int) -> int:
         return 1 if self._hand_over is None else self.journal.prompt_tokens[request]
