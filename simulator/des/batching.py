@@ -9,7 +9,9 @@ context grows past a cap) waits in a heap.
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from simulator.des.kv_cache import KvSpace
@@ -76,9 +78,15 @@ class Rank:
 
 
 class RunningBatch:
-    """The sequences that an instance decodes together, over its attention ranks."""
+    """The sequences that an instance decodes together, over its attention ranks.
 
-    def __init__(self, kv: KvSpace, ranks: int, caps: tuple[int, ...]) -> None:
+    rate: mean tokens that a step emits to each sequence. All emit the same number in a step: the fraction is
+        accumulated from step to step, so the mean is exact.
+    """
+
+    def __init__(
+        self, kv: KvSpace, ranks: int, caps: tuple[int, ...], rate: float = 1.0, serial: Iterator[int] | None = None
+    ) -> None:
         self.caps = tuple(sorted(caps))
         # The latency model names its caps in its own order; `load` answers in that order.
         self._order = [self.caps.index(cap) for cap in caps]
@@ -86,7 +94,9 @@ class RunningBatch:
         self.ranks = self._new_ranks(ranks)
         self.size = 0
         self.tick = 0
-        self._serial = 0  # breaks ties in the heaps by order of joining
+        self._rate = rate
+        self._fraction = 0.0
+        self._serial = serial or itertools.count()  # breaks ties in the heaps by order of joining
         self._ends: list[tuple[int, int, Sequence]] = []
         self._crossings: list[tuple[int, int, Sequence]] = []
 
@@ -109,8 +119,7 @@ class RunningBatch:
         rank.size += 1
         rank.offsets += offset
         self.size += 1
-        self._serial += 1
-        heapq.heappush(self._ends, (sequence.last_tick, self._serial, sequence))
+        heapq.heappush(self._ends, (sequence.last_tick, next(self._serial), sequence))
         if below:
             self._expect_crossing(sequence)
 
@@ -118,8 +127,7 @@ class RunningBatch:
         """Note the tick at which the sequence reaches its next cap, if it lives that long."""
         tick = self.caps[-sequence.below] - sequence.offset
         if tick < sequence.last_tick:
-            self._serial += 1
-            heapq.heappush(self._crossings, (tick, self._serial, sequence))
+            heapq.heappush(self._crossings, (tick, next(self._serial), sequence))
 
     def _drop(self, sequence: Sequence) -> None:
         """Take a sequence out of every sum."""
@@ -135,6 +143,15 @@ class RunningBatch:
             else:
                 rank.growing[i] -= 1
                 rank.capped_fixed[i] -= sequence.offset
+
+    def emit(self) -> list[Sequence]:
+        """One decode step; returns the sequences that are complete, already dropped."""
+        tokens = 1
+        if self._rate != 1.0:
+            self._fraction += self._rate
+            tokens = int(self._fraction)
+            self._fraction -= tokens
+        return self.advance(tokens)
 
     def advance(self, tokens: int) -> list[Sequence]:
         """Every running sequence emits `tokens`; returns those that are complete, already dropped.
@@ -167,11 +184,13 @@ class RunningBatch:
 
         Scans the batch: preemption is rare beside steps.
         """
-        _, sequence = max(
-            (serial, sequence) for _, serial, sequence in self._ends if sequence.alive and sequence.rank is rank
-        )
+        _, sequence = self.newest(rank)
         self._drop(sequence)
         return sequence.request, sequence.last_tick - self.tick
+
+    def newest(self, rank: Rank) -> tuple[int, Sequence]:
+        """The sequence of `rank` that joined last, and its serial number."""
+        return max((serial, sequence) for _, serial, sequence in self._ends if sequence.alive and sequence.rank is rank)
 
     def drop(self) -> list[tuple[int, int]]:
         """Drop every sequence and start with new ranks. Returns requests and the tokens that they still had to emit."""

@@ -152,6 +152,7 @@ def instance_spec(
         max_sequences=pool.sequence_limit,
         draft_tokens=pool.draft_tokens,
         acceptance_length=pool.acceptance_length,
+        acceptance_spread=pool.acceptance_spread,
         nic_bandwidth=profile.scale_out_bandwidth,
         batching=pool.batching,
         cache_tiers=tiers,

@@ -82,7 +82,6 @@ class Instance:
         self._hand_over = hand_over
         self._fetch = fetch
         self._observe = observe
-        self._fraction = 0.0
         self._wake: simpy.Event | None = None
         self._decodes = False  # the step under way decodes
         self.process = env.process(self._run())
@@ -203,7 +202,8 @@ class Instance:
                 continue
             meter.step(duration, prefill_s, size)
             if decodes:
-                self._emit()
+                for sequence in batch.emit():
+                    self._end(sequence.request)
             for rank, prompt, new in parts:
                 if self._hand_over is not None:
                     self.load -= new
@@ -237,17 +237,6 @@ class Instance:
             journal.cached_tokens[request] += prompt.done
             if self._hand_over is not None:
                 self.load -= prompt.done
-
-    def _emit(self) -> None:
-        """Give every running sequence the tokens of this step and let the complete ones go."""
-        acceptance = self.spec.acceptance_length
-        tokens = 1
-        if acceptance != 1.0:
-            self._fraction += acceptance
-            tokens = int(self._fraction)
-            self._fraction -= tokens
-        for sequence in self.batch.advance(tokens):
-            self._end(sequence.request)
 
     def _prefilled(self, rank: Rank, prompt: Prefilling) -> None:
         """The end of a prompt emits a token; what is left to emit is decoded here or handed over."""

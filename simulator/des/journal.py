@@ -36,6 +36,7 @@ class Journal:
         self.cached_tokens = [0] * count  # prompt tokens that a prefix cache spared, summed over recomputations
         self.emitted = [0] * count  # output tokens out so far, kept at prefill ends, preemptions and the end
         self.preemptions = [0] * count
+        self.pace: list[int] = []  # index of the request's rate of decoding, where an instance has several
         self.prefill_instance = [-1] * count
         self.decode_instance = [-1] * count
 

@@ -63,6 +63,9 @@ class Cluster:
         self.spec = spec
         self.requests = requests
         self.journal = journal = Journal(requests)
+        paces = max(len(pool.instance.rates) for pool in spec.pools)
+        if paces > 1:
+            journal.pace = rng.spawn(1)[0].integers(paces, size=len(requests)).tolist()
         self._warmup = min(warmup, len(requests) - 1)
         self._progress = progress
         self._progress_every = max(1, len(requests) // 100)

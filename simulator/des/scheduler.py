@@ -18,6 +18,7 @@ from typing import Protocol
 
 from simulator.des.batching import Prefilling, Rank, RunningBatch
 from simulator.des.journal import Journal
+from simulator.des.paced_batch import PacedBatch
 from simulator.des.pricing import Part
 from simulator.des.spec import InstanceSpec
 
@@ -47,7 +48,12 @@ class Scheduler:
     ) -> None:
         self.spec = spec
         self.journal = journal
-        self.batch = RunningBatch(spec.kv, spec.ranks, spec.times.caps)
+        rates = spec.rates
+        self.batch = (
+            RunningBatch(spec.kv, spec.ranks, spec.times.caps, rates[0])
+            if len(rates) == 1
+            else PacedBatch(spec.kv, spec.ranks, spec.times.caps, rates, journal.pace)
+        )
         self.waiting = waiting
         self.recompute: deque[int] = deque()  # preempted sequences; they go before `waiting`
         self.admits = True  # whether newcomers are taken from `waiting`

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
+from simulator.des.acceptance import class_rates
 from simulator.des.kv_cache import KvSpace
 from simulator.des.prefix_cache import StatePolicy, Tier
 from simulator.des.scenario import Transfer
@@ -31,8 +32,9 @@ class InstanceSpec:
 
     ranks: attention (data-parallel) ranks; each has the KV room `kv` and the token budget `max_tokens_per_step`.
     max_sequences: sequences in prefill, in transfer to the instance or running, over all ranks.
-    acceptance_length: mean tokens that a decode step emits to each sequence. All sequences of an instance emit the
-        same number in a step: the fraction is accumulated from step to step, so the mean is exact.
+    acceptance_length: mean tokens that a decode step emits to a sequence. All sequences of one pace emit the same
+        number in a step: the fraction is accumulated from step to step, so the mean is exact.
+    acceptance_spread: standard deviation over requests of the chance that a draft is accepted; 0: one pace for all.
     nic_bandwidth: one way, of one accelerator. [B/s]
     cache_tiers: where KV of past prompts is kept, fastest first; none keeps nothing. It is held apart from `kv`.
     """
@@ -45,10 +47,16 @@ class InstanceSpec:
     max_sequences: int = 512
     draft_tokens: int = 0
     acceptance_length: float = 1.0
+    acceptance_spread: float = 0.0
     nic_bandwidth: float = float("inf")
     batching: str = "chunked"
     cache_tiers: tuple[Tier, ...] = ()
     cache_policy: StatePolicy = field(default_factory=StatePolicy)
+
+    @cached_property
+    def rates(self) -> tuple[float, ...]:
+        """Mean tokens that a decode step emits to the sequences of each pace; paces are equally likely."""
+        return class_rates(self.acceptance_length, self.draft_tokens, self.acceptance_spread)
 
     @cached_property
     def rank_bandwidth(self) -> float:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat, model_validator
 
+from simulator.des.acceptance import class_rates
 from simulator.des.scenario.base import Count, Instances, NonNegative, Positive, Strict
 from simulator.model.parallelism import Parallelism
 
@@ -31,6 +32,7 @@ class Pool(Strict):
     batching: Literal["chunked", "prefill_first", "inflight"] = "chunked"
     draft_tokens: Annotated[int, Field(ge=0)] = 0
     acceptance_length: Annotated[FiniteFloat, Field(ge=1)] = 1.0  # mean tokens emitted per step
+    acceptance_spread: NonNegative = 0.0  # standard deviation over requests of the chance that a draft is accepted
 
     @property
     def parallelism(self) -> Parallelism:
@@ -55,6 +57,7 @@ class Pool(Strict):
             raise ValueError(
                 f"acceptance_length={self.acceptance_length:g} exceeds 1 + draft_tokens={1 + self.draft_tokens}"
             )
+        class_rates(self.acceptance_length, self.draft_tokens, self.acceptance_spread)  # refuses what cannot be
         _ = self.parallelism  # refuses an ep that does not divide
         return self
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from simulator.des.batching import RunningBatch
 from simulator.des.kv_cache import KvSpace
+from simulator.des.paced_batch import PacedBatch
 
 CAPS = (40, 8, 128)  # in the order of a latency model that does not sort them
 
@@ -69,6 +70,38 @@ def test_running_sums_equal_sums_over_a_list(actions: list[Any]) -> None:
     plain.rows.clear()
     batch.advance(1000)
     assert all(rank.offsets == 0 and not any(rank.capped_fixed + rank.growing) for rank in batch.ranks)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(action, max_size=60), st.lists(st.integers(0, 2), min_size=60, max_size=60))
+def test_sums_over_paces_equal_sums_over_a_list(actions: list[Any], pace_of: list[int]) -> None:
+    rates = (1.0, 2.0, 5.0)
+    batch = PacedBatch(KvSpace(1e9, 1.0, 10.0), 3, CAPS, rates, pace_of)
+    plain = PlainBatch(3)
+    for number, (name, *values) in enumerate(actions):
+        if name == "join":
+            rank, context, remaining = values
+            batch.join(number, batch.ranks[rank], context, remaining)
+            plain.rows.append([number, rank, context, remaining])
+        elif name == "advance":
+            gone = []
+            for pace, rate in enumerate(rates):
+                own = PlainBatch(3)
+                own.rows = [row for row in plain.rows if pace_of[row[0]] == pace]
+                gone += own.advance(int(rate))
+            plain.rows = [row for row in plain.rows if row[0] not in gone]
+            assert sorted(sequence.request for sequence in batch.emit()) == sorted(gone)
+        elif plain.of(values[0]):
+            newest = plain.of(values[0])[-1]
+            plain.rows.remove(newest)
+            assert batch.preempt(batch.ranks[values[0]]) == (newest[0], newest[3])
+        assert tuple(batch.load()) == plain.load()
+        for rank in batch.ranks:
+            rows = plain.of(rank.index)
+            assert rank.size == len(rows)
+            assert rank.used_bytes(batch.tick) == 10.0 * len(rows) + sum(row[2] for row in rows)
+    assert sorted(batch.drop()) == sorted((row[0], row[3]) for row in plain.rows)
+    assert batch.load() == (0, 0, (0, 0, 0), 0)
 
 
 def test_an_empty_rank_takes_what_fits_and_a_used_one_keeps_room_to_grow() -> None:

@@ -15,13 +15,15 @@ SETTINGS = settings(max_examples=60, deadline=None, suppress_health_check=[Healt
 @st.composite
 def pools(draw: st.DrawFn) -> dict[str, Any]:
     drafts = draw(st.integers(0, 3))
+    spread = draw(st.sampled_from([0.0, 0.1])) if drafts else 0.0
     return {
         "capacity": float(draw(st.sampled_from([60, 150, 400, 10_000]))),
         "ranks": draw(st.integers(1, 3)),
         "max_tokens_per_step": draw(st.sampled_from([8, 64, 512])),
         "max_sequences": draw(st.sampled_from([1, 3, 16])),
         "draft_tokens": drafts,
-        "acceptance_length": 1 + drafts * draw(st.floats(0, 1)),
+        "acceptance_length": 1 + drafts * draw(st.floats(0.2, 0.8) if spread else st.floats(0, 1)),
+        "acceptance_spread": spread,
         "batching": draw(st.sampled_from(["chunked", "prefill_first", "inflight"])),
     }
 

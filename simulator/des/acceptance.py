@@ -1,0 +1,68 @@
+"""Speculative decoding with an acceptance chance of each request's own.
+
+A step verifies D drafts; each is accepted with chance p while all before it were, and one more token follows, so a
+sequence gains sum of p^k, k = 0..D, tokens a step on average. p follows a Beta distribution over requests, cut into
+CLASSES equally likely classes that all have their mean p.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.special import betainc, betaincinv
+
+CLASSES = 8
+LEAST_CONCENTRATION = 0.5  # below it nearly all requests have p = 0 or p = 1, and quantiles round to these
+Floats = NDArray[np.float64]
+
+
+def tokens_per_step(chance: Floats, drafts: int) -> Floats:
+    """Mean tokens that a step emits: (1 - p^(D+1)) / (1 - p), as a sum that p = 1 does not break.
+
+    >>> tokens_per_step(np.array([0.0, 0.5, 1.0]), 3).tolist()
+    [1.0, 1.875, 4.0]
+    """
+    powers: Floats = chance[:, None] ** np.arange(drafts + 1)
+    total: Floats = powers.sum(axis=1)
+    return total
+
+
+def class_chances(mean: float, spread: float) -> Floats:
+    """Mean of a Beta distribution (mean, standard deviation) within each of CLASSES parts of equal probability.
+
+    With a = mean * n, b = (1 - mean) * n, n = mean (1 - mean) / spread^2 - 1, the part of the mean below a quantile q
+    is I_q(a + 1, b), the regularised incomplete beta function.
+    """
+    if mean > 0.5:  # quantiles near 1 would round to it
+        return 1 - class_chances(1 - mean, spread)[::-1]
+    concentration = mean * (1 - mean) / spread**2 - 1
+    a, b = mean * concentration, (1 - mean) * concentration
+    quantiles = betaincinv(a, b, np.linspace(0, 1, CLASSES + 1))
+    chances: Floats = mean * np.diff(betainc(a + 1, b, quantiles)) * CLASSES
+    return chances
+
+
+def class_rates(length: float, drafts: int, spread: float) -> tuple[float, ...]:
+    """Mean tokens per step of each class, whose mean over all steps is `length` (what servers report).
+
+    A request of rate r takes 1/r steps a token, so the mean over steps is the harmonic mean of the rates: the work of
+    all requests together does not depend on the spread. ValueError where no Beta distribution has these figures.
+    """
+    if not spread:
+        return (length,)
+
+    def gap(mean: float) -> float:
+        return float(np.mean(1 / tokens_per_step(class_chances(mean, spread), drafts))) - 1 / length
+
+    half_width = math.sqrt(max(0.0, 0.25 - (1 + LEAST_CONCENTRATION) * spread**2))
+    low, high = 0.5 - half_width, 0.5 + half_width
+    if not (half_width and gap(low) > 0 > gap(high)):
+        raise ValueError(
+            f"acceptance_spread={spread:g} is wider than any distribution whose mean is acceptance_length={length:g} "
+            f"with {drafts} drafts; give a smaller spread"
+        )
+    mean = brentq(gap, low, high, xtol=1e-14)
+    return tuple(tokens_per_step(class_chances(mean, spread), drafts).tolist())

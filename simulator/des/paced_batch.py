@@ -1,0 +1,70 @@
+"""Running sequences that gain different numbers of tokens in a step: one batch for each pace, summed by rank.
+
+A step costs O(ranks x paces), however many sequences run.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence as Sequences
+
+from simulator.des.batching import Rank, RunningBatch, Sequence
+from simulator.des.kv_cache import KvSpace
+
+
+class PacedBatch(RunningBatch):
+    """As a RunningBatch whose tick stays 0, so that its ranks' sums are plain sums over sequences.
+
+    rates: mean tokens that a step emits to the sequences of each pace.
+    pace_of: by request, the index of its pace.
+    """
+
+    def __init__(
+        self, kv: KvSpace, ranks: int, caps: tuple[int, ...], rates: Sequences[float], pace_of: Sequences[int]
+    ) -> None:
+        super().__init__(kv, ranks, caps)
+        self._pace_of = pace_of
+        serial = itertools.count()
+        self._lanes = [RunningBatch(kv, ranks, caps, rate, serial) for rate in rates]
+
+    def join(self, request: int, rank: Rank, context: int, remaining: int) -> None:
+        lane = self._lanes[self._pace_of[request]]
+        lane.join(request, lane.ranks[rank.index], context, remaining)
+        self._sum(rank)
+        self.size += 1
+
+    def emit(self) -> list[Sequence]:
+        ended = [sequence for lane in self._lanes if lane.size for sequence in lane.emit()]
+        for rank in self.ranks:
+            self._sum(rank)
+        self.size -= len(ended)
+        return ended
+
+    def preempt(self, rank: Rank) -> tuple[int, int]:
+        index = rank.index
+        there = [lane for lane in self._lanes if lane.ranks[index].size]
+        lane = max(there, key=lambda lane: lane.newest(lane.ranks[index])[0])
+        dropped = lane.preempt(lane.ranks[index])
+        self._sum(rank)
+        self.size -= 1
+        return dropped
+
+    def drop(self) -> list[tuple[int, int]]:
+        super().drop()
+        return [dropped for lane in self._lanes for dropped in lane.drop()]
+
+    def _sum(self, rank: Rank) -> None:
+        """Bring the sums of a rank up to date with its lanes."""
+        size = offsets = 0
+        capped = [0] * len(self.caps)
+        for lane in self._lanes:
+            part = lane.ranks[rank.index]
+            if part.size:
+                tick = lane.tick
+                size += part.size
+                offsets += part.offsets + part.size * tick
+                for i in range(len(capped)):
+                    capped[i] += part.capped_fixed[i] + part.growing[i] * tick
+        rank.size = size
+        rank.offsets = offsets
+        rank.capped_fixed = capped
