@@ -66,9 +66,9 @@ def test_a_request_decodes_as_fast_as_its_class(times: Any, instance: Any, coloc
 
 
 def test_the_spread_reaches_the_instances_of_a_scenario() -> None:
-    pool = {"gpu": "h200_sxm", "tp": 8, "draft_tokens": 1, "acceptance_length": 1.6, "acceptance_spread": 0.2}
+    pool = {"gpu": "h200_sxm", "dp": 8, "ep": 8, "draft_tokens": 1, "acceptance_length": 1.6, "acceptance_spread": 0.2}
     scenario: Scenario = parse_scenario(
-        {"model": "qwen3-235b-a22b", "workload": LOAD | {"requests": 5}, "deployment": {"colocated": pool}}
+        {"model": "deepseek-v4-flash", "workload": LOAD | {"requests": 5}, "deployment": {"colocated": pool}}
     )
     result = simulate(scenario)
     assert result.spec.entry.instance.rates == class_rates(1.6, 1, 0.2)
