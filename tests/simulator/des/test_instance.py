@@ -1,6 +1,5 @@
-"""What a step holds: hand-worked schedules, and a plain stepwise simulation as oracle."""
+"""What a step holds: hand-worked schedules."""
 
-from collections import deque
 from typing import Any
 
 import numpy as np
@@ -93,72 +92,3 @@ def test_entry_overhead_is_part_of_ttft_and_holds_no_instance(
     result = play(spec, [10, 10], [1, 1], [0.0, 1.0])
     np.testing.assert_allclose(result.ttft_s, [0.51, 0.51])
     assert result.run.end.usage["colocated"][0].busy_s == pytest.approx(0.02)
-
-
-def plain_colocated(
-    times: Any, budget: int, limit: int, prompts: list[int], outputs: list[int], arrivals: list[float]
-) -> tuple[list[float], list[float]]:
-    """One instance, one rank, endless memory, every sequence stepped by hand: first-token and finish times."""
-    clock = 0.0
-    coming = deque(range(len(prompts)))
-    waiting: deque[int] = deque()
-    done_tokens = dict.fromkeys(range(len(prompts)), 0)
-    prefilling: list[int] = []
-    running: list[int] = []
-    emitted = [0] * len(prompts)
-    first, finish = [0.0] * len(prompts), [0.0] * len(prompts)
-    while coming or waiting or prefilling or running:
-        while coming and arrivals[coming[0]] <= clock:
-            waiting.append(coming.popleft())
-        left = budget - len(running)
-        chunks = {}
-        for r in prefilling:
-            if left > 0:
-                chunks[r] = min(left, prompts[r] - done_tokens[r])
-                left -= chunks[r]
-        while waiting and left > 0 and len(prefilling) + len(running) < limit:
-            r = waiting.popleft()
-            prefilling.append(r)
-            chunks[r] = min(left, prompts[r])
-            left -= chunks[r]
-        if not chunks and not running:
-            clock = arrivals[coming[0]]
-            continue
-        clock += times.per_prompt_token_s * sum(chunks.values())
-        if running:
-            contexts = [prompts[r] + emitted[r] for r in running]
-            capped = sum(min(c, cap) for c in contexts for cap in times.caps)
-            clock += times.decode_base_s + times.per_sequence_s * len(running)
-            clock += times.per_context_s * (sum(contexts) + capped)
-        for r in list(running):
-            emitted[r] += 1
-            if emitted[r] == outputs[r]:
-                finish[r] = clock
-                running.remove(r)
-        for r, new in chunks.items():
-            done_tokens[r] += new
-            if done_tokens[r] == prompts[r]:
-                prefilling.remove(r)
-                emitted[r] = 1
-                first[r] = clock
-                if outputs[r] == 1:
-                    finish[r] = clock
-                else:
-                    running.append(r)
-    return first, finish
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_a_colocated_instance_equals_stepping_every_sequence(
-    times: Any, instance: Any, colocated: Any, play: Any, seed: int
-) -> None:
-    rng = np.random.default_rng(seed)
-    count = 300
-    prompts = rng.integers(1, 700, count).tolist()
-    outputs = rng.integers(1, 90, count).tolist()
-    arrivals = np.cumsum(rng.exponential(0.05, count)).tolist()
-    cost = times(1e-4, 0.005, 1e-4, 1e-7, caps=(128, 400))
-    result = play(colocated(instance(cost, max_tokens_per_step=256, max_sequences=20)), prompts, outputs, arrivals)
-    first, finish = plain_colocated(cost, 256, 20, prompts, outputs, arrivals)
-    np.testing.assert_allclose(result.requests["first_token_s"], first, rtol=1e-9)
-    np.testing.assert_allclose(result.finish_s, finish, rtol=1e-9)
