@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import cast
 
 import simpy
 
@@ -108,12 +109,12 @@ class Fabric:
 
     def _set_timer(self, flow: Flow, at_s: float, callback: Callable[[simpy.Event], None]) -> None:
         timer = simpy.Timeout(self.env, max(0.0, at_s - self.env.now), flow)
-        timer.callbacks.append(callback)  # type: ignore[union-attr]  # a timer that has not rung has callbacks
+        timer.callbacks.append(callback)
         flow.timer, flow.timer_s = timer, at_s
 
     def _begin(self, event: simpy.Event) -> None:
         """Join the links with whoever is there by now."""
-        flow: Flow = event.value
+        flow = cast(Flow, event.value)
         if flow.timer is not event:
             return
         flow.timer = None
@@ -124,7 +125,7 @@ class Fabric:
 
     def _ring(self, event: simpy.Event) -> None:
         """The end of a flow, unless its rate has changed since the timer was set."""
-        flow: Flow = event.value
+        flow = cast(Flow, event.value)
         if flow.timer is not event:
             return
         flow.timer = None
