@@ -10,13 +10,14 @@ from hw_profiles.profile import HardwareProfile
 from simulator.des.scenario import Deployment, Pool, Scenario, ScenarioError, Transfer
 from simulator.model.architecture import ModelSpec
 from simulator.model.memory import DoesNotFitError
+from simulator.model.parallelism import Parallelism
 from simulator.model.presets import load_model
 from simulator.planner.check import check_designs
 from simulator.planner.design import Design, Plan, Rejections, binding_limit
 from simulator.planner.estimate import assumptions, engine_of, estimate, handover_s, pool_cost
 from simulator.planner.frontier import frontier
 from simulator.planner.sizing import size_colocated, size_decode, size_prefill
-from simulator.planner.space import COLOCATED_BUDGETS, PREFILL_CHUNKS, cuts
+from simulator.planner.space import COLOCATED_BUDGETS, LONG_PROMPT, PREFILL_CHUNKS, context_parallel_cuts, cuts
 from simulator.planner.steady_state import Engine, PrefillTimes, prefill_times
 from simulator.planner.traffic import Traffic, traffic_of
 
@@ -41,7 +42,10 @@ def plan(scenario: Scenario, progress: Progress | None = None) -> Plan:
     _check_lengths(model, traffic)
     hardware = [load(name, scenario.search.stack) for name in dict.fromkeys(scenario.search.gpus)]
     found = _Search(scenario, model, traffic, Rejections())
-    engines = [engine for profile in hardware for engine in found.engines(profile)]
+    engines = [e for profile in hardware for e in found.engines(profile, cuts(model, profile.scale_up_domain))]
+    if max(traffic.prompts) >= LONG_PROMPT and "disaggregated" in scenario.search.forms:
+        for profile in hardware:
+            found.prefill_only += found.engines(profile, context_parallel_cuts(model, profile.scale_up_domain))
     deployments: list[Deployment] = []
     for form, candidates in (("disaggregated", found.disaggregated), ("colocated", found.colocated)):
         if form in scenario.search.forms:
@@ -80,10 +84,11 @@ class _Search:
         self.traffic = traffic
         self.rejections = rejections
         self.search = scenario.search
+        self.prefill_only: list[Engine] = []  # cuts that do nothing for decode
 
-    def engines(self, hardware: HardwareProfile) -> Iterator[Engine]:
-        """Every cut of the model that the accelerator's memory holds."""
-        for cut in cuts(self.model, hardware.scale_up_domain):
+    def engines(self, hardware: HardwareProfile, shapes: list[Parallelism]) -> Iterator[Engine]:
+        """The engines of those cuts that the accelerator's memory holds."""
+        for cut in shapes:
             if cut.gpus > self.search.max_gpus:
                 self.rejections.add(OVER_MAX_GPUS)
                 continue
@@ -93,6 +98,7 @@ class _Search:
                 tp=cut.tp,
                 dp=cut.dp,
                 ep=cut.ep,
+                cp=cut.cp,
                 draft_tokens=self.search.draft_tokens,
                 acceptance_length=self.search.acceptance_length,
             )
@@ -108,7 +114,7 @@ class _Search:
             yield engine
 
     def disaggregated(self, engines: list[Engine]) -> list[Deployment]:
-        prefill = self._cheapest([pool for engine in engines for pool in self._prefill(engine)])
+        prefill = self._cheapest([pool for engine in (*engines, *self.prefill_only) for pool in self._prefill(engine)])
         decode = self._cheapest([pool for engine in engines for pool in self._decode(engine)])
         found = []
         for p, d in itertools.product(prefill, decode):
@@ -177,6 +183,7 @@ class _Search:
             tp=cut.tp,
             dp=cut.dp,
             ep=cut.ep,
+            cp=cut.cp,
             max_tokens_per_step=tokens,
             max_sequences=sequences,
             draft_tokens=self.search.draft_tokens,

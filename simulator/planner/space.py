@@ -6,6 +6,8 @@ from simulator.model.architecture import ModelSpec
 from simulator.model.parallelism import Parallelism, ParallelismError
 
 PREFILL_CHUNKS = (4096, 8192, 16384)  # tokens
+# Prompts from this length on spread over enough steps that cutting each step by sequence is worth a try. [tokens]
+LONG_PROMPT = 65_536
 COLOCATED_BUDGETS = (1024, 2048, 4096, 8192)  # tokens
 NODE_GPUS = 8
 MAX_GROUP = 64
@@ -42,3 +44,18 @@ def cuts(model: ModelSpec, scale_up_domain: int) -> list[Parallelism]:
                     continue
                 found.append(cut)
     return sorted(set(found), key=lambda c: (c.gpus, c.tp, c.dp, c.ep))
+
+
+def context_parallel_cuts(model: ModelSpec, scale_up_domain: int) -> list[Parallelism]:
+    """Cuts for prefill of long prompts: the tokens of each step over cp ranks of tp, the experts over all of them."""
+    has_experts = any(layer.ffn.experts for layer in model.layers)
+    found: list[Parallelism] = []
+    for size in group_sizes(scale_up_domain):
+        for tp in (t for t in (1, 2, 4, 8) if t < size):
+            try:
+                cut = Parallelism(tp=tp, cp=size // tp, ep=size if has_experts else 1)
+                cut.check(model)
+            except ParallelismError:
+                continue
+            found.append(cut)
+    return found

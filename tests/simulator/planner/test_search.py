@@ -44,7 +44,7 @@ def test_the_json_has_the_keys_that_scripts_rely_on_and_no_infinity() -> None:
         pools = [design[role] for role in ("prefill", "decode", "colocated") if role in design]
         assert len(pools) in (1, 2)
         for pool in pools:
-            assert pool["tp"] * pool["dp"] == pool["gpus_per_instance"]
+            assert pool["tp"] * pool["dp"] * pool["cp"] == pool["gpus_per_instance"]
         assert design["gpus_total"] == sum(p["instances"] * p["gpus_per_instance"] for p in pools)
         carried = (design["simulated"] or design["steady_state"])["total_tok_s_per_gpu"] * design["gpus_total"]
         assert design["usd_per_mtok_blended"] == pytest.approx(design["usd_per_hour"] / (carried * 3600 / 1e6))
@@ -117,3 +117,24 @@ def test_traffic_beyond_max_gpus_says_how_many_it_needs() -> None:
     needed = int(answer.binding.split("needs about ")[1].split(";")[0])
     roomy = ask(rate=2000.0, search={"max_gpus": needed, "simulate_top": 0})
     assert min(design.deployment.gpus for design in roomy.designs) == needed
+
+
+def test_prompts_of_a_million_tokens_are_cut_by_sequence_to_keep_a_minute() -> None:
+    """No tensor-parallel group of H200 prefills them in a minute: every rank scores all pairs of the indexer."""
+    answer = plan(
+        parse_scenario(
+            {
+                "model": "deepseek-v4-pro",
+                "workload": {"kind": "open_loop", "rate": 0.05, "prompt": 1_000_000, "output": 500},
+                "slo": {"ttft_s": 60.0, "tpot_s": 0.05},
+                "search": {"gpus": ["h200"], "simulate_top": 1, "max_gpus": 256},
+            }
+        )
+    )
+    best = answer.designs[0]
+    assert best.simulated is not None
+    assert best.meets_slo
+    assert best.simulated["ttft_s"]["p90"] <= 60.0
+    prefills = [design.deployment.prefill for design in answer.designs]
+    assert prefills
+    assert all(pool is not None and pool.cp > 1 for pool in prefills)
