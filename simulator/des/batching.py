@@ -54,7 +54,6 @@ class Rank:
     held_sequences: int = 0  # sequences whose KV is held but that do not decode: in prefill, in transfer
     held_tokens: int = 0
     prefilling: deque[Prefilling] = field(default_factory=deque)
-    link_free_s: float = 0.0  # when the last transfer over this rank's NICs ends
 
     def admits(self, tokens: int, tick: int) -> bool:
         """Whether one more sequence of `tokens` finds room."""

@@ -77,13 +77,17 @@ def play(
         )
         if pool is not None
     }
+    if deployment.transfer.network == "scale_up":
+        _check_domain(deployment, profiles)
     pools: dict[str, PoolSpec] = {}
     prices: dict[str, Price] = {}
     assumptions: list[str] = list(model.assumptions)
     for name, pool in named.items():
         profile = profiles[pool.gpu + "@" + pool.stack]
         cache = None if name == "decode" else deployment.prefix_cache
-        pools[name] = PoolSpec(name, instance_spec(pool, model, profile, cache), pool.instances)
+        bandwidth = deployment.transfer.bandwidth(profile)
+        instance = replace(instance_spec(pool, model, profile, cache), nic_bandwidth=bandwidth)
+        pools[name] = PoolSpec(name, instance, pool.instances)
         assumptions += profile.assumptions
         try:
             price = profile.usd_per_hour(scenario.price_convention).usd_per_hour
@@ -107,6 +111,18 @@ def play(
     run = Cluster(spec, requests, rng, warmup, progress, recorder).run()
     priced = prices if len(prices) == len(pools) else None
     return SimulationResult(spec, run, scenario.slo, priced, tuple(dict.fromkeys(assumptions)))
+
+
+def _check_domain(deployment: Deployment, profiles: dict[str, HardwareProfile]) -> None:
+    """Refuse pools that do not share one scale-up domain."""
+    names = [pool.gpu for pool in deployment.pools]
+    domain = min(profile.scale_up_domain for profile in profiles.values())
+    if len(set(names)) > 1 or deployment.gpus > domain:
+        raise ScenarioError(
+            f"transfer.network='scale_up' needs all pools in one scale-up domain, and {deployment.gpus} accelerators "
+            f"({', '.join(dict.fromkeys(names))}) do not share one of {domain}; use network='scale_out', or simulate "
+            "one domain with its part of the traffic"
+        )
 
 
 def cache_tiers(
@@ -153,7 +169,6 @@ def instance_spec(
         draft_tokens=pool.draft_tokens,
         acceptance_length=pool.acceptance_length,
         acceptance_spread=pool.acceptance_spread,
-        nic_bandwidth=profile.scale_out_bandwidth,
         batching=pool.batching,
         cache_tiers=tiers,
         cache_policy=policy,

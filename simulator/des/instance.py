@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import simpy
 
@@ -15,7 +15,7 @@ from simulator.des.batching import Prefilling, Rank
 from simulator.des.journal import Journal, Usage
 from simulator.des.meter import Meter
 from simulator.des.prefix_cache import BLOCK_TOKENS, PrefixCache
-from simulator.des.pricing import price
+from simulator.des.pricing import Part, price
 from simulator.des.scheduler import Scheduler, WaitingQueue
 from simulator.des.spec import InstanceSpec
 
@@ -34,6 +34,18 @@ class Handover(NamedTuple):
         return self.rank not in self.source.batch.ranks
 
 
+class Streams(Protocol):
+    """Takes the KV of prompts while their last chunk is computed."""
+
+    def announce(self, handover: Handover, ready_s: float, last_part: float) -> None:
+        """The last chunk, which makes `last_part` of the prompt's KV, is computed from now to `ready_s`."""
+        ...
+
+    def computed(self, handover: Handover) -> None:
+        """An announced prompt is computed."""
+        ...
+
+
 class Losses(NamedTuple):
     """What a failed instance held: requests whose KV is gone, and hand-overs to it whose KV is still at the source."""
 
@@ -47,6 +59,7 @@ class Instance:
     ended: called with each request that has emitted its last token.
     hand_over: called with each prefilled sequence that still has tokens to emit; None where it decodes here.
     fetch: starts a KV transfer to a rank of this instance; `deliver` is called when it is done.
+    streams: is told of hand-overs before their KV is whole; None where it leaves when it is.
     observe: called at each step's end with the instance, the step's start, its prompt tokens and decoded sequences.
     """
 
@@ -60,6 +73,7 @@ class Instance:
         ended: Callable[[int], None],
         hand_over: Callable[[Handover], None] | None = None,
         fetch: Callable[[Handover, Instance, Rank], None] | None = None,
+        streams: Streams | None = None,
         observe: Callable[[Instance, float, int, int], None] | None = None,
     ) -> None:
         self.env = env
@@ -69,18 +83,21 @@ class Instance:
         self.scheduler = Scheduler(spec, journal, waiting, self._begin)
         self.batch = self.scheduler.batch
         self.waiting = waiting
-        self.meter = Meter(spec.ranks)
+        self.meter = Meter()
         self.load = 0  # prompt tokens to compute (prefill), or requests under way (elsewhere): what routers look at
         self.slowdown = 1.0  # steps last this many times as long
         self.cache = PrefixCache(spec.cache_tiers, spec.cache_policy) if spec.cache_tiers else None
         self._cache_load_s = 0.0  # of prompts admitted to the step under way
         self._incoming: deque[Handover] = deque()
+        self._incoming_tokens = 0
         self._arriving: dict[int, Handover] = {}  # by request; room is reserved, KV under way
         self._delivered: list[tuple[Handover, Rank]] = []
+        self._announced: dict[int, Handover] = {}  # by request; in its last chunk
         self._leaving: dict[int, Handover] = {}  # by request; KV that waits here or is under way from here
         self._ended = ended
         self._hand_over = hand_over
         self._fetch = fetch
+        self._streams = streams
         self._observe = observe
         self._wake: simpy.Event | None = None
         self._decodes = False  # the step under way decodes
@@ -116,6 +133,7 @@ class Instance:
         """Queue a prefilled sequence; its KV is fetched once there is room."""
         self.load += 1
         self._incoming.append(handover)
+        self._incoming_tokens += handover.tokens
         self._accept()
 
     def _accept(self) -> None:
@@ -125,12 +143,14 @@ class Instance:
             handover = incoming[0]
             if handover.is_lost:
                 incoming.popleft()
+                self._incoming_tokens -= handover.tokens
                 self.load -= 1
                 continue
             rank = self.scheduler.reserve(handover.tokens)
             if rank is None:
                 return
             incoming.popleft()
+            self._incoming_tokens -= handover.tokens
             self._arriving[handover.request] = handover
             assert self._fetch is not None
             self._fetch(handover, self, rank)
@@ -195,6 +215,8 @@ class Instance:
             if self.slowdown != 1.0:
                 duration *= self.slowdown
                 prefill_s *= self.slowdown
+            if parts and self._streams is not None:
+                self._announce(parts, env.now + duration)
             meter.begun_s = start_s = env.now
             try:
                 yield env.timeout(duration)
@@ -238,6 +260,18 @@ class Instance:
             if self._hand_over is not None:
                 self.load -= prompt.done
 
+    def _announce(self, parts: list[Part], ready_s: float) -> None:
+        """Offer what this step completes by `ready_s`, so that KV can leave while it is computed."""
+        assert self._streams is not None
+        assert self._hand_over is not None
+        journal = self.journal
+        for rank, prompt, new in parts:
+            request = prompt.request
+            if prompt.done + new == prompt.tokens and journal.output_tokens[request] - journal.emitted[request] > 1:
+                handover = self._announced[request] = Handover(request, self, rank, prompt.tokens + 1)
+                self._streams.announce(handover, ready_s, new / prompt.tokens)
+                self._hand_over(handover)
+
     def _prefilled(self, rank: Rank, prompt: Prefilling) -> None:
         """The end of a prompt emits a token; what is left to emit is decoded here or handed over."""
         journal = self.journal
@@ -254,8 +288,12 @@ class Instance:
             self._end(request)
         elif self._hand_over is not None:
             self.scheduler.sequences -= 1
-            handover = self._leaving[request] = Handover(request, self, rank, context)
-            self._hand_over(handover)
+            announced = self._announced.pop(request, None)
+            handover = self._leaving[request] = announced or Handover(request, self, rank, context)
+            if self._streams is None:
+                self._hand_over(handover)
+            else:
+                self._streams.computed(handover)
         else:
             rank.release(context)
             self.batch.join(request, rank, context, remaining)
@@ -284,8 +322,9 @@ class Instance:
         lost += [handover.request for handover, _ in self._delivered]
         lost += self._leaving
         handovers = [*self._arriving.values(), *self._incoming]
-        for held in (self._delivered, self._leaving, self._arriving, self._incoming):
+        for held in (self._delivered, self._announced, self._leaving, self._arriving, self._incoming):
             held.clear()
+        self._incoming_tokens = 0
         if self.cache is not None:
             self.cache.clear()
         self.meter.hold(now, 0.0)
@@ -311,6 +350,16 @@ class Instance:
         """KV held, over all ranks, as it stood at the last step's end. [B of one accelerator]"""
         return self.meter.kv_bytes
 
+    @property
+    def kv_claimed(self) -> float:
+        """Share of the KV room that is held now or waited for by sequences that are to come here."""
+        kv = self.spec.kv
+        tick = self.batch.tick
+        held = sum(rank.used_bytes(tick) for rank in self.batch.ranks)
+        return (held + kv.used_bytes(len(self._incoming), self._incoming_tokens)) / (
+            kv.capacity_bytes * self.spec.ranks
+        )
+
     def usage(self) -> Usage:
         """Integrals up to now; the step and the transfers under way count for the time that they have run."""
         return self.meter.usage(self.env.now, self.batch.size, not self._decodes)
@@ -318,4 +367,6 @@ class Instance:
     @property
     def is_empty(self) -> bool:
         """No request and no KV left."""
-        return self.scheduler.is_empty and not (self._incoming or self._arriving or self._delivered or self._leaving)
+        return self.scheduler.is_empty and not (
+            self._incoming or self._arriving or self._delivered or self._announced or self._leaving
+        )

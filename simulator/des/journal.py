@@ -50,7 +50,7 @@ class Usage:
     steps: int
     sequence_s: float  # running sequences, integrated over time
     kv_byte_s: float  # KV held, integrated over time (as it stood at the last step end)
-    link_s: float  # KV arriving or leaving over the NICs, mean over the instance's ranks
+    link_s: float  # KV arriving or leaving, as seconds at the full rate of the links; mean over the instance's ranks
 
     def since(self, earlier: Usage) -> Usage:
         return Usage(

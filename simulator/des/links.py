@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import cast
+from typing import Any
 
 import simpy
 
@@ -33,19 +33,20 @@ class Link:
 
 
 class Flow:
-    """`left_bytes` to move as of `mark_s`, at `rate` from then on, which ends at `end_s`."""
+    """`left_bytes` to move over `links` as of `mark_s`, at `rate` from then on, which ends at `end_s`."""
 
-    __slots__ = ("done", "end_s", "left_bytes", "links", "mark_s", "rate", "timer", "timer_s")
+    __slots__ = ("end_s", "left_bytes", "links", "mark_s", "rate", "timer", "timer_s")
 
-    def __init__(self, links: tuple[Link, ...], size: float, done: Callable[[], None]) -> None:
+    def __init__(self, links: tuple[Link, ...], size: float) -> None:
         self.links = links
         self.left_bytes = size
-        self.done = done
         self.rate = 0.0
         self.mark_s = 0.0  # lies ahead for a flow that is alone on its links and about to begin
-        self.end_s = math.inf
+        self.end_s = self.timer_s = math.inf
         self.timer: simpy.Event | None = None  # the one that counts: a replaced one rings in vain
-        self.timer_s = math.inf
+
+    def ended(self) -> None:
+        """Called when all is moved."""
 
 
 def fair_rates(flows: Iterable[Flow]) -> dict[Flow, float]:
@@ -76,22 +77,23 @@ class Fabric:
     def __init__(self, env: simpy.Environment) -> None:
         self.env = env
 
-    def send(self, links: tuple[Link, ...], size: float, start_s: float, done: Callable[[], None]) -> Flow:
-        """Move `size` bytes over all of `links` at once, from `start_s` (now or later) on; then call `done`."""
-        flow = Flow(links, size, done)
+    def send(self, flow: Flow, start_s: float) -> None:
+        """Move the flow's bytes over all of its links at once, from `start_s` (now or later) on."""
         rate = math.inf
-        for link in links:
-            if link.flows or not link.rate:
-                self._set_timer(flow, start_s, self._begin)
-                return flow
-            rate = min(rate, link.rate)
-        for link in links:
+        for link in flow.links:
+            if link.flows:
+                rate = 0.0
+            elif link.rate < rate:
+                rate = link.rate
+        if not rate:
+            self._set_timer(flow, start_s, self._begin)
+            return
+        for link in flow.links:
             link.flows[flow] = None
         flow.rate = rate
         flow.mark_s = start_s
-        flow.end_s = start_s + size / rate
+        flow.end_s = start_s + flow.left_bytes / rate
         self._set_timer(flow, flow.end_s, self._ring)
-        return flow
 
     def set_rate(self, link: Link, share: float) -> None:
         """Give a link `share` of its nominal rate from now on: 1 is whole, 0 is down and its flows stand still."""
@@ -99,7 +101,7 @@ class Fabric:
         self._share((link,))
 
     def abort(self, flow: Flow) -> None:
-        """Take a flow away; `done` is not called. What it has moved stays in the books of its links."""
+        """Take a flow away before its end. What it has moved stays in the books of its links."""
         flow.timer = None
         if flow.links and flow in flow.links[0].flows:
             self._settle(flow)
@@ -108,13 +110,14 @@ class Fabric:
     # Flows begin and end
 
     def _set_timer(self, flow: Flow, at_s: float, callback: Callable[[simpy.Event], None]) -> None:
-        timer = simpy.Timeout(self.env, max(0.0, at_s - self.env.now), flow)
+        now = self.env.now
+        flow.timer = timer = simpy.Timeout(self.env, at_s - now if at_s > now else 0.0, flow)
+        flow.timer_s = at_s
         timer.callbacks.append(callback)
-        flow.timer, flow.timer_s = timer, at_s
 
     def _begin(self, event: simpy.Event) -> None:
         """Join the links with whoever is there by now."""
-        flow = cast(Flow, event.value)
+        flow: Any = event.value
         if flow.timer is not event:
             return
         flow.timer = None
@@ -125,7 +128,7 @@ class Fabric:
 
     def _ring(self, event: simpy.Event) -> None:
         """The end of a flow, unless its rate has changed since the timer was set."""
-        flow = cast(Flow, event.value)
+        flow: Any = event.value
         if flow.timer is not event:
             return
         flow.timer = None
@@ -136,14 +139,16 @@ class Fabric:
         for link in flow.links:
             link.carried_bytes += flow.left_bytes
         self._leave(flow)
-        flow.done()
+        flow.ended()
 
     def _leave(self, flow: Flow) -> None:
+        shared = False
         for link in flow.links:
             del link.flows[flow]
-        shared = tuple([link for link in flow.links if link.flows])
+            if link.flows:
+                shared = True
         if shared:
-            self._share(shared)
+            self._share(flow.links)
 
     # Rates
 

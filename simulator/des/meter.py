@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from simulator.des.journal import Usage
+from simulator.des.links import Link
 
 
 class Meter:
@@ -10,19 +11,18 @@ class Meter:
 
     begun_s: when the step under way began; infinite between steps.
     kv_bytes: KV held as it stood at the last step's end, over all ranks. [B of one accelerator]
+    links: of each rank, over which KV is handed over.
     """
 
-    __slots__ = ("_busy_s", "_kv_byte_s", "_kv_mark_s", "_prefill_s", "_ranks", "_sequence_s", "_steps",
-                 "_transfers", "_wire_s", "_wires", "begun_s", "kv_bytes")  # fmt: skip
+    __slots__ = ("_busy_s", "_kv_byte_s", "_kv_mark_s", "_prefill_s", "_sequence_s", "_steps", "begun_s", "kv_bytes",
+                 "links")  # fmt: skip
 
-    def __init__(self, ranks: int) -> None:
+    def __init__(self) -> None:
         self.begun_s = float("inf")
         self.kv_bytes = 0.0
-        self._ranks = ranks
+        self.links: tuple[Link, ...] = ()
         self._busy_s = self._prefill_s = self._sequence_s = self._kv_byte_s = self._kv_mark_s = 0.0
-        self._steps = self._transfers = 0
-        self._wire_s = 0.0
-        self._wires: dict[int, tuple[float, float]] = {}  # transfers under way: when the wire is taken, how long
+        self._steps = 0
 
     @property
     def in_step(self) -> bool:
@@ -50,25 +50,14 @@ class Meter:
         self._kv_mark_s = now
         self.kv_bytes = kv_bytes
 
-    def take_wire(self, start_s: float, wire_s: float) -> int:
-        """A transfer holds the NICs of one of the ranks for `wire_s` from `start_s` on; returns its number here."""
-        self._transfers += 1
-        self._wires[self._transfers] = start_s, wire_s
-        return self._transfers
-
-    def free_wire(self, transfer: int) -> None:
-        """The transfer with this number is over."""
-        self._wire_s += self._wires.pop(transfer)[1]
-
     def usage(self, now: float, sequences: int, prefills: bool) -> Usage:
         """Integrals up to now, where `sequences` run; prefills: the step under way is prefill's alone."""
         running = max(0.0, now - self.begun_s)
-        on_wire = sum(min(max(0.0, now - start), wire) for start, wire in self._wires.values())
         return Usage(
             self._busy_s + running,
             self._prefill_s + (running if prefills else 0.0),
             self._steps,
             self._sequence_s + running * sequences,
             self._kv_byte_s + self.kv_bytes * (now - self._kv_mark_s),
-            (self._wire_s + on_wire) / self._ranks,
+            sum(link.busy_s(now) for link in self.links) / len(self.links) if self.links else 0.0,
         )

@@ -218,8 +218,7 @@ class SimulationResult:
                 "busy_fraction": _share(busy, total),
                 "batch_mean": sum(u.sequence_s for u in usage) / busy if busy > 0 else 0.0,
                 "kv_occupancy": _share(sum(u.kv_byte_s for u in usage), total * kv_bytes),
-                # a layer-wise transfer is booked at its end, so a span may hold the start of one more
-                "link_fraction": min(1.0, sum(u.link_s for u in usage) / total) if total > 0 else 0.0,
+                "link_fraction": _share(sum(u.link_s for u in usage), total),
                 "steps": sum(u.steps for u in usage),
             }
         return table

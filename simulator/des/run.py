@@ -79,6 +79,8 @@ class Cluster:
         # No decode instance keeps prefixes.
         decode_picks = "least_loaded" if picks == "prefix_aware" else picks
         hand_over = None if spec.decode is None else self._hand_over
+        total_bandwidth = spec.entry.gpus * spec.entry.instance.nic_bandwidth
+        self.links = Interconnect(env, spec.transfer_bytes, spec.transfer, spec.layers, total_bandwidth)
         self.entry = [
             Instance(
                 env,
@@ -88,6 +90,7 @@ class Cluster:
                 deque() if self._shared_queue is None else self._shared_queue,
                 self._finish,
                 hand_over,
+                streams=self.links if hand_over is not None and self.links.streams else None,
                 observe=_observer(recorder, env, spec.entry.name),
             )
             for i in range(spec.entry.count)
@@ -95,14 +98,6 @@ class Cluster:
         self._pick_entry = make_router(picks, self.entry, rng)
         self.decode: list[Instance] = []
         if spec.decode is not None:
-            self.links = Interconnect(
-                env,
-                journal,
-                spec.transfer_bytes,
-                spec.transfer,
-                spec.layers,
-                spec.entry.gpus * spec.entry.instance.nic_bandwidth,
-            )
             self.decode = [
                 Instance(
                     env,
@@ -117,6 +112,7 @@ class Cluster:
                 for i in range(spec.decode.count)
             ]
             self._pick_decode = make_router(decode_picks, self.decode, rng)
+        self._over = env.event()
         self._entry_delay_s = spec.entry.instance.times.first_token_extra_s
 
     def run(self) -> Run:
@@ -131,7 +127,7 @@ class Cluster:
         collects = gc.isenabled()
         gc.disable()  # a run makes no garbage in cycles; looking for it would cost a sixth of the time
         try:
-            self.env.run()
+            self.env.run(self._over)  # timers may be left of transfers that were sped up
         finally:
             if collects:
                 gc.enable()
@@ -212,6 +208,8 @@ class Cluster:
         journal.finish_s[request] = self.env.now
         self._done += 1
         total = len(self.requests)
+        if self._done == total:
+            self._over.succeed()
         if self._progress is not None and (self._done % self._progress_every == 0 or self._done == total):
             self._progress(self._done, total)
 

@@ -35,7 +35,7 @@ class InstanceSpec:
     acceptance_length: mean tokens that a decode step emits to a sequence. All sequences of one pace emit the same
         number in a step: the fraction is accumulated from step to step, so the mean is exact.
     acceptance_spread: standard deviation over requests of the chance that a draft is accepted; 0: one pace for all.
-    nic_bandwidth: one way, of one accelerator. [B/s]
+    nic_bandwidth: one way, of one accelerator, over the network that KV takes. [B/s]
     cache_tiers: where KV of past prompts is kept, fastest first; none keeps nothing. It is held apart from `kv`.
     """
 
@@ -60,7 +60,7 @@ class InstanceSpec:
 
     @cached_property
     def rank_bandwidth(self) -> float:
-        """NIC rate of the accelerators of one attention rank, one way. [B/s]"""
+        """Link rate of the accelerators of one attention rank, one way. [B/s]"""
         return self.nic_bandwidth * self.gpus / self.ranks
 
 

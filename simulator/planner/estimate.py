@@ -56,9 +56,10 @@ def pool_cost(pool: Pool, hardware: HardwareProfile, convention: Convention, pre
 
 
 def handover_s(model: ModelSpec, tokens: int, hardware: HardwareProfile, cut: Parallelism, transfer: Transfer) -> float:
-    """Seconds to move the KV of `tokens` tokens over the NICs of one attention rank, nobody else transferring."""
-    bandwidth = hardware.scale_out_bandwidth * cut.gpus / cut.dp
-    return transfer.handshake_s + transfer_bytes(model, tokens) / (transfer.efficiency * bandwidth)
+    """Seconds to move the KV of `tokens` tokens over the links of one attention rank, nobody else transferring."""
+    bandwidth = transfer.bandwidth(hardware) * cut.gpus / cut.dp
+    size = transfer_bytes(model, tokens) + transfer.half_rate_bytes
+    return transfer.handshake_s + size / (transfer.achieved * bandwidth)
 
 
 def estimate(scenario: Scenario, model: ModelSpec, traffic: Traffic, deployment: Deployment) -> Design:

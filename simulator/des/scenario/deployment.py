@@ -6,11 +6,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat, model_validator
 
+from hw_profiles.profile import HardwareProfile
 from simulator.des.acceptance import class_rates
 from simulator.des.scenario.base import Count, Instances, NonNegative, Positive, Strict
 from simulator.model.parallelism import Parallelism
 
 SEQUENCES_PER_RANK = 512
+# Share of the link's rate that KV transfers reach. NICs: eight transfers of 20 MB to 12.6 GB between nodes (Mooncake
+# under vLLM and SGLang, github.com/kvcache-ai/Mooncake). NVLink: point-to-point copies, 376 of 450 GB/s on H100 and
+# 747 of 900 on GB200 (github.com/stas00/ml-engineering, network).
+ACHIEVED = {"scale_out": 0.73, "scale_up": 0.83}
 
 
 class Pool(Strict):
@@ -63,13 +68,35 @@ class Pool(Strict):
 
 
 class Transfer(Strict):
-    """Hand-over of KV from prefill to decode over the NICs of each instance's accelerators."""
+    """Hand-over of KV from prefill to decode over the links of each instance's accelerators.
 
-    efficiency: Annotated[FiniteFloat, Field(gt=0, le=1)] = 0.7  # achieved share of NIC rate; assumed
-    handshake_s: NonNegative = 0.002  # assumed
-    half_rate_bytes: NonNegative = 0.0  # messages of this size reach half of that rate; 0: size does not matter
+    Defaults are fitted to published transfers between nodes, see docs/simulation.md.
+    """
+
+    network: Literal["scale_out", "scale_up"] = "scale_out"  # NICs, or the fabric of a domain that holds both pools
+    efficiency: Annotated[FiniteFloat, Field(gt=0, le=1)] | None = None  # achieved share of the link's rate
+    handshake_s: NonNegative = 0.00075
+    half_rate_bytes: NonNegative = 140e3  # messages of this size reach half of that rate
     overlap: Literal["none", "layerwise"] = "none"  # layerwise: a layer's KV leaves while later layers compute
-    oversubscription: Annotated[FiniteFloat, Field(ge=1)] = 1.0  # NIC rate of the prefill pool over that of the spine
+    oversubscription: Annotated[FiniteFloat, Field(ge=1)] = 1.0  # link rate of the prefill pool over that of the spine
+
+    @model_validator(mode="after")
+    def _no_spine_inside_a_domain(self) -> Transfer:
+        if self.network == "scale_up" and self.oversubscription > 1:
+            raise ValueError(
+                f"oversubscription={self.oversubscription:g} is of a spine between NICs; remove it, or use "
+                "network='scale_out'"
+            )
+        return self
+
+    @property
+    def achieved(self) -> float:
+        """Share of the link's rate that large messages reach."""
+        return self.efficiency or ACHIEVED[self.network]
+
+    def bandwidth(self, profile: HardwareProfile) -> float:
+        """One way, of one accelerator, over the network that KV takes. [B/s]"""
+        return profile.scale_out_bandwidth if self.network == "scale_out" else profile.scale_up_bandwidth
 
 
 class PrefixCacheKeys(Strict):

@@ -1,6 +1,7 @@
 """Fair sharing of links: hand-worked rates, the definition of max-min fairness, processor-sharing theory."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,6 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.des.links import Fabric, Flow, Link, fair_rates
+
+
+class Sent(Flow):
+    """A flow that says when it has ended."""
+
+    def __init__(self, links: tuple[Link, ...], size: float, done: Callable[[], object]) -> None:
+        super().__init__(links, size)
+        self.ended = done  # type: ignore[method-assign]
 
 
 @dataclass
@@ -26,7 +35,9 @@ class Wires:
 
     def send(self, name: str, path: tuple[int, ...], size: float, start_s: float = 0.0) -> Flow:
         links = tuple(self.links[i] for i in path)
-        return self.fabric.send(links, size, start_s, lambda: self.ended.setdefault(name, self.env.now))
+        flow = Sent(links, size, lambda: self.ended.setdefault(name, self.env.now))
+        self.fabric.send(flow, start_s)
+        return flow
 
     def at(self, time_s: float, name: str, path: tuple[int, ...], size: float) -> None:
         self.env.timeout(time_s).callbacks.append(lambda _: self.send(name, path, size, time_s))  # type: ignore[union-attr]
@@ -105,7 +116,7 @@ def test_an_aborted_flow_leaves_its_share_to_the_others() -> None:
 def test_every_flow_has_a_full_link_on_which_nobody_is_faster(rates: list[float], paths: list[set[int]]) -> None:
     """Bertsekas and Gallager: an allocation is max-min fair if and only if every flow has a bottleneck link."""
     links = [Link(rate) for rate in rates]
-    flows = [Flow(tuple(links[i % len(links)] for i in {j % len(links) for j in path}), 1.0, list) for path in paths]
+    flows = [Flow(tuple(links[i % len(links)] for i in {j % len(links) for j in path}), 1.0) for path in paths]
     given_rates = fair_rates(flows)
     used = {link: sum(given_rates[flow] for flow in flows if link in flow.links) for link in links}
     assert all(used[link] <= link.rate * (1 + 1e-9) for link in links)
@@ -154,7 +165,7 @@ def test_a_shared_link_is_a_processor_sharing_queue(sizes: str) -> None:
     def source() -> simpy.events.ProcessGenerator:
         for arrival_s, size in zip(arrivals.tolist(), work.tolist(), strict=True):
             yield env.timeout(arrival_s - env.now)
-            fabric.send((link,), size, env.now, lambda begun=env.now: sojourn.append(env.now - begun))
+            fabric.send(Sent((link,), size, lambda begun=env.now: sojourn.append(env.now - begun)), env.now)
 
     env.process(source())
     env.run()
