@@ -22,7 +22,9 @@ class Pair:
         self.env = simpy.Environment()
         arrivals = np.zeros(len(prompts))
         self.journal = Journal(Requests(np.array(prompts), np.array(outputs), arrivals))
-        links = Interconnect(self.env, self.journal, float, Transfer(efficiency=1.0, handshake_s=0.0))
+        links = self.links = Interconnect(
+            self.env, float, Transfer(efficiency=1.0, handshake_s=0.0, half_rate_bytes=0.0)
+        )
         make = partial(instance, times(per_prompt_token_s=1e-3, decode_base_s=0.01), nic_bandwidth=1e3)
         self.ended: list[tuple[int, float]] = []
         self.prefill = Instance(self.env, 0, make(), self.journal, deque(), self._end, self._hand_over)
@@ -43,15 +45,15 @@ def pair(times: Any, instance: Any) -> Any:
 
 
 def test_a_decode_instance_that_fails_loses_what_has_arrived_and_gives_back_what_has_not(pair: Any) -> None:
-    """Prompts of 100 and 200 tokens end at 0.3 s; KV arrives at 0.4 s and, behind it, at 0.6 s. Failure at 0.5 s."""
+    """Prompts of 100 and 200 tokens end at 0.3 s and share the link: KV arrives at 0.5 s and 0.6 s; failure between."""
     two = pair([100, 200], [50, 50])
-    two.env.run(0.505)
+    two.env.run(0.555)
     losses = two.decode.fail()
     assert losses.requests == [0]
     assert [handover.request for handover in losses.handovers] == [1]
-    # 0.4 to 0.505: ten steps of 10 ms had ended
-    assert two.journal.emitted == [11, 1]
-    assert two.decode.usage().busy_s == pytest.approx(0.105)
+    # 0.5 to 0.555: five steps of 10 ms had ended
+    assert two.journal.emitted == [6, 1]
+    assert two.decode.usage().busy_s == pytest.approx(0.055)
     assert two.decode.is_empty
     assert two.decode.load == 0
     assert not two.prefill.is_empty  # keeps the KV of request 1
@@ -97,3 +99,27 @@ def test_a_failure_inside_a_step_cuts_it_and_the_queue_can_be_taken_back(pair: A
     assert two.prefill.usage().busy_s == pytest.approx(0.5)
     assert two.prefill.load == 0
     assert two.prefill.is_empty
+
+
+def test_dropped_transfers_leave_the_link_and_free_the_room_that_waited_for_them(pair: Any) -> None:
+    two = pair([100, 200], [50, 50])
+    two.env.run(0.4)  # both on the wire
+    assert two.decode.kv_claimed == 0.0  # of infinite room
+    two.prefill.fail()
+    two.links.drop(two.prefill)
+    assert two.decode.is_empty
+    assert two.decode.usage().link_s == pytest.approx(0.1)  # what has moved is in the books
+    assert two.prefill.usage().link_s == pytest.approx(0.1)
+    two.env.run()
+    assert two.ended == []
+
+
+def test_a_link_that_goes_down_holds_its_transfers_until_it_is_mended(pair: Any) -> None:
+    two = pair([100], [2])
+    two.env.run(0.15)
+    two.links.set_speed(two.decode, 0.0)
+    two.env.run(1.15)
+    two.links.set_speed(two.decode, 0.5)
+    two.env.run()
+    # 0.1 s of prefill, 50 tokens, 1 s of nothing, 50 tokens at half speed, one step
+    assert two.ended == [(0, pytest.approx(0.15 + 1.0 + 0.1 + 0.01))]
