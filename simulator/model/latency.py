@@ -20,13 +20,14 @@ from typing import NamedTuple, TypeVar
 from hw_profiles.efficiency import OpClass
 from hw_profiles.profile import HardwareProfile
 from simulator.model import layers as layer_ops
-from simulator.model.architecture import ModelSpec, MoeSpec
-from simulator.model.moe import RankLoad, rank_loads
+from simulator.model.architecture import ModelSpec
+from simulator.model.expert_load import ExpertSkew
+from simulator.model.expert_times import ExpertTimes
 from simulator.model.ops import Op
 from simulator.model.parallelism import Parallelism
 from simulator.model.program import Program, compile_program
 from simulator.model.roofline import Bound, roof_times
-from simulator.model.step import NO_DECODE, Chunk, DecodeLoad, LoadError, Stack, StepOps, StepShape, times
+from simulator.model.step import NO_DECODE, Chunk, DecodeLoad, LoadError, StepOps, StepShape, times
 
 __all__ = ["NO_DECODE", "Chunk", "DecodeLoad", "LoadError", "PricedOp", "StepLatency"]
 
@@ -51,12 +52,19 @@ class StepLatency:
     """Step times of one instance of `model` on `hardware` under `parallelism`.
 
     draft_tokens: tokens drafted per decode step and verified in it.
+    expert_skew: popularity of experts; times are then those of mean loads of the busiest expert rank. Left out: every
+        rank gets what uniform routing gives in the mean.
     """
 
     def __init__(
-        self, model: ModelSpec, hardware: HardwareProfile, parallelism: Parallelism, draft_tokens: int = 0
+        self,
+        model: ModelSpec,
+        hardware: HardwareProfile,
+        parallelism: Parallelism,
+        draft_tokens: int = 0,
+        expert_skew: ExpertSkew | None = None,
     ) -> None:
-        self._ops = StepOps(model, hardware, parallelism, draft_tokens)
+        self._ops = StepOps(model, hardware, parallelism, draft_tokens, expert_skew)
         self.model, self.hardware, self.parallelism = model, hardware, parallelism
         self.draft_tokens = draft_tokens
         self.caps = self._ops.caps
@@ -65,8 +73,13 @@ class StepLatency:
         self._drain = (2 * stages - 1) / stages
         self._decode_base: dict[tuple[int, int], float] = {}
         self._rows_s: dict[int, float] = {}
-        self._experts_s: dict[tuple[int, int], float] = {}
+        self._experts = ExpertTimes(self._ops, self._compiled)
         self._one_chunk_s: dict[tuple[Chunk, int | None], float] = {}
+
+    @property
+    def draws_experts(self) -> bool:
+        """Whether steps differ by their draw of expert loads, as `experts_swing_s` tells."""
+        return bool(self._ops.expert_loads)
 
     @property
     def first_token_extra_s(self) -> float:
@@ -117,7 +130,7 @@ class StepLatency:
             return self.decode_s(load)
         step = self._ops.shape(chunks, load, total_tokens)
         seconds = self._rows(step.rows) + self._head_program.seconds((step.head_rows,))
-        seconds += self._main_experts(step.rows, step.tokens)
+        seconds += self._experts.main_s(step.rows, step.tokens, False)
         seconds += self._prefill_program.seconds(step.prefill)
         load = step.load
         if load.sequences:
@@ -126,6 +139,15 @@ class StepLatency:
             seconds += self._draft_prefill_s(step)
             seconds += self._draft_rounds_s(load.sequences, load.total_sequences)
         return seconds * self._imbalance * self._drain + self._host_s
+
+    def experts_swing_s(self, chunks: Sequence[Chunk], load: DecodeLoad, total_tokens: int | None, draw: int) -> float:
+        """What draw number `draw` of the main experts' loads adds to a step over their mean; for expert_skew. [s]"""
+        load = self._ops.microbatch(load)
+        rows, tokens = self._ops.prefill_widths(chunks, total_tokens)
+        rows += load.sequences * self._ops.queries
+        tokens += load.total_sequences * self._ops.queries
+        seconds = self._experts.swing_s(rows, tokens, not chunks, draw)
+        return seconds * self._imbalance * (self._drain if chunks else 1.0)
 
     def breakdown(self, chunks: Sequence[Chunk], load: DecodeLoad, total_tokens: int | None = None) -> list[PricedOp]:
         """The step op by op; seconds add up to the step's time."""
@@ -164,23 +186,6 @@ class StepLatency:
     @cached_property
     def _draft_row_program(self) -> Program:
         return self._compiled(lambda v: self._ops.draft_row_ops(v[0]), 1)
-
-    def _compile_experts(self, stack: Stack) -> list[tuple[MoeSpec, int, Program, Program]]:
-        def program(ffn: MoeSpec, low_latency: bool) -> Program:
-            def ops(v: Sequence[float]) -> list[Op]:
-                return self._ops.expert_layer_ops(ffn, v[0], v[1], RankLoad(v[2], v[3]), low_latency)
-
-            return self._compiled(ops, 4)
-
-        return [(ffn, count, program(ffn, False), program(ffn, True)) for ffn, count in stack.routed.items()]
-
-    @cached_property
-    def _expert_programs(self) -> list[tuple[MoeSpec, int, Program, Program]]:
-        return self._compile_experts(self._ops.main)
-
-    @cached_property
-    def _draft_expert_programs(self) -> list[tuple[MoeSpec, int, Program, Program]]:
-        return self._compile_experts(self._ops.draft)
 
     @cached_property
     def _prefill_program(self) -> Program:
@@ -232,43 +237,24 @@ class StepLatency:
             seconds = self._rows_s[rows] = self._row_program.seconds((rows,))
         return seconds
 
-    def _experts(
-        self, programs: list[tuple[MoeSpec, int, Program, Program]], rows: int, tokens: int, low_latency: bool
-    ) -> float:
-        seconds = 0.0
-        for ffn, count, normal, quick in programs:
-            program = quick if low_latency else normal
-            loads = rank_loads(ffn, tokens, self.parallelism.ep)
-            seconds += count * max(program.seconds((rows, tokens, *load)) for load in loads)
-        return seconds
-
-    def _main_experts(self, rows: int, tokens: int) -> float:
-        """Experts of a step with prefill."""
-        key = (rows, tokens)
-        seconds = self._experts_s.get(key)
-        if seconds is None:
-            seconds = self._experts(self._expert_programs, rows, tokens, False)
-            _remember(self._experts_s, key, seconds)
-        return seconds
-
     def _draft_rounds_s(self, sequences: int, total: int) -> float:
         """All draft rounds of a decode step, their attention cores left out."""
         if not sequences or not self.draft_tokens:
             return 0.0
         once = self._draft_row_program.seconds((sequences,)) + self._head_program.seconds((sequences,))
-        once += self._experts(self._draft_expert_programs, sequences, total, True)
+        once += self._experts.draft_s(sequences, total, True)
         return self.draft_tokens * once
 
     def _draft_prefill_s(self, step: StepShape) -> float:
         seconds = self._draft_row_program.seconds((step.prefill_rows,))
-        seconds += self._experts(self._draft_expert_programs, step.prefill_rows, step.prefill_tokens, False)
+        seconds += self._experts.draft_s(step.prefill_rows, step.prefill_tokens, False)
         return seconds + self._draft_prefill_program.seconds(step.prefill)
 
     def _fill_decode_base(self, sequences: int, total: int) -> float:
         """All of a decode step but what grows with context."""
         rows = sequences * self._ops.queries
         seconds = self._rows(rows) + self._head_program.seconds((rows,))
-        seconds += self._experts(self._expert_programs, rows, total * self._ops.queries, True)
+        seconds += self._experts.main_s(rows, total * self._ops.queries, True)
         seconds += self._draft_rounds_s(sequences, total) + self._decode_program.linear.constant
         base = seconds * self._imbalance + self._host_s
         self._decode_base[sequences, total] = base

@@ -16,6 +16,7 @@ from simulator.model import attention as cores
 from simulator.model import layers as layer_ops
 from simulator.model.architecture import DraftHead, LayerSpec, ModelSpec, MoeSpec
 from simulator.model.cut import Cut
+from simulator.model.expert_load import ExpertLoads, ExpertSkew
 from simulator.model.moe import RankLoad, expert_ops, rank_loads
 from simulator.model.ops import Op, Reader, entries_read, readers
 from simulator.model.parallelism import Parallelism
@@ -101,7 +102,12 @@ class StepOps:
     """Ops of the steps of one instance. Arguments as of StepLatency."""
 
     def __init__(
-        self, model: ModelSpec, hardware: HardwareProfile, parallelism: Parallelism, draft_tokens: int
+        self,
+        model: ModelSpec,
+        hardware: HardwareProfile,
+        parallelism: Parallelism,
+        draft_tokens: int,
+        expert_skew: ExpertSkew | None = None,
     ) -> None:
         parallelism.check(model)
         if draft_tokens < 0:
@@ -114,6 +120,11 @@ class StepOps:
         self.cut = Cut.of(parallelism, hardware)
         self.main = Stack.of(model.layers)
         self.draft = Stack.of(model.draft.layers) if model.draft and draft_tokens else Stack(())
+        self.expert_loads = {
+            ffn: ExpertLoads(expert_skew, ffn, parallelism.ep, count)
+            for ffn, count in {**self.draft.routed, **self.main.routed}.items()
+            if expert_skew is not None
+        }
         attentions = [layer.attention for layer, _ in (*self.main.layers, *self.draft.layers)]
         self.readers = readers(attentions, self.queries)
         self.caps = tuple(sorted({r.ratio * r.cap for r in self.readers if r.cap is not None}))
@@ -130,25 +141,31 @@ class StepOps:
             math.ceil(load.total_sequences / parts),
         )
 
+    def prefill_widths(self, chunks: Sequence[Chunk], total_tokens: int | None) -> tuple[int, int]:
+        """Prefill rows of this rank and prefill tokens of the stage in one microbatch."""
+        new = sum(chunk.new for chunk in chunks)
+        total = new * self.parallelism.dp if total_tokens is None else total_tokens
+        pp = self.parallelism.pp
+        return math.ceil(new / (self.parallelism.cp * pp)), math.ceil(total / pp)
+
     def shape(self, chunks: Sequence[Chunk], load: DecodeLoad, total_tokens: int | None) -> StepShape:
         """The numbers that the ops of one microbatch are functions of."""
-        pp, cp, dp = self.parallelism.pp, self.parallelism.cp, self.parallelism.dp
+        pp = self.parallelism.pp
         new = sum(chunk.new for chunk in chunks)
         past = sum(chunk.past for chunk in chunks)
-        total = new * dp if total_tokens is None else total_tokens
         load = self.microbatch(load)
         if load.sequences and len(load.capped) != len(self.caps):
             raise LoadError(f"capped has {len(load.capped)} sums; give one for each of caps={self.caps}")
-        prefill_rows = math.ceil(new / (cp * pp))
+        rows, tokens = self.prefill_widths(chunks, total_tokens)
         pairs = tuple(
             sum(entries_read(reader, chunk.new, chunk.past) for chunk in chunks) / pp for reader in self.readers
         )
         return StepShape(
-            rows=prefill_rows + load.sequences * self.queries,
-            tokens=math.ceil(total / pp) + load.total_sequences * self.queries,
+            rows=rows + load.sequences * self.queries,
+            tokens=tokens + load.total_sequences * self.queries,
             head_rows=math.ceil(len(chunks) / pp) + load.sequences * self.queries,
-            prefill_rows=prefill_rows,
-            prefill_tokens=math.ceil(total / pp),
+            prefill_rows=rows,
+            prefill_tokens=tokens,
             prefill=(new / pp, past / pp, len(chunks) / pp, *pairs) if chunks else (),
             load=load,
         )
@@ -198,11 +215,17 @@ class StepOps:
     def expert_layer_ops(self, ffn: MoeSpec, rows: float, tokens: float, load: RankLoad, low_latency: bool) -> list[Op]:
         return expert_ops(ffn, rows / self.parallelism.tp, tokens, load, self.cut, low_latency=low_latency)
 
+    def rank_loads(self, ffn: MoeSpec, tokens: float) -> tuple[RankLoad, ...]:
+        """Mean loads of the expert ranks that may bind."""
+        if ffn in self.expert_loads:
+            return self.expert_loads[ffn].mean(tokens)
+        return rank_loads(ffn, tokens, self.parallelism.ep)
+
     def expert_ops_of(self, stack: Stack, rows: float, tokens: float, low_latency: bool) -> list[Op]:
         """On the rank whose load takes longest."""
         ops: list[Op] = []
         for ffn, count in stack.routed.items():
-            loads = rank_loads(ffn, tokens, self.parallelism.ep)
+            loads = self.rank_loads(ffn, tokens)
             by_rank = (self.expert_layer_ops(ffn, rows, tokens, load, low_latency) for load in loads)
             slowest = max(by_rank, key=lambda work: sum(op_seconds(op, self.hardware) for op in work))
             ops += times(slowest, count)
