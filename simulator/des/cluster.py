@@ -156,11 +156,11 @@ def instance_spec(
     """Step times, memory and limits of one instance of a pool."""
     cut = pool.parallelism
     cut.check(model)
-    memory = plan_memory(model, profile, cut, pool.max_tokens_per_step, pool.draft_tokens)
+    memory = plan_memory(model, profile, cut, pool.max_tokens_per_step, pool.draft_tokens, pool.redundant_experts)
     room = KvSpace(memory.kv_capacity_bytes, memory.kv_bytes_per_token, memory.kv_bytes_per_sequence)
     tiers, policy = cache_tiers(cache, room, cut.dp, profile) if cache else ((), StatePolicy())
     return InstanceSpec(
-        times=StepLatency(model, profile, cut, pool.draft_tokens),
+        times=StepLatency(model, profile, cut, pool.draft_tokens, pool.skew),
         kv=replace(room, capacity_bytes=room.capacity_bytes * (1 - cache.share)) if cache else room,
         ranks=cut.dp,
         gpus=cut.gpus,

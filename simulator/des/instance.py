@@ -84,6 +84,7 @@ class Instance:
         self.batch = self.scheduler.batch
         self.waiting = waiting
         self.meter = Meter()
+        self._times = spec.times_of_one(journal.rng)
         self.load = 0  # prompt tokens to compute (prefill), or requests under way (elsewhere): what routers look at
         self.slowdown = 1.0  # steps last this many times as long
         self.cache = PrefixCache(spec.cache_tiers, spec.cache_policy) if spec.cache_tiers else None
@@ -191,7 +192,7 @@ class Instance:
         batch = self.batch
         scheduler = self.scheduler
         meter = self.meter
-        times = self.spec.times
+        times = self._times
         while True:
             if self._delivered:
                 self._join_delivered()

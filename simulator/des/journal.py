@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
+import numpy as np
+
 from simulator.des.workload import Requests
 
 NAN = float("nan")
@@ -22,8 +24,9 @@ class Status(IntEnum):
 class Journal:
     """Columns that the cluster writes while it runs. Times are seconds of the simulated clock."""
 
-    def __init__(self, requests: Requests) -> None:
+    def __init__(self, requests: Requests, rng: np.random.Generator | None = None) -> None:
         count = len(requests)
+        self.rng = rng or np.random.default_rng(0)  # of what instances draw while they run
         self.prompt_tokens: list[int] = requests.prompt_tokens.tolist()
         self.output_tokens: list[int] = requests.output_tokens.tolist()
         self.arrival_s = [NAN] * count if requests.arrival_s is None else requests.arrival_s.tolist()

@@ -62,10 +62,10 @@ class Cluster:
         self.env = env = simpy.Environment()
         self.spec = spec
         self.requests = requests
-        self.journal = journal = Journal(requests)
+        self.journal = journal = Journal(requests, rng.spawn(1)[0])
         paces = max(len(pool.instance.rates) for pool in spec.pools)
         if paces > 1:
-            journal.pace = rng.spawn(1)[0].integers(paces, size=len(requests)).tolist()
+            journal.pace = journal.rng.integers(paces, size=len(requests)).tolist()
         self._warmup = min(warmup, len(requests) - 1)
         self._progress = progress
         self._progress_every = max(1, len(requests) // 100)

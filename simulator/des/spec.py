@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
+import numpy as np
+
 from simulator.des.acceptance import class_rates
+from simulator.des.drawn_times import DrawnTimes
 from simulator.des.kv_cache import KvSpace
 from simulator.des.prefix_cache import StatePolicy, Tier
 from simulator.des.scenario import Transfer
-from simulator.model.latency import Chunk, DecodeLoad
+from simulator.model.latency import Chunk, DecodeLoad, StepLatency
 
 
 class StepTimes(Protocol):
@@ -52,6 +55,12 @@ class InstanceSpec:
     batching: str = "chunked"
     cache_tiers: tuple[Tier, ...] = ()
     cache_policy: StatePolicy = field(default_factory=StatePolicy)
+
+    def times_of_one(self, rng: np.random.Generator) -> StepTimes:
+        """Step times of one instance, which draws its experts' loads where routing is skewed."""
+        if isinstance(self.times, StepLatency) and self.times.draws_experts:
+            return DrawnTimes(self.times, rng.spawn(1)[0])
+        return self.times
 
     @cached_property
     def rates(self) -> tuple[float, ...]:

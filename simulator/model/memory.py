@@ -6,7 +6,7 @@ device; the rest is for graphs, communication buffers and fragmentation.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hw_profiles.profile import HardwareProfile
 from hw_profiles.units import human_bytes
@@ -55,10 +55,16 @@ def plan_memory(
     parallelism: Parallelism,
     max_tokens_per_step: int = 8192,
     draft_tokens: int = 0,
+    redundant_experts: int = 0,
 ) -> MemoryPlan:
-    """What is left for KV. max_tokens_per_step: of one data-parallel rank. Raises DoesNotFitError."""
+    """What is left for KV. max_tokens_per_step: of one data-parallel rank; redundant_experts: further copies of
+    experts in each layer, over all its ranks. Raises DoesNotFitError."""
     parallelism.check(model)
     plan = _plan(model, hardware, parallelism, max_tokens_per_step, draft_tokens)
+    if redundant_experts:
+        copied = sum(layer.ffn.expert_bytes for layer in model.layers if layer.ffn.experts)
+        copied *= redundant_experts / (parallelism.stage_size * parallelism.pp)
+        plan = replace(plan, weight_bytes=plan.weight_bytes + copied, kv_capacity_bytes=plan.kv_capacity_bytes - copied)
     if plan.kv_capacity_bytes <= plan.kv_bytes_per_sequence + plan.kv_bytes_per_token:
         raise DoesNotFitError(_refusal(model, hardware, parallelism, plan, max_tokens_per_step, draft_tokens))
     return plan

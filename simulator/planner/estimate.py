@@ -12,6 +12,7 @@ from hw_profiles.schema import Convention
 from simulator.des.cost import PoolCost, cost_of
 from simulator.des.scenario import Deployment, Pool, Scenario, Transfer
 from simulator.model.architecture import ModelSpec
+from simulator.model.expert_load import ExpertSkew
 from simulator.model.kv import transfer_bytes
 from simulator.model.latency import StepLatency
 from simulator.model.memory import plan_memory
@@ -35,15 +36,17 @@ def engine_of(model: ModelSpec, pool: Pool) -> Engine:
     """The priced engine of a pool. Raises DoesNotFitError, ParallelismError or CatalogError."""
     hardware = load(pool.gpu, pool.stack)
     cut = pool.parallelism
-    memory = plan_memory(model, hardware, cut, pool.max_tokens_per_step, pool.draft_tokens)
-    latency = _latency(model, hardware, cut, pool.draft_tokens)
+    memory = plan_memory(model, hardware, cut, pool.max_tokens_per_step, pool.draft_tokens, pool.redundant_experts)
+    latency = _latency(model, hardware, cut, pool.draft_tokens, pool.skew)
     return Engine(model, hardware, cut, latency, memory, pool.acceptance_length)
 
 
 @functools.lru_cache(maxsize=512)
-def _latency(model: ModelSpec, hardware: HardwareProfile, cut: Parallelism, draft_tokens: int) -> StepLatency:
+def _latency(
+    model: ModelSpec, hardware: HardwareProfile, cut: Parallelism, draft_tokens: int, skew: ExpertSkew | None
+) -> StepLatency:
     """Step times are remembered inside, so pools that differ only in size share them."""
-    return StepLatency(model, hardware, cut, draft_tokens)
+    return StepLatency(model, hardware, cut, draft_tokens, skew)
 
 
 def pool_cost(pool: Pool, hardware: HardwareProfile, convention: Convention, prefill_share: float) -> PoolCost | None:

@@ -9,6 +9,7 @@ from pydantic import Field, FiniteFloat, model_validator
 from hw_profiles.profile import HardwareProfile
 from simulator.des.acceptance import class_rates
 from simulator.des.scenario.base import Count, Instances, NonNegative, Positive, Strict
+from simulator.model.expert_load import ExpertSkew
 from simulator.model.parallelism import Parallelism
 
 SEQUENCES_PER_RANK = 512
@@ -16,6 +17,15 @@ SEQUENCES_PER_RANK = 512
 # under vLLM and SGLang, github.com/kvcache-ai/Mooncake). NVLink: point-to-point copies, 376 of 450 GB/s on H100 and
 # 747 of 900 on GB200 (github.com/stas00/ml-engineering, network).
 ACHIEVED = {"scale_out": 0.73, "scale_up": 0.83}
+
+
+class ExpertSkewKeys(Strict):
+    """How unevenly tokens choose experts; see ExpertSkew."""
+
+    kind: Literal["uniform", "power_law", "dirichlet"]
+    alpha: Annotated[FiniteFloat, Field(gt=1)] = 1.2  # power_law; assumed, as published kernel tables draw loads
+    concentration: Positive = 10.0  # dirichlet; assumed
+    redundant_experts: Annotated[int, Field(ge=0)] = 0  # further copies of experts in each layer, over all ranks
 
 
 class Pool(Strict):
@@ -38,6 +48,17 @@ class Pool(Strict):
     draft_tokens: Annotated[int, Field(ge=0)] = 0
     acceptance_length: Annotated[FiniteFloat, Field(ge=1)] = 1.0  # mean tokens emitted per step
     acceptance_spread: NonNegative = 0.0  # standard deviation over requests of the chance that a draft is accepted
+
+    # none: every expert rank gets what uniform routing gives in the mean, in every step
+    expert_skew: ExpertSkewKeys | None = None
+
+    @property
+    def skew(self) -> ExpertSkew | None:
+        return ExpertSkew(**self.expert_skew.model_dump()) if self.expert_skew else None
+
+    @property
+    def redundant_experts(self) -> int:
+        return self.expert_skew.redundant_experts if self.expert_skew else 0
 
     @property
     def parallelism(self) -> Parallelism:
