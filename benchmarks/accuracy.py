@@ -2,9 +2,10 @@
 
     python -m benchmarks.accuracy POINTS.csv [--ablations] [--ship FILE.json]
 
-Splits: random halves of the configurations; each accelerator left out; each engine left out, and each family of them
+Splits: random halves of the rows (neighbours of a sweep fall on both sides); each accelerator left out; each engine left out, and each family of them
 (SGLang with Dynamo+SGLang); all disaggregated rows left out (fit on colocated ones). Older runs of a configuration are
-left out of fits and scores alike (their notes say so): software moved on. Bands of a split use the spread of the
+left out of fits and scores alike (their notes say so): software moved on. Rows that another rule of
+`calibration.validation.points.distrust` names are not fitted, and scored apart. Bands of a split use the spread of the
 residuals of its other folds, never its own.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
@@ -28,11 +30,12 @@ from calibration.validation.stack import NAMES, StackFit
 from calibration.validation.stack_fit import FITTED_METRICS, fit_stack, log_predictions, observed
 
 RESULTS = Path(__file__).resolve().parent / "results"
-SPLIT_ITERATIONS = 12
-SHIP_ITERATIONS = 25
+SPLIT_ITERATIONS = 8
+SHIP_ITERATIONS = 15
 # TTFT above this share of the decode time is queueing for admission, not service.
 SATURATED = 0.5
 FEWEST_TEST = 8
+OLDER = "older run of a configuration"
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
@@ -45,8 +48,10 @@ class Study:
         frame = read_points(path)
         self.everything = prepare(frame)
         assert self.everything.loop is not None
-        old = frame["notes"].fillna("").str.contains("older run").to_numpy()
-        self.rows: Index = np.flatnonzero([not old[s.point.row] for s in self.everything.steps])
+        reasons = [s.point.distrusted for s in self.everything.steps]
+        self.rows: Index = np.flatnonzero([reason != OLDER for reason in reasons])
+        self.trusted = np.array([not reasons[i] for i in self.rows])
+        self.distrusted = Counter(reason for reason in reasons if reason)
         self.loop: Loop = take(self.everything.loop, self.rows)
         self.steps = [self.everything.steps[i] for i in self.rows]
         self.levels = [self.everything.levels[i] for i in self.rows]
@@ -63,7 +68,8 @@ class Study:
 
     def fit(self, train: Index, frozen: Sequence[str] = (), iterations: int = SPLIT_ITERATIONS) -> StackFit:
         return fit_stack(
-            take(self.loop, train), [self.levels[i] for i in train], self.target[train], np.ones(len(train)),
+            take(self.loop, train), [self.levels[i] for i in train], self.target[train],
+            self.trusted[train].astype(float),
             "published serving points", frozen, iterations,
         )  # fmt: skip
 
@@ -134,8 +140,10 @@ def scored(study: Study, found: Sequence[tuple[str, Index, Array]], fallback: Ar
     test = np.concatenate([rows for _, rows, _ in found])
     errors, band = np.concatenate([e for _, _, e in found]), np.concatenate(bands)
     errors[np.ix_(study.saturated[test], [FITTED_METRICS.index("ttft_ms")])] = np.nan
+    kept = study.trusted[test]
     return {
-        "overall": score(errors, band),
+        "overall": score(errors[kept], band[kept]),
+        "with distrusted rows": score(errors, band),
         "by fold": {name: score(e, b) for (name, _, e), b in zip(found, bands, strict=True)},
         "by model": {
             str(m): score(errors[study.model[test] == m], band[study.model[test] == m])
@@ -144,8 +152,9 @@ def scored(study: Study, found: Sequence[tuple[str, Index, Array]], fallback: Ar
     }
 
 
-def spreads(found: Sequence[tuple[str, Index, Array]]) -> Array:
-    return np.array([log_spread(np.concatenate([e for _, _, e in found])[:, i]) for i in range(len(FITTED_METRICS))])
+def spreads(study: Study, found: Sequence[tuple[str, Index, Array]]) -> Array:
+    errors = np.concatenate([e[study.trusted[test]] for _, test, e in found])
+    return np.array([log_spread(errors[:, i]) for i in range(len(FITTED_METRICS))])
 
 
 def ablations(study: Study, split: Sequence[Fold]) -> dict[str, dict[str, float]]:
@@ -161,7 +170,7 @@ def ablations(study: Study, split: Sequence[Fold]) -> dict[str, dict[str, float]
     out = {}
     for name, change in changes.items():
         changed, frozen = change(study)
-        errors = np.concatenate([e for _, _, e in held_out(changed, split, frozen)])
+        errors = np.concatenate([e[study.trusted[test]] for _, test, e in held_out(changed, split, frozen)])
         medians = np.nanmedian(np.abs(np.expm1(errors)), axis=0)
         out[name] = {metric: round(float(m), 4) for metric, m in zip(FITTED_METRICS, medians, strict=True)}
         print(f"{name:32s} {out[name]}", flush=True)
@@ -197,13 +206,14 @@ def main() -> None:
     result: dict[str, Any] = {
         "points": len(study.everything.steps) + len(study.everything.unpredicted),
         "coverage_of_points": round(study.everything.coverage_of_points, 4),
-        "fitted_and_scored_rows": len(study.steps),
+        "fitted_and_scored_rows": int(study.trusted.sum()),
+        "distrusted_rows": dict(study.distrusted),
         "splits": {},
     }
     by_split: dict[str, Array] = {}
     for name, split in folds(study).items():
         found = held_out(study, split)
-        by_split[name] = spreads(found)
+        by_split[name] = spreads(study, found)
         fallback = by_split.get("unseen engine", by_split[name])
         result["splits"][name] = scored(study, found, fallback)
         print(name, json.dumps(result["splits"][name]["overall"]), flush=True)

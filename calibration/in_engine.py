@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from calibration.validation.balance import ATTENTION, CLASSES, EXPERTS
 from calibration.validation.stack import DATA, StackFit, kernel_profile, shipped, values
 from hw_profiles.catalog import load
-from hw_profiles.efficiency import ClassEfficiency, Efficiency
+from hw_profiles.efficiency import ClassEfficiency, Efficiency, OpClass
 
 PROFILES = Path(__file__).resolve().parent.parent / "hw_profiles" / "data" / "efficiency"
 # Display name of the engine that a stack's profile stands for.
@@ -57,7 +58,7 @@ def in_engine(gpu: str, stack: str, fit: StackFit) -> Efficiency:
     engine = ENGINES.get(stack, stack)
     served = (hardware.name, engine) in _served(fit)
     where = f"{engine} on {hardware.display_name}" if served else f"{engine} on other accelerators"
-    classes = {name: _scaled(rates, given) for name, rates in kernels.classes.items()}
+    classes = {name: _scaled(name, rates, given) for name, rates in kernels.classes.items()}
     return kernels.model_copy(
         update={
             "stack": stack,
@@ -74,7 +75,11 @@ def in_engine(gpu: str, stack: str, fit: StackFit) -> Efficiency:
     )
 
 
-def _scaled(rates: ClassEfficiency, given: Mapping[str, float]) -> ClassEfficiency:
+def _scaled(op_class: OpClass, rates: ClassEfficiency, given: Mapping[str, float]) -> ClassEfficiency:
+    place = CLASSES.index(op_class)
+    own = given["attention"] if place in ATTENTION else given["experts"] if place in EXPERTS else 1.0
+    given = {**given, "matrix": given["matrix"] * own, "memory": given["memory"] * own}
+
     def share(value: float, name: str) -> float:
         return round(min(LARGEST_FRACTION, value * given[name]), 4)
 

@@ -3,8 +3,10 @@
 B sequences, O output tokens each, T prefill seconds that one prompt takes from the instance, t(B) seconds of a step:
   colocated      every request stalls all others while its prompt is prefilled:
                  cycle = B T + O t(B) / A,  X = B / cycle
-  disaggregated  N decoding: X = N / (O t(N/workers) / A); those in prefill hold X (T0 + own + wait), wait of M/D/1;
+  disaggregated  N decoding: X = N / (O t(N/workers) / A); those in prefill hold X (T0 + own + wait);
                  N is where both together are the concurrency
+  wait           of M/D/1, or the share of the requests that arrive together (`bunching`) if that is longer; a mean
+                 over all requests has a first wave, when all of them arrive at once
 A is tokens per step with drafts, (1 - p^(k+1)) / (1 - p).
 """
 
@@ -20,6 +22,7 @@ from calibration.fit import Array
 from calibration.validation.points import PHASES
 from calibration.validation.stack import values
 from calibration.validation.steps import GRID, PointSteps
+from hw_profiles.efficiency import OpClass
 from hw_profiles.profile import HardwareProfile
 from simulator.model.ops import Op
 from simulator.model.roofline import roof_times
@@ -27,20 +30,38 @@ from simulator.model.roofline import roof_times
 IN_FLIGHT_COLOCATED = 0.975  # measured X (TTFT + (O-1) TPOT) / C, medians
 IN_FLIGHT_DISAGGREGATED = 0.955
 HALVINGS = 50
+FIRST_WAVE = 0.1  # share of the requests that start together: benchmarks send ten for each in flight
 BUSIEST = 0.98  # utilisation above which the prefill pool counts as saturated
+
+
+CLASSES = tuple(OpClass)
+ATTENTION = [CLASSES.index(c) for c in (OpClass.ATTENTION_PREFILL, OpClass.ATTENTION_DECODE, OpClass.INDEXER)]
+EXPERTS = [CLASSES.index(c) for c in (OpClass.GROUPED_GEMM, OpClass.MOE_FUSED)]
+
+
+def rates_of(given: dict[str, Array]) -> Array:
+    """[points, classes, 3] matrix, memory and network rates inside the engine over those of kernels alone."""
+    three = np.stack((given["matrix"], given["memory"], given["network"]), axis=1)
+    rates = np.repeat(three[:, None, :], len(CLASSES), axis=1)
+    rates[:, ATTENTION, :2] *= given["attention"][:, None, None]
+    rates[:, EXPERTS, :2] *= given["experts"][:, None, None]
+    return rates
 
 
 @dataclass(frozen=True)
 class StepTable:
     """All steps of many points, in seconds under the kernels' own rates.
 
-    Launches with one roof add up (`linear`: latency, compute, memory, network of each step); those with several are
-    kept apart for their p-norm.
+    Launches with one roof add up (`linear`: compute, memory, network by op class); those with several are kept apart
+    for their p-norm.
     """
 
-    linear: Array  # [points, GRID + 2, 4]
+    latency: Array  # [points, GRID + 2]
+    exits: Array  # [points, GRID + 2] collectives that leave the scale-up domain
+    linear: Array  # [points, GRID + 2, classes, 3]
     point: NDArray[np.intp]  # of each launch with several roofs
     step: NDArray[np.intp]  # its step: decode steps, then own, then packed
+    op_class: NDArray[np.intp]
     count: Array
     roofs: Array  # [launches, 3]
     exponent: Array
@@ -49,15 +70,15 @@ class StepTable:
     def points(self) -> int:
         return len(self.linear)
 
-    def seconds(self, launch: Array, matrix: Array, memory: Array, network: Array) -> Array:
-        """[points, GRID + 2] seconds of each step, host time left out."""
-        at = self.point
-        rates = np.stack((matrix, memory, network), axis=1)
-        times = self.roofs / rates[at]
+    def seconds(self, given: dict[str, Array]) -> Array:
+        """[points, GRID + 2] seconds of each step, host time left out. given: parameters of `stack`."""
+        rates = rates_of(given)
+        times = self.roofs / rates[self.point, self.op_class]
         q = self.exponent
         norm = (times ** q[:, None]).sum(axis=1) ** (1 / q)
         mixed = np.bincount(self.step, weights=self.count * norm, minlength=self.points * (GRID + 2))
-        alone = (self.linear[:, :, 1:] / rates[:, None, :]).sum(axis=2) + self.linear[:, :, 0] * launch[:, None]
+        alone = (self.linear / rates[:, None]).sum(axis=(2, 3)) + self.latency * given["launch"][:, None]
+        alone += self.exits * given["exit_latency_s"][:, None]
         return alone + mixed.reshape(self.points, GRID + 2)
 
     def take(self, rows: NDArray[np.intp]) -> StepTable:
@@ -66,9 +87,10 @@ class StepTable:
         place[rows] = np.arange(len(rows))
         kept = place[self.point] >= 0
         point = place[self.point[kept]]
-        step = point * (GRID + 2) + self.step[kept] % (GRID + 2)
         return StepTable(
-            self.linear[rows], point, step, self.count[kept], self.roofs[kept], self.exponent[kept]
+            self.latency[rows], self.exits[rows], self.linear[rows], point,
+            point * (GRID + 2) + self.step[kept] % (GRID + 2), self.op_class[kept], self.count[kept],
+            self.roofs[kept], self.exponent[kept],
         )  # fmt: skip
 
 
@@ -90,6 +112,8 @@ class Loop:
     packed_prompts: Array
     data_parallel: NDArray[np.bool_]  # in prefill
     phase: NDArray[np.intp]  # index in PHASES
+    decode_ranks: Array  # attention ranks of a decode worker
+    mean_ttft: NDArray[np.bool_]  # TTFT is a mean over all requests
 
 
 def loop_of(steps: Sequence[PointSteps], rates: Sequence[HardwareProfile]) -> Loop:
@@ -111,6 +135,8 @@ def loop_of(steps: Sequence[PointSteps], rates: Sequence[HardwareProfile]) -> Lo
         np.array([float(s.packed_prompts) for s in steps]),
         np.array([s.prefill_ranks > 1 for s in steps]),
         np.array([PHASES.index(p.phase) for p in points]),
+        np.array([float(p.decode.gpus if p.decode.data_parallel else 1) for p in points]),
+        np.array([p.mean_ttft for p in points]),
     )
 
 
@@ -118,22 +144,53 @@ def _padded(batches: Sequence[float]) -> list[float]:
     return [*batches, *[batches[-1]] * (GRID - len(batches))]
 
 
+@dataclass(frozen=True)
+class _Launches:
+    """Sums of launches with one roof, and (count, roofs, exponent, class) of the others."""
+
+    latency_s: float
+    exits: float
+    linear: Array  # [classes, 3]
+    mixed: list[tuple[float, ...]]
+
+    @classmethod
+    def of(cls, ops: tuple[Op, ...], hardware: HardwareProfile) -> _Launches:
+        latency_s = exits = 0.0
+        linear = np.zeros((len(CLASSES), 3))
+        mixed: dict[tuple[float, ...], float] = {}
+        for op in ops:
+            times = roof_times(op, hardware)
+            roofs = (times.compute_s, times.memory_s, times.network_s)
+            latency_s += op.count * times.latency_s
+            exits += op.count * op.hops * (op.link == "scale_out")
+            place = CLASSES.index(op.op_class)
+            if sum(roof > 0 for roof in roofs) > 1:
+                key = (*roofs, times.exponent, place)
+                mixed[key] = mixed.get(key, 0.0) + op.count
+            else:
+                linear[place] += op.count * np.array(roofs)
+        return cls(latency_s, exits, linear, [(count, *key) for key, count in mixed.items()])
+
+
 def _table(steps: Sequence[PointSteps], rates: Sequence[HardwareProfile]) -> StepTable:
-    linear = np.zeros((len(steps), GRID + 2, 4))
+    latency, exits = np.zeros((len(steps), GRID + 2)), np.zeros((len(steps), GRID + 2))
+    linear = np.zeros((len(steps), GRID + 2, len(CLASSES), 3))
     point: list[int] = []
     step: list[int] = []
     rows: list[tuple[float, ...]] = []
-    known: dict[tuple[int, int], tuple[Array, list[tuple[float, ...]]]] = {}
+    known: dict[tuple[int, int], _Launches] = {}
 
     def add(index: int, place: int, ops: tuple[Op, ...]) -> None:
         key = (id(ops), id(rates[index]))
         if key not in known:
-            known[key] = _launches(ops, rates[index])
-        alone, mixed = known[key]
-        linear[index, place] += alone
-        rows.extend(mixed)
-        point.extend([index] * len(mixed))
-        step.extend([index * (GRID + 2) + place] * len(mixed))
+            known[key] = _Launches.of(ops, rates[index])
+        found = known[key]
+        latency[index, place] += found.latency_s
+        exits[index, place] += found.exits
+        linear[index, place] += found.linear
+        rows.extend(found.mixed)
+        point.extend([index] * len(found.mixed))
+        step.extend([index * (GRID + 2) + place] * len(found.mixed))
 
     for index, one in enumerate(steps):
         for place, ops in enumerate(one.decode):
@@ -145,26 +202,11 @@ def _table(steps: Sequence[PointSteps], rates: Sequence[HardwareProfile]) -> Ste
             add(index, GRID, ops)
         for ops in one.packed:
             add(index, GRID + 1, ops)
-    data = np.array(rows).reshape(-1, 5)
+    data = np.array(rows).reshape(-1, 6)
     return StepTable(
-        linear, np.array(point, dtype=np.intp), np.array(step, dtype=np.intp), data[:, 0], data[:, 1:4], data[:, 4]
-    )
-
-
-def _launches(ops: tuple[Op, ...], hardware: HardwareProfile) -> tuple[Array, list[tuple[float, ...]]]:
-    """Sums of launches with one roof, and (count, roofs, exponent) of the others."""
-    alone = np.zeros(4)
-    mixed: dict[tuple[float, ...], float] = {}
-    for op in ops:
-        times = roof_times(op, hardware)
-        roofs = (times.compute_s, times.memory_s, times.network_s)
-        alone[0] += op.count * times.latency_s
-        if sum(roof > 0 for roof in roofs) > 1:
-            key = (*roofs, times.exponent)
-            mixed[key] = mixed.get(key, 0.0) + op.count
-        else:
-            alone[1:] += op.count * np.array(roofs)
-    return alone, [(count, *key) for key, count in mixed.items()]
+        latency, exits, linear, np.array(point, dtype=np.intp), np.array(step, dtype=np.intp),
+        data[:, 5].astype(np.intp), data[:, 0], data[:, 1:4], data[:, 4],
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -199,16 +241,20 @@ class Prediction:
 def balance(loop: Loop, theta: Array) -> Prediction:
     """Equilibrium of every point. theta: [points, parameters] of `stack`."""
     given = values(theta)
-    steps = loop.table.seconds(given["launch"], given["matrix"], given["memory"], given["network"])
-    host = given["step_overhead_s"]
+    steps = loop.table.seconds(given)
     p, k = given["acceptance"], loop.drafts
     accepted = (1 - p ** (k + 1)) / (1 - p)
-    decode = (steps[:, :GRID] + host[:, None]) / accepted[:, None]  # per token, at each batch
+    host = given["step_overhead_s"]
+    serial = host * np.where(k > 0, given["draft_overhead"], 1.0)
+    each = given["sequence_overhead_s"] / loop.decode_ranks
+    step = steps[:, :GRID] + serial[:, None] + each[:, None] * loop.batches
+    decode = step / accepted[:, None]  # per token, at each batch
     own = steps[:, GRID] + host
-    spread = np.where(loop.data_parallel, given["prefill_balance"], 1.0)
+    # A pool of its own has prompts waiting for every rank when its capacity counts.
+    spread = np.where(loop.data_parallel & ~loop.disaggregated, given["prefill_balance"], 1.0)
     taken = (steps[:, GRID + 1] + host) / loop.packed_prompts / spread
     taken = np.minimum(taken, own)  # ranks that prefill one by one at worst
-    together = _colocated(loop, decode[:, 0], own, taken, given)
+    together = _colocated(loop, decode[:, 0], step[:, 0], own, taken, given)
     apart = _disaggregated(loop, decode, own, taken, given)
     first = given["request_overhead_s"] + own
     prefill = (loop.prefill_workers / taken, decode[:, 0], first)  # the pool alone, always busy
@@ -219,18 +265,34 @@ def balance(loop: Loop, theta: Array) -> Prediction:
     return Prediction(rate, tpot, ttft, own)
 
 
+def _wait(served_s: Array, busy: Array, ahead: Array, bunching: Array) -> Array:
+    """Mean wait of a prompt. served_s: of one prompt; ahead: others of which it finds half if all come at once."""
+    capped = np.minimum(busy, BUSIEST)
+    together = np.maximum(ahead, 0.0) * served_s / 2
+    queue: Array = np.minimum(served_s * capped / (2 * (1 - capped)), together)
+    return np.maximum(queue, bunching * together)
+
+
+def _first_wave(loop: Loop, served_s: Array, ahead: Array, waited: Array) -> Array:
+    """What the first wave adds to a mean TTFT: then all requests in flight arrive at once."""
+    beyond: Array = np.maximum(0.0, np.maximum(ahead, 0.0) * served_s / 2 - waited)
+    return FIRST_WAVE * loop.mean_ttft * beyond
+
+
 def _colocated(
-    loop: Loop, per_token: Array, own: Array, taken: Array, given: dict[str, Array]
+    loop: Loop, per_token: Array, step: Array, own: Array, taken: Array, given: dict[str, Array]
 ) -> tuple[Array, Array, Array]:
     running = loop.batches[:, 0]
     output = loop.output
     cycle = running * taken + output * per_token
     rate = running / cycle * loop.decode_workers
-    waiting = np.maximum(0.0, IN_FLIGHT_COLOCATED * loop.concurrency - running * loop.decode_workers)
-    first = given["request_overhead_s"] + own + given["bunching"] * (running - 1) * taken / 2 + per_token / 2
+    held = IN_FLIGHT_COLOCATED * loop.concurrency / loop.decode_workers
+    waiting = np.maximum(0.0, held - running) * loop.decode_workers
+    wait = _wait(taken, running * taken / cycle, np.minimum(held, running) - 1, given["bunching"]) + step / 2
+    first = given["request_overhead_s"] + own + wait
     inside = np.minimum(first, 0.5 * cycle)
     tpot = (cycle - inside) / np.maximum(output - 1, 1)
-    return rate, tpot, first + waiting / rate
+    return rate, tpot, first + waiting / rate + _first_wave(loop, taken, held - 1, wait)
 
 
 def _disaggregated(
@@ -248,25 +310,25 @@ def _disaggregated(
         share = np.where(high > low, (at - low) / np.maximum(high - low, 1e-12), 0.0)
         return np.exp(times[rows, right - 1] * (1 - share) + times[rows, right] * share)
 
-    def state(running: Array) -> tuple[Array, Array, Array, Array]:
+    ahead = held / prefill_workers - 1
+
+    def state(running: Array) -> tuple[Array, Array, Array, Array, Array]:
         token = per_token(running / loop.decode_workers)
         rate = running / (loop.output * token)
         busy = rate * taken / prefill_workers
-        capped = np.minimum(busy, BUSIEST)
-        wait = taken * capped / (2 * (1 - capped))
-        first = given["request_overhead_s"] + own + wait + token
-        return rate, token, first, busy
+        wait = _wait(taken, busy, ahead, given["bunching"])
+        return rate, token, wait, given["request_overhead_s"] + own + wait + token, busy
 
     low, high = np.full_like(held, 1e-3), np.maximum(held, 2e-3)
     high = np.minimum(high, loop.batches[:, -1] * loop.decode_workers)
     for _ in range(HALVINGS):
         middle = 0.5 * (low + high)
-        rate, _, first, busy = state(middle)
+        rate, _, _, first, busy = state(middle)
         over = (middle + rate * first > held) | (busy > BUSIEST)
         high, low = np.where(over, middle, high), np.where(over, low, middle)
-    rate, token, first, _ = state(low)
+    rate, token, wait, first, _ = state(low)
     waiting = np.maximum(0.0, held - low - rate * first)
-    return rate, token, first + waiting / rate
+    return rate, token, first + waiting / rate + _first_wave(loop, taken, ahead, wait)
 
 
 def take(loop: Loop, rows: NDArray[np.intp]) -> Loop:

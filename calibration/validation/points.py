@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ REQUIRED = ("model", "gpu", "isl", "osl", "concurrency")
 UNIFORM_80_100 = 0.9  # uniform in [0.8, 1.0] of nominal, as InferenceX draws them
 UNIFORM_0_100 = 0.5  # uniform in [0, 1] of nominal: bench_serving's default range ratio
 MTP_DRAFTS = 3  # what deployments with multi-token prediction use where the count is not said
+LITTLE = (0.85, 1.10)  # requests in flight over the stated concurrency: where ramp-up and rounding put it
 WIDEST_TENSOR = 16  # ranks; wider workers run attention data-parallel
 
 
@@ -65,6 +66,10 @@ class Point:
     output: float
     concurrency: float
     measured: Mapping[str, float]
+    released: str = "unknown"  # year and month of the measurement: which software it ran
+    mean_ttft: bool = False  # TTFT is a mean over all requests, not a median
+    token_budget: float | None = None  # tokens that a step of one attention rank may hold, where the row says
+    distrusted: str = ""  # the rule by which the row is scored apart (`trust`)
 
     @property
     def gpus(self) -> int:
@@ -129,7 +134,7 @@ def parse_point(index: int, row: Mapping[str, Any]) -> Point:
     phase = _text(row, "phase").lower() or "e2e"
     if phase not in PHASES:
         raise Unpredictable(f"phase {phase!r} is none of {', '.join(PHASES)}")
-    return Point(
+    point = Point(
         index,
         _text(row, "id") or str(index),
         _text(row, "model"),
@@ -145,7 +150,33 @@ def parse_point(index: int, row: Mapping[str, Any]) -> Point:
         output,
         concurrency,
         measured,
+        month[0] if (month := re.search(r"20\d\d-\d\d", _text(row, "date"))) else "unknown",
+        "mean" in _text(row, "ttft_stat").lower(),
+        float(budget[1]) if (budget := re.search(r"max-num-batched-tokens[ =](\d+)", _text(row, "notes"))) else None,
     )
+    label = f"{_text(row, 'prefill_parallel')} {_text(row, 'decode_parallel')}"
+    return replace(point, distrusted=distrust(point, _text(row, "date"), _text(row, "notes"), label))
+
+
+def distrust(point: Point, date: str, notes: str, label: str) -> str:
+    """Why a row is scored apart, "" for none: rules on what the row says of itself, never on its error."""
+    if "older run" in notes:
+        return "older run of a configuration"
+    wanted = re.search(r"use only (20\d\d-\d\d-\d\d)", notes)
+    if wanted and wanted[1] != date[:10]:
+        return "older run of a configuration"
+    if "not recorded" in label or re.search(r"(worker count|number of workers) not printed", notes):
+        return "layout not recorded"
+    if "concurrency far above running batch" in notes:
+        return "concurrency is not the number of requests in flight"
+    needed = ("total_tok_s_per_gpu", "ttft_ms", "tpot_ms")
+    if point.phase == "e2e" and all(name in point.measured for name in needed):
+        total, ttft_ms, tpot_ms = (point.measured[name] for name in needed)
+        rate = total * point.gpus / (point.prompt + point.output)
+        in_flight = rate * (ttft_ms + (point.output - 1) * tpot_ms) / 1e3
+        if not LITTLE[0] <= in_flight / point.concurrency <= LITTLE[1]:
+            return "rate x latency is not the concurrency (Little's law)"
+    return ""
 
 
 def lengths(row: Mapping[str, Any]) -> tuple[float, float]:

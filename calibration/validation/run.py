@@ -125,9 +125,8 @@ def _by_metric(lines: pd.DataFrame) -> dict[str, dict[str, float | int]]:
 
 def report(prepared: Prepared, lines: pd.DataFrame) -> dict[str, object]:
     """The answer of `moeplan validate --json`."""
-    overall = {
-        metric: scores(lines[lines["metric"] == metric]) for metric in METRICS if (lines["metric"] == metric).any()
-    }
+    apart = {s.point.row: s.point.distrusted for s in prepared.steps if s.point.distrusted}
+    trusted = lines[~lines["row"].isin(list(apart))]
     groups = []
     for (model, gpu, engine, disaggregated), part in lines.groupby(["model", "gpu", "engine", "disaggregated"]):
         metrics = _by_metric(part)
@@ -139,7 +138,9 @@ def report(prepared: Prepared, lines: pd.DataFrame) -> dict[str, object]:
         "predicted": len(prepared.steps),
         "coverage_of_points": prepared.coverage_of_points,
         "unpredicted": [{"row": row, "id": name, "reason": why} for row, name, why in prepared.unpredicted],
-        "overall": overall,
+        "overall": _by_metric(lines),
+        "distrusted": [{"row": row, "reason": why} for row, why in apart.items()],
+        "trusted": _by_metric(trusted),
         "groups": groups,
     }
 

@@ -49,6 +49,11 @@ PARAMETERS = (
     Parameter("prefill_balance", "share of attention ranks that prefill at once under data parallelism", 0.6, 0.4),
     Parameter("request_overhead_s", "time before the first token beyond waiting and prefill [s]", 0.12, 0.8),
     Parameter("bunching", "share of the running requests whose prompts arrive together", 0.15, 0.6),
+    Parameter("attention", "rate of attention cores and indexer over that of the stack's other kernels", 1.0, 0.4),
+    Parameter("experts", "rate of expert GEMMs over that of the stack's other kernels", 1.0, 0.3),
+    Parameter("sequence_overhead_s", "host time of one step for each sequence of a rank [s]", 2e-5, 0.8),
+    Parameter("draft_overhead", "host time of a step with drafts over that of one without", 1.3, 0.4),
+    Parameter("exit_latency_s", "added latency of a collective that leaves the scale-up domain [s]", 15e-6, 0.7),
 )
 # Engines beat stand-alone kernels by a little at most (overlap, warm caches).
 LARGEST = {"memory": 1.2, "matrix": 1.2, "network": 1.2, "prefill_balance": 1.0, "bunching": 1.0}
@@ -72,6 +77,13 @@ LEVEL_SHARE = {
     "attention": 0.4,  # data-parallel ranks wait for each other
     "family+attention": 0.4,
     "gpu+engine+model+attention": 0.4,
+    "family+drafts": 0.4,  # drafting keeps the host from running ahead
+    "gpu+engine+model+drafts": 0.4,
+    "family+experts": 0.4,  # expert ranks exchange tokens
+    "gpu+engine+model+experts": 0.4,
+    "gpu+engine+model+precision": 0.3,
+    "engine+release": 0.3,  # software of that month
+    "gpu+engine+release": 0.4,
 }
 FAMILIES = (("tensorrt", "trtllm"), ("trt", "trtllm"), ("sglang", "sglang"), ("vllm", "vllm"), ("atom", "atom"))
 
@@ -101,6 +113,9 @@ def levels_of(point: Point, hardware: HardwareProfile) -> tuple[str, ...]:
     part, family, model = hardware.accelerator, family_of(point.engine), preset_of(point.model)
     mode = "disaggregated" if point.disaggregated else "colocated"
     attention = "data parallel" if point.decode.data_parallel else "tensor parallel"
+    stack = f"{hardware.name}+{point.engine}+{model}"
+    drafts = "drafts" if point.drafts else "no drafts"
+    experts = "expert parallel" if point.decode.expert_parallel else "expert slices"
     values = {
         "all": "",
         "family": family,
@@ -113,11 +128,18 @@ def levels_of(point: Point, hardware: HardwareProfile) -> tuple[str, ...]:
         "family+model": f"{family}+{model}",
         "family+disaggregated": f"{family}+{mode}",
         "disaggregated": mode,
-        "gpu+engine+model": f"{hardware.name}+{point.engine}+{model}",
+        "gpu+engine+model": stack,
         "family+precision": f"{family}+{bits_of(point.precision)}",
         "attention": attention,
         "family+attention": f"{family}+{attention}",
-        "gpu+engine+model+attention": f"{hardware.name}+{point.engine}+{model}+{attention}",
+        "gpu+engine+model+attention": f"{stack}+{attention}",
+        "family+drafts": f"{family}+{drafts}",
+        "gpu+engine+model+drafts": f"{stack}+{drafts}",
+        "family+experts": f"{family}+{experts}",
+        "gpu+engine+model+experts": f"{stack}+{experts}",
+        "gpu+engine+model+precision": f"{stack}+{bits_of(point.precision)}",
+        "engine+release": f"{point.engine}+{point.released}",
+        "gpu+engine+release": f"{hardware.name}+{point.engine}+{point.released}",
     }
     return tuple(f"{level}={value}" for level, value in values.items())
 

@@ -2,7 +2,9 @@
 
 Levenberg-Marquardt on log errors of TPOT, throughput and TTFT with Cauchy weights. The derivative by a parameter of
 every point is one more evaluation of all points; effects of levels follow by the chain rule. Every effect has a normal
-prior about zero, so that what all stacks share is said once and few points move little.
+prior about zero, so that what all stacks share is said once and few points move little. Points with the same levels
+form a group; the fit moves the groups' shifts, a Gaussian whose covariance the levels in common make, and reads the
+effects off them.
 """
 
 from __future__ import annotations
@@ -10,16 +12,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from calibration.fit import Array
 from calibration.validation.balance import Loop, balance
 from calibration.validation.stack import LEVEL_SHARE, NAMES, WIDTHS, StackFit, assumed
 
-ITERATIONS = 12
+ITERATIONS = 8
 TRIALS = 5  # dampings tried in one iteration
 DAMPING = 0.1
 ROBUST = 0.1  # log error at which a point counts half (Cauchy loss): first-generation software is far off
 NOISE = 0.1  # log error of one measurement, against which priors weigh
+JITTER = 1e-8  # keeps the covariance of alike groups invertible
 DELTA = 0.02
 FITTED_METRICS = ("tpot_ms", "total_tok_s_per_gpu", "ttft_ms")
 WEIGHTS = np.array([1.0, 1.0, 0.3])
@@ -47,41 +51,52 @@ def fit_stack(
     """target: [points, metrics] logs. weight: of each point. frozen: parameters kept at their assumed values."""
     known = sorted({level for mine in levels for level in mine})
     place = {level: i for i, level in enumerate(known)}
-    member: Array = np.zeros((len(levels), len(known)))
-    for row, mine in enumerate(levels):
+    groups = {mine: i for i, mine in enumerate(dict.fromkeys(levels))}
+    group = np.array([groups[mine] for mine in levels], dtype=np.intp)
+    member: Array = np.zeros((len(groups), len(known)))
+    for mine, row in groups.items():
         member[row, [place[level] for level in mine]] = 1.0
     share = np.array([LEVEL_SHARE[level.partition("=")[0]] for level in known])
     free = [i for i, name in enumerate(NAMES) if name not in frozen]
-    prior = NOISE / (share[:, None] * WIDTHS[None, free])
+    widths = WIDTHS[free] ** 2
+    # Effects with normal priors make the shifts of groups a Gaussian with this covariance (times widths).
+    covariance = (member * share**2) @ member.T / NOISE**2
+    covariance[np.diag_indices_from(covariance)] *= 1 + JITTER
+    stiff = np.linalg.inv(covariance)
+    alone = 1 / np.outer(np.diag(covariance), widths).ravel()  # stiffness of each shift by itself
     seen = np.isfinite(target)
     goal = np.where(seen, target, 0.0)
     each = WEIGHTS * weight[:, None] * seen
 
-    def errors_of(effects: Array) -> tuple[Array, Array, Array, float]:
-        theta = assumed() + member @ effects
+    def errors_of(shifts: Array) -> tuple[Array, Array, Array, float]:
+        theta = np.tile(assumed(), (len(group), 1))
+        theta[:, free] += shifts[group]
         base = log_predictions(loop, theta)
         errors = (base - goal) * seen
         loss = float((each * np.log1p((errors / ROBUST) ** 2)).sum() * ROBUST**2)
-        return theta, base, errors, loss + float(((prior * effects[:, free]) ** 2).sum())
+        return theta, base, errors, loss + float((shifts * (stiff @ shifts) / widths).sum())
 
-    effects = np.zeros((len(known), len(NAMES)))
-    theta, base, errors, loss = errors_of(effects)
+    shifts = np.zeros((len(groups), len(free)))
+    theta, base, errors, loss = errors_of(shifts)
     damping = DAMPING
     for _ in range(iterations):
         slopes = np.stack([_slope(loop, theta, base, i) for i in free], axis=2)
-        normal, gradient = _normal(effects[:, free], member, slopes, errors, each / (1 + (errors / ROBUST) ** 2), prior)
+        normal, gradient, curved = _normal(
+            shifts, group, slopes, errors, each / (1 + (errors / ROBUST) ** 2), stiff, widths
+        )
         for _ in range(TRIALS):
-            step = np.linalg.solve(normal + damping * np.diag(np.diag(normal)), gradient)
-            trial = effects.copy()
-            trial[:, free] -= step.reshape(len(known), len(free))
+            step = np.linalg.solve(normal + damping * np.diag(curved + alone), gradient)
+            trial = shifts - step.reshape(shifts.shape)
             found = errors_of(trial)
             if found[3] < loss:
-                effects, (theta, base, errors, loss) = trial, found
+                shifts, (theta, base, errors, loss) = trial, found
                 damping = max(damping / 4, 1e-4)
                 break
             damping *= 5
         else:
             break
+    effects = np.zeros((len(known), len(NAMES)))
+    effects[:, free] = (share**2 / NOISE**2)[:, None] * (member.T @ (stiff @ shifts))
     return StackFit({level: effects[i] for level, i in place.items()}, {}, source)
 
 
@@ -92,18 +107,18 @@ def _slope(loop: Loop, theta: Array, base: Array, parameter: int) -> Array:
 
 
 def _normal(
-    effects: Array, member: Array, slopes: Array, errors: Array, weights: Array, prior: Array
-) -> tuple[Array, Array]:
-    """Normal matrix and gradient of the weighted squares, over effects [levels, parameters] laid flat."""
-    size = effects.size
-    points, metrics = errors.shape
-    normal, gradient = np.zeros((size, size)), np.zeros(size)
-    for metric in range(metrics):
-        root = np.sqrt(weights[:, metric])
-        rows = (member[:, :, None] * (slopes[:, metric] * root[:, None])[:, None, :]).reshape(points, -1)
-        normal += rows.T @ rows
-        gradient += rows.T @ (root * errors[:, metric])
-    stiff = (prior**2).ravel()
-    gradient += stiff * effects.ravel()
-    normal[np.diag_indices_from(normal)] += stiff
-    return normal, gradient
+    shifts: Array, group: NDArray[np.intp], slopes: Array, errors: Array, weights: Array, stiff: Array, widths: Array
+) -> tuple[Array, Array, Array]:
+    """Normal matrix and gradient of the weighted squares, and the curvature of the data alone, over shifts
+    [groups, parameters] laid flat."""
+    groups, parameters = shifts.shape
+    blocks = np.zeros((groups, parameters, parameters))
+    np.add.at(blocks, group, np.einsum("nm,nmp,nmq->npq", weights, slopes, slopes, optimize=True))
+    pulls = stiff @ shifts / widths
+    np.add.at(pulls, group, np.einsum("nm,nmp,nm->np", weights, slopes, errors, optimize=True))
+    normal = np.kron(stiff, np.diag(1 / widths))
+    tiles = normal.reshape(groups, parameters, groups, parameters)
+    every = np.arange(groups)
+    tiles[every, :, every, :] += blocks
+    curved: Array = np.einsum("gpp->gp", blocks).ravel()
+    return np.asarray(normal, dtype=np.float64), pulls.ravel(), curved

@@ -27,6 +27,7 @@ IN_FLIGHT = 0.975  # X (TTFT + (O-1) TPOT) / C measured over colocated rows: ram
 # Published configurations fit their stated concurrency with little to spare, so room is counted at its most.
 MOST_FILLED = 0.95  # of device memory
 SMALL_STEP = 2048  # tokens of working memory
+ACCEPTANCE = 0.68  # of a draft, in the token budget
 GRID = 7  # batch sizes at which a disaggregated decode pool is priced
 
 
@@ -53,7 +54,7 @@ def steps_of(point: Point) -> PointSteps:
         decode = _engine(point, point.decode, hardware, point.drafts)
     except (CatalogError, UnknownModel, ParallelismError) as error:
         raise Unpredictable(str(error)) from None
-    limit = _limit(point, decode)
+    limit = min(_limit(point, decode), _budget_limit(point, decode))
     if point.disaggregated and point.phase == "e2e":
         most = max(1.0, min(point.concurrency / point.decode.count * 1.02, limit))
         batches = tuple(np.unique(np.round(np.geomspace(1, most, GRID), 3)).tolist())
@@ -114,6 +115,19 @@ def _limit(point: Point, engine: StepLatency) -> float:
     except DoesNotFitError:
         return math.inf
     return float(max(1, plan.max_sequences(int(point.prompt + point.output))) * engine.parallelism.dp)
+
+
+def _budget_limit(point: Point, engine: StepLatency) -> float:
+    """Running sequences whose rows and whose successors' prompts fill the token budget of every step.
+
+    n sequences verify n (1 + k) rows and end n A / O requests a step, whose successors bring I tokens each.
+    """
+    if point.token_budget is None or point.disaggregated:
+        return math.inf
+    drafts = engine.draft_tokens
+    accepted = (1 - ACCEPTANCE ** (drafts + 1)) / (1 - ACCEPTANCE)
+    each = 1 + drafts + accepted * point.prompt / point.output
+    return max(1.0, point.token_budget / each * engine.parallelism.dp)
 
 
 def _load(engine: StepLatency, batch: float, context: float) -> DecodeLoad:

@@ -27,7 +27,14 @@ SPLIT: dict[str, Any] = {
     "prefill_parallel": "1x(TP8)", "decode_parallel": "2x(TP8)",
 }  # fmt: skip
 # All kernels at their own rates, nothing hidden, no host: what StepLatency alone says.
-BARE = {"launch": 1.0, "memory": 1.0, "matrix": 1.0, "network": 1.0, "step_overhead_s": 1e-9}
+BARE = {
+    "launch": 1.0,
+    "memory": 1.0,
+    "matrix": 1.0,
+    "network": 1.0,
+    "step_overhead_s": 1e-9,
+    "sequence_overhead_s": 1e-12,
+}
 
 
 def fit_with(**given: float) -> StackFit:
@@ -102,6 +109,35 @@ def test_bands_hold_the_prediction_and_widen_away_from_what_was_fitted() -> None
     assert list(tpot["situation"]) == ["known", "new accelerator"]
     width = (tpot["p90"] / tpot["p10"]).to_numpy()
     assert width[1] > width[0]
+
+
+def test_a_mean_over_all_requests_has_the_first_wave() -> None:
+    """Ten requests for each in flight: a tenth of them waits for half the others' prompts."""
+    none = fit_with(bunching=1e-9)
+    prepared = prepare(pd.DataFrame([{**ROW, "concurrency": 201}, {**ROW, "concurrency": 201, "ttft_stat": "mean"}]))
+    assert prepared.loop is not None
+    found = balance(prepared.loop, none.theta(prepared.levels))
+    assert found.tpot_s[0] == pytest.approx(found.tpot_s[1])
+    added = found.ttft_s[1] - found.ttft_s[0]
+    every = (0.975 * 201 - 1) * found.own_prefill_s[0] / 2
+    assert 0 < added < 0.1 * every
+
+
+def test_a_token_budget_bounds_the_running_requests() -> None:
+    """Rows without drafts: n + n I/O = budget, so 512 tokens hold 512 / (1 + 2) requests of 1000 in, 500 out."""
+    (one,) = prepare(pd.DataFrame([{**ROW, "concurrency": 400, "notes": "uses max-num-batched-tokens 512"}])).steps
+    assert one.batches == (pytest.approx(512 / 3),)
+
+
+def test_distrusted_rows_are_scored_apart() -> None:
+    rows = [{**ROW, "tpot_ms": 138.0, "total_tok_s_per_gpu": 172.0}, ROW, {**ROW, "notes": "older run of the same"}]
+    prepared = prepare(pd.DataFrame(rows))
+    answer = report(prepared, predictions(prepared, NOTHING_FITTED))
+    assert answer["overall"]["tpot_ms"]["n"] == 3  # type: ignore[index]
+    assert answer["trusted"]["tpot_ms"]["n"] == 1  # type: ignore[index]
+    reasons = [one["reason"] for one in answer["distrusted"]]  # type: ignore[attr-defined]
+    assert "Little" in reasons[0]
+    assert "older" in reasons[1]
 
 
 def test_names_of_models() -> None:
