@@ -4,9 +4,9 @@
 
 Splits: random halves of the rows (neighbours of a sweep fall on both sides); each accelerator left out; each engine
 left out, and each family of them (SGLang with Dynamo+SGLang); all disaggregated rows left out (fit on colocated ones).
-Older runs of a configuration are left out of fits and scores alike (their notes say so): software moved on. Rows that
-another rule of `calibration.validation.points.distrust` names are not fitted, and scored apart. Bands of a split use the
-spread of the residuals of its other folds, never its own.
+Older runs of a configuration are left out of fits and scores alike (their notes say so): software moved on. Rows
+that another rule of `calibration.validation.points.distrust` names are not fitted, and scored apart. Bands of a split
+use the spread of the residuals of its other folds, never its own.
 """
 
 from __future__ import annotations
