@@ -52,6 +52,7 @@ def simulation_report(scenario: Scenario, summary: dict[str, Any]) -> Renderable
         *(Text(line) for line in _limit_lines(summary["slo"])),
         _listing("Throughput", RATES, summary["throughput"]),
         _usage_table(summary["utilization"]),
+        *(Text(line) for line in _lifecycle_lines(summary)),
         *([_listing("Cost", COSTS, summary["cost"])] if summary["cost"] else []),
         assumptions_text(summary["assumptions"]),
     )
@@ -86,6 +87,21 @@ def _limit_lines(slo: dict[str, Any]) -> list[str]:
             f"Limit {key} {seen['limit']:g}: {verdict}; p{slo['percentile']:g} is {number(at, 4)}, "
             f"{seen['attainment']:.1%} of requests are inside."
         )
+    return lines
+
+
+def _lifecycle_lines(summary: dict[str, Any]) -> list[str]:
+    """What broke, what became of the requests, and what was paid for where the pools' sizes changed."""
+    lines = []
+    for pool, seen in summary["lifecycle"].items():
+        least, most = seen["instances_least"], seen["instances_most"]
+        if seen["faults"]:
+            counts = ", ".join(f"{count} x {kind}" for kind, count in seen["faults"].items())
+            lines.append(f"Faults, {pool}: {counts}; instances were up {seen['availability']:.2%} of the time.")
+        if least != most:
+            lines.append(f"Size, {pool}: {least} to {most} instances, {seen['gpu_hours']:,.2f} GPU-hours in all.")
+    if summary["retries"]:
+        lines.append(f"Retries after faults: {summary['retries']:,}.")
     return lines
 
 

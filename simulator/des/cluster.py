@@ -8,12 +8,13 @@ import numpy as np
 
 from hw_profiles.catalog import CatalogError, load
 from hw_profiles.profile import HardwareProfile
+from simulator.des.faults import nodes_of
 from simulator.des.kv_cache import KvSpace
 from simulator.des.metrics import Price, SimulationResult, warmup_count
 from simulator.des.prefix_cache import BLOCK_TOKENS, StatePolicy, Tier
 from simulator.des.recorder import Recorder
 from simulator.des.run import Cluster, Progress
-from simulator.des.scenario import Deployment, Pool, PrefixCacheKeys, Scenario, ScenarioError
+from simulator.des.scenario import Deployment, Pool, PrefixCacheKeys, Scenario, ScenarioError, Startup
 from simulator.des.spec import ClusterSpec, InstanceSpec, PoolSpec
 from simulator.des.workload import Requests, make_requests
 from simulator.model.architecture import ModelSpec
@@ -86,8 +87,15 @@ def play(
         profile = profiles[pool.gpu + "@" + pool.stack]
         cache = None if name == "decode" else deployment.prefix_cache
         bandwidth = deployment.transfer.bandwidth(profile)
-        instance = replace(instance_spec(pool, model, profile, cache), nic_bandwidth=bandwidth)
-        pools[name] = PoolSpec(name, instance, pool.instances)
+        pools[name] = PoolSpec(
+            name,
+            replace(instance_spec(pool, model, profile, cache), nic_bandwidth=bandwidth),
+            pool.most_instances,
+            pool.instances,
+            startup_s(deployment.startup, pool, model, profile),
+            (deployment.faults.node_gpus if deployment.faults else None) or profile.scale_up_domain,
+            pool.autoscale,
+        )
         assumptions += profile.assumptions
         try:
             price = profile.usd_per_hour(scenario.price_convention).usd_per_hour
@@ -106,7 +114,10 @@ def play(
         transfer_bytes=lambda tokens: transfer_bytes(model, tokens),
         max_positions=model.max_positions,
         layers=len(model.layers),
+        faults=deployment.faults,
+        slo=scenario.slo,
     )
+    assumptions += _lifecycle(deployment, spec)
     warmup = warmup_count(scenario.warmup_fraction, len(requests))
     run = Cluster(spec, requests, rng, warmup, progress, recorder).run()
     priced = prices if len(prices) == len(pools) else None
@@ -148,6 +159,37 @@ def cache_tiers(
         if size:
             tiers.append(Tier(int(size * ranks / block_bytes), block_bytes / bandwidth))
     return tuple(tiers), policy
+
+
+def startup_s(keys: Startup, pool: Pool, model: ModelSpec, profile: HardwareProfile) -> float:
+    """Seconds until a new instance serves: its start, then an accelerator's weights over the slower of two links."""
+    if keys.load_s is not None:
+        return keys.start_s + keys.load_s
+    memory = plan_memory(model, profile, pool.parallelism, pool.max_tokens_per_step, pool.draft_tokens)
+    return keys.start_s + memory.weight_bytes / min(keys.weight_bandwidth, profile.host_bandwidth)
+
+
+def _lifecycle(deployment: Deployment, spec: ClusterSpec) -> list[str]:
+    """What a run with faults or autoscaling rests on; refuses what the finished pools cannot do."""
+    if deployment.faults is None and not any(pool.autoscale for pool in spec.pools):
+        return []
+    events = () if deployment.faults is None else deployment.faults.events
+    said = []
+    for pool in spec.pools:
+        nodes = len(nodes_of(pool.count, pool.instance.gpus, pool.node_gpus))
+        beyond = [event.index for event in events if (event.kind, event.pool) == ("node", pool.name)]
+        if any(index >= nodes for index in beyond):
+            raise ScenarioError(
+                f"[deployment.faults] names node {max(beyond)} of the {pool.name} pool, which fills {nodes} nodes of "
+                f"{pool.node_gpus} accelerators; count from 0, or set node_gpus"
+            )
+        if pool.autoscale is not None and pool.autoscale.metric == "attainment" and not spec.limits_of(pool):
+            raise ScenarioError(
+                f"the {pool.name} pool scales by attainment, but [slo] has no limit that it answers for; "
+                f"set {'tpot_s' if pool is spec.decode else 'ttft_s'}"
+            )
+        said.append(f"{pool.name}: an instance serves {pool.startup_s:.0f} s after it is added or repaired")
+    return said
 
 
 def instance_spec(

@@ -13,12 +13,13 @@ MTOK = 1e6
 class PoolCost:
     """What a pool costs and draws.
 
+    gpus: accelerators, on average over time where their number changes.
     prefill_share: the part of the pool's cost that is charged to input tokens: 1 for a prefill pool, 0 for a
         decode pool; in a colocated pool the share of busy time spent on prefill, idle time following suit.
     all_in_w: power of one accelerator with its share of node, network and cooling; None if not known. [W]
     """
 
-    gpus: int
+    gpus: float
     usd_per_gpu_hour: float
     prefill_share: float
     all_in_w: float | None = None

@@ -87,6 +87,7 @@ class Instance:
         self._times = spec.times_of_one(journal.rng)
         self.load = 0  # prompt tokens to compute (prefill), or requests under way (elsewhere): what routers look at
         self.slowdown = 1.0  # steps last this many times as long
+        self.emptied: Callable[[], None] | None = None  # called when nothing is held any more, while it drains
         self.cache = PrefixCache(spec.cache_tiers, spec.cache_policy) if spec.cache_tiers else None
         self._cache_load_s = 0.0  # of prompts admitted to the step under way
         self._incoming: deque[Handover] = deque()
@@ -120,7 +121,9 @@ class Instance:
         return free and scheduler.admits and not (self.waiting or scheduler.recompute)
 
     def _weight(self, request: int) -> int:
-        return 1 if self._hand_over is None else self.journal.prompt_tokens[request]
+        if self._hand_over is None:
+            return 1
+        return self.journal.prompt_tokens[request] + self.journal.emitted[request]
 
     def hit_share(self, request: int) -> float:
         """Part of the request's prompt that is in the prefix cache now."""
@@ -142,11 +145,6 @@ class Instance:
         incoming = self._incoming
         while incoming:
             handover = incoming[0]
-            if handover.is_lost:
-                incoming.popleft()
-                self._incoming_tokens -= handover.tokens
-                self.load -= 1
-                continue
             rank = self.scheduler.reserve(handover.tokens)
             if rank is None:
                 return
@@ -176,7 +174,7 @@ class Instance:
         """Free the KV of a sequence that has left for another instance."""
         del self._leaving[handover.request]
         handover.rank.release(handover.tokens)
-        if self.waiting:
+        if self.waiting or self.emptied is not None:
             self.kick()
 
     def kick(self) -> None:
@@ -209,6 +207,8 @@ class Instance:
                 self._decodes = decodes = True
                 duration, prefill_s = times.decode_s(batch.load()), 0.0
             else:
+                if self.emptied is not None and self.holds_nothing:
+                    self.emptied()
                 self._wake = env.event()
                 yield self._wake
                 self._wake = None
@@ -250,8 +250,9 @@ class Instance:
         """A prompt is admitted: note when and where, and spare what the prefix cache holds of it."""
         journal = self.journal
         request = prompt.request
-        if not journal.preemptions[request]:
+        if journal.prefill_instance[request] < 0:
             journal.prefill_start_s[request] = self.env.now
+        if self._fetch is None:  # else it is preempted and computed again where it decodes
             journal.prefill_instance[request] = self.index
         if self.cache is not None and journal.blocks is not None:
             hit = self.cache.take(journal.blocks[request])
@@ -339,12 +340,26 @@ class Instance:
         self.load -= sum(map(self._weight, requests))
         return requests
 
+    def forget_lost(self) -> None:
+        """Drop hand-overs that wait for room here and whose KV has gone with their source."""
+        kept = [handover for handover in self._incoming if not handover.is_lost]
+        self.load -= len(self._incoming) - len(kept)
+        self._incoming = deque(kept)
+        self._incoming_tokens = sum(handover.tokens for handover in kept)
+        self._accept()
+        self.kick()
+
     # What others may ask
 
     @property
     def waiting_count(self) -> int:
         """Prompts not begun, and prefilled sequences that wait for room."""
-        return len(self.waiting) + len(self.scheduler.recompute) + len(self._incoming)
+        return len(self.waiting) + self.stalled_count
+
+    @property
+    def stalled_count(self) -> int:
+        """Preempted sequences to compute again, and prefilled sequences that wait for room."""
+        return len(self.scheduler.recompute) + len(self._incoming)
 
     @property
     def kv_bytes(self) -> float:
@@ -368,6 +383,11 @@ class Instance:
     @property
     def is_empty(self) -> bool:
         """No request and no KV left."""
-        return self.scheduler.is_empty and not (
+        return self.holds_nothing and not self.waiting
+
+    @property
+    def holds_nothing(self) -> bool:
+        """No KV, nor anything to bring or compute again; what waits has not begun."""
+        return self.scheduler.is_idle and not (
             self._incoming or self._arriving or self._delivered or self._announced or self._leaving
         )

@@ -40,6 +40,7 @@ class Journal:
         self.emitted = [0] * count  # output tokens out so far, kept at prefill ends, preemptions and the end
         self.preemptions = [0] * count
         self.pace: list[int] = []  # index of the request's rate of decoding, where an instance has several
+        self.retries = [0] * count  # times that a fault took the request's KV or place in a queue
         self.prefill_instance = [-1] * count
         self.decode_instance = [-1] * count
 

@@ -21,7 +21,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from simulator.des.cost import Cost, PoolCost, cost_of
+from simulator.des.cost import SECONDS_PER_HOUR, Cost, PoolCost, cost_of
+from simulator.des.fleet import integrate
 from simulator.des.journal import Status, Usage
 from simulator.des.run import Run
 from simulator.des.scenario import ScenarioError, Slo
@@ -124,6 +125,7 @@ class SimulationResult:
                 "decode_instance": journal.decode_instance,
                 "transfer_s": np.array(journal.delivered_s) - first,
                 "preemptions": journal.preemptions,
+                "retries": journal.retries,
                 "cached_tokens": journal.cached_tokens,
             }
         )
@@ -194,27 +196,54 @@ class SimulationResult:
             int(self.good[inside].sum()),
         )
 
-    def _usage(self, pool: PoolSpec) -> tuple[float, list[Usage]]:
-        """Span and usage of each instance, from the first measured arrival to the end of the measurement."""
+    def _usage(self, pool: PoolSpec) -> tuple[float, float, list[Usage]]:
+        """Start, span and usage of each instance, from the first measured arrival to the end of the measurement."""
         first = self.run.opened
         last = self.run.closed if self._closed_early else self.run.end
         if last.time_s <= first.time_s:
             first, last = self.run.opened, self.run.end
         pairs = zip(last.usage[pool.name], first.usage[pool.name], strict=True)
-        return last.time_s - first.time_s, [after.since(before) for after, before in pairs]
+        return first.time_s, last.time_s - first.time_s, [after.since(before) for after, before in pairs]
+
+    def _mean_instances(self, pool: PoolSpec, start_s: float, end_s: float) -> float:
+        """Instances of a pool that are paid for, on average over a span."""
+        log = self.run.fleets[pool.name]
+        if len(log) == 1 or end_s <= start_s:
+            return log[-1].allocated
+        return integrate(log, start_s, end_s).allocated / (end_s - start_s)
+
+    def _mean_gpus(self, pool: PoolSpec) -> float:
+        """Accelerators of a pool that are paid for, on average over the window of throughput."""
+        return self._mean_instances(pool, self.window.start_s, self.window.end_s) * pool.instance.gpus
+
+    def lifecycle(self) -> dict[str, dict[str, Any]]:
+        """Per pool, over the whole run: what was paid for, how much of it served, what broke."""
+        table: dict[str, dict[str, Any]] = {}
+        for pool in self.spec.pools:
+            log = self.run.fleets[pool.name]
+            total = integrate(log, 0.0, self.run.end.time_s)
+            table[pool.name] = {
+                "gpu_hours": total.allocated * pool.instance.gpus / SECONDS_PER_HOUR,
+                "instances_least": min(moment.allocated for moment in log),
+                "instances_most": max(moment.allocated for moment in log),
+                "availability": total.serving / (total.serving + total.down) if total.down else 1.0,
+                "faults": {kind: count for (name, kind), count in self.run.faults.items() if name == pool.name},
+            }
+        return table
 
     def utilization(self) -> dict[str, dict[str, float]]:
-        """Per pool, means over its instances and over time."""
+        """Per pool, means over the instances that are paid for and over time."""
         table = {}
         for pool in self.spec.pools:
-            span, usage = self._usage(pool)
-            total = span * len(usage)
+            start, span, usage = self._usage(pool)
+            instances = self._mean_instances(pool, start, start + span)
+            total = span * instances
             busy = sum(u.busy_s for u in usage)
             spec = pool.instance
             kv_bytes = spec.kv.capacity_bytes * spec.ranks
             table[pool.name] = {
-                "instances": len(usage),
-                "gpus": pool.gpus,
+                "instances": instances,
+                "gpus": instances * pool.instance.gpus,
                 "busy_fraction": _share(busy, total),
                 "batch_mean": sum(u.sequence_s for u in usage) / busy if busy > 0 else 0.0,
                 "kv_occupancy": _share(sum(u.kv_byte_s for u in usage), total * kv_bytes),
@@ -230,21 +259,23 @@ class SimulationResult:
         pools = []
         for pool in self.spec.pools:
             price = self.prices[pool.name]
-            pools.append(PoolCost(pool.gpus, price.usd_per_gpu_hour, self._prefill_share(pool), price.all_in_w))
+            pools.append(
+                PoolCost(self._mean_gpus(pool), price.usd_per_gpu_hour, self._prefill_share(pool), price.all_in_w)
+            )
         w = self.window
         return cost_of(tuple(pools), w.rate(w.tokens_in), w.rate(w.tokens_out), w.rate(w.requests))
 
     def _prefill_share(self, pool: PoolSpec) -> float:
         if self.spec.decode is not None:
             return 1.0 if pool is self.spec.entry else 0.0
-        _, usage = self._usage(pool)
+        _, _, usage = self._usage(pool)
         busy = sum(u.busy_s for u in usage)
         return min(1.0, sum(u.prefill_s for u in usage) / busy) if busy > 0 else 0.0
 
     def throughput(self) -> dict[str, float]:
-        """Rates over the window; per GPU means over all accelerators of all pools."""
+        """Rates over the window; per GPU means over all accelerators of all pools that are paid for in it."""
         w = self.window
-        gpus = sum(pool.gpus for pool in self.spec.pools)
+        gpus = sum(self._mean_gpus(pool) for pool in self.spec.pools)
         return {
             "total_tok_s_per_gpu": w.rate(w.tokens_in + w.tokens_out) / gpus,
             "output_tok_s_per_gpu": w.rate(w.tokens_out) / gpus,
@@ -292,16 +323,21 @@ class SimulationResult:
             },
             "rejections": dict(self.rejections),
             "preemptions": int(sum(self.run.journal.preemptions)),
+            "retries": sum(self.run.journal.retries),
             "cached_tokens": sum(self.run.journal.cached_tokens),
             "tokens_in": int(self.prompt_tokens[self.finished].sum()),
             "tokens_out": int(self.output_tokens[self.finished].sum()),
             "duration_s": self.run.end.time_s,
             "warmup_requests": self.warmup,
-            "gpus_total": sum(pool.gpus for pool in self.spec.pools),
+            "gpus_total": sum(
+                max(moment.allocated for moment in self.run.fleets[pool.name]) * pool.instance.gpus
+                for pool in self.spec.pools
+            ),
             "metrics": self.metrics(),
             "throughput": self.throughput(),
             "slo": self.slo_report(),
             "utilization": self.utilization(),
+            "lifecycle": self.lifecycle(),
             "cost": None if cost is None else cost.to_json(),
             "assumptions": list(self.assumptions),
         }

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import gc
 from collections import Counter, deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import simpy
 
+from simulator.des.autoscale import PoolView, follow_schedule, watch
+from simulator.des.faults import FaultInjector, nodes_of
+from simulator.des.fleet import Fleet, Moment
 from simulator.des.instance import Handover, Instance
 from simulator.des.journal import Journal, Status, Usage
 from simulator.des.recorder import Recorder, Step
-from simulator.des.router import make_router
-from simulator.des.spec import ClusterSpec
+from simulator.des.router import Router, make_router
+from simulator.des.scenario import Autoscale
+from simulator.des.spec import ClusterSpec, PoolSpec
 from simulator.des.transfer import Interconnect
 from simulator.des.workload import Requests
 
@@ -35,12 +39,15 @@ class Snapshot:
 class Run:
     """What a finished run left behind.
 
+    faults: by pool and kind. fleets: how many instances each pool had, from when on.
     warmup: requests before the first measured one; at least one request is measured.
     opened: taken when the first measured request arrived; closed: when the last request arrived; end: at the end.
     """
 
     journal: Journal
     rejections: Counter[str]
+    faults: Counter[tuple[str, str]]
+    fleets: dict[str, list[Moment]]
     warmup: int
     opened: Snapshot
     closed: Snapshot
@@ -95,7 +102,8 @@ class Cluster:
             )
             for i in range(spec.entry.count)
         ]
-        self._pick_entry = make_router(picks, self.entry, rng)
+        self.fleets = {spec.entry.name: self._fleet(spec.entry, self.entry, picks, rng)}
+        self._entry_fleet = self.fleets[spec.entry.name]
         self.decode: list[Instance] = []
         if spec.decode is not None:
             self.decode = [
@@ -111,9 +119,27 @@ class Cluster:
                 )
                 for i in range(spec.decode.count)
             ]
-            self._pick_decode = make_router(decode_picks, self.decode, rng)
-        self._over = env.event()
+            self.fleets[spec.decode.name] = self._fleet(spec.decode, self.decode, decode_picks, rng)
+            self._decode_fleet = self.fleets[spec.decode.name]
         self._entry_delay_s = spec.entry.instance.times.first_token_extra_s
+        self._parked: deque[int] = deque()  # requests and hand-overs while no instance serves
+        self._parked_handovers: deque[Handover] = deque()
+        self._over = env.event()
+        self._injector: FaultInjector | None = None
+        if spec.faults is not None:
+            self._injector = FaultInjector(
+                env,
+                spec.faults,
+                self.fleets,
+                {pool.name: nodes_of(pool.count, pool.instance.gpus, pool.node_gpus) for pool in spec.pools},
+                self.links.set_speed,
+                rng.spawn(1)[0],
+            )
+        self._ended: list[int] = []  # requests in order of their end, where an autoscaler looks at them
+        self._notes_ends = False
+        for pool in spec.pools:
+            if pool.autoscale is not None:
+                self._autoscale(pool, pool.autoscale)
 
     def run(self) -> Run:
         """Play all requests to their end."""
@@ -127,14 +153,24 @@ class Cluster:
         collects = gc.isenabled()
         gc.disable()  # a run makes no garbage in cycles; looking for it would cost a sixth of the time
         try:
-            self.env.run(self._over)  # timers may be left of transfers that were sped up
+            # What may go on for ever ends with the last request: faults, autoscaling, timers of transfers sped up.
+            self.env.run(self._over)
         finally:
             if collects:
                 gc.enable()
         lost = self._done != len(self.requests)
         if lost or not all(instance.is_empty for instance in (*self.entry, *self.decode)):
             raise AssertionError(f"{len(self.requests) - self._done} requests never ended or KV was left behind")
-        return Run(self.journal, self.rejections, self._warmup, self._opened, self._closed, self._snapshot())
+        return Run(
+            self.journal,
+            self.rejections,
+            Counter() if self._injector is None else self._injector.counts,
+            {pool: fleet.log for pool, fleet in self.fleets.items()},
+            self._warmup,
+            self._opened,
+            self._closed,
+            self._snapshot(),
+        )
 
     # Requests come and go
 
@@ -174,23 +210,113 @@ class Cluster:
             self._closed = self._snapshot()
 
     def _enter(self, request: int) -> None:
-        """Queue a request, or refuse it where the queue is full."""
+        """Queue a request, or refuse it where the queue is full; where no instance serves it waits for one."""
         shared = self._shared_queue
-        takers = self.entry if shared is not None else [self.entry[self._pick_entry(request)]]
+        taker = None if shared is not None else self._entry_fleet.pick(request)
+        if shared is None and taker is None:
+            self._parked.append(request)
+            return
+        takers = self._entry_fleet.open if taker is None else [taker]
+        queue = shared if taker is None else taker.waiting
         limit = self.spec.max_queue
-        if limit is not None and len(takers[0].waiting) >= limit and not any(taker.has_place for taker in takers):
+        assert queue is not None
+        if limit is not None and len(queue) >= limit and not any(taker.has_place for taker in takers):
             self._refuse(request, f"the queue was full (max_queue={limit})")
             if self.requests.concurrency is not None:
                 self._send_next()
-        elif shared is None:
-            takers[0].enqueue(request)
+        elif taker is not None:
+            taker.enqueue(request)
         else:
-            shared.append(request)
-            for taker in takers:
-                taker.kick()
+            queue.append(request)
+            for instance in takers:
+                instance.kick()
 
     def _hand_over(self, handover: Handover) -> None:
-        self.decode[self._pick_decode(handover.request)].offer(handover)
+        taker = self._decode_fleet.pick(handover.request)
+        if taker is None:
+            self._parked_handovers.append(handover)
+        else:
+            taker.offer(handover)
+
+    # Instances come and go
+
+    def _fleet(self, pool: PoolSpec, instances: Sequence[Instance], picks: str, rng: np.random.Generator) -> Fleet:
+        def route(among: Sequence[Instance]) -> Router:
+            return make_router(picks, among, rng)
+
+        count = pool.count if pool.begins_with is None else pool.begins_with
+        return Fleet(self.env, instances, count, pool.startup_s, route, self._opens, self._dies, self._drains)
+
+    def _autoscale(self, pool: PoolSpec, keys: Autoscale) -> None:
+        fleet = self.fleets[pool.name]
+        if keys.schedule:
+            self.env.process(follow_schedule(self.env, fleet, keys))
+            return
+        if keys.metric == "attainment":
+            self._notes_ends = True
+        entry = pool is self.spec.entry
+        queue: Sized = self._parked if entry else self._parked_handovers
+        view = PoolView(fleet, (queue,), self.journal, self._ended, self.spec.limits_of(pool))
+        self.env.process(watch(self.env, fleet, keys, view, by_steps=entry and self.spec.decode is not None))
+
+    def _opens(self, instance: Instance) -> None:
+        """An instance serves from now on: what waits at the router may go there."""
+        parked, handovers = list(self._parked), list(self._parked_handovers)
+        if instance in self.entry:
+            self._parked.clear()
+            for request in parked:
+                self._enter(request)
+            instance.kick()
+        else:
+            self._parked_handovers.clear()
+            for handover in handovers:
+                self._hand_over(handover)
+
+    def _drains(self, instance: Instance) -> None:
+        """An instance begins no more prompts: those in its own queue go elsewhere."""
+        if instance.waiting is not self._shared_queue:
+            for request in instance.unqueue():
+                self._enter(request)
+
+    def _dies(self, instance: Instance) -> None:
+        """What an instance held is lost: its requests are sent again, KV that it was to fetch goes elsewhere."""
+        losses = instance.fail()
+        self.links.drop(instance)
+        queued = [] if instance.waiting is self._shared_queue else instance.unqueue()
+        for _ in range(len(self._parked_handovers)):
+            handover = self._parked_handovers.popleft()
+            if not handover.is_lost:
+                self._parked_handovers.append(handover)
+        for other in self.decode:
+            other.forget_lost()
+        for handover in losses.handovers:
+            self._hand_over(handover)
+        self._retry([*losses.requests, *queued])
+
+    def _retry(self, requests: list[int]) -> None:
+        """Send requests again as often as they may; their KV, of prompt and tokens out, has to be computed anew."""
+        keys = self.spec.faults
+        assert keys is not None
+        journal = self.journal
+        again = []
+        for request in requests:
+            tokens = journal.prompt_tokens[request] + journal.emitted[request]
+            journal.retries[request] += 1
+            if journal.retries[request] > keys.retries or not self.spec.entry.instance.kv.fits(1, tokens + 1):
+                self._close(request, Status.FAILED)
+                if self.requests.concurrency is not None:
+                    self._send_next()
+            else:
+                again.append(request)
+
+        def enter(_: simpy.Event) -> None:
+            for request in again:
+                self._enter(request)
+
+        if again:
+            timeout = self.env.timeout(keys.retry_delay_s)
+            assert timeout.callbacks is not None
+            timeout.callbacks.append(enter)
 
     def _refuse(self, request: int, reason: str) -> None:
         self.rejections[reason] += 1
@@ -198,6 +324,8 @@ class Cluster:
 
     def _finish(self, request: int) -> None:
         self._close(request, Status.FINISHED)
+        if self._notes_ends:
+            self._ended.append(request)
         if self.requests.concurrency is not None:
             self._send_next()
 

@@ -199,10 +199,10 @@ class Scheduler:
         return sorted(lost)
 
     @property
-    def is_empty(self) -> bool:
-        """No request and no KV left."""
+    def is_idle(self) -> bool:
+        """No request under way and no KV left."""
         return (
-            not (self.waiting or self.recompute)
+            not self.recompute
             and self.sequences == self.prefilling == self.batch.size == 0
             and all(rank.held_sequences == rank.held_tokens == rank.offsets == 0 for rank in self.batch.ranks)
         )

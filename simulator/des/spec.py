@@ -13,7 +13,7 @@ from simulator.des.acceptance import class_rates
 from simulator.des.drawn_times import DrawnTimes
 from simulator.des.kv_cache import KvSpace
 from simulator.des.prefix_cache import StatePolicy, Tier
-from simulator.des.scenario import Transfer
+from simulator.des.scenario import Autoscale, Faults, Slo, Transfer
 from simulator.model.latency import Chunk, DecodeLoad, StepLatency
 
 
@@ -75,11 +75,20 @@ class InstanceSpec:
 
 @dataclass(frozen=True)
 class PoolSpec:
-    """Identical instances under a name for reports: "prefill", "decode" or "colocated"."""
+    """Identical instances under a name for reports: "prefill", "decode" or "colocated".
+
+    count: instances that the pool has at most. begins_with: of them, instances that serve at first; none: all.
+    startup_s: from the end of a fault, or from being added, until an instance serves.
+    node_gpus: accelerators that a fault of their node takes down together.
+    """
 
     name: str
     instance: InstanceSpec
     count: int = 1
+    begins_with: int | None = None
+    startup_s: float = 0.0
+    node_gpus: int = 8
+    autoscale: Autoscale | None = None
 
     @property
     def gpus(self) -> int:
@@ -95,6 +104,7 @@ class ClusterSpec:
     transfer_bytes: KV and state that move with a sequence, from its prompt tokens. [B]
     max_positions: longest sequence of the model. [tokens]
     layers: of the model, for layer-wise transfers.
+    slo: limits that autoscaling by attainment looks at.
     """
 
     entry: PoolSpec
@@ -105,7 +115,17 @@ class ClusterSpec:
     transfer_bytes: Callable[[int], float] = lambda tokens: 0.0
     max_positions: int | None = None
     layers: int = 1
+    faults: Faults | None = None
+    slo: Slo = field(default_factory=Slo)
 
     @property
     def pools(self) -> tuple[PoolSpec, ...]:
         return (self.entry,) if self.decode is None else (self.entry, self.decode)
+
+    def limits_of(self, pool: PoolSpec) -> dict[str, float]:
+        """The limits that a pool answers for: prefill for TTFT, decode for TPOT, a colocated one for all. [s]"""
+        limits = {"ttft_s": self.slo.ttft_s, "tpot_s": self.slo.tpot_s, "e2e_s": self.slo.e2e_s}
+        if self.decode is not None:
+            name = "ttft_s" if pool is self.entry else "tpot_s"
+            limits = {name: limits[name]}
+        return {name: limit for name, limit in limits.items() if limit is not None}

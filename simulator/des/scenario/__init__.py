@@ -2,24 +2,31 @@
 
 from simulator.des.scenario.base import ScenarioError
 from simulator.des.scenario.deployment import SEQUENCES_PER_RANK, Deployment, Pool, PrefixCacheKeys, Transfer
+from simulator.des.scenario.lifecycle import Autoscale, Faults, Outages, PlannedFault, ScheduledCount, Startup
 from simulator.des.scenario.scenario import Scenario, Search, Slo, load_scenario, parse_scenario
 from simulator.des.scenario.traffic import Bursts, ClosedLoop, Diurnal, Lengths, OpenLoop, SharedPrefix, Trace, Workload
 
 __all__ = [
     "SEQUENCES_PER_RANK",
+    "Autoscale",
     "Bursts",
     "ClosedLoop",
     "Deployment",
     "Diurnal",
+    "Faults",
     "Lengths",
     "OpenLoop",
+    "Outages",
+    "PlannedFault",
     "Pool",
     "PrefixCacheKeys",
     "Scenario",
     "ScenarioError",
+    "ScheduledCount",
     "Search",
     "SharedPrefix",
     "Slo",
+    "Startup",
     "Trace",
     "Transfer",
     "Workload",

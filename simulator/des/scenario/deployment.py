@@ -9,6 +9,7 @@ from pydantic import Field, FiniteFloat, model_validator
 from hw_profiles.profile import HardwareProfile
 from simulator.des.acceptance import class_rates
 from simulator.des.scenario.base import Count, Instances, NonNegative, Positive, Strict
+from simulator.des.scenario.lifecycle import Autoscale, Faults, Startup
 from simulator.model.expert_load import ExpertSkew
 from simulator.model.parallelism import Parallelism
 
@@ -48,6 +49,7 @@ class Pool(Strict):
     draft_tokens: Annotated[int, Field(ge=0)] = 0
     acceptance_length: Annotated[FiniteFloat, Field(ge=1)] = 1.0  # mean tokens emitted per step
     acceptance_spread: NonNegative = 0.0  # standard deviation over requests of the chance that a draft is accepted
+    autoscale: Autoscale | None = None  # none: always `instances`; with it they are what a run begins with
 
     # none: every expert rank gets what uniform routing gives in the mean, in every step
     expert_skew: ExpertSkewKeys | None = None
@@ -77,6 +79,11 @@ class Pool(Strict):
     def gpus(self) -> int:
         return self.instances * self.gpus_per_instance
 
+    @property
+    def most_instances(self) -> int:
+        """Instances that the pool may come to have."""
+        return self.instances if self.autoscale is None else max(self.instances, self.autoscale.most)
+
     @model_validator(mode="after")
     def _acceptance(self) -> Pool:
         if self.acceptance_length > 1 + self.draft_tokens:
@@ -85,6 +92,12 @@ class Pool(Strict):
             )
         class_rates(self.acceptance_length, self.draft_tokens, self.acceptance_spread)  # refuses what cannot be
         _ = self.parallelism  # refuses an ep that does not divide
+        scale = self.autoscale
+        if scale is not None and scale.maximum is not None and not scale.minimum <= self.instances <= scale.maximum:
+            raise ValueError(
+                f"instances={self.instances}, which a run begins with, is not between autoscale.minimum="
+                f"{scale.minimum} and autoscale.maximum={scale.maximum}"
+            )
         return self
 
 
@@ -150,6 +163,8 @@ class Deployment(Strict):
     # queue is refused. None: any number
     max_queue: Annotated[int, Field(ge=0, le=10**9, strict=True)] | None = None
     prefix_cache: PrefixCacheKeys | None = None  # none: every prompt is computed whole
+    startup: Startup = Startup()
+    faults: Faults | None = None  # none: nothing breaks
 
     @model_validator(mode="after")
     def _one_form(self) -> Deployment:
@@ -159,6 +174,24 @@ class Deployment(Strict):
             raise ValueError("give either both [deployment.prefill] and [deployment.decode], or [deployment.colocated]")
         if self.router == "prefix_aware" and self.prefix_cache is None:
             raise ValueError("router=prefix_aware needs a cache to look at; add [deployment.prefix_cache]")
+        return self
+
+    @model_validator(mode="after")
+    def _faults_hit_something(self) -> Deployment:
+        faults = self.faults
+        if faults is None:
+            return self
+        if self.colocated is not None and (faults.link or any(event.kind == "link" for event in faults.events)):
+            raise ValueError("faults of links need transfers; a colocated pool has none, so leave them out")
+        for i, event in enumerate(faults.events):
+            pool: Pool | None = getattr(self, event.pool)
+            if pool is None:
+                raise ValueError(f"faults.events.{i}.pool={event.pool} is not a pool of this deployment")
+            if event.index >= pool.most_instances:
+                raise ValueError(
+                    f"faults.events.{i}.index={event.index} is beyond the {pool.most_instances} instances of the "
+                    f"{event.pool} pool; count from 0"
+                )
         return self
 
     @property

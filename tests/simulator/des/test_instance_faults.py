@@ -70,6 +70,7 @@ def test_a_prefill_instance_that_fails_takes_the_kv_of_its_hand_overs_with_it(pa
     two = pair([100, 200, 400], [50, 50, 50])
     two.env.run(0.75)  # all three in one step of 0.7 s; request 0 is on the wire
     losses = two.prefill.fail()
+    two.decode.forget_lost()
     assert losses == ([0, 1, 2], [])
     assert two.prefill.is_empty
     two.env.run()

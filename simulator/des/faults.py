@@ -1,0 +1,113 @@
+"""Faults of instances, nodes and links, and slow spells: when they come, whom they hit.
+
+Every unit of a kind fails by itself: it runs for an exponential time of mean MTBF, then fails for an exponential time
+of mean MTTR; after a fault that kills, its clock goes on once weights are loaded. So an instance is up for
+MTBF / (MTBF + MTTR + start-up) of the time, whatever the traffic. Where faults of a kind overlap on an instance, the
+lowest speed counts. Instances fill the nodes of their pool by index: as many to a node as fit whole; one larger than a
+node takes nodes of its own and dies with any of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Generator, Sequence
+
+import numpy as np
+import simpy
+
+from simulator.des.fleet import Fleet, State
+from simulator.des.instance import Instance
+from simulator.des.scenario import Faults, Outages
+
+Wait = Generator[simpy.Event, None, None]
+KILLING = ("instance", "node")
+
+
+def nodes_of(instances: int, instance_gpus: int, node_gpus: int) -> list[list[int]]:
+    """Instances of a pool on each of its nodes.
+
+    >>> nodes_of(5, 4, 8), nodes_of(2, 16, 8), nodes_of(3, 3, 8)
+    ([[0, 1], [2, 3], [4]], [[0], [0], [1], [1]], [[0, 1], [2]])
+    """
+    if instance_gpus > node_gpus:
+        return [[i] for i in range(instances) for _ in range(math.ceil(instance_gpus / node_gpus))]
+    fit = node_gpus // instance_gpus
+    return [list(range(first, min(first + fit, instances))) for first in range(0, instances, fit)]
+
+
+class FaultInjector:
+    """Plays random and planned faults on the fleets.
+
+    nodes: by pool, the instances on each node. set_link_speed: gives an instance's NICs a share of their rate.
+    counts: faults by (pool, kind), of those that hit an instance that was there.
+    """
+
+    def __init__(
+        self,
+        env: simpy.Environment,
+        keys: Faults,
+        fleets: dict[str, Fleet],
+        nodes: dict[str, list[list[int]]],
+        set_link_speed: Callable[[Instance, float], None],
+        rng: np.random.Generator,
+    ) -> None:
+        self.env = env
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self._fleets = fleets
+        self._nodes = nodes
+        self._set_link_speed = set_link_speed
+        self._speeds: dict[tuple[str, str, int], list[float]] = {}
+        for kind in ("instance", "node", "link", "slow"):
+            outages: Outages | None = getattr(keys, kind)
+            if outages is None:
+                continue
+            for pool in fleets:
+                for unit in range(len(self._units(kind, pool))):
+                    # A generator for each unit: its faults do not depend on what happens to the others.
+                    env.process(self._at_random(kind, pool, unit, outages, rng.spawn(1)[0]))
+        for event in keys.events:
+            env.process(self._planned(event.at_s, event.kind, event.pool, event.index, event.speed, event.duration_s))
+
+    def _units(self, kind: str, pool: str) -> Sequence[Sequence[int]]:
+        """Instances that each unit of a kind takes down."""
+        return self._nodes[pool] if kind == "node" else [[i] for i in range(len(self._fleets[pool].instances))]
+
+    def _at_random(self, kind: str, pool: str, unit: int, outages: Outages, draws: np.random.Generator) -> Wait:
+        while True:
+            yield self.env.timeout(draws.exponential(outages.mtbf_s))
+            yield from self._play(kind, pool, unit, outages.speed, draws.exponential(outages.mttr_s))
+            if kind in KILLING:
+                yield self.env.timeout(self._fleets[pool].startup_s)
+
+    def _planned(self, at_s: float, kind: str, pool: str, unit: int, speed: float, duration_s: float) -> Wait:
+        yield self.env.timeout(at_s)
+        yield from self._play(kind, pool, unit, speed, duration_s)
+
+    def _play(self, kind: str, pool: str, unit: int, speed: float, duration_s: float) -> Wait:
+        """One fault from its beginning to its end."""
+        fleet = self._fleets[pool]
+        hit = self._units(kind, pool)[unit]
+        if any(fleet.state(i) is not State.OFF for i in hit):
+            self.counts[pool, kind] += 1
+        for i in hit:
+            if kind in KILLING:
+                fleet.fail(i)
+            else:
+                self._speeds.setdefault((kind, pool, i), []).append(speed)
+                self._apply_speed(kind, pool, i)
+        yield self.env.timeout(duration_s)
+        for i in hit:
+            if kind in KILLING:
+                fleet.repair(i)
+            else:
+                self._speeds[kind, pool, i].remove(speed)
+                self._apply_speed(kind, pool, i)
+
+    def _apply_speed(self, kind: str, pool: str, index: int) -> None:
+        speed = min(self._speeds[kind, pool, index], default=1.0)
+        instance = self._fleets[pool].instances[index]
+        if kind == "slow":
+            instance.slowdown = 1.0 / speed
+        else:
+            self._set_link_speed(instance, speed)

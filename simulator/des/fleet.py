@@ -1,0 +1,206 @@
+"""The instances of one pool over time: which are there, which serve, which are broken, starting or leaving.
+
+    OFF -> STARTING -> UP -> DRAINING -> OFF     as the pool grows and shrinks
+           any but OFF -> DOWN -> UP             as faults begin and end; a draining one goes OFF instead
+
+Every instance but those OFF is paid for. Routers see those that are UP. An instance that comes back after a fault
+starts and loads its weights first, as one that is added does, and counts as broken until then.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import NamedTuple
+
+import simpy
+
+from simulator.des.instance import Instance
+from simulator.des.router import Router
+
+
+class State(Enum):
+    OFF = "off"
+    STARTING = "starting"
+    UP = "up"
+    DRAINING = "draining"
+    DOWN = "down"
+
+
+# Who leaves first as a pool shrinks; among those that serve, the one with the fewest sequences.
+LEAVING_ORDER = (State.DOWN, State.STARTING, State.UP)
+
+
+class Moment(NamedTuple):
+    """Instances of a pool from `time_s` on."""
+
+    time_s: float
+    allocated: int  # paid for
+    serving: int  # up or draining
+    down: int  # broken, or back from a fault and not yet ready
+
+
+class Integral(NamedTuple):
+    """Instance-seconds."""
+
+    allocated: float
+    serving: float
+    down: float
+
+
+def integrate(log: Sequence[Moment], start_s: float, end_s: float) -> Integral:
+    """Instance-seconds between two times.
+
+    >>> integrate([Moment(0, 2, 2, 0), Moment(10, 3, 2, 0), Moment(15, 3, 3, 0)], 5, 20)
+    Integral(allocated=40.0, serving=35.0, down=0.0)
+    """
+    sums = [0.0, 0.0, 0.0]
+    first = max(0, bisect_right(log, start_s, key=lambda moment: moment.time_s) - 1)
+    for k in range(first, len(log)):
+        moment = log[k]
+        until = log[k + 1].time_s if k + 1 < len(log) else end_s
+        span = min(until, end_s) - max(moment.time_s, start_s)
+        if moment.time_s >= end_s:
+            break
+        if span > 0:
+            sums = [total + span * count for total, count in zip(sums, moment[1:], strict=True)]
+    return Integral(*sums)
+
+
+class Fleet:
+    """Instances of a pool, of which the first `count` serve from the start.
+
+    make_router: picks among the instances it is given; asked anew whenever others are up.
+    opened: called with each instance that begins to serve; lost: with each that dies while it serves;
+    drains: with each that is to take no more requests.
+    """
+
+    def __init__(
+        self,
+        env: simpy.Environment,
+        instances: Sequence[Instance],
+        count: int,
+        startup_s: float,
+        make_router: Callable[[Sequence[Instance]], Router],
+        opened: Callable[[Instance], None],
+        lost: Callable[[Instance], None],
+        drains: Callable[[Instance], None],
+    ) -> None:
+        self.env = env
+        self.instances = instances
+        self.startup_s = startup_s
+        self.open: list[Instance] = []
+        self._make_router = make_router
+        self._opened = opened
+        self._lost = lost
+        self._drains = drains
+        self._states = [State.UP if i < count else State.OFF for i in range(len(instances))]
+        self._faults = [0] * len(instances)  # under way that keep an instance down
+        self._starts = [0] * len(instances)  # starts begun or called off; only the last may end
+        self.log: list[Moment] = []
+        self._review()
+
+    def pick(self, request: int) -> Instance | None:
+        """The instance that takes the request; None where none serves."""
+        return self.open[self._route(request)] if self.open else None
+
+    def state(self, index: int) -> State:
+        return self._states[index]
+
+    def count(self, *states: State) -> int:
+        return sum(state in states for state in self._states)
+
+    # Faults
+
+    def fail(self, index: int) -> None:
+        """A fault begins: the instance dies with what it holds, and stays down until `repair`."""
+        self._faults[index] += 1
+        self._starts[index] += 1
+        state = self._states[index]
+        if state is State.OFF:
+            return
+        self._become(index, State.OFF if state is State.DRAINING else State.DOWN)
+        if state in (State.UP, State.DRAINING):
+            self._lost(self.instances[index])
+
+    def repair(self, index: int) -> None:
+        """A fault ends; after the last one the instance starts again."""
+        self._faults[index] -= 1
+        if self._states[index] is State.DOWN and not self._faults[index]:
+            self._start(index)
+
+    # Growing and shrinking
+
+    def resize(self, count: int) -> None:
+        """Have `count` instances that serve or will: those still draining come back first, healthy ones before
+        broken ones; those leave first that do not serve, then those with the fewest sequences."""
+        present = [i for i, state in enumerate(self._states) if state in LEAVING_ORDER]
+        if count > len(present):
+            absent = [i for i in range(len(self._states)) if i not in present]
+            absent.sort(key=lambda i: (self._states[i] is State.OFF, self._faults[i] > 0))
+            for i in absent[: count - len(present)]:
+                self._add(i)
+        else:
+            present.sort(
+                key=lambda i: (LEAVING_ORDER.index(self._states[i]), self.instances[i].scheduler.sequences, -i)
+            )
+            for i in present[: len(present) - count]:
+                self._remove(i)
+
+    def _add(self, index: int) -> None:
+        if self._states[index] is State.DRAINING:
+            self.instances[index].emptied = None
+            self._become(index, State.UP)
+        elif self._faults[index]:
+            self._become(index, State.DOWN)
+        else:
+            self._become(index, State.STARTING)
+            self._start(index)
+
+    def _remove(self, index: int) -> None:
+        if self._states[index] is not State.UP:
+            self._starts[index] += 1
+            self._become(index, State.OFF)
+            return
+        instance = self.instances[index]
+        self._become(index, State.DRAINING)
+        instance.emptied = lambda: self._become(index, State.OFF)
+        self._drains(instance)
+        instance.kick()
+
+    def _start(self, index: int) -> None:
+        self._starts[index] += 1
+        number = self._starts[index]
+
+        def ready(_: simpy.Event) -> None:
+            if self._starts[index] == number:
+                self._become(index, State.UP)
+
+        timeout = self.env.timeout(self.startup_s)
+        assert timeout.callbacks is not None
+        timeout.callbacks.append(ready)
+
+    def _become(self, index: int, state: State) -> None:
+        instance = self.instances[index]
+        self._states[index] = state
+        if state in (State.OFF, State.DOWN):
+            instance.emptied = None
+        self._review()
+        if state is State.UP:
+            self._opened(instance)
+
+    def _review(self) -> None:
+        """Bring router, admission and log up to date with the states."""
+        for instance, state in zip(self.instances, self._states, strict=True):
+            instance.scheduler.admits = state is State.UP
+        self.open = [i for i, state in zip(self.instances, self._states, strict=True) if state is State.UP]
+        if self.open:
+            self._route = self._make_router(self.open)
+        serving = self.count(State.UP, State.DRAINING)
+        allocated = len(self._states) - self.count(State.OFF)
+        moment = Moment(self.env.now, allocated, serving, self.count(State.DOWN))
+        if self.log and self.log[-1].time_s == moment.time_s:
+            self.log.pop()
+        if not self.log or self.log[-1][1:] != moment[1:]:
+            self.log.append(moment)
