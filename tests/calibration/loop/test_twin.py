@@ -14,7 +14,7 @@ from calibration.loop.twin import Limits, RecordedTimes, Traffic, TwinError, sim
 from calibration.machine.bench import Bench
 from calibration.machine.measurement import StepShape
 from calibration.machine.preset import Preset
-from calibration.machine.virtual_clock import Step, replay
+from calibration.machine.virtual_clock import OneEngine, Step, replay
 from runtime.block_manager import BlockManager
 from runtime.scheduler import Scheduler, SchedulerConfig
 from runtime.sequence import Request, SamplingParams
@@ -122,7 +122,7 @@ def test_recorded_durations_of_a_real_engine_replay_exactly(tiny_preset: Preset,
     trace = [TraceRequest(float(a), int(p), int(o)) for a, p, o in
              zip(arrivals, rng.integers(1, 60, 20), rng.integers(1, 8, 20), strict=True)]  # fmt: skip
     with contextlib.closing(bench.engine(4)) as engine:
-        played = replay(engine, trace)
+        played = replay(OneEngine(engine, trace))
     traffic = Traffic(arrivals, np.array([t.input_tokens for t in trace]), np.array([t.output_tokens for t in trace]))
     limits = Limits(tiny_preset.max_sequences, tiny_preset.max_step_tokens, 4 * 128)
     twin = simulate(traffic, RecordedTimes(played.steps), limits)
