@@ -11,7 +11,7 @@ import typer
 from app.errors import InputError
 from app.options import JsonOutput, TraceInput, above_zero, whole_above_zero
 
-LOADS = "0.3,0.6,0.9"
+LOADS = "0.3,0.6,0.9,1.5"
 
 
 def _require_torch() -> None:
@@ -92,7 +92,7 @@ def validate(
 
     from app.output import STDOUT, check_writable, progress_bar, stdout_console, write_json
     from app.render_machine import validation_table
-    from calibration.loop import report as loop
+    from calibration.loop.report import validate as run
     from calibration.loop.subject import FORMS, subject_of
     from calibration.loop.traffic import draw_traffic, read_traffic
     from calibration.machine.device import detect
@@ -112,7 +112,7 @@ def validate(
     subject = subject_of(machine, sweep, layers)
     forms = FORMS if form == "both" else (form,)
     with progress_bar() as progress:
-        reports = loop.validate(subject, hardware, traffic, shares, forms, seed, progress)  # type: ignore[arg-type]
+        reports = run(subject, hardware, traffic, shares, forms, seed, progress)  # type: ignore[arg-type]
     write_json({"machine": machine.to_json(), "reports": [asdict(report) for report in reports]}, json_file)
     if json_file != STDOUT:
         stdout_console().print(validation_table(reports))

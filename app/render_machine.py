@@ -75,15 +75,14 @@ def comparison_table(before: Efficiency, after: Efficiency) -> RenderableType:
 
 def validation_table(reports: Sequence[LoadReport]) -> RenderableType:
     """Predicted over measured, by form and load; medians of absolute errors below."""
-    from calibration.loop.report import median_errors
+    from calibration.loop.report import METRICS, median_errors
 
-    metrics = [figure.metric for figure in reports[0].figures]
-    headings = [m.replace("_s ", "\n").replace(" tokens", "\ntokens") for m in metrics]
+    headings = [metric.replace(" ", "\n") for metric in METRICS]
     table = simple_table("Form", "Load", *headings, "Step\nsum", title="Predicted / measured")
     for report in reports:
-        ratios = [f"{1 + figure.error:.2f}" for figure in report.figures]
+        ratios = [f"{1 + report.error(metric):.2f}" for metric in METRICS]
         table.add_row(report.form, f"{report.load:g}", *ratios, f"{report.step_sum_ratio:.2f}")
     for form in dict.fromkeys(report.form for report in reports):
         errors = median_errors([report for report in reports if report.form == form])
-        table.add_row(f"{form}: median error", "", *(f"{errors[m]:.0%}" for m in metrics), "")
+        table.add_row(f"{form}: median error", "", *(f"{errors[m]:.0%}" for m in METRICS), "")
     return table

@@ -47,6 +47,9 @@ class PrefixMatch:
     known: int
 
 
+# Share of the blocks that a newcomer leaves free for running sequences to grow into, as in vLLM's block manager.
+WATERMARK = 0.01
+
 NO_MATCH = PrefixMatch(usable=0, known=0)
 
 
@@ -103,17 +106,22 @@ class BlockManager:
         return PrefixMatch(usable, known)
 
     def allocate(self, sequence: Sequence, match: PrefixMatch) -> list[SlotOp] | None:
-        """Give a sequence blocks for all its tokens, and a slot; None when there is no room.
+        """Give a sequence blocks for all its tokens and the next one, and a slot; None when there is no room.
 
-        Reused blocks count as computed. The returned slot operations must run, in order, before the step.
+        A share of the blocks stays free for the sequences that run to grow into; an empty pool takes any sequence
+        that fits at all. Reused blocks count as computed. The returned slot operations must run, in order, before
+        the step.
         """
         assert not sequence.block_ids
         assert sequence.slot is None
         hashes = [sequence.block_hash(i) for i in range(match.usable)]
         reused = [self._block_of_hash[digest] for digest in hashes]
-        missing = self.blocks_for(len(sequence)) - len(reused)
+        ahead = 0 if sequence.num_imported else 1  # the newest token of an imported sequence is yet to be stored
+        missing = min(self.blocks_for(len(sequence) + ahead), self.num_blocks) - len(reused)
         idle_reused = sum(self._reference_count[block] == 0 for block in reused)
-        if missing > len(self._free_blocks) - idle_reused:
+        left = len(self._free_blocks) - idle_reused - missing
+        is_empty = len(self._free_blocks) == self.num_blocks
+        if left < (0 if is_empty else int(WATERMARK * self.num_blocks)):
             return None
         if self.has_state and not self._free_slots and not self._snapshot_of_hash:
             return None

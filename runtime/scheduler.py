@@ -124,6 +124,8 @@ class Scheduler:
             if ops is None:
                 return
             step.slot_ops.extend(ops)
+            if sequence.num_preemptions:
+                sequence.prefill_end = len(sequence)
             if sequence.num_imported:
                 step.imports.append(sequence)
                 sequence.num_computed, sequence.num_imported = sequence.num_imported, 0

@@ -184,6 +184,7 @@ class Sequence:
         self.slot: int | None = None
         self.num_computed = 0  # tokens whose cache entries exist
         self.num_published = 0  # leading full blocks that other sequences may share
+        self.prefill_end = self.num_prompt  # tokens that count as prompt; after a preemption, all that there were
         self.num_imported = 0  # tokens whose cache entries wait to be imported from another worker
         self.num_cached = 0  # prompt tokens found in the cache when the sequence was first admitted
         self.num_preemptions = 0
@@ -205,7 +206,7 @@ class Sequence:
     @property
     def is_decode(self) -> bool:
         """Only the newest output token lacks its cache entries."""
-        return self.num_computed >= self.num_prompt and len(self.token_ids) - self.num_computed == 1
+        return self.num_computed >= self.prefill_end and len(self.token_ids) - self.num_computed == 1
 
     def block_hash(self, index: int) -> bytes:
         """Hash of full block `index` and of all before it (16 bytes, BLAKE2b: no accidental equals)."""

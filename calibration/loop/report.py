@@ -2,52 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from calibration.loop.live import Progress, replay
+from calibration.loop import live
+from calibration.loop.live import Progress
 from calibration.loop.subject import FORMS, Form, Subject, capacity
 from calibration.loop.traffic import Traffic, at_rate
 from calibration.loop.twin import Times, simulate
 from calibration.machine.measurement import StepShape
 from hw_profiles.profile import HardwareProfile
-from simulator.model.latency import StepLatency
+from simulator.model.latency import NO_DECODE, Chunk, DecodeLoad, StepLatency
 
-if TYPE_CHECKING:
-    from runtime.engine import StepRecord
-
+LOADS = (0.3, 0.6, 0.9, 1.5)  # of capacity: light to saturated
 PERCENTILES = (50, 90, 99)
+THROUGHPUT = "output tokens/s"
+LATENCIES = {"TPOT": "tpot_s", "TTFT": "ttft_s", "e2e": "e2e_s"}
+METRICS = (THROUGHPUT, *(f"{name} p{p}" for name in LATENCIES for p in PERCENTILES))
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One metric as the simulator predicted it and as the engine did it."""
-
-    metric: str
-    predicted: float
-    measured: float
-
-    @property
-    def error(self) -> float:
-        """Relative, signed."""
-        return self.predicted / self.measured - 1
+def metrics(times: Times) -> dict[str, float]:
+    """METRICS of one replay. [s, tokens/s]"""
+    found = {THROUGHPUT: times.output_tokens_per_s}
+    for name, field in LATENCIES.items():
+        values = np.percentile(getattr(times, field), PERCENTILES).tolist()
+        found |= {f"{name} p{p}": value for p, value in zip(PERCENTILES, values, strict=True)}
+    return found
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """One replay. load: arrivals as a share of what the profile says the engine can take."""
+    """One replay. load: arrivals as a share of what the profile says the engine can take.
+
+    step_sum_ratio: predicted over measured, summed over the steps that the engine made.
+    """
 
     form: Form
     load: float
     requests: int
-    figures: tuple[Figure, ...]
-    step_sum_ratio: float  # predicted / measured over the steps that the engine made
+    predicted: dict[str, float]
+    measured: dict[str, float]
+    step_sum_ratio: float
 
-    def figure(self, metric: str) -> Figure:
-        return next(f for f in self.figures if f.metric == metric)
+    def error(self, metric: str) -> float:
+        """Relative, signed."""
+        return self.predicted[metric] / self.measured[metric] - 1
 
 
 def compare(
@@ -55,31 +56,20 @@ def compare(
     load: float,
     traffic: Traffic,
     subject: Subject,
-    times: StepLatency,
+    hardware: HardwareProfile,
     measured: Times,
-    steps: Sequence[Any],
+    steps: Iterable[tuple[StepShape, float]],
 ) -> LoadReport:
-    """Simulate what was replayed, and set both side by side."""
+    """Simulate what was replayed, and set both side by side. steps: what the engine computed, and its seconds."""
+    times = subject.times(hardware)
     predicted = simulate(traffic, times, subject.limits, subject.handover if form == "disaggregated" else None)
-    figures = [
-        Figure(f"{name} p{p}", *(float(np.percentile(getattr(x, name), p)) for x in (predicted, measured)))
-        for name in ("ttft_s", "tpot_s", "e2e_s")
-        for p in PERCENTILES
-    ]
-    figures.append(Figure("output tokens/s", predicted.output_tokens_per_s, measured.output_tokens_per_s))
-    return LoadReport(form, load, len(traffic.arrival_s), tuple(figures), step_sum_ratio(times, steps))
-
-
-def step_sum_ratio(times: StepLatency, steps: Sequence[StepRecord]) -> float:
-    """Predicted over measured seconds of the steps that an engine made, each priced by itself."""
-    predicted = sum(price(times, StepShape(s.prefills, s.decode_contexts)) for s in steps)
-    return predicted / sum(s.duration_s + s.setup_s for s in steps)
+    shapes, seconds = zip(*steps, strict=True)
+    ratio = sum(price(times, shape) for shape in shapes) / sum(seconds)
+    return LoadReport(form, load, len(traffic.arrival_s), metrics(predicted), metrics(measured), ratio)
 
 
 def price(times: StepLatency, shape: StepShape) -> float:
     """Seconds of one step of an engine by the profile. [s]"""
-    from simulator.model.latency import NO_DECODE, Chunk, DecodeLoad
-
     contexts = shape.contexts
     capped = tuple(sum(min(context, cap) for context in contexts) for cap in times.caps)
     load = DecodeLoad(len(contexts), sum(contexts), capped, len(contexts)) if contexts else NO_DECODE
@@ -97,18 +87,17 @@ def validate(
 ) -> list[LoadReport]:
     """Replay `traffic` in each form at each load, and compare with the simulation. A pure forecast: nothing that
     the replay shows goes into the profile."""
-    times = subject.times(hardware)
     reports = []
     for form in forms:
-        full = capacity(traffic, subject, times, form)
+        full = capacity(traffic, subject, subject.times(hardware), form)
         for load in loads:
             paced = at_rate(traffic, load * full)
-            measured, steps = replay(subject, form, paced, seed, progress)
-            reports.append(compare(form, load, paced, subject, times, measured, steps))
+            measured, steps = live.replay(subject, form, paced, seed, progress)
+            made = [(StepShape(s.prefills, s.decode_contexts), s.duration_s + s.setup_s) for s in steps]
+            reports.append(compare(form, load, paced, subject, hardware, measured, made))
     return reports
 
 
 def median_errors(reports: Sequence[LoadReport]) -> dict[str, float]:
-    """Median of absolute errors over loads, by metric."""
-    metrics = [figure.metric for figure in reports[0].figures]
-    return {m: float(np.median([abs(r.figure(m).error) for r in reports])) for m in metrics}
+    """Median of absolute errors over replays, by metric."""
+    return {metric: float(np.median([abs(report.error(metric)) for report in reports])) for metric in METRICS}

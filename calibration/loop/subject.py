@@ -32,6 +32,10 @@ class Subject:
     handover: HandoverCost
 
     @property
+    def layers(self) -> int:
+        return int(self.config["num_hidden_layers"])
+
+    @property
     def limits(self) -> Limits:
         p = self.preset
         per_sequence = -(-(p.longest_prompt + p.longest_output) // p.block_size) * p.block_size

@@ -1,7 +1,7 @@
 """The simulator's twin of one engine: the same limits, the same arrivals, one process per worker.
 
-Where step times are equal, both make the same batches. KV is counted in tokens and taken as ample: the engine holds
-whole blocks, the simulator bytes, so that runs which preempt may part.
+Where step times are equal, both make the same batches, preemptions included. The simulator counts KV by the token: an
+engine with larger blocks fills up a little earlier, up to a block a sequence.
 """
 
 from __future__ import annotations

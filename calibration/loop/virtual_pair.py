@@ -9,95 +9,84 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from calibration.machine.measurement import StepShape
-from calibration.machine.virtual_clock import Step, VirtualReplay
+from calibration.machine.virtual_clock import Book, Step, VirtualReplay, timed_step
 
 if TYPE_CHECKING:
     from runtime.cache import KVCache
     from runtime.engine import Engine, Importer
     from runtime.handover import Handover
-    from runtime.sequence import Request, TokenEvent
     from runtime.trace import TraceRequest
 
 FOREVER = float("inf")
 
 
-def replay_pair(
-    prefill: Engine,
-    decode: Engine,
-    trace: Sequence[TraceRequest],
-    seed: int = 0,
-    between: Callable[[int], None] | None = None,
-) -> VirtualReplay:
-    """Play `trace` to its end. between: called with the number of steps so far, off the clocks."""
-    from runtime.sequence import Request, SamplingParams
-    from runtime.trace import prompt_tokens
+@dataclass(frozen=True)
+class Delivery:
+    """A prefilled request on its way: when it reaches the decode engine, its first token, where its cache lies."""
 
-    names = [f"pair-{i}" for i in range(len(trace))]
-    requests: dict[str, Request] = {}
-    for i, item in enumerate(trace):
-        sampling = SamplingParams(item.output_tokens, seed=seed, ignore_eos=True)
-        prompt = prompt_tokens(item, i, prefill.vocab_size, seed)
-        requests[names[i]] = Request(names[i], prompt, sampling, item.arrival_s)
-    first: dict[str, float] = {}
-    finish: dict[str, float] = {}
-    delivered: deque[tuple[float, str, int, Handover]] = deque()  # when, request, first token, where its cache lies
-    steps: list[Step] = []
-    prefill_s = decode_s = 0.0
-    sent = 0
-    while len(finish) < len(trace):
-        next_arrival = trace[sent].arrival_s if sent < len(trace) else FOREVER
-        prefill_at = prefill_s if prefill.has_work else max(prefill_s, next_arrival)
-        decode_at = decode_s if decode.has_work else max(decode_s, delivered[0][0] if delivered else FOREVER)
-        if prefill_at <= decode_at:
-            while sent < len(trace) and trace[sent].arrival_s <= prefill_at:
-                prefill.add_request(requests[names[sent]], prefill_only=True)
-                sent += 1
-            events, step = _step(prefill, prefill_at)
-            prefill_s = prefill_at + step.duration_s
-            for event in events:
-                name = event.request_id
-                first[name] = prefill_s
-                if event.output is not None:
-                    finish[name] = prefill_s
-                    continue
+    at_s: float
+    name: str
+    token: int
+    written: Handover
+
+
+class Pair:
+    """Traffic through a prefill and a decode engine."""
+
+    def __init__(self, prefill: Engine, decode: Engine, trace: Sequence[TraceRequest], seed: int = 0) -> None:
+        self.prefill, self.decode = prefill, decode
+        self.book = Book(trace, prefill.vocab_size, seed)
+        self._delivered: deque[Delivery] = deque()
+        self._prefill_s = self._decode_s = 0.0
+
+    @property
+    def done(self) -> bool:
+        return self.book.done
+
+    def step(self) -> Step:
+        prefill_at = max(self._prefill_s, 0.0 if self.prefill.has_work else self.book.next_arrival_s)
+        next_delivery_s = self._delivered[0].at_s if self._delivered else FOREVER
+        decode_at = max(self._decode_s, 0.0 if self.decode.has_work else next_delivery_s)
+        step = self._step_prefill(prefill_at) if prefill_at <= decode_at else self._step_decode(decode_at)
+        self.book.steps.append(step)
+        return step
+
+    def result(self) -> VirtualReplay:
+        from runtime import handover
+
+        for delivery in self._delivered:
+            handover.remove(delivery.written.segment)
+        for name in self.book.under_way:
+            self.prefill.abort(name)
+            self.decode.abort(name)
+        return self.book.result()
+
+    def _step_prefill(self, at_s: float) -> Step:
+        for request in self.book.arrived(at_s):
+            self.prefill.add_request(request, prefill_only=True)
+        events, step = timed_step(self.prefill, at_s)
+        self._prefill_s = at_s + step.duration_s
+        self.book.note(events, self._prefill_s)
+        for event in events:
+            if event.output is None:
                 assert event.token_id is not None
-                written, seconds = _write_out(prefill, name)
-                delivered.append((prefill_s + seconds, name, event.token_id, written))
-        else:
-            while delivered and delivered[0][0] <= decode_at:
-                _, name, token, written = delivered.popleft()
-                decode.add_request(_continued(requests[name], token), importer=_importer(written))
-            events, step = _step(decode, decode_at)
-            decode_s = decode_at + step.duration_s
-            finish |= {event.request_id: decode_s for event in events if event.output is not None}
-        steps.append(step)
-        if between is not None:
-            between(len(steps))
-    return VirtualReplay(
-        tuple(item.arrival_s for item in trace),
-        tuple(first[name] for name in names),
-        tuple(finish[name] for name in names),
-        tuple(item.output_tokens for item in trace),
-        tuple(steps),
-    )
+                written, seconds = _write_out(self.prefill, event.request_id)
+                self._delivered.append(Delivery(self._prefill_s + seconds, event.request_id, event.token_id, written))
+        return step
 
-
-def _step(engine: Engine, start_s: float) -> tuple[list[TokenEvent], Step]:
-    begin_s = time.perf_counter()
-    events = engine.step()
-    seconds = time.perf_counter() - begin_s
-    record = engine.step_records[-1]
-    return events, Step(start_s, seconds, StepShape(record.prefills, record.decode_contexts))
-
-
-def _continued(request: Request, token: int) -> Request:
-    from dataclasses import replace
-
-    return replace(request, output_token_ids=(token,))
+    def _step_decode(self, at_s: float) -> Step:
+        while self._delivered and self._delivered[0].at_s <= at_s:
+            delivery = self._delivered.popleft()
+            continued = replace(self.book.requests[delivery.name], output_token_ids=(delivery.token,))
+            self.decode.add_request(continued, importer=_importer(delivery.written))
+        events, step = timed_step(self.decode, at_s)
+        self._decode_s = at_s + step.duration_s
+        self.book.note(events, self._decode_s)
+        return step
 
 
 def _write_out(engine: Engine, name: str) -> tuple[Handover, float]:

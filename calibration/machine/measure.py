@@ -8,6 +8,7 @@ from pathlib import Path
 
 from calibration.machine import models, sweep
 from calibration.machine.bench import Bench
+from calibration.machine.collectives import CollectiveError
 from calibration.machine.device import Machine
 from calibration.machine.measurement import Journal, Measurement, Status
 from calibration.machine.preset import Preset
@@ -40,7 +41,7 @@ def measure(machine: Machine, preset: Preset, output: Path, progress: Progress |
             for row in item.run():
                 journal.add(row)
         except (RuntimeError, MemoryError) as error:
-            status = _memory_status(error)
+            status = _status(error)
             if status is None:
                 raise
             without.append(Measurement(item.key, "skipped", status, note=str(error).splitlines()[0][:200]))
@@ -51,13 +52,15 @@ def measure(machine: Machine, preset: Preset, output: Path, progress: Progress |
     return Outcome(len(items) - resumed - len(without), resumed, tuple(without))
 
 
-def _memory_status(error: BaseException) -> Status | None:
-    """Whether the machine had too little memory; torch says so by type on a GPU and in words on a CPU."""
+def _status(error: BaseException) -> Status | None:
+    """Too little memory (torch says so by type on a GPU and in words on a CPU), or ranks that cannot talk."""
     import torch
 
     words = ("not enough memory", "can't allocate memory", "out of memory")
     by_type = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    return "out of memory" if by_type or any(word in str(error) for word in words) else None
+    if by_type or any(word in str(error) for word in words):
+        return "out of memory"
+    return "failed" if isinstance(error, CollectiveError) else None
 
 
 def _free_memory(machine: Machine) -> None:

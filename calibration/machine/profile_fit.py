@@ -21,6 +21,8 @@ from calibration.machine.step_fit import (
     DepthCheck,
     StepFit,
     StepRow,
+    applied,
+    classes_of,
     columns_of,
     depth_check,
     fit_steps,
@@ -59,14 +61,18 @@ def fit_machine(measured: Measurements, stack: str = STACK) -> MachineFit:
     steps = _step_rows(measured, hardware)
     _check_enough(rows, steps)
     parameters, points = fit_ops(rows, hardware)
-    classes = sorted({op.op_class for step in steps for op in step.ops}, key=lambda c: list(OpClass).index(c))
-    columns = columns_of(steps, parameters, hardware, classes)
+    alone = _alone(measured, hardware, parameters, points, stack)
+    classes = classes_of(steps)
+    columns = columns_of(steps, profile_of(hardware.accelerator, alone), classes)
     seconds = np.array([step.seconds for step in steps])
     fitted = fit_steps(columns, seconds, classes)
     predicted = from_other_half(columns, seconds, classes)
     depth = depth_check([step.layers for step in steps], columns, seconds, classes)
     error = float(np.median(np.abs(predicted / seconds - 1)))
-    efficiency = _efficiency(measured, hardware, parameters, points, fitted, stack, error, depth)
+    errors = alone.held_out_error | {"whole steps": round(error, 4)}
+    if depth is not None:
+        errors[f"steps of {depth.layers} layers from fewer"] = round(depth.median_error, 4)
+    efficiency = applied(fitted, alone).model_copy(update={"held_out_error": errors})
     return MachineFit(
         efficiency,
         profile_of(hardware.accelerator, efficiency),
@@ -108,16 +114,10 @@ def _check_enough(rows: Sequence[Measured], steps: Sequence[StepRow]) -> None:
         )
 
 
-def _efficiency(
-    measured: Measurements,
-    hardware: HardwareProfile,
-    parameters: Parameters,
-    points: Sequence[OpPoint],
-    steps: StepFit,
-    stack: str,
-    step_error: float,
-    depth: DepthCheck | None,
+def _alone(
+    measured: Measurements, hardware: HardwareProfile, parameters: Parameters, points: Sequence[OpPoint], stack: str
 ) -> Efficiency:
+    """The profile of ops outside steps, each class with its held-out error."""
     machine = measured.machine
     where = f"measured with the runtime on {machine.display_name}, torch {machine.torch}, commit {machine.commit}"
     classes = dict(hardware.efficiency.classes)
@@ -125,15 +125,11 @@ def _efficiency(
     for op_class in dict.fromkeys(point.op_class for point in points):
         mine = [point for point in points if point.op_class is op_class]
         errors[op_class.value] = round(float(np.median([abs(p.held_out_error) for p in mine])), 4)
-        sigma = float(np.std([np.log(p.measured_s / p.predicted_s) for p in mine]))
-        classes[op_class] = _class(parameters, op_class, steps, sigma, f"{where}, {len(mine)} ops", classes[op_class])
-    errors["whole steps"] = round(step_error, 4)
-    if depth is not None:
-        errors[f"steps of {depth.layers} layers from fewer"] = round(depth.median_error, 4)
+        classes[op_class] = _class(parameters, mine, f"{where}, {len(mine)} ops", classes[op_class])
     data = hardware.efficiency.model_dump() | {
         "stack": stack,
         "classes": classes,
-        "step_overhead_s": round(steps.host_s, 7),
+        "step_overhead_s": 0.0,
         "request_overhead_s": 0.0,
         "overhead_source": f"{where}: what whole steps take beyond their ops; requests come from the same process",
         "overhead_assumed": False,
@@ -145,27 +141,30 @@ def _efficiency(
     return Efficiency.model_validate(data)
 
 
-def _class(
-    parameters: Parameters, op_class: OpClass, steps: StepFit, sigma: float, source: str, before: ClassEfficiency
-) -> ClassEfficiency:
-    """A class as it runs within steps: floors and rates of ops alone times the factors of `steps`."""
-    slow, floor = steps.rates.get(op_class, 1.0), steps.floors.get(op_class, 1.0)
-
-    def fraction(value: float) -> float:
-        return float(f"{min(1.5, value / max(slow, 1e-3)):.4g}")
-
+def _class(parameters: Parameters, points: Sequence[OpPoint], source: str, before: ClassEfficiency) -> ClassEfficiency:
+    op_class = points[0].op_class
     dtypes = {d for field, c, d in parameters.slots if field == "matrix_fraction" and c == op_class and d}
-    by = {dtype: fraction(parameters.value("matrix_fraction", op_class, dtype)) for dtype in sorted(dtypes)}
+    by = {dtype: parameters.value("matrix_fraction", op_class, dtype) for dtype in sorted(dtypes)}
+    sigma = float(np.std([np.log(p.measured_s / p.predicted_s) for p in points]))
     return before.model_copy(
         update={
             "matrix_fraction": min(by.values(), default=before.matrix_fraction),
             "matrix_fraction_by": by,
-            "memory_fraction": fraction(parameters.value("memory_fraction", op_class)),
-            "network_fraction": fraction(parameters.value("network_fraction", op_class)),
-            "latency_s": float(f"{parameters.value('latency_s', op_class) * floor:.4g}"),
+            "memory_fraction": parameters.value("memory_fraction", op_class),
+            "network_fraction": parameters.value("network_fraction", op_class),
+            "latency_s": parameters.value("latency_s", op_class),
             "exponent": round(parameters.value("exponent", op_class), 3),
             "residual_sigma": round(sigma, 3),
             "source": source,
             "assumed": False,
         }
     )
+
+
+def refit(hardware: HardwareProfile, steps: Sequence[StepRow]) -> HardwareProfile:
+    """A profile of this machine as it runs now, by whole steps alone."""
+    classes = classes_of(steps)
+    seconds = np.array([step.seconds for step in steps])
+    known = hardware.efficiency
+    fitted = fit_steps(columns_of(steps, hardware, classes), seconds, classes, known.step_overhead_s)
+    return profile_of(hardware.accelerator, applied(fitted, known))

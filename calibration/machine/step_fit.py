@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import lsq_linear
 
-from calibration.fit import Parameters, at_peak
-from hw_profiles.efficiency import OpClass
+from hw_profiles.efficiency import ClassEfficiency, Efficiency, OpClass
 from hw_profiles.profile import HardwareProfile
 from simulator.model.ops import Op
+from simulator.model.roofline import roof_times
 
 Array = NDArray[np.float64]
 
@@ -61,44 +61,39 @@ class DepthCheck:
     sum_ratio: float  # predicted / measured over all of them
 
 
-def columns_of(
-    rows: Sequence[StepRow], parameters: Parameters, hardware: HardwareProfile, classes: Sequence[OpClass]
-) -> Array:
-    """[steps, 1 + 2 * classes]: one for the host, then floor and roofline seconds of each class."""
+def columns_of(rows: Sequence[StepRow], hardware: HardwareProfile, classes: Sequence[OpClass]) -> Array:
+    """[steps, 1 + 2 * classes]: one for the host, then floor and roofline seconds of each class on `hardware`."""
     place = {op_class: i for i, op_class in enumerate(classes)}
     columns = np.zeros((len(rows), 1 + 2 * len(classes)))
     columns[:, 0] = 1.0
     for number, row in enumerate(rows):
         for op in row.ops:
             index = 1 + place[op.op_class]
-            floor, rate = _floor_and_rate(op, parameters, hardware)
-            columns[number, index] += op.count * floor
-            columns[number, index + len(classes)] += op.count * rate
+            times = roof_times(op, hardware)
+            columns[number, index] += op.count * times.latency_s
+            columns[number, index + len(classes)] += op.count * (times.seconds - times.latency_s)
     return columns
 
 
-def _floor_and_rate(op: Op, parameters: Parameters, hardware: HardwareProfile) -> tuple[float, float]:
-    """hops * t0, and the p-norm of the roofs, of one launch. FLOPs of several dtypes are priced as the first's."""
-    compute, memory, _ = at_peak(op, hardware)
-    op_class = op.op_class
-    dtype = next(iter(op.flops), "")
-    known = ("matrix_fraction", op_class, dtype) in parameters.place
-    compute /= parameters.value("matrix_fraction", op_class, dtype if known else "")
-    memory /= parameters.value("memory_fraction", op_class)
-    exponent = parameters.value("exponent", op_class)
-    largest = max(compute, memory)
-    if largest == 0.0:
-        return op.hops * parameters.value("latency_s", op_class), 0.0
-    norm = largest * ((compute / largest) ** exponent + (memory / largest) ** exponent) ** (1 / exponent)
-    return op.hops * parameters.value("latency_s", op_class), norm
+def classes_of(rows: Sequence[StepRow]) -> list[OpClass]:
+    """Classes that the steps have ops of."""
+    found = {op.op_class for row in rows for op in row.ops}
+    return [op_class for op_class in OpClass if op_class in found]
 
 
-def fit_steps(columns: Array, seconds: Array, classes: Sequence[OpClass]) -> StepFit:
+def fit_steps(columns: Array, seconds: Array, classes: Sequence[OpClass], host_s: float | None = None) -> StepFit:
     """Least squares of relative errors, weighted by the prediction (weights by the measurement would favour fast
-    outliers and predict sums too low)."""
+    outliers and predict sums too low).
+
+    host_s: of the same machine at another time, if `columns` are of its profile. A machine that drifts is slower in
+    everything, so all factors are then drawn towards one.
+    """
     unknowns = columns.shape[1]
-    prior = np.array([0.0, *[1.0] * (unknowns - 1)])
-    pull = np.diag([0.0, *[PRIOR_WEIGHT * len(seconds) ** 0.5] * (unknowns - 1)])
+    prior = np.array([host_s or 0.0, *[1.0] * (unknowns - 1)])
+    if host_s is not None:
+        prior *= float(np.median(seconds / (columns @ prior)))
+    weight = PRIOR_WEIGHT * len(seconds) ** 0.5
+    pull = np.diag(np.divide(weight, prior, out=np.zeros(unknowns), where=prior > 0))
     weights = 1.0 / seconds
     factors = prior
     for _ in range(ROUNDS):
@@ -114,6 +109,32 @@ def fit_steps(columns: Array, seconds: Array, classes: Sequence[OpClass]) -> Ste
         dict(zip(classes, map(float, floors), strict=True)),
         dict(zip(classes, map(float, rates), strict=True)),
     )
+
+
+def within_steps(rates: ClassEfficiency, floor: float, slow: float) -> ClassEfficiency:
+    """A class whose floor takes `floor` times as long, and whose rates `slow` times."""
+
+    def fraction(value: float) -> float:
+        return float(f"{min(1.5, value / max(slow, 1e-3)):.4g}")
+
+    return rates.model_copy(
+        update={
+            "matrix_fraction": fraction(rates.matrix_fraction),
+            "matrix_fraction_by": {dtype: fraction(value) for dtype, value in rates.matrix_fraction_by.items()},
+            "memory_fraction": fraction(rates.memory_fraction),
+            "network_fraction": fraction(rates.network_fraction),
+            "latency_s": float(f"{rates.latency_s * floor:.4g}"),
+        }
+    )
+
+
+def applied(fitted: StepFit, efficiency: Efficiency) -> Efficiency:
+    """An efficiency of ops as it is within steps."""
+    classes = {
+        op_class: within_steps(rates, fitted.floors.get(op_class, 1.0), fitted.rates.get(op_class, 1.0))
+        for op_class, rates in efficiency.classes.items()
+    }
+    return efficiency.model_copy(update={"classes": classes, "step_overhead_s": round(fitted.host_s, 7)})
 
 
 def from_other_half(columns: np.ndarray, seconds: np.ndarray, classes: Sequence[OpClass]) -> np.ndarray:

@@ -1,23 +1,22 @@
 """Traffic through a real engine on a clock that counts step durations alone: idle time is skipped, nothing waits.
 
 A request whose time has come when a step ends is in the next step's queue, as in `simulator.des`. Durations are those
-of `engine.step()` as measured, scheduling and bookkeeping included, or what a given function says.
+of `engine.step()` as measured, scheduling and bookkeeping included.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from calibration.machine.measurement import StepShape
 
 if TYPE_CHECKING:
     from runtime.engine import Engine
+    from runtime.sequence import Request, TokenEvent
     from runtime.trace import TraceRequest
-
-Duration = Callable[[StepShape], float]
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Step:
 
 @dataclass(frozen=True)
 class VirtualReplay:
-    """Times of each request in order of arrival, on the virtual clock. [s]"""
+    """Times of each finished request in order of arrival, on the virtual clock. [s]"""
 
     arrival_s: tuple[float, ...]
     first_token_s: tuple[float, ...]
@@ -40,59 +39,117 @@ class VirtualReplay:
     steps: tuple[Step, ...]
 
 
-def replay(
-    engine: Engine,
-    trace: Sequence[TraceRequest],
-    seed: int = 0,
-    duration: Duration | None = None,
-    until_steps: int | None = None,
-    between: Callable[[int], None] | None = None,
-) -> VirtualReplay:
-    """Play `trace` to its end, or for `until_steps` steps (what is under way is then dropped).
+class Playback(Protocol):
+    """Traffic on its way through one or more engines, a step at a time."""
 
-    duration: seconds of a step instead of the measured ones. between: called with the number of steps so far, off
-    the clock.
-    """
-    from runtime.sequence import Request, SamplingParams
-    from runtime.trace import prompt_tokens
+    @property
+    def done(self) -> bool: ...
 
-    first: dict[str, float] = {}
-    finish: dict[str, float] = {}
-    steps: list[Step] = []
-    clock_s, sent = 0.0, 0
-    names = [f"virtual-{i}" for i in range(len(trace))]
-    while len(finish) < len(trace) and (until_steps is None or len(steps) < until_steps):
-        while sent < len(trace) and trace[sent].arrival_s <= clock_s:
-            item = trace[sent]
+    def step(self) -> Step:
+        """Run the next step of whichever engine is next in time."""
+
+    def result(self) -> VirtualReplay:
+        """What has finished; what is under way is dropped."""
+
+
+class OneEngine:
+    """Traffic through one engine."""
+
+    def __init__(self, engine: Engine, trace: Sequence[TraceRequest], seed: int = 0) -> None:
+        self.engine = engine
+        self.book = Book(trace, engine.vocab_size, seed)
+        self._clock_s = 0.0
+
+    @property
+    def done(self) -> bool:
+        return self.book.done
+
+    def step(self) -> Step:
+        if not self.engine.has_work:
+            self._clock_s = max(self._clock_s, self.book.next_arrival_s)
+        for request in self.book.arrived(self._clock_s):
+            self.engine.add_request(request)
+        events, step = timed_step(self.engine, self._clock_s)
+        self._clock_s += step.duration_s
+        self.book.note(events, self._clock_s)
+        self.book.steps.append(step)
+        return step
+
+    def result(self) -> VirtualReplay:
+        for name in self.book.under_way:
+            self.engine.abort(name)
+        return self.book.result()
+
+
+class Book:
+    """Requests of a trace, and when each arrived, got its first token and finished."""
+
+    def __init__(self, trace: Sequence[TraceRequest], vocab_size: int, seed: int) -> None:
+        from runtime.sequence import Request, SamplingParams
+        from runtime.trace import prompt_tokens
+
+        self.trace = trace
+        self.requests: dict[str, Request] = {}
+        for i, item in enumerate(trace):
             sampling = SamplingParams(item.output_tokens, seed=seed, ignore_eos=True)
-            prompt = prompt_tokens(item, sent, engine.vocab_size, seed)
-            engine.add_request(Request(names[sent], prompt, sampling, item.arrival_s))
-            sent += 1
-        if not engine.has_work:
-            clock_s = trace[sent].arrival_s
-            continue
-        begin_s = time.perf_counter()
-        events = engine.step()
-        measured_s = time.perf_counter() - begin_s
-        record = engine.step_records[-1]
-        shape = StepShape(record.prefills, record.decode_contexts)
-        step_s = measured_s if duration is None else duration(shape)
-        steps.append(Step(clock_s, step_s, shape))
-        clock_s += step_s
+            name = f"virtual-{seed}-{i}"
+            self.requests[name] = Request(name, prompt_tokens(item, i, vocab_size, seed), sampling, item.arrival_s)
+        self.names = tuple(self.requests)
+        self.steps: list[Step] = []
+        self._first_s: dict[str, float] = {}
+        self._finish_s: dict[str, float] = {}
+        self._sent = 0
+
+    @property
+    def done(self) -> bool:
+        return len(self._finish_s) == len(self.names)
+
+    @property
+    def next_arrival_s(self) -> float:
+        return self.trace[self._sent].arrival_s if self._sent < len(self.trace) else float("inf")
+
+    @property
+    def under_way(self) -> list[str]:
+        return [name for name in self.names[: self._sent] if name not in self._finish_s]
+
+    def arrived(self, clock_s: float) -> list[Request]:
+        """Requests whose time has come, once each."""
+        before = self._sent
+        while self.next_arrival_s <= clock_s:
+            self._sent += 1
+        return [self.requests[name] for name in self.names[before : self._sent]]
+
+    def note(self, events: Sequence[TokenEvent], clock_s: float) -> None:
         for event in events:
             if event.token_id is not None:
-                first.setdefault(event.request_id, clock_s)
+                self._first_s.setdefault(event.request_id, clock_s)
             if event.output is not None:
-                finish[event.request_id] = clock_s
-        if between is not None:
-            between(len(steps))
-    for name in names[:sent]:
-        engine.abort(name)
-    done = [i for i, name in enumerate(names) if name in finish]
-    return VirtualReplay(
-        tuple(trace[i].arrival_s for i in done),
-        tuple(first[names[i]] for i in done),
-        tuple(finish[names[i]] for i in done),
-        tuple(trace[i].output_tokens for i in done),
-        tuple(steps),
-    )
+                self._finish_s[event.request_id] = clock_s
+
+    def result(self) -> VirtualReplay:
+        done = [i for i, name in enumerate(self.names) if name in self._finish_s]
+        return VirtualReplay(
+            tuple(self.trace[i].arrival_s for i in done),
+            tuple(self._first_s[self.names[i]] for i in done),
+            tuple(self._finish_s[self.names[i]] for i in done),
+            tuple(self.trace[i].output_tokens for i in done),
+            tuple(self.steps),
+        )
+
+
+def timed_step(engine: Engine, start_s: float) -> tuple[list[TokenEvent], Step]:
+    """One step of an engine, on the wall clock."""
+    begin_s = time.perf_counter()
+    events = engine.step()
+    seconds = time.perf_counter() - begin_s
+    record = engine.step_records[-1]
+    return events, Step(start_s, seconds, StepShape(record.prefills, record.decode_contexts))
+
+
+def replay(playback: Playback, until_steps: int | None = None) -> VirtualReplay:
+    """Play to the end, or for `until_steps` steps."""
+    made = 0
+    while not playback.done and (until_steps is None or made < until_steps):
+        playback.step()
+        made += 1
+    return playback.result()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from calibration.machine.bench import Bench, Item
 from calibration.machine.measurement import Measurement
 from calibration.machine.timer import Sample
-from calibration.machine.virtual_clock import replay
+from calibration.machine.virtual_clock import OneEngine, replay
 
 
 def items(bench: Bench) -> list[Item]:
@@ -19,8 +19,8 @@ def _steps(bench: Bench, depth: int) -> Item:
     def run() -> Iterator[Measurement]:
         count = bench.preset.steps
         with contextlib.closing(bench.engine(depth)) as engine:
-            replay(engine, bench.traffic(4, bench.seed + 1), until_steps=8)  # warm-up
-            steps = replay(engine, bench.traffic(count, bench.seed), until_steps=count).steps
+            replay(OneEngine(engine, bench.traffic(4, bench.seed + 1)), until_steps=8)  # warm-up
+            steps = replay(OneEngine(engine, bench.traffic(count, bench.seed)), until_steps=count).steps
         for number, step in enumerate(steps):
             s = step.duration_s
             yield Measurement(

@@ -11,14 +11,14 @@ import pytest
 from typer.testing import CliRunner
 
 from app.cli import cli
-from calibration.loop.report import median_errors, validate
+from calibration.loop.report import METRICS, median_errors, validate
 from calibration.loop.subject import FORMS, subject_of
 from calibration.loop.traffic import at_rate, draw_traffic, trace_of
-from calibration.loop.virtual_pair import replay_pair
+from calibration.loop.virtual_pair import Pair
 from calibration.machine import models
 from calibration.machine.bench import Bench
 from calibration.machine.profile_fit import fit_machine
-from calibration.machine.virtual_clock import replay
+from calibration.machine.virtual_clock import OneEngine, replay
 
 
 def test_the_loop_runs_end_to_end(measured, tiny_preset, this_machine) -> None:
@@ -28,11 +28,11 @@ def test_the_loop_runs_end_to_end(measured, tiny_preset, this_machine) -> None:
     reports = validate(subject, hardware, traffic, [2.0], seed=1)
     assert [(r.form, r.load) for r in reports] == [(form, 2.0) for form in FORMS]
     for report in reports:
-        assert len(report.figures) == 10
-        assert all(np.isfinite(f.predicted) and f.predicted > 0 and f.measured > 0 for f in report.figures)
+        for side in (report.predicted, report.measured):
+            assert tuple(side) == METRICS
+            assert all(np.isfinite(value) and value > 0 for value in side.values())
         assert report.step_sum_ratio > 0
-    errors = median_errors(reports)
-    assert set(errors) == {f.metric for f in reports[0].figures}
+    assert tuple(median_errors(reports)) == METRICS
 
 
 def test_pace_changes_arrivals_alone(tiny_preset) -> None:
@@ -49,8 +49,8 @@ def test_the_pair_gives_the_tokens_of_one_engine(tiny_preset, this_machine, nano
     trace = trace_of(traffic)
     with contextlib.ExitStack() as stack:
         one, prefill, decode = (stack.enter_context(contextlib.closing(bench.engine(2))) for _ in range(3))
-        alone = replay(one, trace)
-        pair = replay_pair(prefill, decode, trace)
+        alone = replay(OneEngine(one, trace))
+        pair = replay(Pair(prefill, decode, trace))
         assert all(not record.decode_contexts for record in prefill.step_records)
         assert all(not record.prefills for record in decode.step_records)
     for done in (alone, pair):

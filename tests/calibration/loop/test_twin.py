@@ -14,7 +14,7 @@ from calibration.loop.twin import Limits, RecordedTimes, Traffic, TwinError, sim
 from calibration.machine.bench import Bench
 from calibration.machine.measurement import StepShape
 from calibration.machine.preset import Preset
-from calibration.machine.virtual_clock import Step, replay
+from calibration.machine.virtual_clock import OneEngine, Step, replay
 from runtime.block_manager import BlockManager
 from runtime.scheduler import Scheduler, SchedulerConfig
 from runtime.sequence import Request, SamplingParams
@@ -28,25 +28,26 @@ def step_seconds(shape: StepShape) -> float:
     return 0.01 + 1e-4 * pairs + 3e-3 * len(shape.contexts) + 1e-5 * sum(shape.contexts)
 
 
-def drive(traffic: Traffic, limits: Limits) -> tuple[list[Step], list[float], list[float]]:
-    """The runtime's scheduler alone, on a clock of `step_seconds`: its steps, first tokens and ends."""
+def drive(traffic: Traffic, limits: Limits) -> tuple[list[Step], list[float], list[float], int]:
+    """The runtime's scheduler alone, on a clock of `step_seconds`: its steps, first tokens and ends. Blocks of one
+    token, as the simulator counts KV."""
     count = len(traffic.arrival_s)
-    blocks = BlockManager(count * 20, 16, 0, False)
+    blocks = BlockManager(limits.capacity_tokens, 1, 0, False)
     scheduler = Scheduler(SchedulerConfig(limits.max_sequences, limits.max_step_tokens), blocks)
     first, finish = [0.0] * count, [0.0] * count
     steps: list[Step] = []
-    clock, sent = 0.0, 0
+    clock, sent, preempted = 0.0, 0, 0
     while sent < count or scheduler.has_work:
         while sent < count and traffic.arrival_s[sent] <= clock:
             tokens = tuple([1] * int(traffic.prompt_tokens[sent]))
             sampling = SamplingParams(int(traffic.output_tokens[sent]), ignore_eos=True)
-            scheduler.add(TokenSequence(Request(str(sent), tokens, sampling, 0.0), 16))
+            scheduler.add(TokenSequence(Request(str(sent), tokens, sampling, 0.0), 1))
             sent += 1
         if not scheduler.has_work:
             clock = float(traffic.arrival_s[sent])
             continue
         made = scheduler.schedule()
-        assert not made.preempted
+        preempted += len(made.preempted)
         shape = StepShape(
             tuple((c.new, c.past) for c in made.chunks if not c.is_decode),
             tuple(c.past + 1 for c in made.chunks if c.is_decode),
@@ -65,7 +66,7 @@ def drive(traffic: Traffic, limits: Limits) -> tuple[list[Step], list[float], li
             if sequence.finish_reason_after(()) is not None:
                 finish[number] = clock
                 scheduler.finish(sequence)
-    return steps, first, finish
+    return steps, first, finish, preempted
 
 
 class FormulaTimes:
@@ -89,25 +90,43 @@ def traffic_of(gaps: Sequence[float], prompts: Sequence[int], outputs: Sequence[
 
 
 requests = st.lists(st.tuples(st.floats(0.0, 0.2), st.integers(1, 120), st.integers(1, 20)), min_size=1, max_size=25)
+AMPLE = 25 * 320
 
 
-@settings(max_examples=60, deadline=None)
-@given(rows=requests, sequences=st.integers(1, 6), budget=st.integers(6, 64))
-def test_same_arrivals_and_step_times_give_the_same_batches(rows, sequences, budget) -> None:
-    traffic = traffic_of(*zip(*rows, strict=True))
-    limits = Limits(sequences, budget, 25 * 320)
-    steps, first, finish = drive(traffic, limits)
+def check_twin(traffic: Traffic, limits: Limits) -> int:
+    """Preemptions of the engine, where simulator and engine make the same batches at the same times."""
+    steps, first, finish, preempted = drive(traffic, limits)
     # RecordedTimes raises TwinError at the first step that differs.
     twin = simulate(traffic, RecordedTimes(steps), limits)
     np.testing.assert_allclose(twin.first_token_s, first, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(twin.finish_s, finish, rtol=1e-9, atol=1e-12)
     alone = simulate(traffic, FormulaTimes(), limits)
     np.testing.assert_allclose(alone.finish_s, finish, rtol=1e-9, atol=1e-12)
+    return preempted
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=requests, sequences=st.integers(1, 6), budget=st.integers(6, 64))
+def test_same_arrivals_and_step_times_give_the_same_batches(rows, sequences, budget) -> None:
+    assert check_twin(traffic_of(*zip(*rows, strict=True)), Limits(sequences, budget, AMPLE)) == 0
+
+
+# Multiples of 100 tokens: what a newcomer must leave free is then a whole number of blocks.
+@settings(max_examples=60, deadline=None)
+@given(rows=requests, sequences=st.integers(2, 6), budget=st.integers(6, 64), capacity=st.sampled_from((200, 300)))
+def test_scarce_kv_gives_the_same_batches(rows, sequences, budget, capacity) -> None:
+    check_twin(traffic_of(*zip(*rows, strict=True)), Limits(sequences, budget, capacity))
+
+
+def test_the_same_sequences_are_preempted() -> None:
+    """Six prompts of 40 in room for 300 tokens: each grows by 60, so that some must go and come back."""
+    traffic = traffic_of([0.0] + [1e-3] * 5, [40] * 6, [60] * 6)
+    assert check_twin(traffic, Limits(6, 64, 300)) >= 3
 
 
 def test_a_different_batch_is_noticed() -> None:
     traffic = traffic_of([0.0, 0.001], [30, 30], [4, 4])
-    steps, _, _ = drive(traffic, Limits(2, 64, 1000))
+    steps, *_ = drive(traffic, Limits(2, 64, 1000))
     with pytest.raises(TwinError, match="the simulator computes"):
         simulate(traffic, RecordedTimes(steps), Limits(1, 64, 1000))
 
@@ -122,7 +141,7 @@ def test_recorded_durations_of_a_real_engine_replay_exactly(tiny_preset: Preset,
     trace = [TraceRequest(float(a), int(p), int(o)) for a, p, o in
              zip(arrivals, rng.integers(1, 60, 20), rng.integers(1, 8, 20), strict=True)]  # fmt: skip
     with contextlib.closing(bench.engine(4)) as engine:
-        played = replay(engine, trace)
+        played = replay(OneEngine(engine, trace))
     traffic = Traffic(arrivals, np.array([t.input_tokens for t in trace]), np.array([t.output_tokens for t in trace]))
     limits = Limits(tiny_preset.max_sequences, tiny_preset.max_step_tokens, 4 * 128)
     twin = simulate(traffic, RecordedTimes(played.steps), limits)

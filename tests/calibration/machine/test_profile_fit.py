@@ -12,12 +12,13 @@ import pytest
 from calibration.loop.twin import profiled_times
 from calibration.machine import models
 from calibration.machine.measurement import FitError, Measurement, Measurements, StepShape
-from calibration.machine.profile_fit import fit_machine
-from calibration.machine.step_fit import StepRow, columns_of, fit_steps
+from calibration.machine.profile_fit import fit_machine, refit
+from calibration.machine.step_fit import StepRow, classes_of, columns_of, fit_steps
 from calibration.machine.step_ops import StepPricer
 from calibration.machine.timer import Sample
 from hw_profiles import catalog
 from hw_profiles.efficiency import OpClass, read_fit
+from hw_profiles.profile import profile_of
 from simulator.model.roofline import op_seconds
 
 
@@ -61,23 +62,39 @@ def test_times_of_a_known_machine_give_its_profile_back(measured: Measurements) 
     assert depth.median_error < 0.03
 
 
-def test_whole_steps_find_the_factors_they_were_made_with(measured: Measurements) -> None:
+@pytest.fixture(scope="module")
+def h100_steps(measured: Measurements) -> list[StepRow]:
+    """Steps of the nano model on an H100 under the assumed efficiency, 5 ms of host time each."""
     hardware = catalog.load("h100_sxm")
     config = measured.configs[next(iter(measured.configs))]
     pricer = StepPricer(models.model_spec(config, measured.machine, "nano"), hardware)
     rng = np.random.default_rng(1)
-    shapes = [StepShape(((int(rng.integers(1, 4000)), 0),), (int(rng.integers(1, 900)),) * int(rng.integers(1, 300)))
-              for _ in range(200)]  # fmt: skip
-    rows = [StepRow(pricer.ops(shape), 1.0, 4) for shape in shapes]
-    from calibration.fit import Parameters
+    rows = []
+    for _ in range(200):
+        contexts = (int(rng.integers(1, 900)),) * int(rng.integers(1, 300))
+        ops = pricer.ops(StepShape(((int(rng.integers(1, 4000)), 0),), contexts))
+        rows.append(StepRow(ops, 5e-3 + sum(op_seconds(op, hardware) for op in ops), 4))
+    return rows
 
-    parameters = Parameters.of(hardware.efficiency.classes, {})
-    classes = [OpClass.DENSE_GEMM, *(c for c in OpClass if c is not OpClass.DENSE_GEMM)]
-    columns = columns_of(rows, parameters, hardware, classes)
-    seconds = columns.sum(axis=1) - 1.0 + 5e-3  # factors 1, host 5 ms
+
+def test_whole_steps_find_the_factors_they_were_made_with(h100_steps: list[StepRow]) -> None:
+    classes = classes_of(h100_steps)
+    columns = columns_of(h100_steps, catalog.load("h100_sxm"), classes)
+    seconds = np.array([row.seconds for row in h100_steps])
     found = fit_steps(columns, seconds, classes)
     assert found.host_s == pytest.approx(5e-3, rel=0.02)
     np.testing.assert_allclose(found.seconds(columns, classes), seconds, rtol=0.01)
+
+
+def test_a_slower_hour_is_followed_by_few_steps(h100_steps: list[StepRow]) -> None:
+    """Everything takes 1.6 times as long: 12 small steps tell it, and large ones are then predicted as well."""
+    hardware = catalog.load("h100_sxm")
+    known = profile_of(hardware.accelerator, hardware.efficiency.model_copy(update={"step_overhead_s": 5e-3}))
+    slow = sorted((dataclasses.replace(row, seconds=1.6 * row.seconds) for row in h100_steps), key=lambda r: r.seconds)
+    now = refit(known, slow[:12])
+    largest = slow[-1]
+    predicted = now.efficiency.step_overhead_s + sum(op_seconds(op, now) for op in largest.ops)
+    assert predicted == pytest.approx(largest.seconds, rel=0.01)
 
 
 def test_measured_profile_prices_steps_and_comes_back_from_disk(measured: Measurements, tmp_path: Path) -> None:

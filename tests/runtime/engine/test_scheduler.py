@@ -106,6 +106,18 @@ def test_last_come_is_preempted_first_and_computed_again() -> None:
     assert first.num_output == second.num_output == 6
 
 
+def test_a_newcomer_leaves_room_for_those_that_run() -> None:
+    """200 blocks of 4 tokens: 1% are 2 blocks. A prompt of 7 takes 2 blocks, one of 8 a third for its next token."""
+    scheduler = make_scheduler(200, caching=False, tokens=2000)
+    for name, prompt in (("first", 4 * 193), ("seven", 7), ("eight", 8)):
+        scheduler.add(make_sequence(name, [1] * prompt, 2))
+    step = scheduler.schedule()
+    assert plan(step) == [("first", 0, 772), ("seven", 0, 7)]
+    assert scheduler.blocks.num_free_blocks == 4, "with the third sequence only one would be left"
+    for sequence in (*scheduler.running, *scheduler.waiting):
+        scheduler.finish(sequence)
+
+
 def test_max_num_seqs_bounds_the_batch_and_order_is_first_come_first_served() -> None:
     scheduler = make_scheduler(64, seqs=2)
     steps = run_all(scheduler, [make_sequence(str(i), [i] * 3, 2) for i in range(5)])
