@@ -3,8 +3,8 @@
 The motivating experiment of DistServe (Zhong et al., OSDI 2024, figure 1): a dense 13B model in 16 bits on A100 80GB,
 512 prompt and 64 output tokens, 90% of requests to see TTFT <= 0.4 s and TPOT <= 40 ms. Goodput is the highest rate a
 GPU at which they do. The paper's colocated system computes whole prompts first (vLLM at that time): `prefill_first`
-with a budget of one prompt; `chunked` is what came after (Sarathi-Serve, OSDI 2024). Limits from strict to loose and
-a second traffic of short prompts show on which side of the crossover either form wins.
+with a budget of one prompt; `chunked` is what came after (Sarathi-Serve, OSDI 2024). Limits from strict to loose
+show on which side of the crossover either form wins.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ LIMITS = (
     Limits(0.4, 0.04),  # figure 1
     Limits(0.4, 0.06),
     Limits(0.4, 0.1),
-    Limits(2.0, 0.2),
+    Limits(1.0, 0.2),
 )
-TRAFFIC = {"512 in, 64 out": (512, 64), "64 in, 256 out": (64, 256)}
+LENGTHS = (512, 64)  # tokens of prompt and output
 
 
 def designs() -> dict[str, dict[str, Any]]:
@@ -130,27 +130,22 @@ def write_model(folder: Path) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--requests", type=int, default=600)
+    parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    report: dict[str, Any] = {"gpus": GPUS, "attainment": ATTAINMENT, "requests": options.requests, "traffic": {}}
     with tempfile.TemporaryDirectory() as folder:
         model = write_model(Path(folder))
-        for name, lengths in TRAFFIC.items():
-            columns = {
-                design: goodputs(model, deployment, lengths, LIMITS, options.requests)
-                for design, deployment in designs().items()
-            }
-            rows = []
-            print(f"{name}: goodput, requests/s/GPU")
-            for i, limits in enumerate(LIMITS):
-                row = {design: values[i] for design, values in columns.items()}
-                split = max((design for design in row if design.startswith("dis")), key=lambda design: row[design])
-                rows.append({"ttft_s": limits.ttft_s, "tpot_s": limits.tpot_s, "goodput": row, "best_split": split})
-                shown = {d: v for d, v in row.items() if d.startswith("col")} | {split: row[split]}
-                text = "  ".join(f"{design} {value:.2f}" for design, value in shown.items())
-                print(f"  TTFT <= {limits.ttft_s:g} s, TPOT <= {limits.tpot_s * 1e3:g} ms: {text}")
-            report["traffic"][name] = rows
+        columns = {name: goodputs(model, form, LENGTHS, LIMITS, options.requests) for name, form in designs().items()}
+    rows = []
+    print(f"{LENGTHS[0]} in, {LENGTHS[1]} out, {GPUS} GPUs: goodput, requests/s/GPU")
+    for i, limits in enumerate(LIMITS):
+        row = {design: values[i] for design, values in columns.items()}
+        split = max((design for design in row if design.startswith("dis")), key=lambda design: row[design])
+        rows.append({"ttft_s": limits.ttft_s, "tpot_s": limits.tpot_s, "goodput": row, "best_split": split})
+        shown = {d: v for d, v in row.items() if d.startswith("col")} | {split: row[split]}
+        text = "  ".join(f"{design} {value:.2f}" for design, value in shown.items())
+        print(f"  TTFT <= {limits.ttft_s:g} s, TPOT <= {limits.tpot_s * 1e3:g} ms: {text}")
+    report = {"gpus": GPUS, "attainment": ATTAINMENT, "requests": options.requests, "limits": rows}
     if options.json is not None:
         options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
