@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := pyproject.toml .ci/install.py .ci/constraints-cpu.txt
 
-.PHONY: plan app test lint format bench-des bench-loop bench-accuracy clean
+.PHONY: plan app test test-night lint format bench-des bench-loop bench-accuracy clean
 
 plan: $(VENV)/.base  ## rank cluster designs for the default scenario; ARGS="..." passes options on
 	@$(BIN)/moeplan plan $(ARGS)
@@ -14,6 +14,10 @@ app: $(VENV)/.base  ## the dashboard
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -n 2 $(ARGS)
+
+test-night: $(VENV)/.dev  ## the cluster's property tests over ten times as many random scenarios
+	HYPOTHESIS_PROFILE=night $(BIN)/python -m pytest -q -n 2 tests/simulator/des/test_conservation.py \
+		tests/simulator/des/test_stepwise.py $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -68,7 +68,16 @@ def measure(count: int, seed: int = 0) -> dict[str, Any]:
     profiles = {f"{pool.gpu}@{pool.stack}": load(pool.gpu, pool.stack) for pool in deployment.pools}
     start = time.process_time()
     requests = conversation(count, seed)
-    result = play(chosen, deployment, model, profiles, requests, np.random.default_rng(seed))
+    ended: list[tuple[int, float]] = [(0, time.process_time())]
+    result = play(
+        chosen,
+        deployment,
+        model,
+        profiles,
+        requests,
+        np.random.default_rng(seed),
+        progress=lambda done, _: ended.append((done, time.process_time())),
+    )
     summary = result.summary()
     cpu_s = time.process_time() - start
     return {
@@ -76,9 +85,21 @@ def measure(count: int, seed: int = 0) -> dict[str, Any]:
         "requests_per_s": count / cpu_s,
         "cpu_s": cpu_s,
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "second_half_over_first": _growth(ended),
         "steps": sum(int(pool["steps"]) for pool in summary["utilization"].values()),
         "summary": summary,
     }
+
+
+def _growth(ended: list[tuple[int, float]]) -> float:
+    """CPU time of the second half of all requests over that of the first: 1 where time grows linearly.
+
+    >>> _growth([(0, 1.0), (50, 3.0), (100, 6.0)])
+    1.5
+    """
+    done, cpu_s = zip(*ended, strict=True)
+    half_s = float(np.interp(done[-1] / 2, done, cpu_s))
+    return (cpu_s[-1] - half_s) / (half_s - cpu_s[0])
 
 
 def main() -> None:
@@ -90,7 +111,8 @@ def main() -> None:
     report = measure(options.requests, options.seed)
     print(
         f"{report['requests']:,} requests: {report['cpu_s']:.2f} s of CPU, {report['requests_per_s']:,.0f} requests/s, "
-        f"{report['peak_mib']:.0f} MiB, {report['steps'] / report['requests']:.1f} steps a request"
+        f"{report['peak_mib']:.0f} MiB, {report['steps'] / report['requests']:.1f} steps a request, "
+        f"second half / first half of the run {report['second_half_over_first']:.2f} (linear: 1)"
     )
     if options.json is not None:
         options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

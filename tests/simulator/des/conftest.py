@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 
 from simulator.des.kv_cache import KvSpace
 from simulator.des.metrics import SimulationResult
+from simulator.des.recorder import Recorder
 from simulator.des.run import Cluster
 from simulator.des.scenario import Slo
 from simulator.des.spec import ClusterSpec, InstanceSpec, PoolSpec
@@ -71,21 +72,22 @@ def _play(
     warmup: int = 0,
     slo: Slo | None = None,
     seed: int = 0,
+    blocks: list[tuple[int, ...]] | None = None,
+    recorder: Recorder | None = None,
 ) -> SimulationResult:
     requests = Requests(
         np.array(prompts, dtype=np.int64),
         np.array(outputs, dtype=np.int64),
         None if arrivals is None else np.array(arrivals, dtype=np.float64),
         concurrency,
+        blocks,
     )
-    run = Cluster(spec, requests, np.random.default_rng(seed), warmup).run()
+    run = Cluster(spec, requests, np.random.default_rng(seed), warmup, recorder=recorder).run()
     return SimulationResult(spec, run, slo or Slo())
 
 
-def _colocated(
-    instance: InstanceSpec, count: int = 1, router: str = "least_loaded", max_queue: int | None = None
-) -> ClusterSpec:
-    return ClusterSpec(PoolSpec("colocated", instance, count), router=router, max_queue=max_queue)
+def _colocated(instance: InstanceSpec, count: int = 1, router: str = "least_loaded", **fields: Any) -> ClusterSpec:
+    return ClusterSpec(PoolSpec("colocated", instance, count), router=router, **fields)
 
 
 def _disaggregated(
