@@ -58,9 +58,8 @@ class Pair:
     def result(self) -> VirtualReplay:
         from runtime import handover
 
-        for delivery in self._delivered:
-            handover.remove(delivery.written.segment)
         for name in self.book.under_way:
+            handover.remove(_segment(name))  # on its way, or waiting to be read
             self.prefill.abort(name)
             self.decode.abort(name)
         return self.book.result()
@@ -89,11 +88,16 @@ class Pair:
         return step
 
 
+def _segment(name: str) -> str:
+    """Shared memory that holds the cache of request `name`."""
+    return f"moeplan-virtual-{os.getpid()}-{name}"
+
+
 def _write_out(engine: Engine, name: str) -> tuple[Handover, float]:
     from runtime import handover
 
     begin_s = time.perf_counter()
-    written = handover.write(f"moeplan-virtual-{os.getpid()}-{name}", engine.export(name))
+    written = handover.write(_segment(name), engine.export(name))
     seconds = time.perf_counter() - begin_s
     engine.abort(name)
     return written, seconds
