@@ -18,6 +18,8 @@ LATENCIES = {
     "e2e_s": ("End to end [s]", 2, 1.0),
     "tok_s_per_user": ("tok/s/user", 1, 1.0),
 }
+TENANT_COLUMNS = ("Priority", "Requests", "TTFT\np50 [s]", "TTFT\np99 [s]", "TPOT\np50 [ms]", "TPOT\np99 [ms]",
+                  "Output\ntok/s", "In limits\n%")  # fmt: skip
 RATES = {
     "total_tok_s_per_gpu": ("Input + output tok/s/GPU", 1, 1.0),
     "output_tok_s_per_gpu": ("Output tok/s/GPU", 1, 1.0),
@@ -50,6 +52,7 @@ def simulation_report(scenario: Scenario, summary: dict[str, Any]) -> Renderable
         Text(_headline(scenario, summary), style="bold"),
         _latency_table(summary["metrics"]),
         *(Text(line) for line in _limit_lines(summary["slo"])),
+        *([_tenant_table(summary["tenants"])] if summary["tenants"] else []),
         _listing("Throughput", RATES, summary["throughput"]),
         _usage_table(summary["utilization"]),
         *(Text(line) for line in _lifecycle_lines(summary)),
@@ -103,6 +106,25 @@ def _lifecycle_lines(summary: dict[str, Any]) -> list[str]:
     if summary["retries"]:
         lines.append(f"Retries after faults: {summary['retries']:,}.")
     return lines
+
+
+def _tenant_table(tenants: dict[str, dict[str, Any]]) -> RenderableType:
+    """One row a tenant: what it sent, what it got, and whether its own limits are kept."""
+    table = simple_table("Tenant", *TENANT_COLUMNS)
+    for name, seen in tenants.items():
+        metrics, slo = seen["metrics"], seen["slo"]
+        table.add_row(
+            name,
+            "offline" if seen["offline"] else f"{seen['priority']}",
+            number(seen["requests"]["total"], 0),
+            number(metrics["ttft_s"]["p50"], 3),
+            number(metrics["ttft_s"]["p99"], 3),
+            number(metrics["tpot_s"]["p50"], 1, 1e3),
+            number(metrics["tpot_s"]["p99"], 1, 1e3),
+            number(seen["throughput"]["output_tok_s"], 0),
+            number(slo["attainment"], 1, 100.0) if slo["limits"] else "none",
+        )
+    return table
 
 
 def _listing(title: str, rows: dict[str, tuple[str, int, float]], figures: dict[str, Any]) -> RenderableType:

@@ -41,7 +41,7 @@ def with_changes(
     if search:
         changes["search"] = scenario.search.model_dump() | search
     if workload := _workload(scenario, rate, trace, isl, osl):
-        changes["workload"] = workload
+        changes |= {"workload": workload, "tenants": ()}
     limits = {"ttft_s": ttft_s, "tpot_s": tpot_s}
     if any(limit is not None for limit in limits.values()):
         changes["slo"] = scenario.slo.model_dump() | {k: v for k, v in limits.items() if v is not None}
@@ -68,9 +68,8 @@ def _workload(
     if isinstance(scenario.workload, OpenLoop):
         return scenario.workload.model_dump() | synthetic
     if len(synthetic) < 3:
-        raise InputError(
-            f"the scenario's workload is {scenario.workload.kind}; to replace it give --rate, --isl and --osl together"
-        )
+        kind = "not one alone" if scenario.workload is None else scenario.workload.kind
+        raise InputError(f"the scenario's workload is {kind}; to replace it give --rate, --isl and --osl together")
     return {"kind": "open_loop", **synthetic}
 
 

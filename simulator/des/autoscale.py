@@ -8,7 +8,7 @@ leaves, one at a time, when a cool-down has passed since the last change and the
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence, Sized
+from collections.abc import Callable, Generator, Sequence, Sized
 
 import simpy
 
@@ -29,17 +29,22 @@ class PoolView:
     """What an autoscaler sees of a pool.
 
     queues: where requests wait for the pool besides at its instances. ended: requests of the cluster in order of
-    their end. limits: by metric ("ttft_s", "tpot_s", "e2e_s"), those that the pool answers for. [s]
+    their end. limits_of: by metric ("ttft_s", "tpot_s", "e2e_s"), those of a request that the pool answers for. [s]
     """
 
     def __init__(
-        self, fleet: Fleet, queues: Sequence[Sized], journal: Journal, ended: Sequence[int], limits: dict[str, float]
+        self,
+        fleet: Fleet,
+        queues: Sequence[Sized],
+        journal: Journal,
+        ended: Sequence[int],
+        limits_of: Callable[[int], dict[str, float]],
     ) -> None:
         self._fleet = fleet
         self._queues = queues
         self._journal = journal
         self._ended = ended
-        self._limits = limits
+        self._limits_of = limits_of
         self._seen = 0
 
     def waiting(self) -> int:
@@ -62,18 +67,19 @@ class PoolView:
         return sum(instance.usage().busy_s for instance in self._fleet.instances)
 
     def missed_share(self) -> float | None:
-        """Of the requests that ended since the last call, the share outside the limits; None where none ended."""
+        """Of the requests with limits that ended since the last call, the share outside; None where none ended."""
         news = self._ended[self._seen :]
         self._seen += len(news)
-        return sum(map(self._missed, news)) / len(news) if news else None
+        judged = [(request, limits) for request in news if (limits := self._limits_of(request))]
+        return sum(self._missed(request, limits) for request, limits in judged) / len(judged) if judged else None
 
-    def _missed(self, request: int) -> bool:
+    def _missed(self, request: int, limits: dict[str, float]) -> bool:
         journal = self._journal
         arrival, first, end = (t[request] for t in (journal.arrival_s, journal.first_token_s, journal.finish_s))
         seen = {"ttft_s": first - arrival, "e2e_s": end - arrival}
         if journal.output_tokens[request] > 1:
             seen["tpot_s"] = (end - first) / (journal.output_tokens[request] - 1)
-        return any(seen.get(name, 0.0) > limit for name, limit in self._limits.items())
+        return any(seen.get(name, 0.0) > limit for name, limit in limits.items())
 
 
 def follow_schedule(env: simpy.Environment, fleet: Fleet, keys: Autoscale) -> Process:

@@ -39,6 +39,7 @@ class Prefilling:
     request: int
     tokens: int
     done: int = 0
+    offline: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -55,10 +56,10 @@ class Rank:
     held_tokens: int = 0
     prefilling: deque[Prefilling] = field(default_factory=deque)
 
-    def admits(self, tokens: int, tick: int) -> bool:
-        """Whether one more sequence of `tokens` finds room."""
+    def admits(self, tokens: int, tick: int, headroom: float = 0.0) -> bool:
+        """Whether one more sequence of `tokens` finds room and leaves a share of `headroom` free."""
         return self.kv.admits(
-            self.size + self.held_sequences + 1, self.offsets + self.size * tick + self.held_tokens + tokens
+            self.size + self.held_sequences + 1, self.offsets + self.size * tick + self.held_tokens + tokens, headroom
         )
 
     def overflows(self, tick: int) -> bool:
@@ -178,18 +179,27 @@ class RunningBatch:
                 ended.append(sequence)
         return ended
 
-    def preempt(self, rank: Rank) -> tuple[int, int]:
-        """Drop the sequence of `rank` that joined last. Returns its request and the tokens it still had to emit.
-
-        Scans the batch: preemption is rare beside steps.
-        """
-        _, sequence = self.newest(rank)
+    def preempt(self, rank: Rank, priority: list[int] | None = None) -> tuple[int, int]:
+        """Drop the newest sequence of `rank`. Returns its request and the tokens it still had to emit."""
+        found = self.newest(rank, priority)
+        assert found is not None
+        sequence = found[2]
         self._drop(sequence)
         return sequence.request, sequence.last_tick - self.tick
 
-    def newest(self, rank: Rank) -> tuple[int, Sequence]:
-        """The sequence of `rank` that joined last, and its serial number."""
-        return max((serial, sequence) for _, serial, sequence in self._ends if sequence.alive and sequence.rank is rank)
+    def newest(self, rank: Rank, priority: list[int] | None = None) -> tuple[int, int, Sequence] | None:
+        """The sequence of `rank` that joined last, of the lowest priority where requests have any.
+
+        Its priority negated comes first, its serial number second. Scans the batch: preemption is rare beside steps.
+        """
+        return max(
+            (
+                (-priority[sequence.request] if priority else 0, serial, sequence)
+                for _, serial, sequence in self._ends
+                if sequence.alive and sequence.rank is rank
+            ),
+            default=None,
+        )
 
     def drop(self) -> list[tuple[int, int]]:
         """Drop every sequence and start with new ranks. Returns requests and the tokens that they still had to emit."""

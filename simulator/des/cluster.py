@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,9 +15,9 @@ from simulator.des.metrics import Price, SimulationResult, warmup_count
 from simulator.des.prefix_cache import BLOCK_TOKENS, StatePolicy, Tier
 from simulator.des.recorder import Recorder
 from simulator.des.run import Cluster, Progress
-from simulator.des.scenario import Deployment, Pool, PrefixCacheKeys, Scenario, ScenarioError, Startup
+from simulator.des.scenario import Deployment, Pool, PrefixCacheKeys, Scenario, ScenarioError, Slo, Startup
 from simulator.des.spec import ClusterSpec, InstanceSpec, PoolSpec
-from simulator.des.workload import Requests, make_requests
+from simulator.des.workload import Requests, make_streams
 from simulator.model.architecture import ModelSpec
 from simulator.model.kv import transfer_bytes
 from simulator.model.latency import StepLatency
@@ -48,7 +49,7 @@ def simulate(
     profiles = {pool.gpu + "@" + pool.stack: load(pool.gpu, pool.stack) for pool in deployment.pools}
     seeds = np.random.SeedSequence(scenario.seed if seed is None else seed)
     workload_seed, router_seed = seeds.spawn(2)
-    requests = make_requests(scenario.workload, workload_seed)
+    requests = make_streams(scenario.traffic(), workload_seed)
     rng = np.random.default_rng(router_seed)
     return play(scenario, deployment, model, profiles, requests, rng, progress, recorder)
 
@@ -58,16 +59,22 @@ def play(
     deployment: Deployment,
     model: ModelSpec,
     profiles: dict[str, HardwareProfile],
-    requests: Requests,
+    requests: Requests | Sequence[Requests],
     rng: np.random.Generator,
     progress: Progress | None = None,
     recorder: Recorder | None = None,
 ) -> SimulationResult:
-    """Run prepared requests on a deployment; `profiles` are keyed "gpu@stack"."""
-    if deployment.prefix_cache is not None and requests.blocks is None:
+    """Run prepared requests of one or several tenants on a deployment; `profiles` are keyed "gpu@stack"."""
+    streams = (requests,) if isinstance(requests, Requests) else tuple(requests)
+    if deployment.prefix_cache is not None and all(stream.blocks is None for stream in streams):
         raise ScenarioError(
             f"[deployment.prefix_cache] of '{scenario.name}' has nothing to match: the workload names no prompt "
-            "blocks; replay a Mooncake trace with hash_ids, or give an open loop a shared_prefix"
+            "blocks; replay a Mooncake trace with hash_ids, send sessions, or give an open loop a shared_prefix"
+        )
+    if deployment.router == "session_affinity" and all(stream.sessions is None for stream in streams):
+        raise ScenarioError(
+            f"router=session_affinity of '{scenario.name}' has no sessions to keep together; "
+            "send a workload of kind 'sessions', or choose another router"
         )
     named = {
         name: pool
@@ -115,13 +122,21 @@ def play(
         max_positions=model.max_positions,
         layers=len(model.layers),
         faults=deployment.faults,
-        slo=scenario.slo,
+        slos=tuple(_slo(scenario, stream) for stream in streams),
     )
     assumptions += _lifecycle(deployment, spec)
-    warmup = warmup_count(scenario.warmup_fraction, len(requests))
-    run = Cluster(spec, requests, rng, warmup, progress, recorder).run()
+    warmup = warmup_count(scenario.warmup_fraction, sum(len(stream) for stream in streams if not stream.offline))
+    run = Cluster(spec, streams, rng, warmup, progress, recorder).run()
     priced = prices if len(prices) == len(pools) else None
-    return SimulationResult(spec, run, scenario.slo, priced, tuple(dict.fromkeys(assumptions)))
+    return SimulationResult(spec, run, spec.slos, priced, tuple(dict.fromkeys(assumptions)))
+
+
+def _slo(scenario: Scenario, stream: Requests) -> Slo:
+    """The limits of a tenant: its own, or the scenario's; offline work has none but its own."""
+    own = next((tenant.slo for tenant in scenario.tenants if tenant.name == stream.tenant), None)
+    if own is not None:
+        return own
+    return Slo() if stream.offline and scenario.tenants else scenario.slo
 
 
 def _check_domain(deployment: Deployment, profiles: dict[str, HardwareProfile]) -> None:
@@ -183,7 +198,7 @@ def _lifecycle(deployment: Deployment, spec: ClusterSpec) -> list[str]:
                 f"[deployment.faults] names node {max(beyond)} of the {pool.name} pool, which fills {nodes} nodes of "
                 f"{pool.node_gpus} accelerators; count from 0, or set node_gpus"
             )
-        if pool.autoscale is not None and pool.autoscale.metric == "attainment" and not spec.limits_of(pool):
+        if pool.autoscale is not None and pool.autoscale.metric == "attainment" and not any(spec.limits_of(pool)):
             raise ScenarioError(
                 f"the {pool.name} pool scales by attainment, but [slo] has no limit that it answers for; "
                 f"set {'tpot_s' if pool is spec.decode else 'ttft_s'}"

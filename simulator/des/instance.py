@@ -16,7 +16,8 @@ from simulator.des.journal import Journal, Usage
 from simulator.des.meter import Meter
 from simulator.des.prefix_cache import BLOCK_TOKENS, PrefixCache
 from simulator.des.pricing import Part, price
-from simulator.des.scheduler import Scheduler, WaitingQueue
+from simulator.des.queues import Queue, queue_of
+from simulator.des.scheduler import Scheduler
 from simulator.des.spec import InstanceSpec
 
 
@@ -69,18 +70,19 @@ class Instance:
         index: int,
         spec: InstanceSpec,
         journal: Journal,
-        waiting: WaitingQueue,
+        waiting: Queue[int],
         ended: Callable[[int], None],
         hand_over: Callable[[Handover], None] | None = None,
         fetch: Callable[[Handover, Instance, Rank], None] | None = None,
         streams: Streams | None = None,
         observe: Callable[[Instance, float, int, int], None] | None = None,
+        backlog: deque[int] | None = None,
     ) -> None:
         self.env = env
         self.index = index
         self.spec = spec
         self.journal = journal
-        self.scheduler = Scheduler(spec, journal, waiting, self._begin)
+        self.scheduler = Scheduler(spec, journal, waiting, self._begin, backlog)
         self.batch = self.scheduler.batch
         self.waiting = waiting
         self.meter = Meter()
@@ -90,7 +92,7 @@ class Instance:
         self.emptied: Callable[[], None] | None = None  # called when nothing is held any more, while it drains
         self.cache = PrefixCache(spec.cache_tiers, spec.cache_policy) if spec.cache_tiers else None
         self._cache_load_s = 0.0  # of prompts admitted to the step under way
-        self._incoming: deque[Handover] = deque()
+        self._incoming: Queue[Handover] = queue_of(journal.priority, lambda handover: handover.request)
         self._incoming_tokens = 0
         self._arriving: dict[int, Handover] = {}  # by request; room is reserved, KV under way
         self._delivered: list[tuple[Handover, Rank]] = []
@@ -109,7 +111,7 @@ class Instance:
 
     def enqueue(self, request: int) -> None:
         """Put a request at the end of the queue of prompts."""
-        self.load += self._weight(request)
+        self.load += self.weight(request)
         self.waiting.append(request)
         self.kick()
 
@@ -120,7 +122,8 @@ class Instance:
         free = scheduler.sequences < self.spec.max_sequences
         return free and scheduler.admits and not (self.waiting or scheduler.recompute)
 
-    def _weight(self, request: int) -> int:
+    def weight(self, request: int) -> int:
+        """What a request adds to the load."""
         if self._hand_over is None:
             return 1
         return self.journal.prompt_tokens[request] + self.journal.emitted[request]
@@ -145,7 +148,7 @@ class Instance:
         incoming = self._incoming
         while incoming:
             handover = incoming[0]
-            rank = self.scheduler.reserve(handover.tokens)
+            rank = self.scheduler.reserve(handover.request, handover.tokens)
             if rank is None:
                 return
             incoming.popleft()
@@ -174,7 +177,7 @@ class Instance:
         """Free the KV of a sequence that has left for another instance."""
         del self._leaving[handover.request]
         handover.rank.release(handover.tokens)
-        if self.waiting or self.emptied is not None:
+        if self.waiting or self.scheduler.backlog or self.emptied is not None:
             self.kick()
 
     def kick(self) -> None:
@@ -191,10 +194,14 @@ class Instance:
         scheduler = self.scheduler
         meter = self.meter
         times = self._times
+        waiting, recompute, backlog = scheduler.waiting, scheduler.recompute, scheduler.backlog
         while True:
             if self._delivered:
                 self._join_delivered()
-            parts = scheduler.parts() if self.waiting or scheduler.prefilling or scheduler.recompute else []
+            prompts = waiting or recompute or scheduler.prefilling
+            if not prompts and backlog is not None:
+                prompts = backlog or scheduler.set_aside
+            parts = scheduler.parts() if prompts else []
             size = batch.size
             if parts:
                 self._decodes = decodes = size > 0 and scheduler.mixes
@@ -246,7 +253,7 @@ class Instance:
             self.batch.join(request, rank, handover.tokens, journal.output_tokens[request] - journal.emitted[request])
         self._delivered.clear()
 
-    def _begin(self, prompt: Prefilling) -> None:
+    def _begin(self, prompt: Prefilling, routed: bool) -> None:
         """A prompt is admitted: note when and where, and spare what the prefix cache holds of it."""
         journal = self.journal
         request = prompt.request
@@ -254,6 +261,8 @@ class Instance:
             journal.prefill_start_s[request] = self.env.now
         if self._fetch is None:  # else it is preempted and computed again where it decodes
             journal.prefill_instance[request] = self.index
+        if not routed:
+            self.load += self.weight(request)
         if self.cache is not None and journal.blocks is not None:
             hit = self.cache.take(journal.blocks[request])
             prompt.done = self.cache.policy.resume(hit.blocks * BLOCK_TOKENS, journal.prompt_tokens[request])
@@ -306,6 +315,8 @@ class Instance:
         if self._hand_over is None:
             self.load -= 1
             self.journal.decode_instance[request] = self.index
+            if self.cache is not None and self.journal.kept_blocks is not None:
+                self.cache.insert(self.journal.kept_blocks[request])
         self._ended(request)
 
     # Faults
@@ -331,20 +342,22 @@ class Instance:
             self.cache.clear()
         self.meter.hold(now, 0.0)
         self._cache_load_s = 0.0
-        self.load = sum(self._weight(self.waiting[i]) for i in range(len(self.waiting)))
+        self.load = sum(map(self.weight, self.waiting))
         return Losses(sorted(lost), [handover for handover in handovers if not handover.is_lost])
 
     def unqueue(self) -> list[int]:
         """Take back every request of the waiting queue."""
         requests = [self.waiting.popleft() for _ in range(len(self.waiting))]
-        self.load -= sum(map(self._weight, requests))
+        self.load -= sum(map(self.weight, requests))
         return requests
 
     def forget_lost(self) -> None:
         """Drop hand-overs that wait for room here and whose KV has gone with their source."""
         kept = [handover for handover in self._incoming if not handover.is_lost]
         self.load -= len(self._incoming) - len(kept)
-        self._incoming = deque(kept)
+        self._incoming.clear()
+        for handover in kept:
+            self._incoming.append(handover)
         self._incoming_tokens = sum(handover.tokens for handover in kept)
         self._accept()
         self.kick()
@@ -354,11 +367,11 @@ class Instance:
     @property
     def waiting_count(self) -> int:
         """Prompts not begun, and prefilled sequences that wait for room."""
-        return len(self.waiting) + self.stalled_count
+        return len(self.waiting) + len(self.scheduler.set_aside) + self.stalled_count
 
     @property
     def stalled_count(self) -> int:
-        """Preempted sequences to compute again, and prefilled sequences that wait for room."""
+        """Preempted sequences to compute again, but for offline ones, and prefilled sequences that wait for room."""
         return len(self.scheduler.recompute) + len(self._incoming)
 
     @property
@@ -383,7 +396,7 @@ class Instance:
     @property
     def is_empty(self) -> bool:
         """No request and no KV left."""
-        return self.holds_nothing and not self.waiting
+        return self.holds_nothing and not (self.waiting or self.scheduler.backlog)
 
     @property
     def holds_nothing(self) -> bool:

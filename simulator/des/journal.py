@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
+from numpy.typing import NDArray
 
 from simulator.des.workload import Requests
 
@@ -24,18 +26,30 @@ class Status(IntEnum):
 class Journal:
     """Columns that the cluster writes while it runs. Times are seconds of the simulated clock."""
 
-    def __init__(self, requests: Requests, rng: np.random.Generator | None = None) -> None:
-        count = len(requests)
+    def __init__(self, streams: Sequence[Requests], rng: np.random.Generator | None = None) -> None:
         self.rng = rng or np.random.default_rng(0)  # of what instances draw while they run
-        self.prompt_tokens: list[int] = requests.prompt_tokens.tolist()
-        self.output_tokens: list[int] = requests.output_tokens.tolist()
-        self.arrival_s = [NAN] * count if requests.arrival_s is None else requests.arrival_s.tolist()
+        self.prompt_tokens = _joined(stream.prompt_tokens for stream in streams)
+        self.output_tokens = _joined(stream.output_tokens for stream in streams)
+        count = len(self.prompt_tokens)
+        self.arrival_s = [NAN] * count
+        self.priority = _priorities(streams)  # of each request; None where all are equal
+        self.offline = range(0)  # requests that fill gaps, and the share of an instance that they leave free
+        self.headroom = 0.0
+        first = 0
+        for stream in streams:
+            if stream.headroom is not None:
+                self.offline, self.headroom = range(first, first + len(stream)), stream.headroom
+            if stream.arrival_s is not None:
+                self.arrival_s[first : first + len(stream)] = stream.arrival_s.tolist()
+            first += len(stream)
         self.prefill_start_s = [NAN] * count
         self.first_token_s = [NAN] * count
         self.delivered_s = [NAN] * count  # KV has reached the decode instance
         self.finish_s = [NAN] * count
         self.status = bytearray(count)  # one Status a request; all WAITING
-        self.blocks = requests.blocks
+        self.blocks = _blocks(streams)  # prefix block ids of each prompt; None where no prompt has any
+        self.kept_blocks = _kept_blocks(streams)  # blocks of prompt and answer, which a session's next turn begins with
+        self.session = _sessions(streams)  # of each request, -1 for one outside sessions; None where there are none
         self.cached_tokens = [0] * count  # prompt tokens that a prefix cache spared, summed over recomputations
         self.emitted = [0] * count  # output tokens out so far, kept at prefill ends, preemptions and the end
         self.preemptions = [0] * count
@@ -43,6 +57,51 @@ class Journal:
         self.retries = [0] * count  # times that a fault took the request's KV or place in a queue
         self.prefill_instance = [-1] * count
         self.decode_instance = [-1] * count
+
+
+def _joined(columns: Iterable[NDArray[np.int64]]) -> list[int]:
+    joined: list[int] = np.concatenate(list(columns)).tolist()
+    return joined
+
+
+def _priorities(streams: Sequence[Requests]) -> list[int] | None:
+    """Of each request; offline work comes after all others. None where nothing sets requests apart."""
+    lowest = min(stream.priority for stream in streams) - 1
+    levels = [lowest if stream.offline else stream.priority for stream in streams]
+    if len(set(levels)) == 1:
+        return None
+    return [level for level, stream in zip(levels, streams, strict=True) for _ in range(len(stream))]
+
+
+def _blocks(streams: Sequence[Requests]) -> list[tuple[int, ...]] | None:
+    if all(stream.blocks is None for stream in streams):
+        return None
+    return [chain for stream in streams for chain in stream.blocks or [()] * len(stream)]
+
+
+def _kept_blocks(streams: Sequence[Requests]) -> list[tuple[int, ...]] | None:
+    if all(stream.sessions is None for stream in streams):
+        return None
+    return [
+        chain
+        for stream in streams
+        for chain in (stream.sessions.kept_blocks if stream.sessions is not None else [()] * len(stream))
+    ]
+
+
+def _sessions(streams: Sequence[Requests]) -> list[int] | None:
+    """Numbers of sessions, no two tenants with the same."""
+    if all(stream.sessions is None for stream in streams):
+        return None
+    numbers: list[int] = []
+    begun = 0
+    for stream in streams:
+        if stream.sessions is None:
+            numbers += [-1] * len(stream)
+        else:
+            numbers += [begun + session for session in stream.sessions.session_of()]
+            begun += len(stream.sessions.first) - 1
+    return numbers
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,18 @@
 TTFT = first token - arrival. TPOT = (end - first token) / (output tokens - 1), undefined for one output token.
 e2e = end - arrival. tok/s/user = 1 / TPOT. Goodput = requests/s that meet every limit; attainment = their share.
 
-The first `warmup` requests are left out of latency and attainment. Throughput is counted over a window of
+The first `warmup` requests to be sent are left out of latency and attainment; offline work, which waits from the start,
+is neither counted among them nor left out. Throughput is counted over a window of
 departures, so that neither the filling nor the draining of the cluster enters: it opens when the warm-up share of
-all departures is over and closes when the last request arrives, or with the last departure where most come later.
+all departures is over and closes when the last request arrives, or with the last departure where most come later;
+offline work has no say in it where there is other.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,11 +29,10 @@ from simulator.des.fleet import integrate
 from simulator.des.journal import Status, Usage
 from simulator.des.run import Run
 from simulator.des.scenario import ScenarioError, Slo
+from simulator.des.shares import Floats, Mask, Share, spread
 from simulator.des.spec import ClusterSpec, PoolSpec
 
-PERCENTILES = (50, 90, 95, 99)
 METRICS = ("ttft_s", "tpot_s", "e2e_s", "tok_s_per_user")
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -57,16 +59,6 @@ class Window:
         return amount / span if span > 0 else 0.0
 
 
-def spread(values: Floats) -> dict[str, float | None]:
-    """Mean and percentiles of the defined values; None where there are none."""
-    values = values[~np.isnan(values)]
-    keys = ("mean", *(f"p{p}" for p in PERCENTILES))
-    if not len(values):
-        return dict.fromkeys(keys)
-    numbers = (float(np.mean(values)), *np.percentile(values, PERCENTILES).tolist())
-    return dict(zip(keys, numbers, strict=True))
-
-
 class SimulationResult:
     """A finished simulation: every request, and what they add up to."""
 
@@ -74,13 +66,14 @@ class SimulationResult:
         self,
         spec: ClusterSpec,
         run: Run,
-        slo: Slo,
+        slo: Slo | Sequence[Slo],
         prices: dict[str, Price] | None = None,
         assumptions: tuple[str, ...] = (),
     ) -> None:
+        """slo: of all requests, or of each tenant."""
         self.spec = spec
         self.run = run
-        self.slo = slo
+        self.slos = (slo,) * len(run.streams) if isinstance(slo, Slo) else tuple(slo)
         self.warmup = run.warmup
         self.prices = prices
         self.assumptions = assumptions
@@ -103,11 +96,15 @@ class SimulationResult:
 
     @cached_property
     def requests(self) -> pd.DataFrame:
-        """One row a request, in order of arrival; what did not happen is NaN, instances that did not serve are -1."""
+        """One row a request; what did not happen is NaN, instances that did not serve are -1.
+
+        Tenant by tenant, each in order of arrival, sessions turn by turn.
+        """
         journal = self.run.journal
         first = np.array(journal.first_token_s)
         return pd.DataFrame(
             {
+                **self._tenant_column,
                 "arrival_s": self.arrival_s,
                 "prompt_tokens": self.prompt_tokens,
                 "output_tokens": self.output_tokens,
@@ -131,33 +128,60 @@ class SimulationResult:
         )
 
     @property
+    def _tenant_column(self) -> dict[str, Any]:
+        streams = self.run.streams
+        if len(streams) == 1:
+            return {}
+        names = np.repeat([stream.tenant for stream in streams], [len(stream) for stream in streams])
+        return {"tenant": pd.Categorical(names)}
+
+    @property
     def kv_room_bytes(self) -> dict[str, float]:
         """KV room of one instance by pool, over its ranks. [B of one accelerator]"""
         return {p.name: p.instance.kv.capacity_bytes * p.instance.ranks for p in self.spec.pools}
 
     @cached_property
-    def measured(self) -> NDArray[np.bool_]:
+    def offline(self) -> Mask:
+        mask = np.zeros(len(self.finished), dtype=np.bool_)
+        offline = self.run.journal.offline
+        mask[offline.start : offline.stop] = True
+        return mask
+
+    @cached_property
+    def measured(self) -> Mask:
         """Requests behind the warm-up."""
-        return np.arange(len(self.finished)) >= self.warmup
+        mask = np.ones(len(self.finished), dtype=np.bool_)
+        paced = np.flatnonzero(~self.offline)
+        mask[paced[np.argsort(self.arrival_s[paced], kind="stable")[: self.warmup]]] = False
+        return mask
 
     @cached_property
-    def met(self) -> dict[str, NDArray[np.bool_]]:
-        """Per limit, the requests that kept it; one output token has no TPOT and keeps every TPOT limit."""
-        kept = {}
-        for name, limit in self.limits.items():
-            values = getattr(self, name)
-            kept[name] = self.finished & ((values <= limit) | (np.isnan(values) if name == "tpot_s" else False))
-        return kept
-
-    @property
-    def limits(self) -> dict[str, float]:
-        named = {"ttft_s": self.slo.ttft_s, "tpot_s": self.slo.tpot_s, "e2e_s": self.slo.e2e_s}
-        return {name: limit for name, limit in named.items() if limit is not None}
+    def shares(self) -> tuple[Share, ...]:
+        """Each tenant's part of the requests, in the order of their numbers."""
+        shares = []
+        first = 0
+        for stream, slo in zip(self.run.streams, self.slos, strict=True):
+            rows = slice(first, first + len(stream))
+            first += len(stream)
+            values = {name: getattr(self, name)[rows] for name in METRICS}
+            shares.append(
+                Share(
+                    stream.tenant,
+                    stream.priority,
+                    stream.offline,
+                    slo,
+                    rows,
+                    values,
+                    self.finished[rows],
+                    self.measured[rows],
+                )
+            )
+        return tuple(shares)
 
     @cached_property
-    def good(self) -> NDArray[np.bool_]:
-        """Requests that finished and kept every limit."""
-        return np.logical_and.reduce([self.finished, *self.met.values()])
+    def good(self) -> Mask:
+        """Requests that finished and kept every limit of their tenant."""
+        return np.concatenate([share.good for share in self.shares])
 
     @property
     def attainment(self) -> float:
@@ -166,27 +190,30 @@ class SimulationResult:
 
     @property
     def meets_slo(self) -> bool:
-        return self.attainment >= self.slo.percentile / 100
+        return all(share.meets_slo for share in self.shares)
+
+    @cached_property
+    def _timed(self) -> Mask:
+        """Finished requests whose departures say when throughput is counted."""
+        timed = self.finished & ~self.offline
+        return timed if timed.any() else self.finished
 
     @cached_property
     def _closed_early(self) -> bool:
         """Whether most departures come before the last arrival: then that is where the cluster starts to drain."""
-        departures = np.sort(self.finish_s[self.finished])
+        departures = self.finish_s[self._timed]
         return bool(len(departures)) and float(np.median(departures)) <= self.run.closed.time_s
 
     @cached_property
     def window(self) -> Window:
-        order = np.argsort(self.finish_s, kind="stable")
-        order = order[self.finished[order]]
-        if not len(order):
-            return Window(0.0, 0.0, 0, 0, 0, 0)
-        skipped = min(round(self.warmup / len(self.finished) * len(order)), len(order) - 1)
-        start = float(self.finish_s[order[skipped - 1]]) if skipped else float(self.arrival_s[0])
-        end = self.run.closed.time_s if self._closed_early else float(self.finish_s[order[-1]])
-        if end <= start:
-            end = float(self.finish_s[order[-1]])
-        inside = order[skipped:]
-        inside = inside[self.finish_s[inside] <= end]
+        return self.window_of(slice(None))
+
+    def window_of(self, rows: slice) -> Window:
+        """The span over which throughput is counted, the same for all tenants, and what left in it of `rows`."""
+        start, end, inside = self._departures
+        chosen = np.zeros(len(self.finished), dtype=np.bool_)
+        chosen[rows] = True
+        inside = inside[chosen[inside]]
         return Window(
             start,
             end,
@@ -195,6 +222,24 @@ class SimulationResult:
             int(self.output_tokens[inside].sum()),
             int(self.good[inside].sum()),
         )
+
+    @cached_property
+    def _departures(self) -> tuple[float, float, NDArray[np.intp]]:
+        """Start and end of the window, and the requests that left in it."""
+        order = np.argsort(self.finish_s, kind="stable")
+        order = order[self.finished[order]]
+        if not len(order):
+            return 0.0, 0.0, order
+        timed = np.flatnonzero(self._timed[order])  # places in the order
+        skipped = min(round(self.warmup / max(1, int((~self.offline).sum())) * len(timed)), len(timed) - 1)
+        first = int(timed[skipped - 1]) + 1 if skipped else 0
+        start = float(self.finish_s[order[first - 1]]) if skipped else float(np.nanmin(self.arrival_s))
+        last = float(self.finish_s[order[timed[-1]]])
+        end = self.run.closed.time_s if self._closed_early else last
+        if end <= start:
+            end = last
+        inside = order[first:]
+        return start, end, inside[self.finish_s[inside] <= end]
 
     def _usage(self, pool: PoolSpec) -> tuple[float, float, list[Usage]]:
         """Start, span and usage of each instance, from the first measured arrival to the end of the measurement."""
@@ -292,35 +337,41 @@ class SimulationResult:
         return {name: spread(getattr(self, name)[self.measured & self.finished]) for name in METRICS}
 
     def slo_report(self) -> dict[str, Any]:
-        """Per limit: the value at the wanted percentile and the share of requests that keep it."""
-        wanted = self.slo.percentile
-        table: dict[str, Any] = {}
-        for name, limit in self.limits.items():
-            values = getattr(self, name)[self.measured]
-            values = values[~np.isnan(values)]
-            table[name] = {
-                "limit": limit,
-                "at_percentile": float(np.percentile(values, wanted)) if len(values) else None,
-                "attainment": float(np.mean(self.met[name][self.measured])),
+        """Per limit: the value at the wanted percentile and the share of requests that keep it.
+
+        Several tenants have limits of their own, which `tenants` reports; only the attainment of all is here.
+        """
+        if len(self.shares) == 1:
+            return self.shares[0].slo_report()
+        return {"percentile": None, "attainment": self.attainment, "meets_slo": self.meets_slo, "limits": {}}
+
+    def tenants(self) -> dict[str, dict[str, Any]]:
+        """What each of several tenants got; rates over the window of the whole run."""
+        table = {}
+        for share in self.shares if len(self.shares) > 1 else ():
+            status = self.run.journal.status[share.rows]
+            w = self.window_of(share.rows)
+            table[share.tenant] = {
+                "priority": share.priority,
+                "offline": share.offline,
+                "requests": _counts(status),
+                "metrics": share.metrics(),
+                "throughput": {
+                    "input_tok_s": w.rate(w.tokens_in),
+                    "output_tok_s": w.rate(w.tokens_out),
+                    "requests_per_s": w.rate(w.requests),
+                    "goodput_requests_per_s": w.rate(w.good),
+                },
+                "slo": share.slo_report(),
             }
-        return {
-            "percentile": wanted,
-            "attainment": self.attainment,
-            "meets_slo": self.meets_slo,
-            "limits": table,
-        }
+        return table
 
     def summary(self) -> dict[str, Any]:
         """Everything as JSON; metric and unit in the key."""
         status = self.run.journal.status
         cost = self.cost()
         return {
-            "requests": {
-                "total": len(self.finished),
-                "finished": status.count(Status.FINISHED),
-                "failed": status.count(Status.FAILED),
-                "rejected": status.count(Status.REJECTED),
-            },
+            "requests": _counts(status),
             "rejections": dict(self.rejections),
             "preemptions": int(sum(self.run.journal.preemptions)),
             "retries": sum(self.run.journal.retries),
@@ -336,11 +387,18 @@ class SimulationResult:
             "metrics": self.metrics(),
             "throughput": self.throughput(),
             "slo": self.slo_report(),
+            "tenants": self.tenants(),
             "utilization": self.utilization(),
             "lifecycle": self.lifecycle(),
             "cost": None if cost is None else cost.to_json(),
             "assumptions": list(self.assumptions),
         }
+
+
+def _counts(status: bytearray) -> dict[str, int]:
+    """How requests ended."""
+    ends = {status.name.lower(): status for status in (Status.FINISHED, Status.FAILED, Status.REJECTED)}
+    return {"total": len(status), **{name: status.count(end) for name, end in ends.items()}}
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:

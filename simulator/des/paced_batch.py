@@ -40,14 +40,18 @@ class PacedBatch(RunningBatch):
         self.size -= len(ended)
         return ended
 
-    def preempt(self, rank: Rank) -> tuple[int, int]:
-        index = rank.index
-        there = [lane for lane in self._lanes if lane.ranks[index].size]
-        lane = max(there, key=lambda lane: lane.newest(lane.ranks[index])[0])
-        dropped = lane.preempt(lane.ranks[index])
+    def preempt(self, rank: Rank, priority: list[int] | None = None) -> tuple[int, int]:
+        found = self.newest(rank, priority)
+        assert found is not None
+        lane = self._lanes[self._pace_of[found[2].request]]
+        dropped = lane.preempt(lane.ranks[rank.index], priority)
         self._sum(rank)
         self.size -= 1
         return dropped
+
+    def newest(self, rank: Rank, priority: list[int] | None = None) -> tuple[int, int, Sequence] | None:
+        found = (lane.newest(lane.ranks[rank.index], priority) for lane in self._lanes if lane.size)
+        return max((last for last in found if last is not None), default=None)
 
     def drop(self) -> list[tuple[int, int]]:
         super().drop()

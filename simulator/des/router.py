@@ -13,6 +13,10 @@ class Loaded(Protocol):
 
     @property
     def load(self) -> int: ...
+    def weight(self, request: int) -> int:
+        """What the request would add to the load."""
+        ...
+
     def hit_share(self, request: int) -> float:
         """Part of the request's prompt that is in the instance's prefix cache."""
         ...
@@ -20,12 +24,28 @@ class Loaded(Protocol):
 
 Router = Callable[[int], int]  # from a request to the index of the instance that takes it
 PREFIX_WEIGHT = 2.0
+LOYALTY = 2.0
 
 
-def make_router(name: str, instances: Sequence[Loaded], rng: np.random.Generator) -> Router:
+class Homes:
+    """Which instance served each session last.
+
+    sessions: of every request, -1 for one outside sessions.
+    """
+
+    def __init__(self, sessions: Sequence[int]) -> None:
+        self.session_of = sessions
+        self.instance: dict[int, Loaded] = {}
+
+
+def make_router(name: str, instances: Sequence[Loaded], rng: np.random.Generator, homes: Homes | None = None) -> Router:
     """round_robin, least_loaded (ties go to the lowest index), power_of_two (better of two drawn at random) or
-    prefix_aware (the smallest load / mean load - PREFIX_WEIGHT * share of the prompt in its prefix cache)."""
+    prefix_aware (the smallest load / mean load - PREFIX_WEIGHT * share of the prompt in its prefix cache) or
+    session_affinity (a session stays where it was until the load there, the request included, exceeds LOYALTY times
+    the mean; then, and for what is in no session, the least loaded)."""
     count = len(instances)
+    if name == "session_affinity" and homes is not None:
+        return _session_affinity(instances, homes)  # also of one instance: sessions come to be at home there
     if count == 1:
         return lambda request: 0
     makers = {
@@ -80,5 +100,24 @@ def _power_of_two(instances: Sequence[Loaded], rng: np.random.Generator) -> Rout
             drawn.extend(zip(first.tolist(), second.tolist(), strict=True))
         a, b = drawn.pop()
         return a if instances[a].load <= instances[b].load else b
+
+    return choose
+
+
+def _session_affinity(instances: Sequence[Loaded], homes: Homes) -> Router:
+    places = {id(instance): index for index, instance in enumerate(instances)}
+
+    def choose(request: int) -> int:
+        loads = [instance.load for instance in instances]
+        least = loads.index(min(loads))
+        session = homes.session_of[request]
+        if session < 0:
+            return least
+        chosen = places.get(id(homes.instance.get(session)), least)
+        weight = instances[chosen].weight(request)
+        if loads[chosen] + weight > LOYALTY * (sum(loads) / len(loads) + weight):
+            chosen = least
+        homes.instance[session] = instances[chosen]
+        return chosen
 
     return choose

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import gc
+from bisect import bisect_right
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Sequence, Sized
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import simpy
@@ -16,14 +16,17 @@ from simulator.des.faults import FaultInjector, nodes_of
 from simulator.des.fleet import Fleet, Moment
 from simulator.des.instance import Handover, Instance
 from simulator.des.journal import Journal, Status, Usage
+from simulator.des.queues import Queue, queue_of
 from simulator.des.recorder import Recorder, Step
-from simulator.des.router import Router, make_router
+from simulator.des.router import Homes, Router, make_router
 from simulator.des.scenario import Autoscale
+from simulator.des.sources import Source, make_source
 from simulator.des.spec import ClusterSpec, PoolSpec
 from simulator.des.transfer import Interconnect
 from simulator.des.workload import Requests
 
 SHARED_QUEUE = "shared_queue"
+CACHE_ROUTERS = ("prefix_aware", "session_affinity")  # pick by what an instance keeps of past prompts
 Progress = Callable[[int, int], None]
 
 
@@ -39,11 +42,13 @@ class Snapshot:
 class Run:
     """What a finished run left behind.
 
+    streams: whose requests they were, in the order of their numbers.
     faults: by pool and kind. fleets: how many instances each pool had, from when on.
-    warmup: requests before the first measured one; at least one request is measured.
+    warmup: requests sent before the first measured one; at least one request is measured. Offline work is not counted.
     opened: taken when the first measured request arrived; closed: when the last request arrived; end: at the end.
     """
 
+    streams: tuple[Requests, ...]
     journal: Journal
     rejections: Counter[str]
     faults: Counter[tuple[str, str]]
@@ -55,12 +60,15 @@ class Run:
 
 
 class Cluster:
-    """One run of `requests` through `spec`. `warmup` requests come before the first measured one."""
+    """One run through `spec` of the requests of one or several tenants, numbered tenant by tenant.
+
+    `warmup` requests are sent before the first measured one.
+    """
 
     def __init__(
         self,
         spec: ClusterSpec,
-        requests: Requests,
+        requests: Requests | Sequence[Requests],
         rng: np.random.Generator,
         warmup: int = 0,
         progress: Progress | None = None,
@@ -68,23 +76,27 @@ class Cluster:
     ) -> None:
         self.env = env = simpy.Environment()
         self.spec = spec
-        self.requests = requests
-        self.journal = journal = Journal(requests, rng.spawn(1)[0])
+        self.streams = (requests,) if isinstance(requests, Requests) else tuple(requests)
+        self.journal = journal = Journal(self.streams, rng.spawn(1)[0])
+        self._total = len(journal.status)
+        self._paced = sum(len(stream) for stream in self.streams if not stream.offline)
+        self._warmup = max(0, min(warmup, self._paced - 1))
         paces = max(len(pool.instance.rates) for pool in spec.pools)
         if paces > 1:
-            journal.pace = journal.rng.integers(paces, size=len(requests)).tolist()
-        self._warmup = min(warmup, len(requests) - 1)
+            journal.pace = journal.rng.integers(paces, size=self._total).tolist()
         self._progress = progress
-        self._progress_every = max(1, len(requests) // 100)
+        self._progress_every = max(1, self._total // 100)
         self._done = 0
         self._sent = 0
-        self._rejected, self._reasons = _hopeless(spec, requests)
+        self._rejected, self._reasons = _hopeless(spec, journal)
         self.rejections: Counter[str] = Counter()
         shared = spec.router == SHARED_QUEUE
-        self._shared_queue: deque[int] | None = deque() if shared else None
+        self._shared_queue = self._new_queue() if shared else None
+        backlog: deque[int] | None = deque() if journal.offline else None
+        self._backlog = backlog
         picks = "least_loaded" if shared else spec.router
         # No decode instance keeps prefixes.
-        decode_picks = "least_loaded" if picks == "prefix_aware" else picks
+        decode_picks = "least_loaded" if picks in CACHE_ROUTERS else picks
         hand_over = None if spec.decode is None else self._hand_over
         total_bandwidth = spec.entry.gpus * spec.entry.instance.nic_bandwidth
         self.links = Interconnect(env, spec.transfer_bytes, spec.transfer, spec.layers, total_bandwidth)
@@ -94,15 +106,17 @@ class Cluster:
                 i,
                 spec.entry.instance,
                 journal,
-                deque() if self._shared_queue is None else self._shared_queue,
+                self._new_queue() if self._shared_queue is None else self._shared_queue,
                 self._finish,
                 hand_over,
                 streams=self.links if hand_over is not None and self.links.streams else None,
                 observe=_observer(recorder, env, spec.entry.name),
+                backlog=backlog,
             )
             for i in range(spec.entry.count)
         ]
-        self.fleets = {spec.entry.name: self._fleet(spec.entry, self.entry, picks, rng)}
+        homes = None if journal.session is None else Homes(journal.session)
+        self.fleets = {spec.entry.name: self._fleet(spec.entry, self.entry, picks, rng, homes)}
         self._entry_fleet = self.fleets[spec.entry.name]
         self.decode: list[Instance] = []
         if spec.decode is not None:
@@ -112,19 +126,26 @@ class Cluster:
                     i,
                     spec.decode.instance,
                     journal,
-                    deque(),
+                    self._new_queue(),
                     self._finish,
                     fetch=self.links.fetch,
                     observe=_observer(recorder, env, spec.decode.name),
+                    backlog=None if backlog is None else deque(),
                 )
                 for i in range(spec.decode.count)
             ]
             self.fleets[spec.decode.name] = self._fleet(spec.decode, self.decode, decode_picks, rng)
             self._decode_fleet = self.fleets[spec.decode.name]
-        self._entry_delay_s = spec.entry.instance.times.first_token_extra_s
         self._parked: deque[int] = deque()  # requests and hand-overs while no instance serves
         self._parked_handovers: deque[Handover] = deque()
         self._over = env.event()
+        self.entry_delay_s = spec.entry.instance.times.first_token_extra_s
+        self._sources: list[Source] = []
+        self._first: list[int] = []  # of each source its first request
+        for stream in self.streams:
+            self._first.append(sum(map(len, self.streams[: len(self._sources)])))
+            self._sources.append(make_source(stream, self._first[-1], self))
+        self._feedback = any(stream.arrival_s is None for stream in self.streams)
         self._injector: FaultInjector | None = None
         if spec.faults is not None:
             self._injector = FaultInjector(
@@ -144,12 +165,8 @@ class Cluster:
     def run(self) -> Run:
         """Play all requests to their end."""
         self._opened = self._closed = self._snapshot()
-        if self.requests.arrival_s is not None:
-            self.env.process(self._arrivals())
-        else:
-            assert self.requests.concurrency is not None
-            for _ in range(min(self.requests.concurrency, len(self.requests))):
-                self._send_next()
+        for source in self._sources:
+            source.start()
         collects = gc.isenabled()
         gc.disable()  # a run makes no garbage in cycles; looking for it would cost a sixth of the time
         try:
@@ -158,10 +175,11 @@ class Cluster:
         finally:
             if collects:
                 gc.enable()
-        lost = self._done != len(self.requests)
+        lost = self._done != self._total
         if lost or not all(instance.is_empty for instance in (*self.entry, *self.decode)):
-            raise AssertionError(f"{len(self.requests) - self._done} requests never ended or KV was left behind")
+            raise AssertionError(f"{self._total - self._done} requests never ended or KV was left behind")
         return Run(
+            self.streams,
             self.journal,
             self.rejections,
             Counter() if self._injector is None else self._injector.counts,
@@ -174,43 +192,54 @@ class Cluster:
 
     # Requests come and go
 
-    def _arrivals(self) -> Generator[simpy.Event, Any, None]:
-        """Open loop: send each request at its time, which reaches the queue after the entry overhead."""
-        env = self.env
-        extra = self._entry_delay_s
-        for request, arrival_s in enumerate(self.journal.arrival_s):
-            delay = arrival_s + extra - env.now
-            if delay > 0:
-                yield env.timeout(delay)
-            self._mark(request)
-            if self._rejected[request]:
-                self._refuse(request, self._reasons[self._rejected[request]])
-            else:
-                self._enter(request)
-
-    def _send_next(self) -> None:
-        """Closed loop: a client sends its next request; refused ones end at once and the client goes on."""
-        env = self.env
-        while self._sent < len(self.requests):
-            request = self._sent
-            self._sent += 1
-            self.journal.arrival_s[request] = env.now
-            self._mark(request)
-            if not self._rejected[request]:
-                timeout = env.timeout(self._entry_delay_s, request)
-                assert timeout.callbacks is not None
-                timeout.callbacks.append(lambda event: self._enter(event.value))
-                return
+    def arrive(self, request: int) -> None:
+        """Queue a request that was sent `entry_delay_s` ago."""
+        self._mark()
+        if self._rejected[request]:
             self._refuse(request, self._reasons[self._rejected[request]])
+        else:
+            self._enter(request)
 
-    def _mark(self, request: int) -> None:
-        if request == self._warmup:
+    def send(self, request: int) -> bool:
+        """Take a request that is sent now, which reaches the queue after the entry overhead; False: it is refused."""
+        env = self.env
+        self.journal.arrival_s[request] = env.now
+        self._mark()
+        if self._rejected[request]:
+            self._refuse(request, self._reasons[self._rejected[request]])
+            return False
+        timeout = env.timeout(self.entry_delay_s, request)
+        assert timeout.callbacks is not None
+        timeout.callbacks.append(lambda event: self._enter(event.value))
+        return True
+
+    def pile(self, request: int) -> None:
+        """Take an offline request, which waits for a gap."""
+        self.journal.arrival_s[request] = self.env.now
+        if self._rejected[request]:
+            self._refuse(request, self._reasons[self._rejected[request]])
+        else:
+            self._enter(request)
+
+    def _new_queue(self) -> Queue[int]:
+        return queue_of(self.journal.priority, lambda request: request)
+
+    def _mark(self) -> None:
+        """Count a request that is not offline as sent."""
+        if self._sent == self._warmup:
             self._opened = self._snapshot()
-        if request == len(self.requests) - 1:
+        self._sent += 1
+        if self._sent == self._paced:
             self._closed = self._snapshot()
 
     def _enter(self, request: int) -> None:
         """Queue a request, or refuse it where the queue is full; where no instance serves it waits for one."""
+        if request in self.journal.offline:
+            assert self._backlog is not None
+            self._backlog.append(request)
+            for instance in self._entry_fleet.open:
+                instance.kick()
+            return
         shared = self._shared_queue
         taker = None if shared is not None else self._entry_fleet.pick(request)
         if shared is None and taker is None:
@@ -222,8 +251,7 @@ class Cluster:
         assert queue is not None
         if limit is not None and len(queue) >= limit and not any(taker.has_place for taker in takers):
             self._refuse(request, f"the queue was full (max_queue={limit})")
-            if self.requests.concurrency is not None:
-                self._send_next()
+            self._tell_source(request)
         elif taker is not None:
             taker.enqueue(request)
         else:
@@ -240,9 +268,16 @@ class Cluster:
 
     # Instances come and go
 
-    def _fleet(self, pool: PoolSpec, instances: Sequence[Instance], picks: str, rng: np.random.Generator) -> Fleet:
+    def _fleet(
+        self,
+        pool: PoolSpec,
+        instances: Sequence[Instance],
+        picks: str,
+        rng: np.random.Generator,
+        homes: Homes | None = None,
+    ) -> Fleet:
         def route(among: Sequence[Instance]) -> Router:
-            return make_router(picks, among, rng)
+            return make_router(picks, among, rng, homes)
 
         count = pool.count if pool.begins_with is None else pool.begins_with
         return Fleet(self.env, instances, count, pool.startup_s, route, self._opens, self._dies, self._drains)
@@ -256,7 +291,12 @@ class Cluster:
             self._notes_ends = True
         entry = pool is self.spec.entry
         queue: Sized = self._parked if entry else self._parked_handovers
-        view = PoolView(fleet, (queue,), self.journal, self._ended, self.spec.limits_of(pool))
+        limits = self.spec.limits_of(pool)
+
+        def limits_of(request: int) -> dict[str, float]:
+            return limits[0] if len(limits) == 1 else limits[self._stream_of(request)]
+
+        view = PoolView(fleet, (queue,), self.journal, self._ended, limits_of)
         self.env.process(watch(self.env, fleet, keys, view, by_steps=entry and self.spec.decode is not None))
 
     def _opens(self, instance: Instance) -> None:
@@ -304,8 +344,7 @@ class Cluster:
             journal.retries[request] += 1
             if journal.retries[request] > keys.retries or not self.spec.entry.instance.kv.fits(1, tokens + 1):
                 self._close(request, Status.FAILED)
-                if self.requests.concurrency is not None:
-                    self._send_next()
+                self._tell_source(request)
             else:
                 again.append(request)
 
@@ -326,8 +365,14 @@ class Cluster:
         self._close(request, Status.FINISHED)
         if self._notes_ends:
             self._ended.append(request)
-        if self.requests.concurrency is not None:
-            self._send_next()
+        if self._feedback:
+            self._tell_source(request)
+
+    def _tell_source(self, request: int) -> None:
+        self._sources[self._stream_of(request)].ended(request)
+
+    def _stream_of(self, request: int) -> int:
+        return bisect_right(self._first, request) - 1
 
     def _close(self, request: int, status: Status) -> None:
         journal = self.journal
@@ -335,11 +380,10 @@ class Cluster:
         journal.status[request] = status
         journal.finish_s[request] = self.env.now
         self._done += 1
-        total = len(self.requests)
-        if self._done == total:
+        if self._done == self._total:
             self._over.succeed()
-        if self._progress is not None and (self._done % self._progress_every == 0 or self._done == total):
-            self._progress(self._done, total)
+        if self._progress is not None and (self._done % self._progress_every == 0 or self._done == self._total):
+            self._progress(self._done, self._total)
 
     def _snapshot(self) -> Snapshot:
         usage = {self.spec.entry.name: [instance.usage() for instance in self.entry]}
@@ -374,11 +418,12 @@ def _observer(
     return observe
 
 
-def _hopeless(spec: ClusterSpec, requests: Requests) -> tuple[list[int], list[str]]:
+def _hopeless(spec: ClusterSpec, journal: Journal) -> tuple[list[int], list[str]]:
     """Per request the index of the reason why it can never be served (0: it can), and the reasons."""
-    total = requests.prompt_tokens + requests.output_tokens
+    prompts = np.array(journal.prompt_tokens)
+    total = prompts + np.array(journal.output_tokens)
     reasons = [""]
-    verdict = np.zeros(len(requests), dtype=np.int64)
+    verdict = np.zeros(len(prompts), dtype=np.int64)
 
     def refuse(where: np.ndarray, reason: str) -> None:
         reasons.append(reason)
@@ -388,7 +433,7 @@ def _hopeless(spec: ClusterSpec, requests: Requests) -> tuple[list[int], list[st
         refuse(total > spec.max_positions, f"prompt and output exceed the model's {spec.max_positions:,} positions")
     for pool in spec.pools:
         kv = pool.instance.kv
-        needed = total if pool is (spec.decode or spec.entry) else requests.prompt_tokens + 1
+        needed = total if pool is (spec.decode or spec.entry) else prompts + 1
         room = kv.capacity_bytes - kv.bytes_per_sequence
         refuse(
             kv.bytes_per_sequence + needed * kv.bytes_per_token > kv.capacity_bytes,

@@ -6,45 +6,40 @@ What a step holds is the batching policy, in the order of the waiting queue in e
   prefill_first: while there are prompts, steps hold prompt chunks alone and running sequences wait (SGLang).
   inflight: as chunked, but prompts are computed whole; one longer than the budget is the only prompt of its rank's
     step (TensorRT-LLM without chunked context).
-Where KV grows beyond a rank's room, the newest sequence is preempted: its KV
+Where KV grows beyond a rank's room, the newest sequence of the lowest priority is preempted: its KV
 is dropped and recomputed, on the same instance, before newcomers are admitted.
+Offline prompts come after all others in a step. They are admitted while no other prompt waits, and leave the headroom
+of their workload free of each of: the step's tokens, the instance's sequences, the rank's KV room.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
 
 from simulator.des.batching import Prefilling, Rank, RunningBatch
 from simulator.des.journal import Journal
 from simulator.des.paced_batch import PacedBatch
 from simulator.des.pricing import Part
+from simulator.des.queues import Queue
 from simulator.des.spec import InstanceSpec
-
-
-class WaitingQueue(Protocol):
-    """Prompts to compute, the next one at index 0; a deque is first come first served."""
-
-    def append(self, request: int, /) -> None: ...
-    def popleft(self) -> int: ...
-    def __getitem__(self, index: int, /) -> int: ...
-    def __len__(self) -> int: ...
 
 
 class Scheduler:
     """Prompts and sequences of one instance.
 
     waiting: prompts to compute; may be shared with the other instances of the pool.
-    begin: called with each prompt as it is admitted, before its first chunk is cut.
+    backlog: offline prompts, shared likewise; None where no work is offline.
+    begin: called with each prompt as it is admitted, before its first chunk is cut, and whether it was routed here.
     """
 
     def __init__(
         self,
         spec: InstanceSpec,
         journal: Journal,
-        waiting: WaitingQueue,
-        begin: Callable[[Prefilling], None],
+        waiting: Queue[int],
+        begin: Callable[[Prefilling, bool], None],
+        backlog: deque[int] | None = None,
     ) -> None:
         self.spec = spec
         self.journal = journal
@@ -55,12 +50,15 @@ class Scheduler:
             else PacedBatch(spec.kv, spec.ranks, spec.times.caps, rates, journal.pace)
         )
         self.waiting = waiting
+        self.backlog = backlog
         self.recompute: deque[int] = deque()  # preempted sequences; they go before `waiting`
+        self.set_aside: deque[int] = deque()  # preempted offline sequences; they go before `backlog`
         self.admits = True  # whether newcomers are taken from `waiting`
         self.sequences = 0  # in prefill, in transfer to the instance or running
         self.prefilling = 0
         self.mixes = spec.batching != "prefill_first"
         self._whole = spec.batching == "inflight"
+        self._most_offline = max(1, round(spec.max_sequences * (1 - journal.headroom)))
         self._begin = begin
 
     def parts(self) -> list[Part]:
@@ -76,33 +74,58 @@ class Scheduler:
             for prompt in rank.prefilling:
                 if left <= 0:
                     break
+                if prompt.offline:
+                    continue
                 new = min(left, prompt.tokens - prompt.done)
                 parts.append((rank, prompt, new))
                 left -= new
             budgets.append(left)
-        queues: tuple[WaitingQueue, ...] = (self.recompute, self.waiting) if self.admits else (self.recompute,)
-        for queue in queues:
-            while queue:
-                if self.sequences >= spec.max_sequences:
-                    return parts
-                request = queue[0]
-                tokens = self.journal.prompt_tokens[request] + self.journal.emitted[request]
-                rank_or_none = self._rank_for(tokens + 1, budgets)
-                if rank_or_none is None:
-                    return parts
-                rank = rank_or_none
-                if self._whole:
-                    if budgets[rank.index] < tokens and rank.prefilling:
-                        return parts
-                    budgets[rank.index] = max(budgets[rank.index], tokens)
-                queue.popleft()
-                prompt = self._admit(request, rank, tokens)
-                new = min(budgets[rank.index], tokens - prompt.done)
-                budgets[rank.index] -= new
-                parts.append((rank, prompt, new))
+        all_in = self._take(self.recompute, budgets, parts) and (
+            not self.admits or self._take(self.waiting, budgets, parts)
+        )
+        if self.backlog is not None:
+            self._fill(budgets, parts, all_in)
         return parts
 
-    def _rank_for(self, tokens: int, budgets: list[int]) -> Rank | None:
+    def _take(self, queue: Queue[int], budgets: list[int], parts: list[Part], headroom: float = 0.0) -> bool:
+        """Admit prompts and cut their first chunks while budget and room last; whether the queue is empty then."""
+        most = self._most_offline if headroom else self.spec.max_sequences
+        while queue:
+            if self.sequences >= most:
+                return False
+            request = queue[0]
+            tokens = self.journal.prompt_tokens[request] + self.journal.emitted[request]
+            rank = self._rank_for(tokens + 1, budgets, headroom)
+            if rank is None:
+                return False
+            if self._whole:
+                if budgets[rank.index] < tokens and rank.prefilling:
+                    return False
+                budgets[rank.index] = max(budgets[rank.index], tokens)
+            queue.popleft()
+            prompt = self._admit(request, rank, tokens, routed=queue is not self.backlog)
+            new = min(budgets[rank.index], tokens - prompt.done)
+            budgets[rank.index] -= new
+            parts.append((rank, prompt, new))
+        return True
+
+    def _fill(self, budgets: list[int], parts: list[Part], admits: bool) -> None:
+        """Offline prompts in what the others have left of the step; newcomers only if it `admits` them."""
+        assert self.backlog is not None
+        headroom = self.journal.headroom
+        kept = int(headroom * self.spec.max_tokens_per_step)
+        for rank in self.batch.ranks:
+            left = budgets[rank.index] - kept
+            for prompt in rank.prefilling:
+                if prompt.offline and left > 0:
+                    new = prompt.tokens - prompt.done if self._whole else min(left, prompt.tokens - prompt.done)
+                    parts.append((rank, prompt, new))
+                    left -= new
+            budgets[rank.index] = left
+        if admits and self._take(self.set_aside, budgets, parts, headroom) and self.admits:
+            self._take(self.backlog, budgets, parts, headroom)
+
+    def _rank_for(self, tokens: int, budgets: list[int], headroom: float) -> Rank | None:
         """The rank with most of its budget left, then fewest sequences, among those with room for `tokens`."""
         tick = self.batch.tick
         found: Rank | None = None
@@ -110,17 +133,17 @@ class Scheduler:
         for rank in self.batch.ranks:
             left = budgets[rank.index]
             key = (left, -rank.size - rank.held_sequences)
-            if left > 0 and (found is None or key > best) and rank.admits(tokens, tick):
+            if left > 0 and (found is None or key > best) and rank.admits(tokens, tick, headroom):
                 found, best = rank, key
         return found
 
-    def _admit(self, request: int, rank: Rank, tokens: int) -> Prefilling:
-        prompt = Prefilling(request, tokens)
+    def _admit(self, request: int, rank: Rank, tokens: int, routed: bool) -> Prefilling:
+        prompt = Prefilling(request, tokens, offline=request in self.journal.offline)
         rank.prefilling.append(prompt)
         rank.hold(tokens + 1)
         self.sequences += 1
         self.prefilling += 1
-        self._begin(prompt)
+        self._begin(prompt, routed)
         return prompt
 
     def computed(self, rank: Rank, prompt: Prefilling, new: int) -> bool:
@@ -128,23 +151,23 @@ class Scheduler:
         prompt.done += new
         if prompt.done < prompt.tokens:
             return False
-        finished = rank.prefilling.popleft()
-        assert finished is prompt
+        rank.prefilling.remove(prompt)  # the first, unless offline prompts are there too
         self.prefilling -= 1
         return True
 
-    def reserve(self, tokens: int) -> Rank | None:
+    def reserve(self, request: int, tokens: int) -> Rank | None:
         """Hold room for a prefilled sequence on the rank with fewest of them; None where there is no room."""
-        if self.recompute or self.sequences >= self.spec.max_sequences:
+        headroom = self.journal.headroom if request in self.journal.offline else 0.0
+        if self.recompute or self.sequences >= (self._most_offline if headroom else self.spec.max_sequences):
             return None
         tick = self.batch.tick
         ranks = self.batch.ranks
         rank = ranks[0]
         if len(ranks) == 1:
-            if not rank.admits(tokens, tick):
+            if not rank.admits(tokens, tick, headroom):
                 return None
         else:
-            open_ranks = [rank for rank in ranks if rank.admits(tokens, tick)]
+            open_ranks = [rank for rank in ranks if rank.admits(tokens, tick, headroom)]
             if not open_ranks:
                 return None
             rank = min(open_ranks, key=lambda r: (r.size + r.held_sequences, r.used_bytes(tick)))
@@ -169,19 +192,26 @@ class Scheduler:
         return held
 
     def _preempt(self, rank: Rank) -> None:
-        """Drop the newest sequence of a rank, prompts under way first; it is recomputed from its start."""
+        """Drop the newest sequence of the lowest priority, prompts under way first; it is recomputed from its start."""
         journal = self.journal
-        if rank.prefilling:
-            prompt = rank.prefilling.pop()
+        priority = journal.priority
+        prompt = rank.prefilling[-1] if rank.prefilling else None
+        if prompt is not None and priority is not None:
+            prompt = min(reversed(rank.prefilling), key=lambda p: priority[p.request])
+            running = self.batch.newest(rank, priority)
+            if running is not None and -running[0] < priority[prompt.request]:
+                prompt = None
+        if prompt is not None:
+            rank.prefilling.remove(prompt)
             rank.release(prompt.tokens + 1)
             self.prefilling -= 1
             request = prompt.request
         else:
-            request, remaining = self.batch.preempt(rank)
+            request, remaining = self.batch.preempt(rank, priority)
             journal.emitted[request] = journal.output_tokens[request] - remaining
         self.sequences -= 1
         journal.preemptions[request] += 1
-        self.recompute.appendleft(request)
+        (self.set_aside if request in journal.offline else self.recompute).appendleft(request)
 
     def drop(self) -> list[int]:
         """Forget all but the waiting queue; returns the requests that were under way, by number.
@@ -193,8 +223,9 @@ class Scheduler:
         for request, remaining in self.batch.drop():
             journal.emitted[request] = journal.output_tokens[request] - remaining
             lost.append(request)
-        lost += self.recompute
+        lost += [*self.recompute, *self.set_aside]
         self.recompute.clear()
+        self.set_aside.clear()
         self.sequences = self.prefilling = 0
         return sorted(lost)
 
@@ -202,7 +233,7 @@ class Scheduler:
     def is_idle(self) -> bool:
         """No request under way and no KV left."""
         return (
-            not self.recompute
+            not (self.recompute or self.set_aside)
             and self.sequences == self.prefilling == self.batch.size == 0
             and all(rank.held_sequences == rank.held_tokens == rank.offsets == 0 for rank in self.batch.ranks)
         )

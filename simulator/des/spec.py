@@ -104,7 +104,7 @@ class ClusterSpec:
     transfer_bytes: KV and state that move with a sequence, from its prompt tokens. [B]
     max_positions: longest sequence of the model. [tokens]
     layers: of the model, for layer-wise transfers.
-    slo: limits that autoscaling by attainment looks at.
+    slos: limits of all requests, or of each tenant, that autoscaling by attainment looks at.
     """
 
     entry: PoolSpec
@@ -116,16 +116,15 @@ class ClusterSpec:
     max_positions: int | None = None
     layers: int = 1
     faults: Faults | None = None
-    slo: Slo = field(default_factory=Slo)
+    slos: tuple[Slo, ...] = (Slo(),)
 
     @property
     def pools(self) -> tuple[PoolSpec, ...]:
         return (self.entry,) if self.decode is None else (self.entry, self.decode)
 
-    def limits_of(self, pool: PoolSpec) -> dict[str, float]:
-        """The limits that a pool answers for: prefill for TTFT, decode for TPOT, a colocated one for all. [s]"""
-        limits = {"ttft_s": self.slo.ttft_s, "tpot_s": self.slo.tpot_s, "e2e_s": self.slo.e2e_s}
-        if self.decode is not None:
-            name = "ttft_s" if pool is self.entry else "tpot_s"
-            limits = {name: limits[name]}
-        return {name: limit for name, limit in limits.items() if limit is not None}
+    def limits_of(self, pool: PoolSpec) -> list[dict[str, float]]:
+        """As `slos`, those that a pool answers for: prefill for TTFT, decode for TPOT, a colocated one for all. [s]"""
+        if self.decode is None:
+            return [slo.limits for slo in self.slos]
+        own = "ttft_s" if pool is self.entry else "tpot_s"
+        return [{name: limit for name, limit in slo.limits.items() if name == own} for slo in self.slos]

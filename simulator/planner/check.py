@@ -100,14 +100,17 @@ def _missed(design: Design) -> dict[str, float]:
 
 
 def _scenario(scenario: Scenario, design: Design) -> Scenario:
-    """The design as a scenario. Open-loop traffic runs for a few request lifetimes; traces run whole."""
+    """The design as a scenario. Open-loop traffic runs for a few request lifetimes at its highest rate, which the
+    design is sized for; traces run whole."""
     changes: dict[str, Any] = {"deployment": design.deployment}
     if isinstance(scenario.workload, OpenLoop):
         lifetime = design.steady_state["e2e_s"]["mean"]
         wanted = math.ceil(scenario.workload.rate * lifetime * LIFETIMES)
         requests = min(MAX_REQUESTS, max(MIN_REQUESTS, wanted))
         warm = min(0.5, WARMUP_LIFETIMES * lifetime * scenario.workload.rate / requests)
-        changes["workload"] = scenario.workload.model_copy(update={"requests": requests})
+        changes["workload"] = scenario.workload.model_copy(
+            update={"requests": requests, "duration_s": None, "diurnal": None, "bursts": None}
+        )
         changes["warmup_fraction"] = warm
     return scenario.model_copy(update=changes)
 

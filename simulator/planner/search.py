@@ -38,7 +38,7 @@ def plan(scenario: Scenario, progress: Progress | None = None) -> Plan:
     """
     report = progress or (lambda stage, done, total: None)
     model = load_model(scenario.model)
-    traffic = traffic_of(scenario.workload, scenario.seed)
+    traffic = traffic_of(scenario.one_workload(), scenario.seed)
     _check_lengths(model, traffic)
     hardware = [load(name, scenario.search.stack) for name in dict.fromkeys(scenario.search.gpus)]
     found = _Search(scenario, model, traffic, Rejections())

@@ -7,9 +7,10 @@ from functools import cached_property
 
 import numpy as np
 
-from simulator.des.scenario import ClosedLoop, Lengths, OpenLoop, ScenarioError, Trace, Workload
+from simulator.des.draws import draw_lengths
+from simulator.des.scenario import Lengths, OpenLoop, ScenarioError, Trace, Workload
 from simulator.des.traces import read_trace
-from simulator.des.workload import draw_lengths
+from simulator.des.workload import trace_arrivals
 
 SAMPLES = 64
 WINDOW_S = 60.0
@@ -74,17 +75,17 @@ def _mean_capped(low: int, high: int, cap: int | None) -> float:
 
 
 def traffic_of(workload: Workload, seed: int) -> Traffic:
-    """Summarise a workload. Raises ScenarioError for a closed loop, which has no arrival rate to plan for."""
-    if isinstance(workload, ClosedLoop):
-        raise ScenarioError(
-            "plan sizes a cluster for arriving traffic, and workload.kind='closed_loop' has no rate; "
-            "use 'open_loop' with a rate, or 'trace'"
-        )
+    """Summarise a workload. Raises ScenarioError for one whose arrival rate follows from the cluster."""
     if isinstance(workload, OpenLoop):
         prompts, outputs = _stratified(workload.prompt, workload.output, seed)
         text = f"{workload.rate:g} requests/s, {np.mean(prompts):.0f} prompt and {np.mean(outputs):.0f} output tokens"
         return Traffic(workload.rate, workload.burstiness, prompts, outputs, text)
-    return _trace_traffic(workload)
+    if isinstance(workload, Trace):
+        return _trace_traffic(workload)
+    raise ScenarioError(
+        f"plan sizes a cluster for arriving traffic, and workload.kind='{workload.kind}' has no rate of requests; "
+        "use 'open_loop' with a rate, or 'trace'"
+    )
 
 
 def _stratified(prompt: Lengths, output: Lengths, seed: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -102,7 +103,7 @@ def _stratified(prompt: Lengths, output: Lengths, seed: int) -> tuple[tuple[int,
 def _trace_traffic(workload: Trace) -> Traffic:
     """Plan for the 95th percentile of the arrival rate over one-minute windows (all windows when few)."""
     trace = read_trace(workload.path, workload.format, workload.limit)
-    arrivals = trace.arrival_s / workload.speed
+    arrivals = trace_arrivals(workload, trace.arrival_s)
     span = float(arrivals[-1] - arrivals[0])
     if span <= 0:
         raise ScenarioError(

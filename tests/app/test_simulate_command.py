@@ -72,6 +72,43 @@ def test_a_trace_replaces_the_traffic(scenario_file: Callable[..., Path], tmp_pa
     assert data["tokens_out"] == 100
 
 
+def test_a_trace_is_traffic_enough(scenario_file: Callable[..., Path], tmp_path: Path) -> None:
+    path = scenario_file()
+    text = path.read_text()
+    path.write_text(text[: text.index("[workload]")] + text[text.index("[slo]") :])
+    trace = tmp_path / "t.jsonl"
+    trace.write_text(json.dumps({"timestamp": 0, "input_length": 100, "output_length": 5}) + "\n")
+    assert summary(path, "--trace", trace)["requests"]["finished"] == 1
+    refused = CliRunner().invoke(cli, ["simulate", str(path)])
+    assert refused.exit_code == 2
+    assert "has no traffic" in " ".join(refused.stderr.split())
+
+
+TENANTS = """
+[[tenants]]
+name = "chat"
+priority = 1
+workload = { kind = "open_loop", rate = 2.0, duration_s = 20.0, prompt = 512, output = 32 }
+slo = { ttft_s = 3.0 }
+[[tenants]]
+name = "night"
+workload = { kind = "offline", requests = 30, prompt = 400, output = 40 }
+"""
+
+
+def test_tenants_have_rows_of_their_own(scenario_file: Callable[..., Path], tmp_path: Path) -> None:
+    path, rows = scenario_file(), tmp_path / "rows.csv"
+    text = path.read_text()
+    path.write_text(text[: text.index("[workload]")] + text[text.index("[slo]") :] + TENANTS)
+    report = run(path, "--requests", rows)
+    assert "Tenant" in report
+    assert "night" in report
+    assert pd.read_csv(rows).groupby("tenant").size()["night"] == 30
+    seen = summary(path)["tenants"]
+    assert seen["chat"]["slo"]["limits"]["ttft_s"]["limit"] == 3.0
+    assert seen["night"]["slo"]["limits"] == {}
+
+
 @pytest.mark.parametrize("columns", ["80", "120"])
 def test_the_report_reads_well_when_piped(
     columns: str, scenario_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch

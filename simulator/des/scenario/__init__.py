@@ -2,9 +2,21 @@
 
 from simulator.des.scenario.base import ScenarioError
 from simulator.des.scenario.deployment import SEQUENCES_PER_RANK, Deployment, Pool, PrefixCacheKeys, Transfer
+from simulator.des.scenario.draws import Lengths, Seconds
 from simulator.des.scenario.lifecycle import Autoscale, Faults, Outages, PlannedFault, ScheduledCount, Startup
-from simulator.des.scenario.scenario import Scenario, Search, Slo, load_scenario, parse_scenario
-from simulator.des.scenario.traffic import Bursts, ClosedLoop, Diurnal, Lengths, OpenLoop, SharedPrefix, Trace, Workload
+from simulator.des.scenario.scenario import Scenario, Search, load_scenario, parse_scenario
+from simulator.des.scenario.tenant import Slo, Tenant
+from simulator.des.scenario.traffic import (
+    Bursts,
+    ClosedLoop,
+    Diurnal,
+    Offline,
+    OpenLoop,
+    Sessions,
+    SharedPrefix,
+    Trace,
+    Workload,
+)
 
 __all__ = [
     "SEQUENCES_PER_RANK",
@@ -15,6 +27,7 @@ __all__ = [
     "Diurnal",
     "Faults",
     "Lengths",
+    "Offline",
     "OpenLoop",
     "Outages",
     "PlannedFault",
@@ -24,9 +37,12 @@ __all__ = [
     "ScenarioError",
     "ScheduledCount",
     "Search",
+    "Seconds",
+    "Sessions",
     "SharedPrefix",
     "Slo",
     "Startup",
+    "Tenant",
     "Trace",
     "Transfer",
     "Workload",

@@ -158,7 +158,9 @@ class Deployment(Strict):
     colocated: Pool | None = None
     transfer: Transfer = Transfer()
     # shared_queue: the instances that take arrivals pull from one queue; decode instances are picked as least_loaded
-    router: Literal["round_robin", "least_loaded", "power_of_two", "shared_queue", "prefix_aware"] = "least_loaded"
+    router: Literal[
+        "round_robin", "least_loaded", "power_of_two", "shared_queue", "prefix_aware", "session_affinity"
+    ] = "least_loaded"
     # requests that may wait at each instance that takes arrivals (in all, under shared_queue); one that comes to a full
     # queue is refused. None: any number
     max_queue: Annotated[int, Field(ge=0, le=10**9, strict=True)] | None = None

@@ -11,18 +11,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat, ValidationError, model_validator
 
-from simulator.des.scenario.base import Count, Positive, ScenarioError, Strict
+from simulator.des.scenario.base import Count, ScenarioError, Strict
 from simulator.des.scenario.deployment import Deployment
-from simulator.des.scenario.traffic import ClosedLoop, Workload
-
-
-class Slo(Strict):
-    """Latency limits that the given share of requests must meet."""
-
-    ttft_s: Positive | None = None
-    tpot_s: Positive | None = None
-    e2e_s: Positive | None = None
-    percentile: Annotated[FiniteFloat, Field(gt=0, lt=100)] = 90.0
+from simulator.des.scenario.tenant import Slo, Tenant
+from simulator.des.scenario.traffic import ClosedLoop, Offline, Workload
 
 
 class Search(Strict):
@@ -42,9 +34,12 @@ class Search(Strict):
 
 
 class Scenario(Strict):
+    """The traffic is one [workload], or that of several [[tenants]]."""
+
     name: str = "scenario"
     model: str  # preset name, or path of a Hugging Face config.json
-    workload: Workload
+    workload: Workload | None = None
+    tenants: tuple[Tenant, ...] = ()
     slo: Slo = Slo()
     deployment: Deployment | None = None
     search: Search = Search()
@@ -57,12 +52,43 @@ class Scenario(Strict):
     @model_validator(mode="after")
     def _refusals_end(self) -> Scenario:
         limit = None if self.deployment is None else self.deployment.max_queue
-        if limit is not None and isinstance(self.workload, ClosedLoop):
+        workloads = (self.workload, *(tenant.workload for tenant in self.tenants))
+        if limit is not None and any(isinstance(workload, ClosedLoop) for workload in workloads):
             raise ValueError(
                 f"deployment.max_queue={limit} does not go with a closed_loop, whose clients would send again at once; "
                 "leave it out, or send an open_loop"
             )
         return self
+
+    @model_validator(mode="after")
+    def _one_traffic(self) -> Scenario:
+        if self.workload is not None and self.tenants:
+            raise ValueError("give either [workload] or [[tenants]], each with a workload of its own")
+        names = [tenant.name for tenant in self.tenants]
+        if "" in names:
+            raise ValueError("a tenant is called ''; give it a name")
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"two tenants are called '{twice}'; give each a name of its own")
+        if sum(isinstance(tenant.workload, Offline) for tenant in self.tenants) > 1:
+            raise ValueError("more than one tenant is offline; merge their work into one")
+        return self
+
+    def traffic(self) -> tuple[Tenant, ...]:
+        """Who sends requests; a lone [workload] is a tenant without a name. Raises ScenarioError for no traffic."""
+        if self.tenants:
+            return self.tenants
+        return (Tenant(name="", workload=self.one_workload()),)
+
+    def one_workload(self) -> Workload:
+        """The [workload]; raises ScenarioError where there is none."""
+        if self.tenants:
+            raise ScenarioError(
+                f"'{self.name}' has [[tenants]] where one [workload] is needed; describe their sum as one"
+            )
+        if self.workload is None:
+            raise ScenarioError(f"'{self.name}' has no traffic; add [workload] or [[tenants]] to it, or give a --trace")
+        return self.workload
 
 
 def parse_scenario(data: dict[str, Any], where: str = "scenario") -> Scenario:
@@ -83,9 +109,11 @@ def load_scenario(path: Path) -> Scenario:
         raise ScenarioError(f"scenario file {path} cannot be read ({error}); give a readable TOML file") from None
     except tomllib.TOMLDecodeError as error:
         raise ScenarioError(f"{path} is not valid TOML: {error}") from None
-    workload = data.get("workload")
-    if isinstance(workload, dict) and isinstance(workload.get("path"), str):
-        workload["path"] = str(path.parent / workload["path"])
+    tenants = data.get("tenants")
+    for holder in (data, *(tenants if isinstance(tenants, list) else ())):
+        workload = holder.get("workload") if isinstance(holder, dict) else None
+        if isinstance(workload, dict) and isinstance(workload.get("path"), str):
+            workload["path"] = str(path.parent / workload["path"])
     model = data.get("model")
     if isinstance(model, str) and model.endswith(".json"):
         data["model"] = str(path.parent / model)
@@ -95,8 +123,13 @@ def load_scenario(path: Path) -> Scenario:
 def _first_problem(error: ValidationError) -> str:
     """The first validation error as one sentence in the reader's words."""
     problem = error.errors()[0]
-    branches = {"open_loop", "closed_loop", "trace"}
-    key = ".".join(str(part) for part in problem["loc"] if part not in branches) or "the file"
+    branches = {"open_loop", "closed_loop", "sessions", "offline", "trace"}
+    parts = [
+        part
+        for before, part in zip((None, *problem["loc"]), problem["loc"], strict=False)
+        if not (before == "workload" and part in branches)
+    ]
+    key = ".".join(map(str, parts)) or "the file"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         return f"unknown key '{key}'; remove it or correct its spelling"

@@ -1,50 +1,14 @@
-"""[workload]: lengths, arrivals, traces."""
+"""[workload]: arrivals, sessions, offline work, traces."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat, model_validator
 
 from simulator.des.scenario.base import Count, NonNegative, Positive, Rate, Strict
-
-
-class Lengths(Strict):
-    """Token counts of one side of a request. A bare number in TOML means `constant`.
-
-    constant: value. uniform: low..high inclusive. exponential: mean. lognormal: median and sigma of the log.
-    Draws are whole numbers of at least 1 (`low` at least 1), cut at `maximum` where given.
-    """
-
-    kind: Literal["constant", "uniform", "exponential", "lognormal"] = "constant"
-    value: Count | None = None
-    low: Count | None = None
-    high: Count | None = None
-    mean: Positive | None = None
-    median: Positive | None = None
-    sigma: Positive | None = None
-    maximum: Count | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _bare_number(cls, data: Any) -> Any:
-        return {"kind": "constant", "value": data} if isinstance(data, (int, float, str)) else data
-
-    @model_validator(mode="after")
-    def _complete(self) -> Lengths:
-        needs = {
-            "constant": ("value",),
-            "uniform": ("low", "high"),
-            "exponential": ("mean",),
-            "lognormal": ("median", "sigma"),
-        }[self.kind]
-        missing = [key for key in needs if getattr(self, key) is None]
-        if missing:
-            raise ValueError(f"{self.kind} lengths need {' and '.join(missing)}")
-        if self.kind == "uniform" and self.high < self.low:  # type: ignore[operator]
-            raise ValueError(f"high={self.high} is below low={self.low}")
-        return self
+from simulator.des.scenario.draws import Lengths, Seconds
 
 
 class SharedPrefix(Strict):
@@ -80,6 +44,7 @@ class OpenLoop(Strict):
     kind: Literal["open_loop"] = "open_loop"
     rate: Rate  # requests per second
     requests: Count = 2000
+    duration_s: Positive | None = None  # arrivals until then, however many; instead of requests
     burstiness: Positive = 1.0
     diurnal: Diurnal | None = None
     bursts: Bursts | None = None
@@ -98,14 +63,63 @@ class ClosedLoop(Strict):
     output: Lengths
 
 
+class Sessions(Strict):
+    """Conversations: each prompt is all that was said before and the user's new tokens.
+
+    A turn comes a think time after the answer before it has ended. Sessions begin as a Poisson stream of `rate`, or
+    `users` people go on for ever: each begins a new session a think time after the last one's end.
+    """
+
+    kind: Literal["sessions"] = "sessions"
+    rate: Rate | None = None  # sessions begun per second
+    users: Count | None = None
+    sessions: Count = 500
+    turns: Lengths = Lengths(value=5)
+    think_s: Seconds = Seconds(kind="exponential", mean=30.0)  # assumed
+    prompt: Lengths  # new tokens of a turn
+    output: Lengths
+    system_prompt: SharedPrefix | None = None  # in front of every conversation, on top of `prompt`
+    max_context: Count | None = None  # a turn whose prompt and answer would exceed it is not held, nor any after it
+
+    @model_validator(mode="after")
+    def _one_pace(self) -> Sessions:
+        if (self.rate is None) == (self.users is None):
+            raise ValueError("sessions need either rate or users; give one of them")
+        return self
+
+
+class Offline(Strict):
+    """Work without a deadline, all there from the start, that fills the gaps.
+
+    A request of it is begun where no other prompt waits, and where it leaves `headroom` free: that share of an
+    instance's tokens per step, of its sequences and of its KV room stays with the others.
+    """
+
+    kind: Literal["offline"] = "offline"
+    requests: Count
+    headroom: Annotated[FiniteFloat, Field(ge=0, lt=1)] = 0.5  # assumed
+    prompt: Lengths
+    output: Lengths
+
+
 class Trace(Strict):
-    """Recorded arrivals: Azure CSV (TIMESTAMP, ContextTokens, GeneratedTokens) or Mooncake JSONL."""
+    """Recorded arrivals: Azure CSV (TIMESTAMP, ContextTokens, GeneratedTokens) or Mooncake JSONL.
+
+    Lengths and order stay as recorded; only the time between arrivals is scaled, by `speed` or to a mean `rate`.
+    """
 
     kind: Literal["trace"] = "trace"
     path: Path
     format: Literal["auto", "azure_csv", "mooncake_jsonl"] = "auto"
     speed: Positive = 1.0  # 2 replays twice as fast
+    rate: Rate | None = None  # mean requests per second to replay at; instead of speed
     limit: Count | None = None
 
+    @model_validator(mode="after")
+    def _one_scale(self) -> Trace:
+        if self.rate is not None and self.speed != 1.0:
+            raise ValueError(f"rate={self.rate:g} and speed={self.speed:g} both scale the trace; give one of them")
+        return self
 
-Workload = Annotated[OpenLoop | ClosedLoop | Trace, Field(discriminator="kind")]
+
+Workload = Annotated[OpenLoop | ClosedLoop | Sessions | Offline | Trace, Field(discriminator="kind")]

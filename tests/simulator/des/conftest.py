@@ -86,6 +86,11 @@ def _play(
     return SimulationResult(spec, run, slo or Slo())
 
 
+def _serve(spec: ClusterSpec, streams: Sequence[Requests], warmup: int = 0, slo: Slo | None = None) -> SimulationResult:
+    run = Cluster(spec, streams, np.random.default_rng(0), warmup).run()
+    return SimulationResult(spec, run, slo or Slo())
+
+
 def _colocated(instance: InstanceSpec, count: int = 1, router: str = "least_loaded", **fields: Any) -> ClusterSpec:
     return ClusterSpec(PoolSpec("colocated", instance, count), router=router, **fields)
 
@@ -119,3 +124,9 @@ def disaggregated() -> Callable[..., ClusterSpec]:
 @pytest.fixture
 def play() -> Callable[..., SimulationResult]:
     return _play
+
+
+@pytest.fixture
+def serve() -> Callable[..., SimulationResult]:
+    """As `play`, for streams of several tenants."""
+    return _serve

@@ -21,7 +21,7 @@ QUICK = Transfer(efficiency=1.0, handshake_s=0.001, half_rate_bytes=0.0)
 def scaled(spec: ClusterSpec, begins_with: int, startup_s: float = 0.0, slo: Slo | None = None, **keys: Any) -> Any:
     """The cluster with an entry pool that scales and has at most the instances that `spec` gives it."""
     entry = replace(spec.entry, begins_with=begins_with, startup_s=startup_s, autoscale=Autoscale(**keys))
-    return replace(spec, entry=entry, slo=slo or Slo())
+    return replace(spec, entry=entry, slos=(slo or Slo(),))
 
 
 def planned(*steps: tuple[float, int]) -> tuple[ScheduledCount, ...]:

@@ -21,7 +21,7 @@ class Pair:
     def __init__(self, times: Any, instance: Any, prompts: list[int], outputs: list[int]) -> None:
         self.env = simpy.Environment()
         arrivals = np.zeros(len(prompts))
-        self.journal = Journal(Requests(np.array(prompts), np.array(outputs), arrivals))
+        self.journal = Journal([Requests(np.array(prompts), np.array(outputs), arrivals)])
         links = self.links = Interconnect(
             self.env, float, Transfer(efficiency=1.0, handshake_s=0.0, half_rate_bytes=0.0)
         )

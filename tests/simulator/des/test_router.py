@@ -4,13 +4,16 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from simulator.des.router import make_router
+from simulator.des.router import Homes, make_router
 
 
 @dataclass
 class Desk:
     load: int = 0
     hits: float = 0.0
+
+    def weight(self, request: int) -> int:
+        return 1
 
     def hit_share(self, request: int) -> float:
         return self.hits
@@ -63,3 +66,20 @@ def test_prefix_aware_weighs_hits_against_load() -> None:
     assert choose(0) == 1
     desks[1].load = 40  # twice the mean load: the hit no longer pays
     assert choose(0) == 0
+
+
+def test_session_affinity_goes_home_until_home_is_overfull() -> None:
+    desks = [Desk(4), Desk(3), Desk(5)]
+    homes = Homes([0, 0, 1, -1, 0, 0])
+    choose = make_router("session_affinity", desks, np.random.default_rng(0), homes)
+    assert choose(0) == 1  # new session: least loaded
+    desks[1].load = 9  # 9 + 1 <= 2 * (6 + 1)
+    assert choose(1) == 1
+    assert choose(2) == 0
+    desks[1].load = 40  # 40 + 1 > 2 * (49 / 3 + 1)
+    assert choose(3) == 0  # in no session
+    assert choose(4) == 0
+    desks[1].load = 0
+    assert choose(5) == 0  # the new home
+    fewer = make_router("session_affinity", desks[1:], np.random.default_rng(0), homes)
+    assert fewer(0) == 0  # its home is not there any more

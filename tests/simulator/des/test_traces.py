@@ -1,9 +1,12 @@
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from simulator.des.scenario import Trace
 from simulator.des.traces import TraceError, read_trace
+from simulator.des.workload import make_requests
 
 HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 
@@ -91,3 +94,29 @@ def test_missing_folder_and_binary_files_are_refused(tmp_path: Path) -> None:
             read_trace(path)
     with pytest.raises(TraceError, match="cannot be read"):
         read_trace(tmp_path, "azure_csv")
+
+
+@pytest.mark.parametrize("scale", [{"speed": 1.37}, {"rate": 3.7}])
+def test_scaling_a_trace_moves_arrivals_and_nothing_else(tmp_path: Path, scale: dict[str, float]) -> None:
+    path = tmp_path / "t.jsonl"
+    rows = [{"timestamp": 130 * i * i, "input_length": 100 + i, "output_length": 9 + i % 4} for i in range(50)]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    plain = make_requests(Trace(path=path), np.random.SeedSequence(0))
+    scaled = make_requests(Trace.model_validate({"path": path} | scale), np.random.SeedSequence(0))
+    assert scaled.prompt_tokens.tolist() == plain.prompt_tokens.tolist()
+    assert scaled.output_tokens.tolist() == plain.output_tokens.tolist()
+    assert plain.arrival_s is not None
+    assert scaled.arrival_s is not None
+    factor = scale.get("speed") or scale["rate"] / (50 / plain.arrival_s[-1])
+    np.testing.assert_allclose(scaled.arrival_s, plain.arrival_s / factor)
+    if "rate" in scale:
+        assert 50 / scaled.arrival_s[-1] == pytest.approx(3.7)
+
+
+def test_a_trace_is_scaled_one_way_and_needs_a_span_for_a_rate(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text(json.dumps({"timestamp": 0, "input_length": 1, "output_length": 1}))
+    with pytest.raises(ValueError, match="both scale the trace"):
+        Trace(path=path, speed=2.0, rate=1.0)
+    with pytest.raises(ValueError, match="all arrive at one instant"):
+        make_requests(Trace(path=path, rate=1.0), np.random.SeedSequence(0))

@@ -1,0 +1,166 @@
+"""What sends the requests of one tenant: a clock, clients that wait for answers, sessions, a heap of offline work."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any, Protocol
+
+import simpy
+
+from simulator.des.workload import Requests
+
+
+class Desk(Protocol):
+    """Where requests are handed in; numbers are those of the whole run."""
+
+    @property
+    def env(self) -> simpy.Environment: ...
+    @property
+    def entry_delay_s(self) -> float:
+        """From sending a request to its joining a queue."""
+        ...
+
+    def arrive(self, request: int) -> None:
+        """Take a request that was sent `entry_delay_s` ago; its time of sending is noted already."""
+        ...
+
+    def send(self, request: int) -> bool:
+        """Take a request that is sent now. False: it was refused."""
+        ...
+
+    def pile(self, request: int) -> None:
+        """Take a request that can wait for a gap."""
+        ...
+
+
+class Source(Protocol):
+    def start(self) -> None:
+        """Called once, at 0 s."""
+        ...
+
+    def ended(self, request: int) -> None:
+        """One of its requests has ended, other than by being refused."""
+        ...
+
+
+def make_source(requests: Requests, first: int, desk: Desk) -> Source:
+    """The source of `requests`, whose numbers in the run start at `first`."""
+    if requests.arrival_s is not None:
+        return Clock(desk, first, requests.arrival_s.tolist())
+    if requests.concurrency is not None:
+        return Clients(desk, first, len(requests), requests.concurrency)
+    if requests.sessions is not None:
+        return Talkers(desk, first, requests)
+    return Heap(desk, first, len(requests))
+
+
+class Clock:
+    """Open loop: sends each request at its time, whatever becomes of the others."""
+
+    def __init__(self, desk: Desk, first: int, arrival_s: list[float]) -> None:
+        self._desk = desk
+        self._first = first
+        self._arrival_s = arrival_s
+
+    def start(self) -> None:
+        self._desk.env.process(self._run())
+
+    def _run(self) -> Generator[simpy.Event, Any, None]:
+        desk = self._desk
+        env = desk.env
+        extra = desk.entry_delay_s
+        for request, arrival_s in enumerate(self._arrival_s, start=self._first):
+            delay = arrival_s + extra - env.now
+            if delay > 0:
+                yield env.timeout(delay)
+            desk.arrive(request)
+
+    def ended(self, request: int) -> None:
+        pass
+
+
+class Clients:
+    """Closed loop: each client sends its next request when its last one ends; refused ones end at once."""
+
+    def __init__(self, desk: Desk, first: int, count: int, clients: int) -> None:
+        self._desk = desk
+        self._next = first
+        self._end = first + count
+        self._clients = clients
+
+    def start(self) -> None:
+        for _ in range(min(self._clients, self._end - self._next)):
+            self._send_next()
+
+    def ended(self, request: int) -> None:
+        self._send_next()
+
+    def _send_next(self) -> None:
+        while self._next < self._end:
+            self._next += 1
+            if self._desk.send(self._next - 1):
+                return
+
+
+class Talkers:
+    """Sessions: a turn comes its think time after the one before it has ended, or was refused."""
+
+    def __init__(self, desk: Desk, first: int, requests: Requests) -> None:
+        assert requests.sessions is not None
+        self._desk = desk
+        self._first = first
+        self._plan = requests.sessions
+        self._session_of = requests.sessions.session_of()
+        self._next = 0  # session not begun
+
+    def start(self) -> None:
+        plan = self._plan
+        if plan.begin_s is not None:
+            for session, begin_s in enumerate(plan.begin_s):
+                self._turn(plan.first[session], begin_s)
+            return
+        assert plan.users is not None
+        for _ in range(plan.users):
+            self._begin()
+
+    def ended(self, request: int) -> None:
+        turn = request - self._first + 1
+        plan = self._plan
+        if turn < plan.first[self._session_of[turn - 1] + 1]:
+            self._turn(turn, plan.think_s[turn])
+        elif plan.begin_s is None:
+            self._begin()
+
+    def _begin(self) -> None:
+        """A person begins the next session, after a pause."""
+        plan = self._plan
+        if self._next < len(plan.first) - 1:
+            turn = plan.first[self._next]
+            self._next += 1
+            self._turn(turn, plan.think_s[turn])
+
+    def _turn(self, turn: int, delay_s: float) -> None:
+        request = self._first + turn
+
+        def send(_: simpy.Event) -> None:
+            if not self._desk.send(request):
+                self.ended(request)
+
+        timeout = self._desk.env.timeout(delay_s)
+        assert timeout.callbacks is not None
+        timeout.callbacks.append(send)
+
+
+class Heap:
+    """Offline work: everything is there at 0 s."""
+
+    def __init__(self, desk: Desk, first: int, count: int) -> None:
+        self._desk = desk
+        self._requests = range(first, first + count)
+
+    def start(self) -> None:
+        for request in self._requests:
+            self._desk.pile(request)
+
+    def ended(self, request: int) -> None:
+        pass
