@@ -151,8 +151,8 @@ class SimulationResult:
     def measured(self) -> Mask:
         """Requests behind the warm-up."""
         mask = np.ones(len(self.finished), dtype=np.bool_)
-        paced = np.flatnonzero(~self.offline)
-        mask[paced[np.argsort(self.arrival_s[paced], kind="stable")[: self.warmup]]] = False
+        online = np.flatnonzero(~self.offline)
+        mask[online[np.argsort(self.arrival_s[online], kind="stable")[: self.warmup]]] = False
         return mask
 
     @cached_property

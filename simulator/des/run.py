@@ -79,8 +79,8 @@ class Cluster:
         self.streams = (requests,) if isinstance(requests, Requests) else tuple(requests)
         self.journal = journal = Journal(self.streams, rng.spawn(1)[0])
         self._total = len(journal.status)
-        self._paced = sum(len(stream) for stream in self.streams if not stream.offline)
-        self._warmup = max(0, min(warmup, self._paced - 1))
+        self._online = sum(len(stream) for stream in self.streams if not stream.offline)
+        self._warmup = max(0, min(warmup, self._online - 1))
         paces = max(len(pool.instance.rates) for pool in spec.pools)
         if paces > 1:
             journal.pace = journal.rng.integers(paces, size=self._total).tolist()
@@ -229,7 +229,7 @@ class Cluster:
         if self._sent == self._warmup:
             self._opened = self._snapshot()
         self._sent += 1
-        if self._sent == self._paced:
+        if self._sent == self._online:
             self._closed = self._snapshot()
 
     def _enter(self, request: int) -> None:
