@@ -138,3 +138,16 @@ def test_prompts_of_a_million_tokens_are_cut_by_sequence_to_keep_a_minute() -> N
     prefills = [design.deployment.prefill for design in answer.designs]
     assert prefills
     assert all(pool is not None and pool.cp > 1 for pool in prefills)
+
+
+def test_designs_are_checked_at_the_highest_rate_of_the_day() -> None:
+    """The day begins at its trough, where the check would see a tenth of the traffic."""
+    day = {"kind": "open_loop", "rate": 10.0, "prompt": 2000, "output": 200, "diurnal": {"trough": 0.1}}
+    data = {
+        "model": "qwen3-30b-a3b",
+        "slo": {"ttft_s": 2.0, "tpot_s": 0.03},
+        "search": {"gpus": ["h200"], "simulate_top": 1, "forms": ["colocated"]},
+    }
+    best = plan(parse_scenario(data | {"workload": day})).designs[0]
+    assert best.simulated is not None
+    assert best.simulated["requests_per_s"] == pytest.approx(10.0, rel=0.1)
