@@ -41,8 +41,14 @@ COSTS = {
     "usd_per_mtok_output": ("USD/Mtok output", 4, 1.0),
     "usd_per_mtok_blended": ("USD/Mtok blended", 4, 1.0),
     "usd_per_request": ("USD/request", 6, 1.0),
-    "power_kw": ("Power [kW]", 1, 1.0),
+    "power_kw": ("Power as provisioned [kW]", 1, 1.0),
     "joule_per_token": ("J/token, input + output", 2, 1.0),
+}
+ENERGY = {
+    "kwh": ("Whole run [kWh]", 3, 1.0),
+    "power_kw": ("Mean power [kW]", 2, 1.0),
+    "joule_per_token": ("J/token, input + output", 3, 1.0),
+    "joule_per_request": ("J/request", 1, 1.0),
 }
 
 
@@ -57,6 +63,7 @@ def simulation_report(scenario: Scenario, summary: dict[str, Any]) -> Renderable
         _usage_table(summary["utilization"]),
         *(Text(line) for line in _lifecycle_lines(summary)),
         *([_listing("Cost", COSTS, summary["cost"])] if summary["cost"] else []),
+        *([_listing("Energy of the accelerators alone", ENERGY, summary["energy"])] if summary["energy"] else []),
         assumptions_text(summary["assumptions"]),
     )
 

@@ -20,10 +20,11 @@ def simulate(
         Path | None, typer.Option("--requests", metavar="FILE.csv", help="Write one row per request (or FILE.parquet).")
     ] = None,
     timeline: Annotated[
-        Path | None, typer.Option("--timeline", metavar="FILE.json", help="Write every step, for ui.perfetto.dev.")
+        Path | None,
+        typer.Option("--timeline", metavar="FILE.json", help="Write steps and faults, for ui.perfetto.dev."),
     ] = None,
     series: Annotated[
-        Path | None, typer.Option("--series", metavar="FILE.csv", help="Write queues, batches and KV on a time grid.")
+        Path | None, typer.Option("--series", metavar="FILE.csv", help="Write queues, KV and power on a time grid.")
     ] = None,
     grid: Annotated[
         float, typer.Option("--grid", metavar="SECONDS", help="Grid of --series.", callback=above_zero)
@@ -56,6 +57,8 @@ def simulate(
     from simulator.des.cluster import simulate as run
     from simulator.des.metrics import write_table
     from simulator.des.recorder import Recorder
+    from simulator.des.series import series as time_series
+    from simulator.des.timeline import write_timeline
 
     if replications is not None:
         from app.render_simulation import replication_report
@@ -77,8 +80,8 @@ def simulate(
     if requests is not None:
         write_table(result.requests, requests)
     if recorder is not None and timeline is not None:
-        recorder.write_timeline(timeline, result.run.journal)
+        write_timeline(timeline, recorder, result.run)
     if recorder is not None and series is not None:
-        write_table(recorder.series(grid, result.kv_room_bytes), series)
+        write_table(time_series(recorder, result, grid), series)
     if json_file != STDOUT:
         stdout_console().print(simulation_report(asked, summary))

@@ -9,6 +9,7 @@ import numpy as np
 
 from hw_profiles.catalog import CatalogError, load
 from hw_profiles.profile import HardwareProfile
+from simulator.des.energy import PowerDraw
 from simulator.des.faults import nodes_of
 from simulator.des.kv_cache import KvSpace
 from simulator.des.metrics import Price, SimulationResult, warmup_count
@@ -102,6 +103,7 @@ def play(
             startup_s(deployment.startup, pool, model, profile),
             (deployment.faults.node_gpus if deployment.faults else None) or profile.scale_up_domain,
             pool.autoscale,
+            PowerDraw.of(profile, deployment.power),
         )
         assumptions += profile.assumptions
         try:

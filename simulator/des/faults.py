@@ -10,8 +10,8 @@ node takes nodes of its own and dies with any of them.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Generator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import simpy
@@ -36,11 +36,22 @@ def nodes_of(instances: int, instance_gpus: int, node_gpus: int) -> list[list[in
     return [list(range(first, min(first + fit, instances))) for first in range(0, instances, fit)]
 
 
+class Incident(NamedTuple):
+    """A fault that hit instances that were there; one still under way at the end of the run has no `end_s`."""
+
+    pool: str
+    kind: str
+    unit: int  # instance or node
+    speed: float  # share left
+    begin_s: float
+    end_s: float | None = None
+
+
 class FaultInjector:
     """Plays random and planned faults on the fleets.
 
     nodes: by pool, the instances on each node. set_link_speed: gives an instance's NICs a share of their rate.
-    counts: faults by (pool, kind), of those that hit an instance that was there.
+    incidents: faults that hit an instance that was there, in order of their beginning.
     """
 
     def __init__(
@@ -53,7 +64,7 @@ class FaultInjector:
         rng: np.random.Generator,
     ) -> None:
         self.env = env
-        self.counts: Counter[tuple[str, str]] = Counter()
+        self.incidents: list[Incident] = []
         self._fleets = fleets
         self._nodes = nodes
         self._set_link_speed = set_link_speed
@@ -88,8 +99,10 @@ class FaultInjector:
         """One fault from its beginning to its end."""
         fleet = self._fleets[pool]
         hit = self._units(kind, pool)[unit]
-        if any(fleet.state(i) is not State.OFF for i in hit):
-            self.counts[pool, kind] += 1
+        number = len(self.incidents)
+        seen = any(fleet.state(i) is not State.OFF for i in hit)
+        if seen:
+            self.incidents.append(Incident(pool, kind, unit, speed, self.env.now))
         for i in hit:
             if kind in KILLING:
                 fleet.fail(i)
@@ -97,6 +110,8 @@ class FaultInjector:
                 self._speeds.setdefault((kind, pool, i), []).append(speed)
                 self._apply_speed(kind, pool, i)
         yield self.env.timeout(duration_s)
+        if seen:
+            self.incidents[number] = self.incidents[number]._replace(end_s=self.env.now)
         for i in hit:
             if kind in KILLING:
                 fleet.repair(i)

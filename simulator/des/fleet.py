@@ -41,6 +41,14 @@ class Moment(NamedTuple):
     down: int  # broken, or back from a fault and not yet ready
 
 
+class Change(NamedTuple):
+    """An instance is in `state` from `time_s` on."""
+
+    time_s: float
+    instance: int
+    state: State
+
+
 class Integral(NamedTuple):
     """Instance-seconds."""
 
@@ -73,7 +81,7 @@ class Fleet:
 
     make_router: picks among the instances it is given; asked anew whenever others are up.
     opened: called with each instance that begins to serve; lost: with each that dies while it serves;
-    drains: with each that is to take no more requests.
+    drains: with each that is to take no more requests. changes: the state of each from the start on.
     """
 
     def __init__(
@@ -99,6 +107,7 @@ class Fleet:
         self._faults = [0] * len(instances)  # under way that keep an instance down
         self._starts = [0] * len(instances)  # starts begun or called off; only the last may end
         self.log: list[Moment] = []
+        self.changes = [Change(env.now, i, state) for i, state in enumerate(self._states)]
         self._review()
 
     def pick(self, request: int) -> Instance | None:
@@ -184,6 +193,7 @@ class Fleet:
     def _become(self, index: int, state: State) -> None:
         instance = self.instances[index]
         self._states[index] = state
+        self.changes.append(Change(self.env.now, index, state))
         if state in (State.OFF, State.DOWN):
             instance.emptied = None
         self._review()

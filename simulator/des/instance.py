@@ -61,7 +61,8 @@ class Instance:
     hand_over: called with each prefilled sequence that still has tokens to emit; None where it decodes here.
     fetch: starts a KV transfer to a rank of this instance; `deliver` is called when it is done.
     streams: is told of hand-overs before their KV is whole; None where it leaves when it is.
-    observe: called at each step's end with the instance, the step's start, its prompt tokens and decoded sequences.
+    observe: called at each step's end with the instance, the step's start, prefill's part of its time, its prompt
+        tokens and decoded sequences.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class Instance:
         hand_over: Callable[[Handover], None] | None = None,
         fetch: Callable[[Handover, Instance, Rank], None] | None = None,
         streams: Streams | None = None,
-        observe: Callable[[Instance, float, int, int], None] | None = None,
+        observe: Callable[[Instance, float, float, int, int], None] | None = None,
         backlog: deque[int] | None = None,
     ) -> None:
         self.env = env
@@ -229,6 +230,8 @@ class Instance:
             try:
                 yield env.timeout(duration)
             except simpy.Interrupt:
+                if self._observe is not None:
+                    self._observe(self, start_s, 0.0 if decodes else env.now - start_s, 0, 0)
                 continue
             meter.step(duration, prefill_s, size)
             if decodes:
@@ -243,7 +246,7 @@ class Instance:
             if self._incoming:
                 self._accept()
             if self._observe is not None:
-                self._observe(self, start_s, sum(new for _, _, new in parts), size if decodes else 0)
+                self._observe(self, start_s, prefill_s, sum(new for _, _, new in parts), size if decodes else 0)
 
     def _join_delivered(self) -> None:
         journal = self.journal

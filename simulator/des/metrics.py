@@ -25,6 +25,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from simulator.des.cost import SECONDS_PER_HOUR, Cost, PoolCost, cost_of
+from simulator.des.energy import PoolEnergy, energy_report
 from simulator.des.fleet import integrate
 from simulator.des.journal import Status, Usage
 from simulator.des.run import Run
@@ -134,11 +135,6 @@ class SimulationResult:
             return {}
         names = np.repeat([stream.tenant for stream in streams], [len(stream) for stream in streams])
         return {"tenant": pd.Categorical(names)}
-
-    @property
-    def kv_room_bytes(self) -> dict[str, float]:
-        """KV room of one instance by pool, over its ranks. [B of one accelerator]"""
-        return {p.name: p.instance.kv.capacity_bytes * p.instance.ranks for p in self.spec.pools}
 
     @cached_property
     def offline(self) -> Mask:
@@ -272,7 +268,7 @@ class SimulationResult:
                 "instances_least": min(moment.allocated for moment in log),
                 "instances_most": max(moment.allocated for moment in log),
                 "availability": total.serving / (total.serving + total.down) if total.down else 1.0,
-                "faults": {kind: count for (name, kind), count in self.run.faults.items() if name == pool.name},
+                "faults": dict(Counter(seen.kind for seen in self.run.incidents if seen.pool == pool.name)),
             }
         return table
 
@@ -309,6 +305,27 @@ class SimulationResult:
             )
         w = self.window
         return cost_of(tuple(pools), w.rate(w.tokens_in), w.rate(w.tokens_out), w.rate(w.requests))
+
+    def energy(self) -> dict[str, Any] | None:
+        """Energy of the accelerators alone, by the time that they idle and are in steps; None where no TDP is known."""
+        pools = []
+        for pool in self.spec.pools:
+            if pool.power is None:
+                return None
+            start, span, usage = self._usage(pool)
+            mean = self._joules(pool, usage, span * self._mean_instances(pool, start, start + span))
+            powered_s = integrate(self.run.fleets[pool.name], 0.0, self.run.end.time_s).allocated
+            whole = self._joules(pool, self.run.end.usage[pool.name], powered_s)
+            pools.append(PoolEnergy(pool.name, whole, mean / span if span > 0 else 0.0))
+        w = self.window
+        return energy_report(pools, w.rate(w.tokens_in), w.rate(w.tokens_out), w.rate(w.requests))
+
+    @staticmethod
+    def _joules(pool: PoolSpec, usage: list[Usage], powered_s: float) -> float:
+        assert pool.power is not None
+        prefill_s = sum(u.prefill_s for u in usage)
+        decode_s = sum(u.busy_s for u in usage) - prefill_s
+        return pool.instance.gpus * float(pool.power.joules(powered_s, prefill_s, decode_s))
 
     def _prefill_share(self, pool: PoolSpec) -> float:
         if self.spec.decode is not None:
@@ -391,6 +408,7 @@ class SimulationResult:
             "utilization": self.utilization(),
             "lifecycle": self.lifecycle(),
             "cost": None if cost is None else cost.to_json(),
+            "energy": self.energy(),
             "assumptions": list(self.assumptions),
         }
 

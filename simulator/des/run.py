@@ -12,8 +12,8 @@ import numpy as np
 import simpy
 
 from simulator.des.autoscale import PoolView, follow_schedule, watch
-from simulator.des.faults import FaultInjector, nodes_of
-from simulator.des.fleet import Fleet, Moment
+from simulator.des.faults import FaultInjector, Incident, nodes_of
+from simulator.des.fleet import Change, Fleet, Moment
 from simulator.des.instance import Handover, Instance
 from simulator.des.journal import Journal, Status, Usage
 from simulator.des.queues import Queue, queue_of
@@ -43,7 +43,8 @@ class Run:
     """What a finished run left behind.
 
     streams: whose requests they were, in the order of their numbers.
-    faults: by pool and kind. fleets: how many instances each pool had, from when on.
+    incidents: faults in order of their beginning. fleets: how many instances each pool had, from when on; changes: the
+    state of each instance, from when on.
     warmup: requests sent before the first measured one; at least one request is measured. Offline work is not counted.
     opened: taken when the first measured request arrived; closed: when the last request arrived; end: at the end.
     """
@@ -51,8 +52,9 @@ class Run:
     streams: tuple[Requests, ...]
     journal: Journal
     rejections: Counter[str]
-    faults: Counter[tuple[str, str]]
+    incidents: list[Incident]
     fleets: dict[str, list[Moment]]
+    changes: dict[str, list[Change]]
     warmup: int
     opened: Snapshot
     closed: Snapshot
@@ -182,8 +184,9 @@ class Cluster:
             self.streams,
             self.journal,
             self.rejections,
-            Counter() if self._injector is None else self._injector.counts,
+            [] if self._injector is None else self._injector.incidents,
             {pool: fleet.log for pool, fleet in self.fleets.items()},
+            {pool: fleet.changes for pool, fleet in self.fleets.items()},
             self._warmup,
             self._opened,
             self._closed,
@@ -394,19 +397,20 @@ class Cluster:
 
 def _observer(
     recorder: Recorder | None, env: simpy.Environment, pool: str
-) -> Callable[[Instance, float, int, int], None] | None:
+) -> Callable[[Instance, float, float, int, int], None] | None:
     """Writes the steps of a pool's instances to the recorder."""
     if recorder is None:
         return None
     steps = recorder.steps
 
-    def observe(instance: Instance, start_s: float, prompt_tokens: int, sequences: int) -> None:
+    def observe(instance: Instance, start_s: float, prefill_s: float, prompt_tokens: int, sequences: int) -> None:
         steps.append(
             Step(
                 pool,
                 instance.index,
                 start_s,
                 env.now,
+                prefill_s,
                 prompt_tokens,
                 sequences,
                 instance.batch.size,

@@ -11,6 +11,7 @@ import numpy as np
 
 from simulator.des.acceptance import class_rates
 from simulator.des.drawn_times import DrawnTimes
+from simulator.des.energy import PowerDraw
 from simulator.des.kv_cache import KvSpace
 from simulator.des.prefix_cache import StatePolicy, Tier
 from simulator.des.scenario import Autoscale, Faults, Slo, Transfer
@@ -79,7 +80,7 @@ class PoolSpec:
 
     count: instances that the pool has at most. begins_with: of them, instances that serve at first; none: all.
     startup_s: from the end of a fault, or from being added, until an instance serves.
-    node_gpus: accelerators that a fault of their node takes down together.
+    node_gpus: accelerators that a fault of their node takes down together. power: of one accelerator; None: not known.
     """
 
     name: str
@@ -89,6 +90,7 @@ class PoolSpec:
     startup_s: float = 0.0
     node_gpus: int = 8
     autoscale: Autoscale | None = None
+    power: PowerDraw | None = None
 
     @property
     def gpus(self) -> int:

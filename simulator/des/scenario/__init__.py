@@ -1,7 +1,7 @@
 """The scenario: model, traffic, limits, deployment. What command line, dashboard, notebooks and tests pass about."""
 
 from simulator.des.scenario.base import ScenarioError
-from simulator.des.scenario.deployment import SEQUENCES_PER_RANK, Deployment, Pool, PrefixCacheKeys, Transfer
+from simulator.des.scenario.deployment import SEQUENCES_PER_RANK, Deployment, Pool, Power, PrefixCacheKeys, Transfer
 from simulator.des.scenario.draws import Lengths, Seconds
 from simulator.des.scenario.lifecycle import Autoscale, Faults, Outages, PlannedFault, ScheduledCount, Startup
 from simulator.des.scenario.scenario import Scenario, Search, load_scenario, parse_scenario
@@ -32,6 +32,7 @@ __all__ = [
     "Outages",
     "PlannedFault",
     "Pool",
+    "Power",
     "PrefixCacheKeys",
     "Scenario",
     "ScenarioError",

@@ -14,6 +14,7 @@ from simulator.model.expert_load import ExpertSkew
 from simulator.model.parallelism import Parallelism
 
 SEQUENCES_PER_RANK = 512
+Share = Annotated[FiniteFloat, Field(ge=0, le=1, strict=True)]
 # Share of the link's rate that KV transfers reach. NICs: eight transfers of 20 MB to 12.6 GB between nodes (Mooncake
 # under vLLM and SGLang, github.com/kvcache-ai/Mooncake). NVLink: point-to-point copies, 376 of 450 GB/s on H100 and
 # 747 of 900 on GB200 (github.com/stas00/ml-engineering, network).
@@ -133,6 +134,14 @@ class Transfer(Strict):
         return profile.scale_out_bandwidth if self.network == "scale_out" else profile.scale_up_bandwidth
 
 
+class Power(Strict):
+    """What an accelerator draws, as shares of its TDP; all assumed, see docs/simulation.md."""
+
+    idle: Share = 0.15  # between steps, and while an instance starts or is broken
+    prefill: Share = 1.0
+    decode: Share = 0.6
+
+
 class PrefixCacheKeys(Strict):
     """KV of past prompts kept by each instance that computes prompts, for prompts that begin alike.
 
@@ -167,6 +176,7 @@ class Deployment(Strict):
     prefix_cache: PrefixCacheKeys | None = None  # none: every prompt is computed whole
     startup: Startup = Startup()
     faults: Faults | None = None  # none: nothing breaks
+    power: Power = Power()
 
     @model_validator(mode="after")
     def _one_form(self) -> Deployment:
