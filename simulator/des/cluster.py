@@ -13,7 +13,7 @@ from simulator.des.energy import PowerDraw
 from simulator.des.faults import nodes_of
 from simulator.des.kv_cache import KvSpace
 from simulator.des.metrics import Price, SimulationResult, warmup_count
-from simulator.des.prefix_cache import BLOCK_TOKENS, StatePolicy, Tier
+from simulator.des.prefix_cache import BLOCK_TOKENS, Loss, StatePolicy, Tier
 from simulator.des.recorder import Recorder
 from simulator.des.run import Cluster, Progress
 from simulator.des.scenario import Deployment, Pool, PrefixCacheKeys, Scenario, ScenarioError, Slo, Startup
@@ -169,12 +169,12 @@ def cache_tiers(
     else:
         policy = StatePolicy(tail_tokens=keys.tail_tokens if keys.state == "recompute" else 0)
     tiers = [Tier(int(keys.share * room.capacity_bytes * ranks / block_bytes))]
-    for size, bandwidth in (
-        (keys.host_bytes, profile.host_bandwidth),
-        (keys.storage_bytes, keys.storage_bandwidth),
+    for size, bandwidth, lost_by in (
+        (keys.host_bytes, profile.host_bandwidth, Loss.NODE),
+        (keys.storage_bytes, keys.storage_bandwidth, Loss.RELEASE),
     ):
         if size:
-            tiers.append(Tier(int(size * ranks / block_bytes), block_bytes / bandwidth))
+            tiers.append(Tier(int(size * ranks / block_bytes), block_bytes / bandwidth, lost_by))
     return tuple(tiers), policy
 
 

@@ -18,10 +18,11 @@ import simpy
 
 from simulator.des.fleet import Fleet, State
 from simulator.des.instance import Instance
+from simulator.des.prefix_cache import Loss
 from simulator.des.scenario import Faults, Outages
 
 Wait = Generator[simpy.Event, None, None]
-KILLING = ("instance", "node")
+KILLING = {"instance": Loss.INSTANCE, "node": Loss.NODE}  # and what caches lose by it
 
 
 def nodes_of(instances: int, instance_gpus: int, node_gpus: int) -> list[list[int]]:
@@ -105,7 +106,7 @@ class FaultInjector:
             self.incidents.append(Incident(pool, kind, unit, speed, self.env.now))
         for i in hit:
             if kind in KILLING:
-                fleet.fail(i)
+                fleet.fail(i, KILLING[kind])
             else:
                 self._speeds.setdefault((kind, pool, i), []).append(speed)
                 self._apply_speed(kind, pool, i)

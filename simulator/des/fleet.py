@@ -17,6 +17,7 @@ from typing import NamedTuple
 import simpy
 
 from simulator.des.instance import Instance
+from simulator.des.prefix_cache import Loss
 from simulator.des.router import Router
 
 
@@ -122,13 +123,14 @@ class Fleet:
 
     # Faults
 
-    def fail(self, index: int) -> None:
+    def fail(self, index: int, loss: Loss = Loss.INSTANCE) -> None:
         """A fault begins: the instance dies with what it holds, and stays down until `repair`."""
         self._faults[index] += 1
         self._starts[index] += 1
         state = self._states[index]
         if state is State.OFF:
             return
+        self.instances[index].lose_cache(loss)
         self._become(index, State.OFF if state is State.DRAINING else State.DOWN)
         if state in (State.UP, State.DRAINING):
             self._lost(self.instances[index])
@@ -196,6 +198,8 @@ class Fleet:
         self.changes.append(Change(self.env.now, index, state))
         if state in (State.OFF, State.DOWN):
             instance.emptied = None
+        if state is State.OFF:
+            instance.lose_cache(Loss.RELEASE)
         self._review()
         if state is State.UP:
             self._opened(instance)

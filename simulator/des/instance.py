@@ -14,7 +14,7 @@ import simpy
 from simulator.des.batching import Prefilling, Rank
 from simulator.des.journal import Journal, Usage
 from simulator.des.meter import Meter
-from simulator.des.prefix_cache import BLOCK_TOKENS, PrefixCache
+from simulator.des.prefix_cache import BLOCK_TOKENS, Loss, PrefixCache
 from simulator.des.pricing import Part, price
 from simulator.des.queues import Queue, queue_of
 from simulator.des.scheduler import Scheduler
@@ -325,7 +325,7 @@ class Instance:
     # Faults
 
     def fail(self) -> Losses:
-        """Lose the step under way and all KV, also of what waits to leave and, in the first tier, of past prompts.
+        """Lose the step under way and all KV of requests, also of those that wait to leave.
 
         The waiting queue stays: `unqueue` hands it back. Transfers under way to here end without effect; the
         sources keep their KV, and the hand-overs may be offered elsewhere.
@@ -341,12 +341,15 @@ class Instance:
         for held in (self._delivered, self._announced, self._leaving, self._arriving, self._incoming):
             held.clear()
         self._incoming_tokens = 0
-        if self.cache is not None:
-            self.cache.clear()
         self.meter.hold(now, 0.0)
         self._cache_load_s = 0.0
         self.load = sum(map(self.weight, self.waiting))
         return Losses(sorted(lost), [handover for handover in handovers if not handover.is_lost])
+
+    def lose_cache(self, loss: Loss) -> None:
+        """Lose KV of past prompts."""
+        if self.cache is not None:
+            self.cache.lose(loss)
 
     def unqueue(self) -> list[int]:
         """Take back every request of the waiting queue."""

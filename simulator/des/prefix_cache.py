@@ -10,17 +10,30 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import NamedTuple
 
 BLOCK_TOKENS = 512  # as in the Mooncake traces
 
 
+class Loss(IntEnum):
+    """What an instance loses its caches by; each takes all that those before it take."""
+
+    INSTANCE = 0  # its accelerators and processes
+    NODE = 1  # its hosts, with their memory
+    RELEASE = 2  # given back: everything
+
+
 @dataclass(frozen=True)
 class Tier:
-    """Room in blocks (None: without bound), and the time to bring one block to the accelerators. [s]"""
+    """Room in blocks (None: without bound), and the time to bring one block to the accelerators. [s]
+
+    lost_by: the least that the tier does not survive.
+    """
 
     blocks: int | None
     load_s: float = 0.0
+    lost_by: Loss = Loss.INSTANCE
 
 
 @dataclass(frozen=True)
@@ -96,9 +109,11 @@ class PrefixCache:
             if not incoming:
                 return
 
-    def clear(self) -> None:
-        """Forget the first tier, which is lost with its accelerators."""
-        self._kept[0].clear()
+    def lose(self, loss: Loss) -> None:
+        """Forget the tiers that do not survive it."""
+        for tier, kept in zip(self.tiers, self._kept, strict=True):
+            if loss >= tier.lost_by:
+                kept.clear()
 
     def __len__(self) -> int:
         return sum(len(kept) for kept in self._kept)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.des.cluster import simulate
-from simulator.des.prefix_cache import BLOCK_TOKENS, PrefixCache, StatePolicy, Tier, ideal_hit_rate
+from simulator.des.prefix_cache import BLOCK_TOKENS, Loss, PrefixCache, StatePolicy, Tier, ideal_hit_rate
 from simulator.des.run import Cluster
-from simulator.des.scenario import ScenarioError, SharedPrefix, parse_scenario
+from simulator.des.scenario import (
+    Autoscale,
+    Faults,
+    PlannedFault,
+    ScenarioError,
+    ScheduledCount,
+    SharedPrefix,
+    parse_scenario,
+)
 from simulator.des.traces import read_trace
 from simulator.des.workload import Requests, draw_blocks
 
@@ -108,3 +117,28 @@ def test_a_cache_without_block_names_is_refused() -> None:
     with pytest.raises(ScenarioError, match="router=prefix_aware needs a cache"):
         scenario(LOAD, None, "prefix_aware")
     assert BLOCK_TOKENS == 512
+
+
+@pytest.mark.parametrize(("kind", "survives"), [("instance", [False, True, True]), ("node", [False, False, True])])
+@pytest.mark.parametrize("holder", [0, 1, 2])
+def test_a_fault_takes_the_tiers_that_die_with_it(
+    times: Any, instance: Any, colocated: Any, kind: Any, survives: list[bool], holder: int
+) -> None:
+    """Accelerators, host memory, storage: one tier keeps everything, the others nothing."""
+    lost_by = (Loss.INSTANCE, Loss.NODE, Loss.RELEASE)
+    tiers = tuple(Tier(None if i == holder else 0, lost_by=loss) for i, loss in enumerate(lost_by))
+    down = PlannedFault(kind=kind, pool="colocated", index=0, at_s=5.0, duration_s=1.0)
+    spec = colocated(instance(times(), cache_tiers=tiers), faults=Faults(events=(down,)))
+    requests = Requests(np.array([1500] * 2), np.array([1] * 2), np.array([0.0, 10.0]), blocks=[(1, 2, 3)] * 2)
+    run = Cluster(spec, requests, np.random.default_rng(0)).run()
+    assert run.journal.cached_tokens == [0, 1499 if survives[holder] else 0]
+
+
+def test_an_instance_that_is_given_back_comes_without_its_cache(times: Any, instance: Any, colocated: Any) -> None:
+    """Both instances serve one prompt; the second one leaves at 10 s and is added again at 20 s."""
+    spec = colocated(instance(times(), cache_tiers=(Tier(0), Tier(None, lost_by=Loss.RELEASE))), 2, "round_robin")
+    scale = Autoscale(schedule=(ScheduledCount(at_s=10, instances=1), ScheduledCount(at_s=20, instances=2)))
+    requests = Requests(np.array([500] * 3), np.array([1] * 3), np.array([0.0, 1.0, 30.0]), blocks=[(1,), (1,), (2,)])
+    cluster = Cluster(replace(spec, entry=replace(spec.entry, autoscale=scale)), requests, np.random.default_rng(0))
+    cluster.run()
+    assert [instance.cache.peek([1]) for instance in cluster.entry if instance.cache is not None] == [1, 0]
