@@ -53,6 +53,8 @@ def class_rates(length: float, drafts: int, spread: float) -> tuple[float, ...]:
     """
     if not spread:
         return (length,)
+    if not drafts:
+        raise ValueError(f"acceptance_spread={spread:g} is of drafts, of which there are none; set draft_tokens")
 
     def gap(mean: float) -> float:
         return float(np.mean(1 / tokens_per_step(class_chances(mean, spread), drafts))) - 1 / length
@@ -61,8 +63,8 @@ def class_rates(length: float, drafts: int, spread: float) -> tuple[float, ...]:
     low, high = 0.5 - half_width, 0.5 + half_width
     if not (half_width and gap(low) > 0 > gap(high)):
         raise ValueError(
-            f"acceptance_spread={spread:g} is wider than any distribution whose mean is acceptance_length={length:g} "
-            f"with {drafts} drafts; give a smaller spread"
+            f"acceptance_spread={spread:g} is more than the chances of {drafts} drafts can vary where "
+            f"acceptance_length={length:g} of {1 + drafts} tokens come out; give a smaller spread"
         )
     mean = brentq(gap, low, high, xtol=1e-14)
     return tuple(tokens_per_step(class_chances(mean, spread), drafts).tolist())

@@ -32,6 +32,11 @@ def change_time(ticks: Floats, rate: float, diurnal: Diurnal | None, bursts: Bur
         edges = np.append(np.arange(0.0, horizon_s, cell_s), horizon_s)
     switches = np.empty(0)
     if bursts is not None:
+        if 2 * horizon_s / (bursts.burst_s + bursts.quiet_s) > MOST_CELLS:
+            raise ScenarioError(
+                f"workload.bursts.burst_s={bursts.burst_s:g} and quiet_s={bursts.quiet_s:g} are too short beside the "
+                f"{horizon_s:g} s that the arrivals may take; give longer spells or fewer requests"
+            )
         switches = _switches(bursts, horizon_s, np.random.default_rng(seed))
         edges = np.union1d(edges, switches[switches < horizon_s])
     middles = (edges[1:] + edges[:-1]) / 2

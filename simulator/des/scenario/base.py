@@ -6,12 +6,17 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-# strict: true and "20" are not numbers
+# strict: true and "20" are not numbers. Bounds lie far outside what is real, and inside what a run can count with:
+# times that add up to infinity, or that a clock cannot tell from 0, would never let it end.
 Positive = Annotated[FiniteFloat, Field(gt=0, strict=True)]
 NonNegative = Annotated[FiniteFloat, Field(ge=0, strict=True)]
-Rate = Annotated[FiniteFloat, Field(ge=1e-6, strict=True)]  # requests per second; a few a month at least
+Duration = Annotated[FiniteFloat, Field(ge=0, le=1e9, strict=True)]  # [s]; 30 years at most
+Interval = Annotated[FiniteFloat, Field(ge=1e-3, le=1e9, strict=True)]  # [s] between things that go on and on
+Bandwidth = Annotated[FiniteFloat, Field(ge=1e3, strict=True)]  # [B/s]
+Rate = Annotated[FiniteFloat, Field(ge=1e-6, le=1e7, strict=True)]  # requests per second; a few a month at least
 Count = Annotated[int, Field(ge=1, le=10**9, strict=True)]  # far above any real count, far below int64
 Instances = Annotated[int, Field(ge=1, le=10**5, strict=True)]
+Drafts = Annotated[int, Field(ge=0, le=64, strict=True)]  # tokens that a decode step verifies
 
 
 class ScenarioError(ValueError):

@@ -8,7 +8,7 @@ from pydantic import Field, FiniteFloat, model_validator
 
 from hw_profiles.profile import HardwareProfile
 from simulator.des.acceptance import class_rates
-from simulator.des.scenario.base import Count, Instances, NonNegative, Positive, Strict
+from simulator.des.scenario.base import Bandwidth, Count, Drafts, Duration, Instances, NonNegative, Positive, Strict
 from simulator.des.scenario.lifecycle import Autoscale, Faults, Startup
 from simulator.model.expert_load import ExpertSkew
 from simulator.model.parallelism import Parallelism
@@ -25,9 +25,11 @@ class ExpertSkewKeys(Strict):
     """How unevenly tokens choose experts; see ExpertSkew."""
 
     kind: Literal["uniform", "power_law", "dirichlet"]
-    alpha: Annotated[FiniteFloat, Field(gt=1)] = 1.2  # power_law; assumed, as published kernel tables draw loads
+    # power_law; assumed, as published kernel tables draw loads
+    alpha: Annotated[FiniteFloat, Field(gt=1, strict=True)] = 1.2
     concentration: Positive = 10.0  # dirichlet; assumed
-    redundant_experts: Annotated[int, Field(ge=0)] = 0  # further copies of experts in each layer, over all ranks
+    # further copies of experts in each layer, over all ranks
+    redundant_experts: Annotated[int, Field(ge=0, le=10**5, strict=True)] = 0
 
 
 class Pool(Strict):
@@ -47,9 +49,10 @@ class Pool(Strict):
     # chunked: token budget shared by decode and prompt chunks (vLLM V1); prefill_first: prompts hold up decode
     # (SGLang); inflight: prompts whole beside decode (TensorRT-LLM)
     batching: Literal["chunked", "prefill_first", "inflight"] = "chunked"
-    draft_tokens: Annotated[int, Field(ge=0)] = 0
-    acceptance_length: Annotated[FiniteFloat, Field(ge=1)] = 1.0  # mean tokens emitted per step
-    acceptance_spread: NonNegative = 0.0  # standard deviation over requests of the chance that a draft is accepted
+    draft_tokens: Drafts = 0
+    acceptance_length: Annotated[FiniteFloat, Field(ge=1, strict=True)] = 1.0  # mean tokens emitted per step
+    # standard deviation over requests of the chance that a draft is accepted; no law on 0..1 has more than 0.5
+    acceptance_spread: Annotated[FiniteFloat, Field(ge=0, le=0.5, strict=True)] = 0.0
     autoscale: Autoscale | None = None  # none: always `instances`; with it they are what a run begins with
 
     # none: every expert rank gets what uniform routing gives in the mean, in every step
@@ -109,11 +112,14 @@ class Transfer(Strict):
     """
 
     network: Literal["scale_out", "scale_up"] = "scale_out"  # NICs, or the fabric of a domain that holds both pools
-    efficiency: Annotated[FiniteFloat, Field(gt=0, le=1)] | None = None  # achieved share of the link's rate
-    handshake_s: NonNegative = 0.00075
-    half_rate_bytes: NonNegative = 140e3  # messages of this size reach half of that rate
+    # achieved share of the link's rate
+    efficiency: Annotated[FiniteFloat, Field(ge=1e-3, le=1, strict=True)] | None = None
+    handshake_s: Duration = 0.00075
+    # messages of this size reach half of that rate
+    half_rate_bytes: Annotated[FiniteFloat, Field(ge=0, le=1e12, strict=True)] = 140e3
     overlap: Literal["none", "layerwise"] = "none"  # layerwise: a layer's KV leaves while later layers compute
-    oversubscription: Annotated[FiniteFloat, Field(ge=1)] = 1.0  # link rate of the prefill pool over that of the spine
+    # link rate of the prefill pool over that of the spine
+    oversubscription: Annotated[FiniteFloat, Field(ge=1, le=1000, strict=True)] = 1.0
 
     @model_validator(mode="after")
     def _no_spine_inside_a_domain(self) -> Transfer:
@@ -148,10 +154,10 @@ class PrefixCacheKeys(Strict):
     Needs a workload whose prompts name their blocks: a Mooncake trace, or an open loop with shared_prefix.
     """
 
-    share: Annotated[FiniteFloat, Field(gt=0, lt=1)] = 0.3  # of the KV room, set apart for it; assumed
+    share: Annotated[FiniteFloat, Field(gt=0, lt=1, strict=True)] = 0.3  # of the KV room, set apart for it; assumed
     host_bytes: NonNegative = 0.0  # host memory per accelerator as second tier, over the host link
     storage_bytes: NonNegative = 0.0  # storage per accelerator as third tier
-    storage_bandwidth: Positive = 2e9  # one way, per accelerator; assumed
+    storage_bandwidth: Bandwidth = 2e9  # one way, per accelerator; assumed
     # windows and state of a model that has them: kept with every block, or every `state_interval` tokens, or not at
     # all, so that the last `tail_tokens` of a hit are computed again
     state: Literal["keep_all", "checkpoint", "recompute"] = "keep_all"

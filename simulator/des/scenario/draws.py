@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, FiniteFloat, model_validator
 
-from simulator.des.scenario.base import Count, NonNegative, Positive, Strict
+from simulator.des.scenario.base import Count, Duration, Positive, Strict
 
 
 class Lengths(Strict):
@@ -42,10 +42,10 @@ class Seconds(Strict):
     """A time that is drawn. A bare number in TOML means `constant`; the other kinds are those of `Lengths`."""
 
     kind: Literal["constant", "exponential", "lognormal"] = "constant"
-    value: NonNegative | None = None
-    mean: Positive | None = None
-    median: Positive | None = None
-    sigma: Positive | None = None
+    value: Duration | None = None
+    mean: Duration | None = None
+    median: Annotated[FiniteFloat, Field(gt=0, le=1e9, strict=True)] | None = None
+    sigma: Annotated[FiniteFloat, Field(gt=0, le=5, strict=True)] | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -6,26 +6,27 @@ from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from simulator.des.scenario.base import Count, Instances, NonNegative, Positive, Strict
+from simulator.des.scenario.base import Bandwidth, Count, Duration, Instances, Interval, NonNegative, Positive, Strict
 
 PoolName = Literal["prefill", "decode", "colocated"]
 FaultKind = Literal["instance", "node", "link", "slow"]
+LEAST_SPEED = 1e-3  # of steps
 Speed = Annotated[FiniteFloat, Field(ge=0, lt=1, strict=True)]
 
 
 class Startup(Strict):
     """What an instance does before it serves, after a fault or when it is added: start, then load its weights."""
 
-    start_s: NonNegative = 30.0  # processes, communicators, graphs; assumed
-    weight_bandwidth: Positive = 2e9  # storage to one accelerator, at most the host link's rate; assumed [B/s]
-    load_s: NonNegative | None = None  # left out: weight bytes of an accelerator over that rate
+    start_s: Duration = 30.0  # processes, communicators, graphs; assumed
+    weight_bandwidth: Bandwidth = 2e9  # storage to one accelerator, at most the host link's rate; assumed [B/s]
+    load_s: Duration | None = None  # left out: weight bytes of an accelerator over that rate
 
 
 class Outages(Strict):
     """Faults of each unit of a kind at exponential times."""
 
-    mtbf_s: Positive  # mean time from the end of one fault to the next
-    mttr_s: NonNegative  # mean length of a fault, start and weight loading apart
+    mtbf_s: Annotated[FiniteFloat, Field(ge=1e-3, strict=True)]  # mean time from the end of one fault to the next
+    mttr_s: Duration  # mean length of a fault, start and weight loading apart
     speed: Speed = 0.0  # share of normal speed that is left
 
 
@@ -36,7 +37,7 @@ class PlannedFault(Strict):
     pool: PoolName
     index: Annotated[int, Field(ge=0, strict=True)] = 0  # of the instance, or of the node, in its pool
     at_s: NonNegative
-    duration_s: NonNegative  # start and weight loading apart
+    duration_s: Duration  # start and weight loading apart
     speed: Speed = 0.0
 
 
@@ -53,7 +54,7 @@ class Faults(Strict):
     slow: Outages | None = None
     events: tuple[PlannedFault, ...] = ()
     retries: Annotated[int, Field(ge=0, le=10**6, strict=True)] = 3  # of one request; after them it has failed
-    retry_delay_s: NonNegative = 1.0  # until a lost request is sent again: the fault must be noticed; assumed
+    retry_delay_s: Duration = 1.0  # until a lost request is sent again: the fault must be noticed; assumed
     node_gpus: Count | None = None  # accelerators that fail together; left out: the profile's scale-up domain
 
     @model_validator(mode="after")
@@ -62,8 +63,11 @@ class Faults(Strict):
         faults = [(f"{kind}.speed", kind, fault.speed) for kind, fault in random if fault is not None]
         faults += [(f"events.{i}.speed", event.kind, event.speed) for i, event in enumerate(self.events)]
         for key, kind, speed in faults:
-            if kind == "slow" and speed == 0:
-                raise ValueError(f"{key}=0 would never end a step; give a share above 0, or a fault of the instance")
+            if kind == "slow" and speed < LEAST_SPEED:
+                raise ValueError(
+                    f"{key}={speed:g} would never end a step; give a share of at least {LEAST_SPEED:g}, or a fault "
+                    "of the instance"
+                )
             if kind in ("instance", "node") and speed:
                 raise ValueError(f"{key}={speed:g} of a dead {kind} has no meaning; leave it out, or use kind slow")
         return self
@@ -88,10 +92,10 @@ class Autoscale(Strict):
     target: Positive | None = None
     minimum: Instances = 1
     maximum: Instances | None = None
-    window_s: Positive = 30.0  # a decision after each, on what was seen in it; assumed
+    window_s: Interval = 30.0  # a decision after each, on what was seen in it; assumed
     cooldown_s: NonNegative = 300.0  # from any change to the next instance less; assumed
     schedule: tuple[ScheduledCount, ...] = ()
-    period_s: Positive | None = None  # after which the schedule begins anew
+    period_s: Interval | None = None  # after which the schedule begins anew
 
     @model_validator(mode="after")
     def _one_way(self) -> Autoscale:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat, ValidationError, model_validator
 
-from simulator.des.scenario.base import Count, ScenarioError, Strict
+from simulator.des.scenario.base import Count, Drafts, ScenarioError, Strict
 from simulator.des.scenario.deployment import Deployment
 from simulator.des.scenario.tenant import Slo, Tenant
 from simulator.des.scenario.traffic import ClosedLoop, Offline, Workload
@@ -28,9 +28,9 @@ class Search(Strict):
         "colocated",
     )
     mixed_pools: bool = True  # prefill and decode may use different accelerators
-    simulate_top: Annotated[int, Field(ge=0)] = 3  # designs re-run through the discrete-event model
-    draft_tokens: Annotated[int, Field(ge=0)] = 0
-    acceptance_length: Annotated[FiniteFloat, Field(ge=1)] = 1.0
+    simulate_top: Annotated[int, Field(ge=0, strict=True)] = 3  # designs re-run through the discrete-event model
+    draft_tokens: Drafts = 0
+    acceptance_length: Annotated[FiniteFloat, Field(ge=1, strict=True)] = 1.0
 
 
 class Scenario(Strict):
@@ -46,8 +46,8 @@ class Scenario(Strict):
     price_convention: Literal["hyperscaler_ownership", "neocloud_ownership", "rental_3yr", "on_demand"] = (
         "neocloud_ownership"
     )
-    warmup_fraction: Annotated[FiniteFloat, Field(ge=0, lt=1)] = 0.1  # first requests left out of metrics
-    seed: Annotated[int, Field(ge=0)] = 0
+    warmup_fraction: Annotated[FiniteFloat, Field(ge=0, lt=1, strict=True)] = 0.1  # first requests left out of metrics
+    seed: Annotated[int, Field(ge=0, strict=True)] = 0
 
     @model_validator(mode="after")
     def _refusals_end(self) -> Scenario:

@@ -16,7 +16,7 @@ class Slo(Strict):
     ttft_s: Positive | None = None
     tpot_s: Positive | None = None
     e2e_s: Positive | None = None
-    percentile: Annotated[FiniteFloat, Field(gt=0, lt=100)] = 90.0
+    percentile: Annotated[FiniteFloat, Field(gt=0, lt=100, strict=True)] = 90.0
 
     @property
     def limits(self) -> dict[str, float]:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from simulator.des.scenario.base import Count, NonNegative, Positive, Rate, Strict
+from simulator.des.scenario.base import Count, Duration, Interval, Rate, Strict
 from simulator.des.scenario.draws import Lengths, Seconds
 
 
@@ -21,18 +21,19 @@ class SharedPrefix(Strict):
 class Diurnal(Strict):
     """A day's curve of the arrival rate: a cosine from `rate` at its peak to trough * rate half a period later."""
 
-    trough: Annotated[FiniteFloat, Field(gt=0, le=1)] = 0.4
-    period_s: Positive = 86_400.0
-    peak_s: NonNegative = 43_200.0  # when the first peak comes
-    growth_per_day: NonNegative = 0.0  # 0.01: the whole curve rises by 1% a day
+    trough: Annotated[FiniteFloat, Field(ge=1e-3, le=1, strict=True)] = 0.4
+    period_s: Interval = 86_400.0
+    peak_s: Duration = 43_200.0  # when the first peak comes
+    # 0.01: the whole curve rises by 1% a day
+    growth_per_day: Annotated[FiniteFloat, Field(ge=0, le=1, strict=True)] = 0.0
 
 
 class Bursts(Strict):
     """Spells of `rate` between spells of quiet * rate, exponential in length (a Markov-modulated Poisson process)."""
 
-    quiet: Annotated[FiniteFloat, Field(gt=0, lt=1)] = 0.25
-    burst_s: Positive = 10.0  # mean length of a burst
-    quiet_s: Positive = 60.0  # mean time between bursts
+    quiet: Annotated[FiniteFloat, Field(ge=1e-3, lt=1, strict=True)] = 0.25
+    burst_s: Interval = 10.0  # mean length of a burst
+    quiet_s: Interval = 60.0  # mean time between bursts
 
 
 class OpenLoop(Strict):
@@ -44,8 +45,8 @@ class OpenLoop(Strict):
     kind: Literal["open_loop"] = "open_loop"
     rate: Rate  # requests per second
     requests: Count = 2000
-    duration_s: Positive | None = None  # arrivals until then, however many; instead of requests
-    burstiness: Positive = 1.0
+    duration_s: Interval | None = None  # arrivals until then, however many; instead of requests
+    burstiness: Annotated[FiniteFloat, Field(gt=0, le=1000, strict=True)] = 1.0
     diurnal: Diurnal | None = None
     bursts: Bursts | None = None
     prompt: Lengths
@@ -97,7 +98,7 @@ class Offline(Strict):
 
     kind: Literal["offline"] = "offline"
     requests: Count
-    headroom: Annotated[FiniteFloat, Field(ge=0, lt=1)] = 0.5  # assumed
+    headroom: Annotated[FiniteFloat, Field(ge=0, lt=1, strict=True)] = 0.5  # assumed
     prompt: Lengths
     output: Lengths
 
@@ -111,7 +112,7 @@ class Trace(Strict):
     kind: Literal["trace"] = "trace"
     path: Path
     format: Literal["auto", "azure_csv", "mooncake_jsonl"] = "auto"
-    speed: Positive = 1.0  # 2 replays twice as fast
+    speed: Annotated[FiniteFloat, Field(ge=1e-6, strict=True)] = 1.0  # 2 replays twice as fast
     rate: Rate | None = None  # mean requests per second to replay at; instead of speed
     limit: Count | None = None
 
