@@ -166,6 +166,7 @@ class Instance:
             del self._arriving[handover.request]
         if handover.is_lost:
             rank.release(handover.tokens)
+            self._freed()
             self.scheduler.sequences -= 1
             self.load -= 1
         else:
@@ -178,8 +179,14 @@ class Instance:
         """Free the KV of a sequence that has left for another instance."""
         del self._leaving[handover.request]
         handover.rank.release(handover.tokens)
+        self._freed()
         if self.waiting or self.scheduler.backlog or self.emptied is not None:
             self.kick()
+
+    def _freed(self) -> None:
+        """KV was freed, which the books learn now where no step ends soon."""
+        if self._wake is not None:
+            self.meter.hold(self.env.now, self.scheduler.settle())
 
     def kick(self) -> None:
         """Wake the process if it idles."""
@@ -382,7 +389,7 @@ class Instance:
 
     @property
     def kv_bytes(self) -> float:
-        """KV held, over all ranks, as it stood at the last step's end. [B of one accelerator]"""
+        """KV held, over all ranks, as of the last step's end or of what left after it. [B of one accelerator]"""
         return self.meter.kv_bytes
 
     @property

@@ -10,6 +10,8 @@ from pydantic import Field, FiniteFloat, model_validator
 from simulator.des.scenario.base import Count, Duration, Interval, Rate, Strict
 from simulator.des.scenario.draws import Lengths, Seconds
 
+MOST_REQUESTS = 10**9
+
 
 class SharedPrefix(Strict):
     """Prompts that begin alike: each starts with the first `tokens` of one of `groups` prefixes, drawn at random."""
@@ -52,6 +54,15 @@ class OpenLoop(Strict):
     prompt: Lengths
     output: Lengths
     shared_prefix: SharedPrefix | None = None  # counted in the prompt's length; matters to a prefix cache
+
+    @model_validator(mode="after")
+    def _countable(self) -> OpenLoop:
+        if self.duration_s is not None and self.rate * self.duration_s > MOST_REQUESTS:
+            raise ValueError(
+                f"duration_s={self.duration_s:g} at rate={self.rate:g} is more than {MOST_REQUESTS:,} requests; "
+                "give a shorter duration"
+            )
+        return self
 
 
 class ClosedLoop(Strict):

@@ -58,3 +58,8 @@ def test_day_and_bursts_together_never_exceed_the_rate_and_repeat_with_the_seed(
 def test_a_period_far_below_the_span_is_refused() -> None:
     with pytest.raises(ScenarioError, match=r"diurnal.period_s=0.001 is too short"):
         change_time(np.array([1e6]), 1.0, Diurnal(period_s=1e-3), None, seed=0)
+
+
+def test_spells_far_below_the_span_are_refused() -> None:
+    with pytest.raises(ScenarioError, match=r"bursts.burst_s=0.001 and quiet_s=0.001 are too short"):
+        change_time(np.array([1e6]), 1.0, None, Bursts(burst_s=1e-3, quiet_s=1e-3), seed=0)

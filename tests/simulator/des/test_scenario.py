@@ -53,6 +53,21 @@ def test_paths_are_taken_from_the_folder_of_the_file(tmp_path: Path) -> None:
         ("tp = 8", "tp = 8\nep = 3", "ep=3 does not divide"),
         ("tp = 8", "acceptance_length = 2", "acceptance_length=2 exceeds"),
         ("tp = 8", "tp = = 8", "not valid TOML"),
+        ("rate = 4.0", "rate = 1e300", "workload.rate=1e+300: Input should be less than or equal to 10000000"),
+        ("rate = 4.0", "rate = 4.0\nburstiness = 1e300", "workload.burstiness=1e+300: Input should be less than"),
+        ("rate = 4.0", "rate = 4.0\nduration_s = 1e300", "workload.duration_s=1e+300: Input should be less than"),
+        ("rate = 4.0", "rate = 4e6\nduration_s = 1e6", "duration_s=1e+06 at rate=4e+06 is more than 1,000,000,000"),
+        ("rate = 4.0", "rate = 4.0\nbursts = {burst_s = 1e-300}", "workload.bursts.burst_s=1e-300: Input should be gr"),
+        ("tp = 8", "tp = 8\ndraft_tokens = 1000000000000", "draft_tokens=1000000000000: Input should be less than"),
+        ("tp = 8", "tp = 8\ndraft_tokens = 1.0", "deployment.colocated.draft_tokens=1.0: Input should be a valid int"),
+        ("[deployment.col", "[deployment.transfer]\nhandshake_s = 1e300\n[deployment.col", "handshake_s=1e+300: Input"),
+        (
+            "[deployment.col",
+            "[deployment.startup]\nweight_bandwidth = 1e-300\n[deployment.col",
+            "greater than or equal",
+        ),
+        ("[workload]", 'seed = "7"\n[workload]', "seed='7': Input should be a valid integer"),
+        ("[workload]", "seed = true\n[workload]", "seed=True: Input should be a valid integer"),
     ],
 )
 def test_a_wrong_scenario_is_refused_in_one_sentence(tmp_path: Path, old: str, new: str, told: str) -> None:

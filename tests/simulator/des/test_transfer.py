@@ -28,6 +28,8 @@ def test_a_transfer_takes_handshake_plus_bytes_over_rate(
     assert result.requests["transfer_s"][0] == pytest.approx(10.25)
     assert result.finish_s[0] == pytest.approx(0.1 + 10.25 + 2 * 0.1)
     assert result.ttft_s[0] == pytest.approx(0.1)
+    # 101 B of KV stay on the idle prefill instance until they have left, and no longer.
+    assert result.run.end.usage["prefill"][0].kv_byte_s == pytest.approx(101 * 10.25)
 
 
 def test_transfers_of_one_prefill_instance_share_its_link(
