@@ -118,6 +118,7 @@ def play(
         entry=pools["colocated"] if "colocated" in pools else pools["prefill"],
         decode=pools.get("decode"),
         router=deployment.router,
+        decode_router=deployment.decode_router,
         max_queue=deployment.max_queue,
         transfer=deployment.transfer,
         transfer_bytes=lambda tokens: transfer_bytes(model, tokens),

@@ -17,6 +17,11 @@ class Loaded(Protocol):
         """What the request would add to the load."""
         ...
 
+    @property
+    def kv_claimed(self) -> float:
+        """Share of the KV room that is held, or waited for by sequences that are to come."""
+        ...
+
     def hit_share(self, request: int) -> float:
         """Part of the request's prompt that is in the instance's prefix cache."""
         ...
@@ -39,10 +44,14 @@ class Homes:
 
 
 def make_router(name: str, instances: Sequence[Loaded], rng: np.random.Generator, homes: Homes | None = None) -> Router:
-    """round_robin, least_loaded (ties go to the lowest index), power_of_two (better of two drawn at random) or
-    prefix_aware (the smallest load / mean load - PREFIX_WEIGHT * share of the prompt in its prefix cache) or
-    session_affinity (a session stays where it was until the load there, the request included, exceeds LOYALTY times
-    the mean; then, and for what is in no session, the least loaded)."""
+    """A router by its name.
+
+    round_robin. least_loaded: ties go to the lowest index. power_of_two: the better of two drawn at random.
+    kv_aware: the smallest claimed share of KV room, among equals the least loaded.
+    prefix_aware: the smallest load / mean load - PREFIX_WEIGHT * share of the prompt in its prefix cache.
+    session_affinity: a session stays where it was until the load there, the request included, exceeds LOYALTY times
+        the mean; then, and for what is in no session, the least loaded.
+    """
     count = len(instances)
     if name == "session_affinity" and homes is not None:
         return _session_affinity(instances, homes)  # also of one instance: sessions come to be at home there
@@ -52,6 +61,7 @@ def make_router(name: str, instances: Sequence[Loaded], rng: np.random.Generator
         "round_robin": _round_robin,
         "least_loaded": _least_loaded,
         "power_of_two": _power_of_two,
+        "kv_aware": _kv_aware,
         "prefix_aware": _prefix_aware,
     }
     return makers[name](instances, rng)
@@ -85,6 +95,14 @@ def _least_loaded(instances: Sequence[Loaded], rng: np.random.Generator) -> Rout
     def choose(request: int) -> int:
         loads = [instance.load for instance in instances]
         return loads.index(min(loads))
+
+    return choose
+
+
+def _kv_aware(instances: Sequence[Loaded], rng: np.random.Generator) -> Router:
+    def choose(request: int) -> int:
+        claims = [(instance.kv_claimed, instance.load) for instance in instances]
+        return claims.index(min(claims))
 
     return choose
 

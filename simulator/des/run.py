@@ -98,7 +98,7 @@ class Cluster:
         self._backlog = backlog
         picks = "least_loaded" if shared else spec.router
         # No decode instance keeps prefixes.
-        decode_picks = "least_loaded" if picks in CACHE_ROUTERS else picks
+        decode_picks = spec.decode_router or ("least_loaded" if picks in CACHE_ROUTERS else picks)
         hand_over = None if spec.decode is None else self._hand_over
         total_bandwidth = spec.entry.gpus * spec.entry.instance.nic_bandwidth
         self.links = Interconnect(env, spec.transfer_bytes, spec.transfer, spec.layers, total_bandwidth)

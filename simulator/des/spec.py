@@ -102,6 +102,7 @@ class ClusterSpec:
     """Everything that a run needs to know of the cluster.
 
     entry: the pool that takes arrivals (prefill or colocated); decode: the pool it hands over to, if any.
+    decode_router: none: as `router`, or least_loaded where that looks at queues or caches.
     max_queue: requests that may wait in each queue of the entry pool; none: any number.
     transfer_bytes: KV and state that move with a sequence, from its prompt tokens. [B]
     max_positions: longest sequence of the model. [tokens]
@@ -112,6 +113,7 @@ class ClusterSpec:
     entry: PoolSpec
     decode: PoolSpec | None = None
     router: str = "least_loaded"
+    decode_router: str | None = None
     max_queue: int | None = None
     transfer: Transfer = field(default_factory=Transfer)
     transfer_bytes: Callable[[int], float] = lambda tokens: 0.0

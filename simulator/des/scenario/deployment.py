@@ -176,6 +176,8 @@ class Deployment(Strict):
     router: Literal[
         "round_robin", "least_loaded", "power_of_two", "shared_queue", "prefix_aware", "session_affinity"
     ] = "least_loaded"
+    # picks where a prompt is decoded; none: as `router`, or least_loaded where that looks at queues or caches
+    decode_router: Literal["round_robin", "least_loaded", "power_of_two", "kv_aware"] | None = None
     # requests that may wait at each instance that takes arrivals (in all, under shared_queue); one that comes to a full
     # queue is refused. None: any number
     max_queue: Annotated[int, Field(ge=0, le=10**9, strict=True)] | None = None
@@ -192,6 +194,11 @@ class Deployment(Strict):
             raise ValueError("give either both [deployment.prefill] and [deployment.decode], or [deployment.colocated]")
         if self.router == "prefix_aware" and self.prefix_cache is None:
             raise ValueError("router=prefix_aware needs a cache to look at; add [deployment.prefix_cache]")
+        if self.decode_router is not None and not disaggregated:
+            raise ValueError(
+                f"decode_router={self.decode_router} has no pool to pick from; leave it out, or give "
+                "[deployment.prefill] and [deployment.decode]"
+            )
         return self
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ from simulator.des.router import Homes, make_router
 class Desk:
     load: int = 0
     hits: float = 0.0
+    kv_claimed: float = 0.0
 
     def weight(self, request: int) -> int:
         return 1
@@ -30,6 +31,14 @@ def test_least_loaded_takes_the_lowest_index_among_equals() -> None:
     assert choose(0) == 1
     desks[1].load = 5
     assert choose(0) == 2
+
+
+def test_kv_aware_takes_the_emptiest_and_among_equals_the_least_loaded() -> None:
+    desks = [Desk(1, kv_claimed=0.5), Desk(9, kv_claimed=0.2), Desk(8, kv_claimed=0.2)]
+    choose = make_router("kv_aware", desks, np.random.default_rng(0))
+    assert choose(0) == 2
+    desks[2].kv_claimed = 0.6
+    assert choose(0) == 1
 
 
 def test_power_of_two_never_takes_the_fullest_and_spreads_evenly_over_equals() -> None:

@@ -1,5 +1,6 @@
 """KV hand-over: links are shared fairly, and a full decode side holds prefill back."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -267,3 +268,25 @@ def test_pools_that_share_no_domain_are_refused_the_fabric() -> None:
             simulate(scenario)
     with pytest.raises(ScenarioError, match="oversubscription=2 is of a spine between NICs"):
         _rack(1, network="scale_up", oversubscription=2.0)
+
+
+def test_kv_aware_spares_the_instance_with_the_long_context(
+    times: Any, instance: Any, disaggregated: Any, play: Any
+) -> None:
+    """600 tokens go to instance 0; prompts of 100 then fill instance 1 until it holds more, by count they take turns.
+
+    Each decodes for seconds, so nothing leaves; room claimed after each: (601, 0), (601, 101), ... (601, 606), and the
+    eighth goes to instance 0.
+    """
+    spec = disaggregated(
+        instance(times(per_prompt_token_s=0.0)),
+        instance(times(decode_base_s=1.0), capacity=1e4),
+        counts=(1, 2),
+        transfer=PLAIN,
+        decode_router="kv_aware",
+    )
+    arrivals = [0.01 * i for i in range(8)]
+    load = ([600, *[100] * 7], [9] * 8, arrivals)
+    assert play(spec, *load).requests["decode_instance"].tolist() == [0, 1, 1, 1, 1, 1, 1, 0]
+    by_count = play(replace(spec, decode_router=None), *load).requests["decode_instance"].tolist()
+    assert by_count == [0, 1, 0, 1, 0, 1, 0, 1]
