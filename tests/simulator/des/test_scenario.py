@@ -52,7 +52,7 @@ def test_paths_are_taken_from_the_folder_of_the_file(tmp_path: Path) -> None:
         ("[deployment.colocated]", "[deployment.prefill]", "give either both"),
         ("tp = 8", "tp = 8\nep = 3", "ep=3 does not divide"),
         ("tp = 8", "acceptance_length = 2", "acceptance_length=2 exceeds"),
-        ("[deployment.col", '[deployment]\ndecode_router = "kv_aware"\n[deployment.col', "kv_aware has no pool to pick"),
+        ("[deployment.col", '[deployment]\ndecode_router = "kv_aware"\n[deployment.col', "kv_aware has no pool to"),
         ("tp = 8", "tp = = 8", "not valid TOML"),
         ("rate = 4.0", "rate = 1e300", "workload.rate=1e+300: Input should be less than or equal to 10000000"),
         ("rate = 4.0", "rate = 4.0\nburstiness = 1e300", "workload.burstiness=1e+300: Input should be less than"),
