@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from simulator.des.prefix_cache import PrefixCache, Tier, ideal_hit_rate
+from simulator.des.prefix_cache import replayed_hit_rate
 from simulator.des.traces import read_trace
 
 SIZES = (1_000, 10_000, 100_000)  # blocks
@@ -21,14 +21,9 @@ def main() -> None:
     if blocks is None:
         raise SystemExit("the trace has no hash_ids; give a Mooncake trace that has them")
     total = sum(len(prompt) for prompt in blocks)
-    print(f"{len(blocks):,} prompts, {total:,} blocks; without bound {ideal_hit_rate(blocks):.1%}")
+    print(f"{len(blocks):,} prompts, {total:,} blocks; without bound {replayed_hit_rate(blocks):.1%}")
     for size in SIZES:
-        cache = PrefixCache([Tier(size)])
-        hits = 0
-        for prompt in blocks:
-            hits += cache.take(prompt).blocks
-            cache.insert(prompt)
-        print(f"{size:>9,} blocks, LRU: {hits / total:.1%}")
+        print(f"{size:>9,} blocks, LRU: {replayed_hit_rate(blocks, size):.1%}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from simulator.des.metrics import Price, SimulationResult, warmup_count
 from simulator.des.prefix_cache import BLOCK_TOKENS, Loss, StatePolicy, Tier
 from simulator.des.recorder import Recorder
 from simulator.des.run import Cluster, Progress
-from simulator.des.scenario import Deployment, Pool, PrefixCacheKeys, Scenario, ScenarioError, Slo, Startup
+from simulator.des.scenario import Deployment, Pool, Power, PrefixCacheKeys, Scenario, ScenarioError, Slo, Startup
 from simulator.des.spec import ClusterSpec, InstanceSpec, PoolSpec
 from simulator.des.workload import Requests, make_streams
 from simulator.model.architecture import ModelSpec
@@ -128,6 +128,12 @@ def play(
         slos=tuple(_slo(scenario, stream) for stream in streams),
     )
     assumptions += _lifecycle(deployment, spec)
+    power = deployment.power
+    if power == Power():
+        assumptions.append(
+            f"energy: accelerators draw {power.idle:.0%} of their TDP idle, {power.prefill:.0%} in prefill and "
+            f"{power.decode:.0%} in decode"
+        )
     warmup = warmup_count(scenario.warmup_fraction, sum(len(stream) for stream in streams if not stream.offline))
     run = Cluster(spec, streams, rng, warmup, progress, recorder).run()
     priced = prices if len(prices) == len(pools) else None
@@ -156,10 +162,10 @@ def _check_domain(deployment: Deployment, profiles: dict[str, HardwareProfile]) 
 
 def cache_tiers(
     keys: PrefixCacheKeys, room: KvSpace, ranks: int, profile: HardwareProfile
-) -> tuple[tuple[Tier, ...], StatePolicy]:
-    """Prefix cache of one instance whose ranks have `room` each, in bytes of one accelerator.
+) -> tuple[tuple[Tier, ...], StatePolicy, float]:
+    """Prefix cache of one instance whose ranks have `room` each, and the bytes of a block on one accelerator.
 
-    A block takes BLOCK_TOKENS tokens of KV and, as the policy keeps them, windows and state; ranks pool their shares.
+    A block takes BLOCK_TOKENS tokens of KV and, as the policy keeps them, windows and state; ranks pool their room.
     """
     state_blocks = {"keep_all": 1.0, "checkpoint": BLOCK_TOKENS / keys.state_interval, "recompute": 0.0}[keys.state]
     block_bytes = BLOCK_TOKENS * room.bytes_per_token + state_blocks * room.bytes_per_sequence
@@ -176,7 +182,7 @@ def cache_tiers(
     ):
         if size:
             tiers.append(Tier(int(size * ranks / block_bytes), block_bytes / bandwidth, lost_by))
-    return tuple(tiers), policy
+    return tuple(tiers), policy, block_bytes
 
 
 def startup_s(keys: Startup, pool: Pool, model: ModelSpec, profile: HardwareProfile) -> float:
@@ -218,10 +224,10 @@ def instance_spec(
     cut.check(model)
     memory = plan_memory(model, profile, cut, pool.max_tokens_per_step, pool.draft_tokens, pool.redundant_experts)
     room = KvSpace(memory.kv_capacity_bytes, memory.kv_bytes_per_token, memory.kv_bytes_per_sequence)
-    tiers, policy = cache_tiers(cache, room, cut.dp, profile) if cache else ((), StatePolicy())
+    tiers, policy, block_bytes = cache_tiers(cache, room, cut.dp, profile) if cache else ((), StatePolicy(), 0.0)
     return InstanceSpec(
         times=StepLatency(model, profile, cut, pool.draft_tokens, pool.skew),
-        kv=replace(room, capacity_bytes=room.capacity_bytes * (1 - cache.share)) if cache else room,
+        kv=room,
         ranks=cut.dp,
         gpus=cut.gpus,
         max_tokens_per_step=pool.max_tokens_per_step,
@@ -231,5 +237,6 @@ def instance_spec(
         acceptance_spread=pool.acceptance_spread,
         batching=pool.batching,
         cache_tiers=tiers,
+        cache_block_bytes=block_bytes,
         cache_policy=policy,
     )

@@ -83,7 +83,7 @@ class Instance:
         self.index = index
         self.spec = spec
         self.journal = journal
-        self.scheduler = Scheduler(spec, journal, waiting, self._begin, backlog)
+        self.scheduler = Scheduler(spec, journal, waiting, self._begin, self._free_cached, backlog)
         self.batch = self.scheduler.batch
         self.waiting = waiting
         self.meter = Meter()
@@ -91,8 +91,11 @@ class Instance:
         self.load = 0  # prompt tokens to compute (prefill), or requests under way (elsewhere): what routers look at
         self.slowdown = 1.0  # steps last this many times as long
         self.emptied: Callable[[], None] | None = None  # called when nothing is held any more, while it drains
-        self.cache = PrefixCache(spec.cache_tiers, spec.cache_policy) if spec.cache_tiers else None
+        self.cache = (
+            PrefixCache(spec.cache_tiers, spec.cache_policy, spec.cache_block_bytes) if spec.cache_tiers else None
+        )
         self._cache_load_s = 0.0  # of prompts admitted to the step under way
+        self._kv_room = spec.kv.capacity_bytes * spec.ranks
         self._incoming: Queue[Handover] = queue_of(journal.priority, lambda handover: handover.request)
         self._incoming_tokens = 0
         self._arriving: dict[int, Handover] = {}  # by request; room is reserved, KV under way
@@ -180,6 +183,7 @@ class Instance:
         del self._leaving[handover.request]
         handover.rank.release(handover.tokens)
         self._freed()
+        self._free_cached(handover.request)
         if self.waiting or self.scheduler.backlog or self.emptied is not None:
             self.kick()
 
@@ -250,6 +254,8 @@ class Instance:
                 if scheduler.computed(rank, prompt, new):
                     self._prefilled(rank, prompt)
             meter.hold(env.now, scheduler.settle())
+            if self.cache is not None:
+                self.cache.fit(self._kv_room - meter.kv_bytes)
             if self._incoming:
                 self._accept()
             if self._observe is not None:
@@ -274,7 +280,8 @@ class Instance:
         if not routed:
             self.load += self.weight(request)
         if self.cache is not None and journal.blocks is not None:
-            hit = self.cache.take(journal.blocks[request])
+            hit = self.cache.take(request, journal.blocks[request])
+            self._fit_cache()
             prompt.done = self.cache.policy.resume(hit.blocks * BLOCK_TOKENS, journal.prompt_tokens[request])
             self._cache_load_s += hit.load_s
             journal.cached_tokens[request] += prompt.done
@@ -299,7 +306,7 @@ class Instance:
         request = prompt.request
         context = prompt.tokens + 1
         if self.cache is not None and journal.blocks is not None:
-            self.cache.insert(journal.blocks[request])
+            self.cache.keep(request, journal.blocks[request])
         if not journal.emitted[request]:
             journal.first_token_s[request] = self.env.now
         journal.emitted[request] += 1
@@ -322,12 +329,32 @@ class Instance:
     def _end(self, request: int) -> None:
         self.scheduler.sequences -= 1
         self.journal.emitted[request] = self.journal.output_tokens[request]
+        self._free_cached(request)
         if self._hand_over is None:
             self.load -= 1
             self.journal.decode_instance[request] = self.index
             if self.cache is not None and self.journal.kept_blocks is not None:
                 self.cache.insert(self.journal.kept_blocks[request])
         self._ended(request)
+
+    # The prefix cache
+
+    def _fit_cache(self) -> None:
+        """Leave past prompts what requests hold no KV in."""
+        assert self.cache is not None
+        tick = self.batch.tick
+        self.cache.fit(self._kv_room - sum(rank.used_bytes(tick) for rank in self.batch.ranks))
+
+    def _free_cached(self, request: int) -> None:
+        """A request's KV has been freed; its blocks stay while there is room."""
+        if self.cache is not None:
+            self._fit_cache()
+            self.cache.release(request)
+
+    def lose_cache(self, loss: Loss) -> None:
+        """Lose KV of past prompts."""
+        if self.cache is not None:
+            self.cache.lose(loss)
 
     # Faults
 
@@ -352,11 +379,6 @@ class Instance:
         self._cache_load_s = 0.0
         self.load = sum(map(self.weight, self.waiting))
         return Losses(sorted(lost), [handover for handover in handovers if not handover.is_lost])
-
-    def lose_cache(self, loss: Loss) -> None:
-        """Lose KV of past prompts."""
-        if self.cache is not None:
-            self.cache.lose(loss)
 
     def unqueue(self) -> list[int]:
         """Take back every request of the waiting queue."""
@@ -393,14 +415,17 @@ class Instance:
         return self.meter.kv_bytes
 
     @property
+    def cached_bytes(self) -> float:
+        """KV of past prompts that no request uses, over all ranks. [B of one accelerator]"""
+        return 0.0 if self.cache is None else self.cache.kept_bytes
+
+    @property
     def kv_claimed(self) -> float:
         """Share of the KV room that is held now or waited for by sequences that are to come here."""
         kv = self.spec.kv
         tick = self.batch.tick
         held = sum(rank.used_bytes(tick) for rank in self.batch.ranks)
-        return (held + kv.used_bytes(len(self._incoming), self._incoming_tokens)) / (
-            kv.capacity_bytes * self.spec.ranks
-        )
+        return (held + kv.used_bytes(len(self._incoming), self._incoming_tokens)) / self._kv_room
 
     def usage(self) -> Usage:
         """Integrals up to now; the step and the transfers under way count for the time that they have run."""

@@ -22,6 +22,7 @@ class Step(NamedTuple):
     running: int
     waiting: int  # prompts not begun, and prefilled sequences without room
     kv_bytes: float
+    cached_bytes: float
 
 
 @dataclass

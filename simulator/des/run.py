@@ -416,6 +416,7 @@ def _observer(
                 instance.batch.size,
                 instance.waiting_count,
                 instance.kv_bytes,
+                instance.cached_bytes,
             )
         )
 

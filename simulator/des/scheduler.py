@@ -31,6 +31,7 @@ class Scheduler:
     waiting: prompts to compute; may be shared with the other instances of the pool.
     backlog: offline prompts, shared likewise; None where no work is offline.
     begin: called with each prompt as it is admitted, before its first chunk is cut, and whether it was routed here.
+    preempted: called with each request whose KV was dropped to make room.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Scheduler:
         journal: Journal,
         waiting: Queue[int],
         begin: Callable[[Prefilling, bool], None],
+        preempted: Callable[[int], None],
         backlog: deque[int] | None = None,
     ) -> None:
         self.spec = spec
@@ -60,6 +62,7 @@ class Scheduler:
         self._whole = spec.batching == "inflight"
         self._most_offline = max(1, round(spec.max_sequences * (1 - journal.headroom)))
         self._begin = begin
+        self._preempted = preempted
 
     def parts(self) -> list[Part]:
         """The prompt chunks of the next step: prompts under way first, then newcomers while budget and room last."""
@@ -211,6 +214,7 @@ class Scheduler:
             journal.emitted[request] = journal.output_tokens[request] - remaining
         self.sequences -= 1
         journal.preemptions[request] += 1
+        self._preempted(request)
         (self.set_aside if request in journal.offline else self.recompute).appendleft(request)
 
     def drop(self) -> list[int]:

@@ -42,7 +42,7 @@ def series(recorder: Recorder, result: SimulationResult, grid_s: float) -> pd.Da
                 "instance": instance,
                 "state": _states(mine, grid),
             }
-            for name in ("running", "waiting", "kv_bytes"):
+            for name in ("running", "waiting", "kv_bytes", "cached_bytes"):
                 columns[name] = np.array([0, *(getattr(step, name) for step in own)])[ended]
             columns["kv_occupancy"] = columns["kv_bytes"] / room
             columns["busy_fraction"] = np.diff(busy_s, prepend=0.0) / grid_s

@@ -40,7 +40,8 @@ class InstanceSpec:
         number in a step: the fraction is accumulated from step to step, so the mean is exact.
     acceptance_spread: standard deviation over requests of the chance that a draft is accepted; 0: one pace for all.
     nic_bandwidth: one way, of one accelerator, over the network that KV takes. [B/s]
-    cache_tiers: where KV of past prompts is kept, fastest first; none keeps nothing. It is held apart from `kv`.
+    cache_tiers: where KV of past prompts is kept, fastest first; none keeps nothing. Blocks in the first take
+        cache_block_bytes each of what requests leave of `kv`, over all ranks.
     """
 
     times: StepTimes
@@ -55,6 +56,7 @@ class InstanceSpec:
     nic_bandwidth: float = float("inf")
     batching: str = "chunked"
     cache_tiers: tuple[Tier, ...] = ()
+    cache_block_bytes: float = 0.0
     cache_policy: StatePolicy = field(default_factory=StatePolicy)
 
     def times_of_one(self, rng: np.random.Generator) -> StepTimes:

@@ -154,7 +154,7 @@ class PrefixCacheKeys(Strict):
     Needs a workload whose prompts name their blocks: a Mooncake trace, or an open loop with shared_prefix.
     """
 
-    share: Annotated[FiniteFloat, Field(gt=0, lt=1, strict=True)] = 0.3  # of the KV room, set apart for it; assumed
+    share: Annotated[FiniteFloat, Field(gt=0, le=1, strict=True)] = 1.0  # of the KV room that it may fill at most
     host_bytes: NonNegative = 0.0  # host memory per accelerator as second tier, over the host link
     storage_bytes: NonNegative = 0.0  # storage per accelerator as third tier
     storage_bandwidth: Bandwidth = 2e9  # one way, per accelerator; assumed

@@ -55,6 +55,7 @@ caches = st.fixed_dictionaries(
         "cache_tiers": st.lists(st.builds(Tier, st.integers(0, 12), st.sampled_from([0.0, 0.001])), max_size=3).map(
             tuple
         ),
+        "cache_block_bytes": st.sampled_from([0.0, 30.0, 512.0]),
         "cache_policy": st.builds(StatePolicy, st.sampled_from([1, 700]), st.sampled_from([0, 100])),
     }
 )
@@ -141,6 +142,8 @@ def test_every_request_ends_once_and_nothing_is_left_behind(
             assert max(usage.busy_s, usage.link_s, usage.kv_byte_s / room) <= end.time_s * (1 + 1e-9)
             assert 0 <= usage.prefill_s <= usage.busy_s * (1 + 1e-9)
             assert usage.sequence_s <= pool_spec.instance.max_sequences * usage.busy_s * (1 + 1e-9)
+    rooms = {pool.name: pool.instance.kv.capacity_bytes * pool.instance.ranks for pool in spec.pools}
+    assert all(step.kv_bytes + step.cached_bytes <= rooms[step.pool] for step in recorder.steps)
     recomputed = bool(summary["preemptions"])
     # Every prompt token is computed once or found in a cache; preempted sequences are computed again.
     computed = sum(step.prompt_tokens for step in recorder.steps) + summary["cached_tokens"]

@@ -9,11 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.des.cluster import simulate
-from simulator.des.prefix_cache import BLOCK_TOKENS, Loss, PrefixCache, StatePolicy, Tier, ideal_hit_rate
+from simulator.des.prefix_cache import BLOCK_TOKENS, Hit, Loss, PrefixCache, StatePolicy, Tier, replayed_hit_rate
+from simulator.des.recorder import Recorder
 from simulator.des.run import Cluster
 from simulator.des.scenario import (
     Autoscale,
     Faults,
+    Outages,
     PlannedFault,
     ScenarioError,
     ScheduledCount,
@@ -24,22 +26,154 @@ from simulator.des.traces import read_trace
 from simulator.des.workload import Requests, draw_blocks
 
 
+def store(cache: PrefixCache, blocks: list[int]) -> Hit:
+    """A request that comes when no other is there."""
+    hit = cache.take(0, blocks)
+    cache.keep(0, blocks)
+    cache.release(0)
+    return hit
+
+
 def test_tiers_pass_down_what_they_forget_and_take_back_what_is_used() -> None:
     cache = PrefixCache([Tier(2), Tier(2, load_s=0.5)])
-    cache.insert([1, 2])
-    cache.insert([3])  # 2 is the older prompt's last block: it goes down first
-    assert cache.take([1, 2, 9]) == (2, 0.5)
-    assert cache.take([1, 2]) == (2, 0.0)  # both are up again, and 3 went down
-    assert cache.take([3]) == (1, 0.5)
-    cache.insert([4, 5])
-    cache.insert([6, 7])  # room for four in all: the oldest are gone
+    store(cache, [1, 2])
+    store(cache, [3])  # 2 is the older prompt's last block: it goes down first
+    assert cache.peek([1, 2, 9]) == 2
+    assert store(cache, [1, 2]) == (2, 0.5)
+    assert store(cache, [1, 2]) == (2, 0.0)  # both are up again, and 3 went down
+    assert store(cache, [3]) == (1, 0.5)
+    store(cache, [4, 5])
+    store(cache, [6, 7])  # room for four in all: the oldest are gone
     assert len(cache) == 4
     assert cache.peek([1]) == cache.peek([3]) == 0
 
 
+def test_blocks_in_use_take_no_room_and_stay_until_the_last_request_has_gone() -> None:
+    cache = PrefixCache([Tier(None)], block_bytes=10.0)
+    cache.fit(20.0)
+    assert cache.take(1, [1, 2, 3]) == (0, 0.0)
+    assert cache.take(2, [1, 2]) == (0, 0.0)  # not computed yet
+    cache.keep(1, [1, 2, 3])
+    assert cache.take(3, [1, 2, 3, 4]) == (3, 0.0)
+    cache.keep(2, [1, 2])
+    assert cache.kept_bytes == 0.0
+    cache.fit(0.0)
+    cache.release(1)
+    assert cache.peek([1, 2, 3]) == 3  # request 3 uses them
+    cache.fit(20.0)
+    cache.release(3)  # 1 and 2 are still used by request 2
+    assert (cache.peek([1, 2, 3, 4]), cache.kept_bytes) == (3, 10.0)
+    cache.release(2)  # room for two
+    assert (cache.peek([1, 2, 3]), cache.kept_bytes) == (2, 20.0)
+    cache.fit(19.0)
+    assert cache.peek([1, 2]) == 1
+    cache.lose(Loss.INSTANCE)
+    assert cache.peek([1]) == len(cache) == 0
+
+
+def test_requests_take_the_room_that_they_need_from_past_prompts(
+    times: Any, instance: Any, colocated: Any, play: Any
+) -> None:
+    """Room for 4096 tokens. A and B are prompts of 1023 tokens and one to emit; one of 2500 comes between.
+
+    It leaves room for three blocks: of A and B, used in this order, A's last is forgotten.
+    """
+    server = instance(times(per_prompt_token_s=1e-3), 4096.0, cache_tiers=(Tier(None),), cache_block_bytes=512.0)
+    a, b = (1, 2), (3, 4)
+    big = (10, 11, 12, 13, 14)
+    blocks = [a, b, big, b, a]
+    prompts = [1023, 1023, 2500, 1023, 1023]
+    recorder = Recorder()
+    result = play(colocated(server), prompts, [1] * 5, np.arange(5) * 10.0, blocks=blocks, recorder=recorder)
+    # B is found whole, but its last token is computed; A's first block has outlived B's second run, beside the five
+    # of the long prompt; these give way to A.
+    assert result.run.journal.cached_tokens == [0, 0, 0, 1022, 512]
+    assert [step.cached_bytes / 512 for step in recorder.steps] == [2, 4, 8, 8, 8]
+    assert [step.kv_bytes for step in recorder.steps] == [0] * 5
+    capped = replace(server, cache_tiers=(Tier(2),))
+    result = play(colocated(capped), prompts, [1] * 5, np.arange(5) * 10.0, blocks=blocks)
+    assert result.run.journal.cached_tokens == [0] * 5
+
+
+chains = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 2500)), min_size=2, max_size=25)
+
+
+@given(
+    chains,
+    st.sampled_from([2600.0, 4000.0, 9000.0]),
+    st.integers(1, 2),
+    st.booleans(),
+    st.sampled_from(["chunked", "prefill_first", "inflight"]),
+    st.sampled_from([None, 5.0]),
+)
+def test_running_and_cached_kv_share_the_room_at_all_times(
+    times: Any,
+    instance: Any,
+    colocated: Any,
+    disaggregated: Any,
+    prompts: list[tuple[int, int]],
+    capacity: float,
+    ranks: int,
+    split: bool,
+    batching: str,
+    mtbf_s: float | None,
+) -> None:
+    server = instance(
+        times(1e-4, 0.005),
+        capacity,
+        ranks=ranks,
+        batching=batching,
+        cache_tiers=(Tier(None), Tier(4)),
+        cache_block_bytes=512.0,
+        nic_bandwidth=1e5,
+    )
+    faults = None if mtbf_s is None else Faults(instance=Outages(mtbf_s=mtbf_s, mttr_s=0.1), retry_delay_s=0.1)
+    spec = (
+        disaggregated(server, instance(times(), capacity), (2, 1), transfer_bytes=float)
+        if split
+        else colocated(server, 2)
+    )
+    tokens = np.array([tokens for _, tokens in prompts])
+    requests = Requests(
+        tokens,
+        np.full(len(prompts), 60),
+        np.arange(len(prompts)) * 0.02,
+        blocks=[tuple(10 * group + i for i in range(-(-tokens // 512))) for group, tokens in prompts],
+    )
+    cluster = Cluster(replace(spec, faults=faults), requests, np.random.default_rng(0))
+    seen = []
+
+    def look() -> Any:
+        while True:
+            yield cluster.env.timeout(0.0037)
+            for server in cluster.entry:
+                held = sum(rank.used_bytes(server.batch.tick) for rank in server.batch.ranks)
+                assert held + server.cached_bytes <= capacity * ranks
+                seen.append(server.cached_bytes)
+
+    cluster.env.process(look())
+    cluster.run()
+    assert max(seen) > 0
+
+
+def test_with_room_for_everything_a_server_hits_as_the_ideal_cache_does(
+    times: Any, instance: Any, colocated: Any, play: Any
+) -> None:
+    """Prompts one after the other, whole blocks and one token: each block is found or computed."""
+    rng = np.random.default_rng(4)
+    chains = [tuple(int(100 * group + i) for i in range(length)) for group, length in rng.integers(0, 7, (80, 2)) + 1]
+    server = instance(times(1e-5), 1e9, cache_tiers=(Tier(None),), cache_block_bytes=512.0)
+    result = play(
+        colocated(server), [512 * len(chain) + 1 for chain in chains], [2] * 80, np.arange(80.0), blocks=chains
+    )
+    hits = sum(result.run.journal.cached_tokens) / 512 / sum(map(len, chains))
+    assert hits == pytest.approx(replayed_hit_rate(chains))
+    assert hits > 0.5
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 3), max_size=6), max_size=30))
-def test_ideal_hit_rate_is_that_of_longest_common_prefixes(prompts: list[list[int]]) -> None:
+def test_the_ideal_hit_rate_is_that_of_longest_common_prefixes(prompts: list[list[int]]) -> None:
     """Oracle: a trie's paths as tuples. Ids are given per path, as the traces do."""
     ids: dict[tuple[int, ...], int] = {}
     chains, hits = [], 0
@@ -48,7 +182,7 @@ def test_ideal_hit_rate_is_that_of_longest_common_prefixes(prompts: list[list[in
         hits += sum(path in ids for path in paths)
         chains.append([ids.setdefault(path, len(ids)) for path in paths])
     total = sum(map(len, prompts))
-    assert ideal_hit_rate(chains) == pytest.approx(hits / total if total else 0.0)
+    assert replayed_hit_rate(chains) == pytest.approx(hits / total if total else 0.0)
 
 
 def test_hash_ids_of_a_trace_are_read_in_order_of_arrival(tmp_path: Path) -> None:
