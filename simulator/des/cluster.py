@@ -127,13 +127,13 @@ def play(
         faults=deployment.faults,
         slos=tuple(_slo(scenario, stream) for stream in streams),
     )
-    assumptions += _lifecycle(deployment, spec)
     power = deployment.power
     if power == Power():
         assumptions.append(
             f"energy: accelerators draw {power.idle:.0%} of their TDP idle, {power.prefill:.0%} in prefill and "
             f"{power.decode:.0%} in decode"
         )
+    assumptions += _lifecycle(deployment, spec)
     warmup = warmup_count(scenario.warmup_fraction, sum(len(stream) for stream in streams if not stream.offline))
     run = Cluster(spec, streams, rng, warmup, progress, recorder).run()
     priced = prices if len(prices) == len(pools) else None
