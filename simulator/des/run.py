@@ -22,7 +22,7 @@ from simulator.des.router import Homes, Router, make_router
 from simulator.des.scenario import Autoscale
 from simulator.des.sources import Source, make_source
 from simulator.des.spec import ClusterSpec, PoolSpec
-from simulator.des.transfer import Interconnect
+from simulator.des.transfer import Interconnect, make_spines
 from simulator.des.workload import Requests
 
 SHARED_QUEUE = "shared_queue"
@@ -100,8 +100,8 @@ class Cluster:
         # No decode instance keeps prefixes.
         decode_picks = spec.decode_router or ("least_loaded" if picks in CACHE_ROUTERS else picks)
         hand_over = None if spec.decode is None else self._hand_over
-        total_bandwidth = spec.entry.gpus * spec.entry.instance.nic_bandwidth
-        self.links = Interconnect(env, spec.transfer_bytes, spec.transfer, spec.layers, total_bandwidth)
+        spines = make_spines(spec.entry, spec.transfer)
+        self.links = Interconnect(env, spec.transfer_bytes, spec.transfer, spec.layers, spines)
         self.entry = [
             Instance(
                 env,

@@ -11,7 +11,8 @@ import simpy
 from simulator.des.batching import Rank
 from simulator.des.instance import Handover, Instance
 from simulator.des.links import Fabric, Flow, Link
-from simulator.des.scenario import Transfer
+from simulator.des.scenario import ScenarioError, Transfer
+from simulator.des.spec import PoolSpec
 
 
 class _Move(Flow):
@@ -67,11 +68,32 @@ class _Stream:
         self.move: _Move | None = None  # once a decode instance has room
 
 
+def make_spines(source: PoolSpec, keys: Transfer) -> tuple[Link, ...]:
+    """What transfers from `source` share beyond the links of ranks; none where nothing is over-subscribed.
+
+    One spine; or one for each group of rails that ranks lie on, as many as there are ranks in a row of rails, each
+    for the links of those ranks. Rank r of instance i is rank i * ranks + r of the pool; ranks fill rails in turn.
+    """
+    if keys.oversubscription == 1:
+        return ()
+    spec = source.instance
+    ranks = source.count * spec.ranks
+    width = max(1, spec.gpus // spec.ranks)
+    if max(keys.rails, width) % min(keys.rails, width):
+        raise ScenarioError(
+            f"transfer.rails={keys.rails} cannot be shared out to attention ranks of {width} accelerators; one has to "
+            "divide the other"
+        )
+    groups = min(max(1, keys.rails // width), ranks)
+    rate = keys.achieved * spec.rank_bandwidth / keys.oversubscription
+    return tuple(Link(len(range(group, ranks, groups)) * rate) for group in range(groups))
+
+
 class Interconnect:
     """Moves the KV of sequences from prefill ranks to decode ranks.
 
     A transfer shakes hands and is then a flow over the link of the source rank, that of the destination rank and,
-    where the network is over-subscribed, one spine that all transfers share. A rank's link has
+    where the network is over-subscribed, the spine of the source's rails. A rank's link has
     achieved share * (rate of one accelerator's link) * (accelerators of the rank), each way.
     Messages of m bytes (the transfer, or a layer's part) take as long as m + half_rate_bytes at that rate.
     Layerwise: the decode instance is chosen as the prompt's last chunk starts. Once there is room, all but the last
@@ -84,7 +106,7 @@ class Interconnect:
         transfer_bytes: Callable[[int], float],
         keys: Transfer,
         layers: int = 1,
-        total_bandwidth: float = math.inf,
+        spines: tuple[Link, ...] = (),
     ) -> None:
         self.env = env
         self.fabric = Fabric(env)
@@ -95,8 +117,7 @@ class Interconnect:
         self._layers = layers
         self._overhead_bytes = keys.half_rate_bytes * (layers if self.streams else 1)
         self._links: dict[Instance, tuple[Link, ...]] = {}
-        spine = Link(total_bandwidth * keys.achieved / keys.oversubscription)
-        self.spine = (spine,) if keys.oversubscription > 1 else ()
+        self.spines = spines
         self._moves: dict[_Move, None] = {}
         self._streaming: dict[int, _Stream] = {}  # by request
 
@@ -109,6 +130,13 @@ class Interconnect:
             self._links[instance] = instance.meter.links = links
         return links
 
+    def _spine(self, handover: Handover) -> tuple[Link, ...]:
+        """The spine of the rails that KV leaves by."""
+        if not self.spines:
+            return ()
+        rank = handover.source.index * handover.source.spec.ranks + handover.rank.index
+        return (self.spines[rank % len(self.spines)],)
+
     def fetch(self, handover: Handover, destination: Instance, rank: Rank) -> None:
         """Start a transfer into reserved room; it ends in `destination.deliver`."""
         size = self._transfer_bytes(handover.tokens - 1)
@@ -116,12 +144,12 @@ class Interconnect:
             size += self._overhead_bytes
         out, into = self.links(handover.source), self.links(destination)
         if out and into:
-            path = (out[handover.rank.index], into[rank.index], *self.spine)
+            path = (out[handover.rank.index], into[rank.index], *self._spine(handover))
         else:
             path = (
                 *out[handover.rank.index : handover.rank.index + 1],
                 *into[rank.index : rank.index + 1],
-                *self.spine,
+                *self._spine(handover),
             )
         earliest_s = self.env.now + self._handshake_s
         move = _Move(self, handover, destination, rank, path, size, earliest_s)

@@ -120,6 +120,8 @@ class Transfer(Strict):
     overlap: Literal["none", "layerwise"] = "none"  # layerwise: a layer's KV leaves while later layers compute
     # link rate of the prefill pool over that of the spine
     oversubscription: Annotated[FiniteFloat, Field(ge=1, le=1000, strict=True)] = 1.0
+    # spines side by side: accelerator i of the prefill pool has its NIC on rail i modulo this
+    rails: Annotated[int, Field(ge=1, le=1000, strict=True)] = 1
 
     @model_validator(mode="after")
     def _no_spine_inside_a_domain(self) -> Transfer:
@@ -127,6 +129,14 @@ class Transfer(Strict):
             raise ValueError(
                 f"oversubscription={self.oversubscription:g} is of a spine between NICs; remove it, or use "
                 "network='scale_out'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rails_share_a_spine(self) -> Transfer:
+        if self.rails > 1 and self.oversubscription == 1:
+            raise ValueError(
+                f"rails={self.rails} divide a spine that never limits anything; set oversubscription, or remove rails"
             )
         return self
 

@@ -73,12 +73,12 @@ caches = st.fixed_dictionaries(
     split=st.booleans(),
     warmup=st.integers(0, 5),
     transfer=st.builds(
-        Transfer,
+        lambda spine, **keys: Transfer(**spine, **keys),
+        st.sampled_from([{}, {"oversubscription": 4.0}, {"oversubscription": 4.0, "rails": 2}]),
         efficiency=st.just(1.0),
         handshake_s=st.sampled_from([0.0, 0.001]),
         half_rate_bytes=st.sampled_from([0.0, 50.0]),
         overlap=st.sampled_from(["none", "layerwise"]),
-        oversubscription=st.sampled_from([1.0, 4.0]),
     ),
 )
 def test_every_request_ends_once_and_nothing_is_left_behind(

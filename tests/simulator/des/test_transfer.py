@@ -173,6 +173,45 @@ def test_an_oversubscribed_spine_bounds_all_transfers_together(
     assert last(2.0) == pytest.approx(2.0)
 
 
+@pytest.mark.parametrize(
+    ("gpus", "rails", "seconds"),
+    [
+        (1, 1, [1.0, 1.0, 1.0, 1.0]),  # 2000 B/s for the two that send
+        (1, 2, [2.0, 2.0, 2.0, 2.0]),  # 0 and 2 are on rail 0, which has 1000 B/s; rail 1 has nothing to do
+        (1, 4, [2.0, 2.0, 2.0, 2.0]),  # a rail each, of 500 B/s
+        (2, 2, [0.5, 0.5, 0.5, 0.5]),  # each has both rails, 4000 B/s for all
+        (2, 4, [1.0, 1.0, 1.0, 1.0]),  # 0 and 2 are on rails 0 and 1, 2000 B/s
+    ],
+)
+def test_rails_keep_to_themselves(
+    times: Any, instance: Any, disaggregated: Any, play: Any, gpus: int, rails: int, seconds: list[float]
+) -> None:
+    """Four prefill instances of 1000 B/s an accelerator, 2 to 1 over-subscribed; 0 and 2 send 1000 B each, then again.
+
+    The prompts of 1 and 3 emit one token and send nothing.
+    """
+    spec = disaggregated(
+        instance(times(per_prompt_token_s=0.0), nic_bandwidth=1000.0, gpus=gpus),
+        instance(times(decode_base_s=1e-9), nic_bandwidth=1000.0, gpus=gpus),
+        counts=(4, 4),
+        router="round_robin",
+        transfer=PLAIN.model_copy(update={"oversubscription": 2.0, "rails": rails}),
+        transfer_bytes=lambda tokens: 1000.0,
+    )
+    table = play(spec, [5] * 8, [2, 1] * 4, [0.0] * 4 + [10.0] * 4).requests
+    assert table["transfer_s"].dropna().tolist() == pytest.approx(seconds)
+
+
+def test_rails_that_cannot_be_shared_out_are_refused(instance: Any, disaggregated: Any, play: Any) -> None:
+    spec = disaggregated(
+        instance(gpus=2), instance(), transfer=PLAIN.model_copy(update={"oversubscription": 2.0, "rails": 3})
+    )
+    with pytest.raises(ScenarioError, match=r"rails=3 cannot be shared out to attention ranks of 2 accelerators"):
+        play(spec, [5], [2], [0.0])
+    with pytest.raises(ScenarioError, match="rails=8 divide a spine that never limits anything"):
+        _rack(1, rails=8)
+
+
 def test_a_layerwise_transfer_streams_while_later_chunks_are_computed(
     times: Any, instance: Any, disaggregated: Any, play: Any
 ) -> None:
