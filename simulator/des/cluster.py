@@ -236,6 +236,8 @@ def instance_spec(
         acceptance_length=pool.acceptance_length,
         acceptance_spread=pool.acceptance_spread,
         batching=pool.batching,
+        long_prefill_token_threshold=pool.long_prefill_token_threshold,
+        max_long_partial_prefills=pool.max_long_partial_prefills,
         cache_tiers=tiers,
         cache_block_bytes=block_bytes,
         cache_policy=policy,

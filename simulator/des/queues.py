@@ -16,6 +16,7 @@ class Queue(Protocol[T]):
     def popleft(self) -> T: ...
     def clear(self) -> None: ...
     def __getitem__(self, index: int, /) -> T: ...
+    def __delitem__(self, index: int, /) -> None: ...
     def __iter__(self) -> Iterator[T]: ...
     def __len__(self) -> int: ...
 
@@ -52,6 +53,14 @@ class PriorityQueue(Generic[T]):
         for queue in self._queues.values():
             if index < len(queue):
                 return queue[index]
+            index -= len(queue)
+        raise IndexError("queue index out of range")
+
+    def __delitem__(self, index: int) -> None:
+        for queue in self._queues.values():
+            if index < len(queue):
+                del queue[index]
+                return
             index -= len(queue)
         raise IndexError("queue index out of range")
 

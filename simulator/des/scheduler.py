@@ -6,6 +6,9 @@ What a step holds is the batching policy, in the order of the waiting queue in e
   prefill_first: while there are prompts, steps hold prompt chunks alone and running sequences wait (SGLang).
   inflight: as chunked, but prompts are computed whole; one longer than the budget is the only prompt of its rank's
     step (TensorRT-LLM without chunked context).
+Under chunked, prompts may be kept from filling steps: none gets more than long_prefill_token_threshold tokens of one,
+and on a rank no more than max_long_partial_prefills are under way that have more than that left; while so many are,
+shorter ones pass the long ones in the queue (vLLM's options of these names).
 Where KV grows beyond a rank's room, the newest sequence of the lowest priority is preempted: its KV
 is dropped and recomputed, on the same instance, before newcomers are admitted.
 Offline prompts come after all others in a step. They are admitted while no other prompt waits, and leave the headroom
@@ -14,6 +17,7 @@ of their workload free of each of: the step's tokens, the instance's sequences, 
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable
 
@@ -61,6 +65,8 @@ class Scheduler:
         self.mixes = spec.batching != "prefill_first"
         self._whole = spec.batching == "inflight"
         self._most_offline = max(1, round(spec.max_sequences * (1 - journal.headroom)))
+        self._most_new = spec.long_prefill_token_threshold or sys.maxsize  # of one prompt in a step
+        self._most_long = spec.max_long_partial_prefills
         self._begin = begin
         self._preempted = preempted
 
@@ -79,7 +85,7 @@ class Scheduler:
                     break
                 if prompt.offline:
                     continue
-                new = min(left, prompt.tokens - prompt.done)
+                new = min(left, prompt.tokens - prompt.done, self._most_new)
                 parts.append((rank, prompt, new))
                 left -= new
             budgets.append(left)
@@ -96,8 +102,11 @@ class Scheduler:
         while queue:
             if self.sequences >= most:
                 return False
-            request = queue[0]
-            tokens = self.journal.prompt_tokens[request] + self.journal.emitted[request]
+            place = 0 if self._most_long is None else self._next(queue)
+            if place is None:
+                return False
+            request = queue[place]
+            tokens = self._tokens(request)
             rank = self._rank_for(tokens + 1, budgets, headroom)
             if rank is None:
                 return False
@@ -105,9 +114,12 @@ class Scheduler:
                 if budgets[rank.index] < tokens and rank.prefilling:
                     return False
                 budgets[rank.index] = max(budgets[rank.index], tokens)
-            queue.popleft()
+            if place:
+                del queue[place]
+            else:
+                queue.popleft()
             prompt = self._admit(request, rank, tokens, routed=queue is not self.backlog)
-            new = min(budgets[rank.index], tokens - prompt.done)
+            new = min(budgets[rank.index], tokens - prompt.done, self._most_new)
             budgets[rank.index] -= new
             parts.append((rank, prompt, new))
         return True
@@ -121,21 +133,41 @@ class Scheduler:
             left = budgets[rank.index] - kept
             for prompt in rank.prefilling:
                 if prompt.offline and left > 0:
-                    new = prompt.tokens - prompt.done if self._whole else min(left, prompt.tokens - prompt.done)
+                    new = prompt.tokens - prompt.done
+                    if not self._whole:
+                        new = min(left, new, self._most_new)
                     parts.append((rank, prompt, new))
                     left -= new
             budgets[rank.index] = left
         if admits and self._take(self.set_aside, budgets, parts, headroom) and self.admits:
             self._take(self.backlog, budgets, parts, headroom)
 
+    def _tokens(self, request: int) -> int:
+        """What a prompt has to compute, with what it had emitted before it was preempted or lost."""
+        return self.journal.prompt_tokens[request] + self.journal.emitted[request]
+
+    def _next(self, queue: Queue[int]) -> int | None:
+        """Place of the first prompt that is not too long to begin now; None where all are."""
+        if any(self._takes_long(rank) for rank in self.batch.ranks):
+            return 0
+        return next((place for place, request in enumerate(queue) if self._tokens(request) <= self._most_new), None)
+
+    def _takes_long(self, rank: Rank) -> bool:
+        """Whether another long prompt may begin on a rank."""
+        most = self._most_long
+        return most is None or sum(p.tokens - p.done > self._most_new for p in rank.prefilling) < most
+
     def _rank_for(self, tokens: int, budgets: list[int], headroom: float) -> Rank | None:
         """The rank with most of its budget left, then fewest sequences, among those with room for `tokens`."""
         tick = self.batch.tick
         found: Rank | None = None
         best = (0, 0)
+        long = self._most_long is not None and tokens - 1 > self._most_new
         for rank in self.batch.ranks:
             left = budgets[rank.index]
             key = (left, -rank.size - rank.held_sequences)
+            if long and not self._takes_long(rank):
+                continue
             if left > 0 and (found is None or key > best) and rank.admits(tokens, tick, headroom):
                 found, best = rank, key
         return found
@@ -154,7 +186,7 @@ class Scheduler:
         prompt.done += new
         if prompt.done < prompt.tokens:
             return False
-        rank.prefilling.remove(prompt)  # the first, unless offline prompts are there too
+        rank.prefilling.remove(prompt)  # the first, unless offline prompts or shares of a step are there too
         self.prefilling -= 1
         return True
 

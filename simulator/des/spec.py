@@ -39,6 +39,8 @@ class InstanceSpec:
     acceptance_length: mean tokens that a decode step emits to a sequence. All sequences of one pace emit the same
         number in a step: the fraction is accumulated from step to step, so the mean is exact.
     acceptance_spread: standard deviation over requests of the chance that a draft is accepted; 0: one pace for all.
+    long_prefill_token_threshold: tokens of one prompt in a step at most; none: what the budget leaves.
+    max_long_partial_prefills: prompts under way on a rank with more than that left, at most; none: any number.
     nic_bandwidth: one way, of one accelerator, over the network that KV takes. [B/s]
     cache_tiers: where KV of past prompts is kept, fastest first; none keeps nothing. Blocks in the first take
         cache_block_bytes each of what requests leave of `kv`, over all ranks.
@@ -55,6 +57,8 @@ class InstanceSpec:
     acceptance_spread: float = 0.0
     nic_bandwidth: float = float("inf")
     batching: str = "chunked"
+    long_prefill_token_threshold: int | None = None
+    max_long_partial_prefills: int | None = None
     cache_tiers: tuple[Tier, ...] = ()
     cache_block_bytes: float = 0.0
     cache_policy: StatePolicy = field(default_factory=StatePolicy)

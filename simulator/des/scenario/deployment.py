@@ -49,6 +49,10 @@ class Pool(Strict):
     # chunked: token budget shared by decode and prompt chunks (vLLM V1); prefill_first: prompts hold up decode
     # (SGLang); inflight: prompts whole beside decode (TensorRT-LLM)
     batching: Literal["chunked", "prefill_first", "inflight"] = "chunked"
+    # chunked only: tokens of one prompt in a step at most, and prompts under way on a dp rank with more than that left;
+    # while so many are, shorter prompts pass the long ones in the queue. None: no such limits
+    long_prefill_token_threshold: Count | None = None
+    max_long_partial_prefills: Count | None = None
     draft_tokens: Drafts = 0
     acceptance_length: Annotated[FiniteFloat, Field(ge=1, strict=True)] = 1.0  # mean tokens emitted per step
     # standard deviation over requests of the chance that a draft is accepted; no law on 0..1 has more than 0.5
@@ -87,6 +91,20 @@ class Pool(Strict):
     def most_instances(self) -> int:
         """Instances that the pool may come to have."""
         return self.instances if self.autoscale is None else max(self.instances, self.autoscale.most)
+
+    @model_validator(mode="after")
+    def _long_prompts(self) -> Pool:
+        threshold, most = self.long_prefill_token_threshold, self.max_long_partial_prefills
+        if threshold is not None and self.batching != "chunked":
+            raise ValueError(
+                f"long_prefill_token_threshold={threshold} is of batching=chunked, but batching={self.batching}; "
+                "leave one of them out"
+            )
+        if most is not None and threshold is None:
+            raise ValueError(
+                f"max_long_partial_prefills={most} needs long_prefill_token_threshold, which says what long is"
+            )
+        return self
 
     @model_validator(mode="after")
     def _acceptance(self) -> Pool:

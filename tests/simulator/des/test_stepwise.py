@@ -76,6 +76,15 @@ class Plain:
     def count(self) -> int:
         return len(self.prefilling) + len(self.running) + (0 if self.hands_over else len(self.held))
 
+    @property
+    def share(self) -> float:
+        return self.spec.long_prefill_token_threshold or inf
+
+    def takes_long(self, rank: int) -> bool:
+        """Whether fewer prompts than allowed are under way on a rank with more left than their share of a step."""
+        long = [row for row in self.prefilling if row.rank == rank and row.target - row.computed > self.share]
+        return len(long) < (self.spec.max_long_partial_prefills or inf)
+
     def place(self, row: Row) -> bool:
         """Promise room to a prefilled sequence, on the rank with fewest sequences, then least KV."""
         ranks = [r for r in range(self.spec.ranks) if self.admits(r, row.context)]
@@ -104,7 +113,7 @@ class Plain:
                 left[row.rank] -= 1 + spec.draft_tokens
         self.chunks = []
         for row in sorted(self.prefilling, key=lambda row: row.rank):
-            new = min(left[row.rank], row.target - row.computed)
+            new = min(left[row.rank], row.target - row.computed, self.share)
             if new > 0:
                 self.chunks.append((row, new))
                 left[row.rank] -= new
@@ -119,8 +128,14 @@ class Plain:
         """Admit in order until one finds no place; whether all did."""
         spec = self.spec
         while queue:
-            row = queue[0]
+            open_ranks = [r for r in range(spec.ranks) if self.takes_long(r)]
+            passing = [row for row in queue if open_ranks or row.context <= self.share]
+            if not passing:
+                return False
+            row = passing[0]
             ranks = [r for r in range(spec.ranks) if left[r] > 0 and self.admits(r, row.context + 1)]
+            if row.context > self.share:
+                ranks = [r for r in ranks if r in open_ranks]
             if self.count >= spec.max_sequences or not ranks:
                 return False
             rank = max(ranks, key=lambda r: (left[r], -len(self.kv_of(r))))
@@ -128,12 +143,12 @@ class Plain:
                 if left[rank] < row.context and any(other.rank == rank for other in self.prefilling):
                     return False
                 left[rank] = max(left[rank], row.context)
-            queue.pop(0)
+            queue.remove(row)
             row.rank, row.computed, row.target = rank, 0, row.context
             if not row.preemptions:
                 row.start_s = now
             self.prefilling.append(row)
-            new = min(left[rank], row.target)
+            new = min(left[rank], row.target, self.share)
             self.chunks.append((row, new))
             left[rank] -= new
         return True
@@ -231,13 +246,17 @@ def step_through(entry: Any, decode: Any, handshake_s: float, rows: list[Row]) -
 @st.composite
 def limits(draw: st.DrawFn) -> dict[str, Any]:
     drafts = draw(st.integers(0, 3))
+    batching = draw(st.sampled_from(["chunked", "prefill_first", "inflight"]))
+    share = draw(st.sampled_from([None, 5, 40])) if batching == "chunked" else None
     return {
         "ranks": draw(st.integers(1, 3)),
         "max_tokens_per_step": draw(st.sampled_from([16, 64, 512])),
         "max_sequences": draw(st.sampled_from([1, 3, 8, 50])),
         "draft_tokens": drafts,
         "acceptance_length": 1 + drafts * draw(st.floats(0, 1)),
-        "batching": draw(st.sampled_from(["chunked", "prefill_first", "inflight"])),
+        "batching": batching,
+        "long_prefill_token_threshold": share,
+        "max_long_partial_prefills": draw(st.sampled_from([None, 1, 2])) if share else None,
     }
 
 
