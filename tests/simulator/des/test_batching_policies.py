@@ -32,3 +32,22 @@ def test_inflight_keeps_short_prompts_behind_the_budget_together(
     assert table["first_token_s"].tolist() == pytest.approx([0.12, 0.12, 0.18])
     long = play(colocated(server), [10, 80, 80], [1] * 3, arrivals=[0.0] * 3).requests
     assert long["first_token_s"].tolist() == pytest.approx([0.09, 0.09, 0.17])
+
+
+@pytest.mark.parametrize(
+    ("limits", "first_tokens_s"),
+    [
+        ({}, [0.3, 0.6, 0.63]),  # 150, 150 | 150, 150 | 30
+        # 50 of each long one and the 30 in the first step, then 50 and 50
+        ({"long_prefill_token_threshold": 50}, [0.63, 0.63, 0.13]),
+        # 50 of A with C, which passes B; four times 50 of A; its last 50 is not long any more: with 50 of B
+        ({"long_prefill_token_threshold": 50, "max_long_partial_prefills": 1}, [0.38, 0.63, 0.08]),
+    ],
+)
+def test_short_prompts_pass_long_ones_as_worked_by_hand(
+    times: Any, instance: Any, colocated: Any, play: Any, limits: dict[str, int], first_tokens_s: list[float]
+) -> None:
+    """A and B of 300 tokens, C of 30 behind them; 1 ms a token, 150 tokens a step."""
+    server = instance(times(per_prompt_token_s=1e-3), max_tokens_per_step=150, **limits)
+    table = play(colocated(server), [300, 300, 30], [1] * 3, arrivals=[0.0] * 3).requests
+    assert table["first_token_s"].tolist() == pytest.approx(first_tokens_s)

@@ -34,6 +34,25 @@ def test_examples_play(name: str) -> None:
         assert sum(pool["gpu_hours"] for pool in life.values()) * 3600 <= summary["gpus_total"] * summary["duration_s"]
 
 
+def test_chats_pass_prompts_of_a_million_tokens() -> None:
+    """The chats of the first five minutes, with and without a bound on the share of long prompts."""
+    whole = load_scenario(EXAMPLES / "long_context.toml")
+    tenants = [
+        tenant.model_copy(update={"workload": tenant.workload.model_copy(update={"duration_s": 300.0})})
+        for tenant in whole.tenants
+    ]
+    free = {"long_prefill_token_threshold": None, "max_long_partial_prefills": None}
+    p99 = []
+    for limits in ({}, free):
+        prefill = whole.deployment.prefill.model_copy(update=limits)
+        deployment = whole.deployment.model_copy(update={"prefill": prefill})
+        result = simulate(whole.model_copy(update={"tenants": tenants, "deployment": deployment}))
+        assert result.finished.all()
+        assert result.prompt_tokens.max() == 1_000_000
+        p99.append(result.tenants()["chat"]["metrics"]["ttft_s"]["p99"])
+    assert p99[0] < p99[1]
+
+
 def test_weights_load_over_the_slower_of_storage_and_host_link() -> None:
     faults = {"events": [{"kind": "instance", "pool": "colocated", "at_s": 1.0, "duration_s": 0.0}]}
     told = [

@@ -54,6 +54,8 @@ def test_paths_are_taken_from_the_folder_of_the_file(tmp_path: Path) -> None:
         ("tp = 8", "acceptance_length = 2", "acceptance_length=2 exceeds"),
         ("[deployment.col", '[deployment]\ndecode_router = "kv_aware"\n[deployment.col', "kv_aware has no pool to"),
         ("tp = 8", "tp = = 8", "not valid TOML"),
+        ("tp = 8", "tp = 8\nmax_long_partial_prefills = 1", "=1 needs long_prefill_token_threshold"),
+        ("tp = 8", 'tp = 8\nlong_prefill_token_threshold = 9\nbatching = "inflight"', "=9 is of batching=chunked"),
         ("rate = 4.0", "rate = 1e300", "workload.rate=1e+300: Input should be less than or equal to 10000000"),
         ("rate = 4.0", "rate = 4.0\nburstiness = 1e300", "workload.burstiness=1e+300: Input should be less than"),
         ("rate = 4.0", "rate = 4.0\nduration_s = 1e300", "workload.duration_s=1e+300: Input should be less than"),
