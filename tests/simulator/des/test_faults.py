@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scipy.stats import binom
 from scipy.stats import t as student
 
 from simulator.des.faults import nodes_of
@@ -238,6 +239,29 @@ def test_availability_is_mtbf_over_mtbf_and_the_whole_repair(
     assert abs(np.mean(shares) - expected) < half
     assert half < 0.03
     assert result.lifecycle()["colocated"]["availability"] == pytest.approx(expected, abs=0.03)
+
+
+@pytest.mark.parametrize(("mtbf_s", "mttr_s"), [(20.0, 5.0), (4.0, 8.0)])
+def test_instances_that_are_up_are_binomial(
+    times: Any, instance: Any, colocated: Any, play: Any, mtbf_s: float, mttr_s: float
+) -> None:
+    """Machines with a repairman each: of N independent ones k are up with the chance of Binomial(N, A).
+
+    A = MTBF / (MTBF + MTTR). Shares of time with k up, over a batch each, give Student's interval of every chance.
+    """
+    count, horizon_s = 4, 25_000.0
+    spec = colocated(instance(times(per_prompt_token_s=MS)), count, "shared_queue")
+    outages = Outages(mtbf_s=mtbf_s, mttr_s=mttr_s)
+    result = play(with_faults(spec, instance=outages), [1, 1], [1, 1], [0.0, horizon_s], seed=1)
+    log = result.run.fleets["colocated"]
+    edges = np.linspace(0, horizon_s, 26)[1:]
+    chances = binom.pmf(range(count + 1), count, mtbf_s / (mtbf_s + mttr_s))
+    for up, chance in enumerate(chances):
+        marked = [moment._replace(serving=moment.serving == up) for moment in log]
+        shares = [integrate(marked, a, b).serving / (b - a) for a, b in pairwise(edges)]
+        half = student.ppf(0.9995, len(shares) - 1) * np.std(shares, ddof=1) / math.sqrt(len(shares))
+        assert abs(np.mean(shares) - chance) < half
+        assert half < 0.05
 
 
 def test_a_queue_with_breakdowns_takes_as_long_as_theory_says(
