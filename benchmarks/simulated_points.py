@@ -1,0 +1,137 @@
+"""Published serving points through the discrete-event model, as `plan` and `simulate` would predict them.
+
+`validate` gives a point every effect that was fitted to its configuration. A plan has a profile of the stack on the
+accelerator and nothing more, so its errors are larger and need a spread of their own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.accuracy import Study
+from calibration.in_engine import in_engine
+from calibration.validation.points import Point, Worker
+from calibration.validation.stack import NOTHING_FITTED, StackFit, family_of, values
+from calibration.validation.stack_fit import FITTED_METRICS
+from calibration.validation.steps import parallelism_of
+from calibration.validation.variants import preset_of, variant
+from hw_profiles.efficiency import Efficiency
+from hw_profiles.profile import HardwareProfile
+from simulator.des.cluster import play
+from simulator.des.scenario import parse_scenario
+from simulator.des.workload import make_requests
+from simulator.model.memory import DoesNotFitError
+from simulator.model.parallelism import Parallelism
+from simulator.model.presets import load_model
+
+# Published benchmarks draw lengths from 0.8 to 1 of nominal, so from 8/9 to 10/9 of their mean.
+SHORTEST, LONGEST = 8 / 9, 10 / 9
+REQUESTS_PER_CLIENT = 3  # of which the first is warm-up
+FEWEST_REQUESTS = 60
+
+Array = NDArray[np.float64]
+Index = NDArray[np.intp]
+
+
+def log_ratios(study: Study, fit: StackFit | None, rows: Index) -> Iterator[tuple[int, Array]]:
+    """(row, logs of measured / simulated by FITTED_METRICS) of those rows whose memory plan fits.
+
+    fit: gives the profile of each stack, as `calibration.in_engine` writes it; None: assumed profiles.
+    """
+    profiles: dict[tuple[str, str], Efficiency] = {}
+    for row in rows:
+        steps, levels = study.steps[row], study.levels[row]
+        point, hardware = steps.point, steps.hardware
+        if point.phase != "e2e":
+            continue
+        family = family_of(point.engine)
+        if fit is not None:
+            key = (hardware.name, family)
+            if key not in profiles:
+                profiles[key] = in_engine(*key, fit)
+            hardware = replace(hardware, efficiency=profiles[key])
+        # A user states the acceptance length; here it is what the levels of the fit say.
+        acceptance = float(values((fit or NOTHING_FITTED).theta([levels]))["acceptance"][0])
+        try:
+            simulated = simulate_point(point, hardware, acceptance)
+        except DoesNotFitError:
+            continue
+        ratios = study.target[row] - np.log(simulated)
+        if study.saturated[row]:
+            ratios[FITTED_METRICS.index("ttft_ms")] = np.nan
+        yield int(row), ratios
+
+
+def simulate_point(point: Point, hardware: HardwareProfile, acceptance: float) -> Array:
+    """FITTED_METRICS of a closed loop at the point's concurrency, medians as published."""
+    drafts = point.drafts if load_model(preset_of(point.model)).draft else 0
+    decode = _pool(point, point.decode, hardware, drafts, acceptance)
+    pools = (
+        {"prefill": _pool(point, point.prefill, hardware, 0, acceptance), "decode": decode}
+        if point.disaggregated
+        else {"colocated": decode}
+    )
+    clients = max(1, round(point.concurrency))
+    requests = max(FEWEST_REQUESTS, REQUESTS_PER_CLIENT * clients)
+    scenario = parse_scenario(
+        {
+            "model": preset_of(point.model),
+            "workload": {
+                "kind": "closed_loop",
+                "concurrency": clients,
+                "requests": requests,
+                "prompt": _lengths(point.prompt),
+                "output": _lengths(point.output),
+            },
+            "deployment": pools,
+            "warmup_fraction": min(0.5, clients / requests),
+        }
+    )
+    ep = max(parallelism_of(worker).ep for worker in (point.prefill, point.decode))
+    model = variant(point.model, point.precision, point.engine, hardware, ep)
+    traffic, router = np.random.SeedSequence(scenario.seed).spawn(2)
+    assert scenario.deployment is not None
+    result = play(
+        scenario,
+        scenario.deployment,
+        model,
+        {f"{hardware.name}@{hardware.stack}": hardware},
+        make_requests(scenario.workload, traffic),
+        np.random.default_rng(router),
+    )
+    latency, rates = result.metrics(), result.throughput()
+    ttft = latency["ttft_s"]["mean" if point.mean_ttft else "p50"]
+    tpot = latency["tpot_s"]["p50"]
+    return np.array(
+        [
+            math.nan if tpot is None else tpot * 1e3,
+            rates["total_tok_s_per_gpu"],
+            math.nan if ttft is None else ttft * 1e3,
+        ]
+    )
+
+
+def _pool(point: Point, worker: Worker, hardware: HardwareProfile, drafts: int, acceptance: float) -> dict[str, Any]:
+    cut = parallelism_of(worker)
+    if load_model(preset_of(point.model)).layers[0].attention.heads % cut.tp:  # attention cannot be cut so
+        cut = Parallelism(dp=worker.gpus, ep=cut.ep)
+    return {
+        "gpu": hardware.name,
+        "stack": hardware.stack,
+        "instances": worker.count,
+        "tp": cut.tp,
+        "dp": cut.dp,
+        "ep": cut.ep,
+        "draft_tokens": drafts,
+        "acceptance_length": sum(acceptance**i for i in range(drafts + 1)),
+    }
+
+
+def _lengths(mean: float) -> dict[str, Any]:
+    return {"kind": "uniform", "low": max(1, round(SHORTEST * mean)), "high": max(1, round(LONGEST * mean))}

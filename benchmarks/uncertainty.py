@@ -1,0 +1,132 @@
+"""Spread of the simulator's errors on published serving points that its profiles did not see.
+
+    python -m benchmarks.uncertainty POINTS.csv
+
+writes hw_profiles/data/uncertainty.json, from which `plan`, `simulate` and the dashboard draw their bands. Each split
+of `benchmarks.accuracy` fits profiles on its training rows; the test rows are simulated with them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.accuracy import Fold, Study, folds
+from benchmarks.simulated_points import log_ratios
+from calibration.validation.stack import family_of
+from calibration.validation.stack_fit import FITTED_METRICS
+from hw_profiles.uncertainty import FILE, Evidence, Form, Kind, Metric, Spread
+
+NAMED: dict[str, Metric] = {
+    "tpot_ms": "tpot_s",
+    "ttft_ms": "ttft_s",
+    "total_tok_s_per_gpu": "total_tok_s_per_gpu",
+}
+MOST_ROWS = 600  # simulated of each split, drawn at random
+FEWEST = 20  # points that a spread needs
+# A profile holds colocated effects, so a known stack's disaggregated serving is judged by that split.
+SOURCES: dict[tuple[Kind, Form], str] = {
+    ("known", "colocated"): "random half",
+    ("known", "disaggregated"): "colocated to disaggregated",
+    ("new accelerator", "colocated"): "unseen accelerator",
+    ("new accelerator", "disaggregated"): "unseen accelerator",
+    ("new engine", "colocated"): "unseen engine family",
+    ("new engine", "disaggregated"): "unseen engine family",
+}
+
+Array = NDArray[np.float64]
+Index = NDArray[np.intp]
+Errors = tuple[Index, Array]  # rows, [rows, FITTED_METRICS] logs of measured / simulated
+
+
+def write(study: Study) -> Path:
+    """Judge every split and write the file."""
+    splits = folds(study)
+    by_split = {name: errors_of(study, splits[name]) for name in dict.fromkeys(SOURCES.values())}
+    assumed = _collect(log_ratios(study, None, _drawn(study, np.arange(len(study.steps)))))
+    found = {key: by_split[name] for key, name in SOURCES.items()}
+    found |= {("assumed", "colocated"): assumed, ("assumed", "disaggregated"): assumed}
+    spreads: dict[Kind, dict[Form, dict[Metric, Spread]]] = defaultdict(dict)
+    coverage: dict[Kind, dict[Form, dict[Metric, float]]] = defaultdict(dict)
+    for (kind, form), (rows, errors) in found.items():
+        of_form = study.disaggregated[rows] == (form == "disaggregated")
+        rows, errors = rows[of_form], errors[of_form]
+        spreads[kind][form] = {NAMED[m]: spread(errors[:, i]) for i, m in enumerate(FITTED_METRICS)}
+        coverage[kind][form] = {
+            NAMED[m]: covered(errors[:, i], study.gpu[rows]) for i, m in enumerate(FITTED_METRICS)
+        }
+        print(kind, form, {m: (s.p10, s.p50, s.p90, s.n) for m, s in spreads[kind][form].items()}, coverage[kind][form])
+    evidence = Evidence(
+        source="published serving points, simulated as closed loops with profiles that had not seen them",
+        date=datetime.now(UTC).date().isoformat(),
+        commit=subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], text=True).strip(),
+        served=served(study),
+        spreads=dict(spreads),
+        coverage=dict(coverage),
+    )
+    FILE.write_text(evidence.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    return FILE
+
+
+def errors_of(study: Study, split: Sequence[Fold]) -> Errors:
+    """Errors on a random part of all test rows of a split, each with the fit of its own fold."""
+    drawn = _drawn(study, np.concatenate([test for _, _, test in split]))
+    parts = [
+        _collect(log_ratios(study, study.fit(train), np.intersect1d(test, drawn)))
+        for _, train, test in split
+        if np.isin(test, drawn).any()
+    ]
+    return np.concatenate([rows for rows, _ in parts]), np.concatenate([errors for _, errors in parts])
+
+
+def spread(errors: Array) -> Spread:
+    """Quantiles of the defined errors."""
+    seen = errors[np.isfinite(errors)]
+    if len(seen) < FEWEST:
+        raise ValueError(f"{len(seen)} measured points are too few for a band; {FEWEST} are needed")
+    p10, p50, p90 = (round(float(q), 4) for q in np.quantile(seen, (0.1, 0.5, 0.9)))
+    return Spread(p10=p10, p50=p50, p90=p90, n=len(seen))
+
+
+def covered(errors: Array, groups: NDArray[np.str_]) -> float:
+    """Share of the errors inside the p10-p90 band that the other groups' errors give."""
+    seen = np.isfinite(errors)
+    errors, groups = errors[seen], groups[seen]
+    inside = np.zeros(len(errors), dtype=bool)
+    for group in np.unique(groups):
+        own = groups == group
+        low, high = np.quantile(errors[~own], (0.1, 0.9))
+        inside[own] = (errors[own] >= low) & (errors[own] <= high)
+    return round(float(inside.mean()), 3)
+
+
+def served(study: Study) -> dict[str, tuple[str, ...]]:
+    """Stacks with measured points on each accelerator."""
+    found = defaultdict(set)
+    for steps in study.steps:
+        found[steps.hardware.name].add(family_of(steps.point.engine))
+    return {gpu: tuple(sorted(stacks)) for gpu, stacks in sorted(found.items())}
+
+
+def _drawn(study: Study, rows: Index) -> Index:
+    kept = rows[study.trusted[rows]]
+    return np.random.default_rng(0).permutation(kept)[:MOST_ROWS]
+
+
+def _collect(ratios: Iterable[tuple[int, Array]]) -> Errors:
+    found = list(ratios)
+    rows = np.array([row for row, _ in found], dtype=np.intp)
+    return rows, np.array([errors for _, errors in found]).reshape(len(found), len(FITTED_METRICS))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("points", type=Path)
+    print(write(Study(parser.parse_args().points)))

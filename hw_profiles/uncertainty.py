@@ -1,0 +1,136 @@
+"""How far a prediction may be off: spreads of log(measured / predicted) by what is known of the hardware.
+
+`data/uncertainty.json` holds quantiles of errors on published serving points that the profiles did not see
+(`benchmarks.uncertainty` writes it). A spread is two halves of a normal that meet at the median, so that it keeps
+p10, p50 and p90 as they were found.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from statistics import NormalDist
+from typing import Annotated, Literal
+
+from pydantic import Field, FiniteFloat, model_validator
+
+from hw_profiles.efficiency import Efficiency
+from hw_profiles.profile import HardwareProfile
+from hw_profiles.schema import Strict
+
+FILE = Path(__file__).parent / "data" / "uncertainty.json"
+NORMAL = NormalDist()
+Z90 = NORMAL.inv_cdf(0.9)
+WHOLE_STEPS = "whole steps"  # key of `held_out_error` that a calibration of one's own machine fills
+MEDIAN_OF_ABSOLUTE = NORMAL.inv_cdf(0.75)  # of a standard normal
+
+Metric = Literal["tpot_s", "ttft_s", "total_tok_s_per_gpu"]
+METRICS: tuple[Metric, ...] = ("tpot_s", "ttft_s", "total_tok_s_per_gpu")
+Form = Literal["colocated", "disaggregated"]
+Kind = Literal["known", "new engine", "new accelerator", "assumed"]
+
+
+class Spread(Strict):
+    """Quantiles of log(measured / predicted); n: points they come from, 0 where it is no sample."""
+
+    p10: FiniteFloat
+    p50: FiniteFloat
+    p90: FiniteFloat
+    n: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Spread:
+        if not self.p10 < self.p50 < self.p90:
+            raise ValueError(f"p10={self.p10:g}, p50={self.p50:g}, p90={self.p90:g} do not rise")
+        return self
+
+    def quantile(self, share: float) -> float:
+        """The log ratio below which that share of measurements lies; share between 0 and 1."""
+        z = NORMAL.inv_cdf(share)
+        return self.p50 + z * ((self.p90 - self.p50) if z > 0 else (self.p50 - self.p10)) / Z90
+
+    def chance_below(self, log_ratio: float) -> float:
+        """Chance that log(measured / predicted) is below `log_ratio`."""
+        half = self.p90 - self.p50 if log_ratio > self.p50 else self.p50 - self.p10
+        return NORMAL.cdf((log_ratio - self.p50) / half * Z90)
+
+    def with_noise(self, sigma: float) -> Spread:
+        """The spread with an independent error of the prediction itself, standard deviation `sigma` of its log."""
+        low, high = (math.hypot(half, Z90 * sigma) for half in (self.p50 - self.p10, self.p90 - self.p50))
+        return self.model_copy(update={"p10": self.p50 - low, "p90": self.p50 + high})
+
+    @property
+    def width(self) -> float:
+        return self.p90 - self.p10
+
+
+class Evidence(Strict):
+    """The file: spreads by kind of knowledge, form and metric."""
+
+    source: str
+    date: str
+    commit: str  # of the code that predicted
+    served: dict[str, tuple[str, ...]]  # accelerator -> stacks with serving points in the calibration
+    spreads: dict[Kind, dict[Form, dict[Metric, Spread]]]
+    coverage: dict[Kind, dict[Form, dict[Metric, float]]]  # inside the band of all other accelerators
+
+
+@dataclass(frozen=True)
+class Uncertainty:
+    """Spreads of one deployment's errors, by metric, and in words where they come from."""
+
+    kind: str
+    reason: str
+    spreads: dict[Metric, Spread]
+
+
+@lru_cache(maxsize=1)
+def evidence() -> Evidence:
+    """The spreads that ship."""
+    return Evidence.model_validate(json.loads(FILE.read_text(encoding="utf-8")))
+
+
+def uncertainty_of(hardware: HardwareProfile, form: Form) -> Uncertainty:
+    """What is known of an accelerator under its stack in that form of serving."""
+    own = _own_spread(hardware.efficiency)
+    if own is not None:
+        return Uncertainty(
+            "own measurements",
+            f"{hardware.display_name}: kernels measured on such a machine; the band is the held-out error of whole "
+            "steps there, and no serving measurement stands behind it",
+            dict.fromkeys(METRICS, own),
+        )
+    found = evidence()
+    kind, said = _kind(hardware, found.served)
+    spreads = found.spreads[kind][form]
+    points = spreads["total_tok_s_per_gpu"].n
+    return Uncertainty(kind, f"{said}: held-out errors on {points} published {form} points", spreads)
+
+
+def widest(several: Iterable[Uncertainty]) -> Uncertainty:
+    """The one whose throughput is least certain: what holds for pools that work in turn."""
+    return max(several, key=lambda one: one.spreads["total_tok_s_per_gpu"].width)
+
+
+def _own_spread(efficiency: Efficiency) -> Spread | None:
+    """Normal with the median absolute error of whole steps that a machine's own calibration left out of its fit."""
+    error = efficiency.held_out_error.get(WHOLE_STEPS)
+    if not error:
+        return None
+    half = Z90 * math.log1p(error) / MEDIAN_OF_ABSOLUTE
+    return Spread(p10=-half, p50=0.0, p90=half)
+
+
+def _kind(hardware: HardwareProfile, served: dict[str, tuple[str, ...]]) -> tuple[Kind, str]:
+    name, stack = hardware.display_name, hardware.stack
+    if hardware.efficiency.origin == "assumed":
+        return "assumed", f"{name}: rates of stack {stack!r} are assumed, not measured"
+    if hardware.name not in served:
+        return "new accelerator", f"{name} was in no serving measurement of the calibration"
+    if stack not in served[hardware.name]:
+        return "new engine", f"{name} was not measured serving with {stack!r}"
+    return "known", f"{name} with {stack!r} was in the calibration"
