@@ -19,6 +19,7 @@ Origin = Literal["assumed", "published", "measured"]  # fitted from published ta
 
 DEFAULT_STACK = "default"
 DEFAULT_FILE = "default.toml"
+WHOLE_STEPS = "whole steps"  # key of `held_out_error` that a calibration of one's own machine fills
 
 
 class OpClass(StrEnum):

@@ -18,14 +18,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from hw_profiles.efficiency import Efficiency
+from hw_profiles.efficiency import WHOLE_STEPS, Efficiency
 from hw_profiles.profile import HardwareProfile
 from hw_profiles.schema import Strict
 
 FILE = Path(__file__).parent / "data" / "uncertainty.json"
 NORMAL = NormalDist()
 Z90 = NORMAL.inv_cdf(0.9)
-WHOLE_STEPS = "whole steps"  # key of `held_out_error` that a calibration of one's own machine fills
 MEDIAN_OF_ABSOLUTE = NORMAL.inv_cdf(0.75)  # of a standard normal
 
 Metric = Literal["tpot_s", "ttft_s", "total_tok_s_per_gpu"]
@@ -64,8 +63,17 @@ class Spread(Strict):
         return self.model_copy(update={"p10": self.p50 - low, "p90": self.p50 + high})
 
     @property
+    def inverse(self) -> Spread:
+        """Of the reciprocal of the figure."""
+        return self.model_copy(update={"p10": -self.p90, "p50": -self.p50, "p90": -self.p10})
+
+    @property
     def width(self) -> float:
         return self.p90 - self.p10
+
+    def band(self, value: float) -> dict[str, float]:
+        """p10, p50 and p90 of what would be measured where `value` is predicted."""
+        return {name: value * math.exp(getattr(self, name)) for name in ("p10", "p50", "p90")}
 
 
 class Evidence(Strict):

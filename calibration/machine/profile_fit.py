@@ -30,7 +30,7 @@ from calibration.machine.step_fit import (
 )
 from calibration.machine.step_ops import StepPricer
 from hw_profiles import catalog
-from hw_profiles.efficiency import ClassEfficiency, Efficiency, OpClass
+from hw_profiles.efficiency import WHOLE_STEPS, ClassEfficiency, Efficiency, OpClass
 from hw_profiles.profile import HardwareProfile, profile_of
 
 STACK = "moeplan"
@@ -69,7 +69,7 @@ def fit_machine(measured: Measurements, stack: str = STACK) -> MachineFit:
     predicted = from_other_half(columns, seconds, classes)
     depth = depth_check([step.layers for step in steps], columns, seconds, classes)
     error = float(np.median(np.abs(predicted / seconds - 1)))
-    errors = alone.held_out_error | {"whole steps": round(error, 4)}
+    errors = alone.held_out_error | {WHOLE_STEPS: round(error, 4)}
     if depth is not None:
         errors[f"steps of {depth.layers} layers from fewer"] = round(depth.median_error, 4)
     efficiency = applied(fitted, alone).model_copy(update={"held_out_error": errors})

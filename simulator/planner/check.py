@@ -7,9 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from simulator.des.bands import noise_at_limits
 from simulator.des.cluster import simulate
 from simulator.des.scenario import Deployment, OpenLoop, Pool, Scenario
 from simulator.model.architecture import ModelSpec
+from simulator.planner.confidence import certainty
 from simulator.planner.design import Design
 from simulator.planner.estimate import estimate
 from simulator.planner.executor import run_all
@@ -74,8 +76,8 @@ def _check(task: _Task) -> Design:
 def _simulated(task: _Task, design: Design) -> Design:
     """The design with what the simulation measured, cost at the load it carried.
 
-    Inside the limits if the share of requests that meet all of them reaches the percentile; requests refused or
-    failed count as misses.
+    Inside the limits if the share of requests that meet all of them reaches the percentile, requests refused or
+    failed counted as misses, and if every limit holds with the chance that is demanded.
     """
     run = simulate(_scenario(task.scenario, design))
     result = run.summary()
@@ -85,18 +87,15 @@ def _simulated(task: _Task, design: Design) -> Design:
         metrics[key][p] = limit["at_percentile"]
     simulated = metrics | result["throughput"]
     simulated |= {key: result[key] for key in ("requests", "slo", "utilization")}
-    return replace(design, simulated=simulated, cost=run.cost(), meets_slo=result["slo"]["meets_slo"])
-
-
-def _missed(design: Design) -> dict[str, float]:
-    """Limits that the simulation exceeds at their percentile, with the ratio to the limit."""
-    assert design.simulated is not None
-    ratios = {
-        key: limit["at_percentile"] / limit["limit"]
-        for key, limit in design.simulated["slo"]["limits"].items()
-        if limit["at_percentile"] is not None
-    }
-    return {key: ratio for key, ratio in ratios.items() if ratio > 1}
+    load = design.steady_state["utilization"]
+    sure = certainty(design.deployment, task.scenario.slo, simulated, load, noise_at_limits(run.shares[0]))
+    return replace(
+        design,
+        simulated=simulated,
+        cost=run.cost(),
+        meets_slo=result["slo"]["meets_slo"] and sure.holds(task.scenario.search.confidence),
+        certainty=sure,
+    )
 
 
 def _scenario(scenario: Scenario, design: Design) -> Scenario:
@@ -117,7 +116,7 @@ def _scenario(scenario: Scenario, design: Design) -> Scenario:
 
 def _widen(design: Design, scenario: Scenario) -> Deployment | None:
     """More instances where a limit is missed, in proportion to the miss and at least one; None if at max_gpus."""
-    missed = _missed(design)
+    missed = design.certainty.misses(scenario.search.confidence)
     deployment = design.deployment
     changes: dict[str, Pool] = {}
     if deployment.colocated is not None:

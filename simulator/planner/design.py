@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
 from simulator.des.cost import Cost
 from simulator.des.scenario import Deployment, Pool, Slo
+from simulator.planner.confidence import Certainty
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Design:
     cost: Cost | None  # None where an accelerator has no price
     meets_slo: bool
     assumptions: tuple[str, ...]
+    certainty: Certainty
 
     @property
     def form(self) -> str:
@@ -54,6 +57,7 @@ class Design:
             "cost": cost or None,
             "meets_slo": self.meets_slo,
             "checked_by": "simulation" if self.simulated else "steady state only",
+            "uncertainty": self.certainty.to_json(self.cost),
             "assumptions": list(self.assumptions),
         }
 
@@ -67,12 +71,25 @@ def pool_json(pool: Pool) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Sight:
+    """A latency that some design has on an idle cluster."""
+
+    value: float
+    allowed: float  # the limit, or what must be predicted for it to hold with the chance demanded
+    design: str
+
+    @property
+    def closeness(self) -> tuple[float, float]:
+        return (self.value / self.allowed, self.value)
+
+
 @dataclass
 class Rejections:
     """Why cuts were turned down, and the best value seen against each limit."""
 
     counts: Counter[str] = field(default_factory=Counter)
-    best: dict[str, tuple[float, str]] = field(default_factory=dict)  # limit -> (value, design)
+    best: dict[str, Sight] = field(default_factory=dict)  # by limit, what comes closest
     gpus: dict[str, int] = field(default_factory=dict)  # role -> accelerators of the smallest pool that would do
     memory: str = ""  # what the last cut that did not fit would need
 
@@ -90,9 +107,11 @@ class Rejections:
             whole.append(self.gpus["prefill"] + self.gpus["decode"])
         return min(whole, default=None)
 
-    def saw(self, limit: str, value: float, design: str) -> None:
-        if limit not in self.best or value < self.best[limit][0]:
-            self.best[limit] = (value, design)
+    def saw(self, limit: str, value: float, allowed: float | None, design: str) -> None:
+        """Note a value of a latency and what it may be predicted to be."""
+        seen = Sight(value, allowed or math.inf, design)
+        if limit not in self.best or seen.closeness < self.best[limit].closeness:
+            self.best[limit] = seen
 
 
 @dataclass(frozen=True)
@@ -102,6 +121,7 @@ class Plan:
     model: str
     traffic: str
     slo: Slo
+    confidence: float | None  # chance with which each limit has to hold
     price_convention: str
     designs: tuple[Design, ...]
     frontier: tuple[dict[str, Any], ...]  # operating points: tok/s/user against tok/s/GPU and USD/Mtok
@@ -114,6 +134,7 @@ class Plan:
             "model": self.model,
             "traffic": self.traffic,
             "slo": self.slo.model_dump(),
+            "confidence": self.confidence,
             "price_convention": self.price_convention,
             "designs": [design.to_json() for design in self.designs],
             "frontier": list(self.frontier),
@@ -130,15 +151,15 @@ def binding_limit(rejections: Rejections, slo: Slo, max_gpus: int) -> str:
             rejections.memory or "no cut of the model fits the accelerators offered; add accelerators with more memory"
         )
     sentences = []
-    for limit, allowed in (("ttft_s", slo.ttft_s), ("tpot_s", slo.tpot_s)):
-        if allowed is None or limit not in rejections.best:
+    for name, limit in slo.limits.items():
+        best = rejections.best.get(name)
+        if best is None or best.value <= best.allowed:
             continue
-        value, design = rejections.best[limit]
-        if value > allowed:
-            sentences.append(
-                f"{limit}: the limit is {allowed:g} s and the fastest design found ({design}) takes {value:.4g} s "
-                f"on an idle cluster, {value / allowed:,.2f} times the limit"
-            )
+        sure = "" if best.allowed == limit else f", of which it may take {best.allowed:.4g} s for the chance demanded,"
+        sentences.append(
+            f"{name}: the limit is {limit:g} s{sure} and the fastest design found ({best.design}) takes "
+            f"{best.value:.4g} s on an idle cluster, {best.value / best.allowed:,.2f} times the limit"
+        )
     if sentences:
         return "; ".join(sentences) + "; relax the limit or offer a faster accelerator"
     if rejections.least_gpus is not None:

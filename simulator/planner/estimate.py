@@ -17,6 +17,7 @@ from simulator.model.kv import transfer_bytes
 from simulator.model.latency import StepLatency
 from simulator.model.memory import plan_memory
 from simulator.model.parallelism import Parallelism
+from simulator.planner.confidence import certainty
 from simulator.planner.design import Design
 from simulator.planner.steady_state import (
     ColocatedState,
@@ -120,20 +121,16 @@ def _design(
         "utilization": {"prefill": first.utilisation, "decode": then.utilisation},
     }
     known = tuple(cost for cost in costs if cost is not None)
+    sure = certainty(deployment, slo, state, state["utilization"])
     return Design(
         deployment=deployment,
         steady_state=state,
         simulated=None,
         cost=cost_of(known, tokens_in, tokens_out, traffic.rate) if len(known) == len(costs) else None,
-        meets_slo=_within(slo.ttft_s, first.ttft_percentile_s)
-        and _within(slo.tpot_s, then.tpot_percentile_s)
-        and _within(slo.e2e_s, e2e),
+        meets_slo=not sure.misses(scenario.search.confidence),
         assumptions=assumptions(engines[0].model, [e.hardware for e in engines]),
+        certainty=sure,
     )
-
-
-def _within(limit: float | None, value: float) -> bool:
-    return limit is None or value <= limit
 
 
 def assumptions(model: ModelSpec, hardware: Sequence[HardwareProfile]) -> tuple[str, ...]:

@@ -7,16 +7,18 @@ from collections.abc import Callable, Iterator
 
 from hw_profiles.catalog import load
 from hw_profiles.profile import HardwareProfile
-from simulator.des.scenario import Deployment, Pool, Scenario, ScenarioError, Transfer
+from hw_profiles.uncertainty import Form, uncertainty_of
+from simulator.des.scenario import Deployment, Pool, Scenario, ScenarioError, Slo, Transfer
 from simulator.model.architecture import ModelSpec
 from simulator.model.memory import DoesNotFitError
 from simulator.model.parallelism import Parallelism
 from simulator.model.presets import load_model
 from simulator.planner.check import check_designs
+from simulator.planner.confidence import Demand, demand
 from simulator.planner.design import Design, Plan, Rejections, binding_limit
 from simulator.planner.estimate import assumptions, engine_of, estimate, handover_s, pool_cost
 from simulator.planner.frontier import frontier
-from simulator.planner.sizing import size_colocated, size_decode, size_prefill
+from simulator.planner.sizing import MAX_UTILISATION, size_colocated, size_decode, size_prefill
 from simulator.planner.space import COLOCATED_BUDGETS, LONG_PROMPT, PREFILL_CHUNKS, context_parallel_cuts, cuts
 from simulator.planner.steady_state import Engine, PrefillTimes, prefill_times
 from simulator.planner.traffic import Traffic, traffic_of
@@ -57,6 +59,7 @@ def plan(scenario: Scenario, progress: Progress | None = None) -> Plan:
         model=model.name,
         traffic=traffic.description,
         slo=scenario.slo,
+        confidence=scenario.search.confidence,
         price_convention=scenario.price_convention,
         designs=tuple(ranked),
         frontier=frontier(scenario, traffic, engines),
@@ -127,10 +130,11 @@ class _Search:
         return found
 
     def _prefill(self, engine: Engine) -> Iterator[Pool]:
+        asked = self._asked(engine, "disaggregated")
         for chunk in PREFILL_CHUNKS:
             times = prefill_times(engine, self.traffic, chunk)
-            self._saw_idle(engine, times)
-            instances = size_prefill(engine, self.traffic, times, self.scenario.slo)
+            self._saw_idle(engine, asked.slo, times)
+            instances = size_prefill(engine, self.traffic, times, asked.slo, asked.load)
             if instances is None:
                 self.rejections.add("prefill: TTFT above the limit")
             elif self._allowed("prefill", engine, instances):
@@ -139,8 +143,9 @@ class _Search:
     def _decode(self, engine: Engine) -> Iterator[Pool]:
         prompt = round(self.traffic.mean_prompt)
         stall = handover_s(self.model, prompt, engine.hardware, engine.parallelism, Transfer())
-        self._saw_idle(engine)
-        size = size_decode(engine, self.traffic, stall, self.scenario.slo)
+        asked = self._asked(engine, "disaggregated")
+        self._saw_idle(engine, asked.slo)
+        size = size_decode(engine, self.traffic, stall, asked.slo, asked.load)
         if size is None:
             self.rejections.add("decode: TPOT above the limit")
         elif self._allowed("decode", engine, size.instances):
@@ -151,20 +156,26 @@ class _Search:
         return [Deployment(colocated=pool) for pool in self._cheapest(pools)]
 
     def _colocated(self, engine: Engine) -> Iterator[Pool]:
+        asked = self._asked(engine, "colocated")
         for budget in COLOCATED_BUDGETS:
-            size = size_colocated(engine, self.traffic, budget, self.scenario.slo)
+            size = size_colocated(engine, self.traffic, budget, asked.slo, asked.load)
             if size is None:
                 self.rejections.add("colocated: TTFT or TPOT above the limit")
-                self._saw_idle(engine, prefill_times(engine, self.traffic, budget))
+                self._saw_idle(engine, asked.slo, prefill_times(engine, self.traffic, budget))
             elif self._allowed("colocated", engine, size.instances):
                 yield self._pool(engine, size.instances, budget, size.max_sequences)
 
-    def _saw_idle(self, engine: Engine, times: PrefillTimes | None = None) -> None:
+    def _asked(self, engine: Engine, form: Form) -> Demand:
+        """Limits and load to size the engine's pool for."""
+        known = uncertainty_of(engine.hardware, form)
+        return demand(self.scenario.slo, MAX_UTILISATION, known, self.search.confidence)
+
+    def _saw_idle(self, engine: Engine, slo: Slo, times: PrefillTimes | None = None) -> None:
         """Note what one request alone on the engine gets: no batch and no queue can be faster."""
-        self.rejections.saw("tpot_s", engine.tpot_s(self.traffic, 1), _label(engine))
+        self.rejections.saw("tpot_s", engine.tpot_s(self.traffic, 1), slo.tpot_s, _label(engine))
         if times is not None:
             slowest = max(times.own_s) + engine.latency.first_token_extra_s
-            self.rejections.saw("ttft_s", slowest, _label(engine))
+            self.rejections.saw("ttft_s", slowest, slo.ttft_s, _label(engine))
 
     def _allowed(self, role: str, engine: Engine, instances: int) -> bool:
         """Whether the pool stays within max_gpus; the smallest pool of each role is remembered."""

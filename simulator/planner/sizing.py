@@ -31,11 +31,13 @@ class Size:
     max_sequences: int
 
 
-def size_prefill(engine: Engine, traffic: Traffic, times: PrefillTimes, slo: Slo) -> int | None:
+def size_prefill(
+    engine: Engine, traffic: Traffic, times: PrefillTimes, slo: Slo, most_load: float = MAX_UTILISATION
+) -> int | None:
     """Fewest prefill instances whose TTFT is inside the limit; None if no number of them is."""
     if slo.ttft_s is not None and min(times.own_s) + engine.latency.first_token_extra_s > slo.ttft_s:
         return None
-    first = max(1, math.ceil(traffic.rate * times.mean_s / MAX_UTILISATION / engine.ranks))
+    first = max(1, math.ceil(traffic.rate * times.mean_s / most_load / engine.ranks))
     for instances in _growing(first):
         state = prefill_state(engine, traffic, times, instances, slo.percentile)
         if slo.ttft_s is None or state.ttft_percentile_s <= slo.ttft_s:
@@ -43,7 +45,9 @@ def size_prefill(engine: Engine, traffic: Traffic, times: PrefillTimes, slo: Slo
     return None
 
 
-def size_decode(engine: Engine, traffic: Traffic, stall_s: float, slo: Slo) -> Size | None:
+def size_decode(
+    engine: Engine, traffic: Traffic, stall_s: float, slo: Slo, most_load: float = MAX_UTILISATION
+) -> Size | None:
     """Fewest decode instances whose TPOT is inside the limit; None if no number of them is."""
     extra = stall_s / max(1.0, traffic.mean_output - 1)
     cap = largest(
@@ -54,18 +58,20 @@ def size_decode(engine: Engine, traffic: Traffic, stall_s: float, slo: Slo) -> S
     if mean == 0:
         return None
     sustained = mean / (traffic.mean_output * engine.tpot_s(traffic, mean))
-    instances = math.ceil(traffic.rate / sustained / MAX_UTILISATION)
+    instances = math.ceil(traffic.rate / sustained / most_load)
     return Size(instances, cap)
 
 
-def size_colocated(engine: Engine, traffic: Traffic, budget: int, slo: Slo) -> Size | None:
+def size_colocated(
+    engine: Engine, traffic: Traffic, budget: int, slo: Slo, most_load: float = MAX_UTILISATION
+) -> Size | None:
     """Fewest colocated instances that keep TTFT and TPOT; None if no number of them does."""
     point = functools.cache(lambda n: mixed_point(engine, traffic, budget, n))
     cap = largest(engine.sequence_limit(traffic), lambda n: slo.tpot_s is None or point(n).tpot_s <= slo.tpot_s)
     mean = largest(cap, lambda n: fluctuation(n, slo.percentile) <= cap)
     if mean == 0:
         return None
-    first = max(1, math.ceil(traffic.rate / point(mean).rate / MAX_UTILISATION))
+    first = max(1, math.ceil(traffic.rate / point(mean).rate / most_load))
     for instances in _growing(first):
         state = colocated_state(traffic, engine, instances, cap, slo.percentile, point)
         if slo.ttft_s is None or state.ttft_percentile_s <= slo.ttft_s:

@@ -31,6 +31,8 @@ class Search(Strict):
     simulate_top: Annotated[int, Field(ge=0, strict=True)] = 3  # designs re-run through the discrete-event model
     draft_tokens: Drafts = 0
     acceptance_length: Annotated[FiniteFloat, Field(ge=1, strict=True)] = 1.0
+    # chance with which each limit has to hold, errors of the model counted; left out: as predicted
+    confidence: Annotated[FiniteFloat, Field(ge=0.5, lt=1, strict=True)] | None = None
 
 
 class Scenario(Strict):

@@ -1,0 +1,31 @@
+"""Noise of one run: how far a statistic of its requests may be off because the run is short.
+
+Batch means (Law, "Simulation Modeling and Analysis", chapter 9): consecutive requests depend on each other, long
+batches of them hardly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+BATCHES = 10
+FEWEST = 10  # requests of a batch
+
+Floats = NDArray[np.float64]
+
+
+def relative_error(values: Floats, statistic: Callable[[Floats], float]) -> float:
+    """Standard error of `statistic(values)` over its value; values in order of arrival, undefined ones left out.
+
+    0 where the values do not fill two batches, which says nothing.
+    """
+    values = values[~np.isnan(values)]
+    batches = min(BATCHES, len(values) // FEWEST)
+    whole = statistic(values) if len(values) else 0.0
+    if batches < 2 or whole <= 0:
+        return 0.0
+    parts = [statistic(part) for part in np.array_split(values, batches)]
+    return float(np.std(parts, ddof=1) / np.sqrt(batches) / whole)
