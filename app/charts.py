@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.colors import qualitative
+from plotly.subplots import make_subplots
 
 FORM_DASH = {"disaggregated": "solid", "colocated": "dot"}
 LOG_TICKS = [digit * 10.0**power for power in range(-4, 4) for digit in (1, 2, 5)]  # USD
@@ -31,6 +34,36 @@ def cost_front(frontier: pd.DataFrame, tpot_limit_s: float | None) -> go.Figure:
         ticktext=[f"{v:g}" for v in LOG_TICKS],
     )
     return _with_limit(figure, tpot_limit_s)
+
+
+BAND_TITLES = {"ttft_s": "TTFT [s]", "tpot_s": "TPOT [ms]", "usd_per_mtok_blended": "USD per million tokens"}
+
+
+def design_bands(bands: pd.DataFrame, limits: Mapping[str, float | None]) -> go.Figure:
+    """Predictions of ranked designs with p10-p90 ranges, one panel a figure; limits by figure, in its unit.
+
+    bands: columns of `app.frames.bands_frame`.
+    """
+    figure = make_subplots(cols=len(BAND_TITLES), subplot_titles=list(BAND_TITLES.values()))
+    for column, key in enumerate(BAND_TITLES, 1):
+        rows = bands[bands["figure"] == key]
+        figure.add_scatter(
+            x=rows["rank"],
+            y=rows["value"],
+            mode="markers",
+            name=BAND_TITLES[key],
+            error_y={"array": rows["p90"] - rows["value"], "arrayminus": rows["value"] - rows["p10"]},
+            customdata=rows[["p10", "p90"]],
+            hovertemplate="#%{x}: %{y:.3g}, p10-p90 %{customdata[0]:.3g}-%{customdata[1]:.3g}<extra></extra>",
+            row=1,
+            col=column,
+        )
+        if limit := limits.get(key):
+            figure.add_hline(limit, line={"dash": "dash", "color": "grey"}, row=1, col=column)
+    figure.update_yaxes(type="log")
+    figure.update_xaxes(title="design #", dtick=1)
+    figure.update_layout(height=320, margin={"l": 10, "r": 10, "t": 30, "b": 10}, showlegend=False)
+    return figure
 
 
 def _front(frontier: pd.DataFrame, y: str, hover: str) -> go.Figure:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from app.render_plan import ROLES, pool_text, shown_metrics
+from app.render_plan import ROLES, least_chance, pool_text, shown_metrics
+from app.tables import band_text
 
 FRONTIER_COLUMNS = (
     "form",
@@ -19,12 +20,16 @@ FRONTIER_COLUMNS = (
 )
 
 
+# Figure of the charts with bands -> digits of its range in tables, and factor to its unit.
+BANDED = {"ttft_s": (1, 1.0), "tpot_s": (0, 1e3), "total_tok_s_per_gpu": (0, 1.0), "usd_per_mtok_blended": (2, 1.0)}
+
+
 def designs_frame(answer: dict[str, Any]) -> pd.DataFrame:
-    """One row per ranked design; latencies at the percentile of the limits."""
+    """One row per ranked design; latencies at the percentile of the limits, ranges from p10 to p90."""
     tail = f"p{answer['slo']['percentile']:g}"
     rows = []
     for rank, design in enumerate(answer["designs"], 1):
-        seen = shown_metrics(design)
+        seen, bands = shown_metrics(design), design["uncertainty"]["bands"]
         rows.append(
             {
                 "rank": rank,
@@ -34,6 +39,8 @@ def designs_frame(answer: dict[str, Any]) -> pd.DataFrame:
                 "tpot_ms": _scaled(seen["tpot_s"].get(tail), 1e3),
                 "tok_s_per_user": seen["tok_s_per_user"]["mean"],
                 "total_tok_s_per_gpu": seen["total_tok_s_per_gpu"],
+                **{f"{key}_range": band_text(bands.get(key), *form) for key, form in BANDED.items()},
+                "chance": least_chance(design),
                 "usd_per_hour": design["usd_per_hour"],
                 "usd_per_mtok_blended": design["usd_per_mtok_blended"],
                 "meets_slo": design["meets_slo"],
@@ -41,6 +48,20 @@ def designs_frame(answer: dict[str, Any]) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def bands_frame(answer: dict[str, Any]) -> pd.DataFrame:
+    """One row per design and figure with a band: rank, figure, value, p10, p50, p90, in the figure's unit."""
+    tail = f"p{answer['slo']['percentile']:g}"
+    rows = []
+    for rank, design in enumerate(answer["designs"], 1):
+        seen = shown_metrics(design) | {"usd_per_mtok_blended": design["usd_per_mtok_blended"]}
+        for key, band in design["uncertainty"]["bands"].items():
+            if key in BANDED:
+                scale = BANDED[key][1]
+                value = seen[key].get(tail) if isinstance(seen[key], dict) else seen[key]
+                rows.append((rank, key, value * scale, *(band[q] * scale for q in ("p10", "p50", "p90"))))
+    return pd.DataFrame(rows, columns=["rank", "figure", "value", "p10", "p50", "p90"])
 
 
 def frontier_frame(answer: dict[str, Any]) -> pd.DataFrame:

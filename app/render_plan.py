@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from app.tables import assumptions_text, number, simple_table
+from app.tables import assumptions_text, band_text, grounds_text, number, simple_table
 from simulator.des.scenario import Scenario, Slo
 
 ROLES = {"prefill": "P", "decode": "D", "colocated": "C"}  # and their letters where room is short
@@ -21,6 +22,7 @@ def plan_report(scenario: Scenario, answer: dict[str, Any], width: int) -> Rende
         parts += [
             design_table(scenario.slo, answer["designs"], narrow=width < WIDE),
             Text(_legend(scenario), style="dim"),
+            Text(grounds(answer["designs"]), style="dim"),
         ]
     if reason := no_design_text(answer):
         parts.append(Text(reason, style="bold red"))
@@ -45,6 +47,12 @@ def no_design_text(answer: dict[str, Any]) -> str | None:
             at = _metric(seen, key, f"p{slo['percentile']:g}")
             if slo[key] and at and at > slo[key]:
                 misses.append((at / slo[key], key, at))
+    if not misses and answer["confidence"]:
+        chance, limit = max(_weakest(design) for design in answer["designs"])
+        return (
+            f"No design meets the limits with a chance of {answer['confidence']:.0%}: the best holds {limit} with "
+            f"{chance:.0%}; lower --confidence, relax the limit or raise search.max_gpus"
+        )
     if not misses:
         return "No design serves every request of this traffic; see JSON output for what was refused."
     ratio, key, at = min(misses)
@@ -52,6 +60,11 @@ def no_design_text(answer: dict[str, Any]) -> str | None:
         f"No design meets the limits. {key}: the limit is {slo[key]:g} s and the design that comes closest takes "
         f"{at:.4g} s at p{slo['percentile']:g}, {ratio:,.1f} times the limit; relax the limit or raise search.max_gpus"
     )
+
+
+def _weakest(design: dict[str, Any]) -> tuple[float, str]:
+    """Chance and name of the limit that is least sure to hold."""
+    return min((limit["chance"], name) for name, limit in design["uncertainty"]["limits"].items())
 
 
 def question(scenario: Scenario, traffic: str) -> str:
@@ -81,21 +94,38 @@ def design_table(slo: Slo, designs: list[dict[str, Any]], narrow: bool) -> Rende
     table = simple_table("#", "Pools", "GPUs", *latencies, *rates, "SLO", "By", tight=narrow)
     table.columns[1].justify = "left"
     for rank, design in enumerate(designs, 1):
-        seen = shown_metrics(design)
+        seen, bands, chance = shown_metrics(design), design["uncertainty"]["bands"], least_chance(design)
+
+        def cell(figure: str, key: str, digits: int, scale: float = 1.0, bands: Any = bands) -> str:
+            """A figure over its band; short screens have no room for the bands of rates."""
+            shown = not narrow or key in ("ttft_s", "tpot_s")
+            return f"{figure}\n{band_text(bands.get(key), digits, scale)}" if shown else figure
+
         table.add_row(
             str(rank),
             "\n".join(pool_text(ROLES[role] if narrow else role, design[role]) for role in ROLES if role in design),
             str(design["gpus_total"]),
-            number(_metric(seen, "ttft_s", tail), 2),
-            number(_metric(seen, "tpot_s", tail), 1, 1e3),
-            number(_metric(seen, "tok_s_per_user", "mean"), 0),
-            number(seen["total_tok_s_per_gpu"], 0),
+            cell(number(_metric(seen, "ttft_s", tail), 2), "ttft_s", 1),
+            cell(number(_metric(seen, "tpot_s", tail), 1, 1e3), "tpot_s", 0, 1e3),
+            cell(number(_metric(seen, "tok_s_per_user", "mean"), 0), "tok_s_per_user", 0),
+            cell(number(seen["total_tok_s_per_gpu"], 0), "total_tok_s_per_gpu", 0),
             number(design["usd_per_hour"], 2),
-            number(design["usd_per_mtok_blended"], 3),
-            "yes" if design["meets_slo"] else "no",
+            cell(number(design["usd_per_mtok_blended"], 3), "usd_per_mtok_blended", 2),
+            ("yes" if design["meets_slo"] else "no") + ("" if chance is None else f"\n{chance:.0%}"),
             "DES" if design["simulated"] else "est.",
         )
     return table
+
+
+def grounds(designs: Sequence[dict[str, Any]]) -> str:
+    """What the bands rest on, each reason once."""
+    reasons = dict.fromkeys(r for design in designs for r in design["uncertainty"]["reason"].split("; "))
+    return grounds_text({"reason": "; ".join(reasons)})
+
+
+def least_chance(design: dict[str, Any]) -> float | None:
+    """Chance of the limit that is least sure to hold; None without limits."""
+    return min((limit["chance"] for limit in design["uncertainty"]["limits"].values()), default=None)
 
 
 def shown_metrics(design: dict[str, Any]) -> dict[str, Any]:
@@ -117,5 +147,6 @@ def _legend(scenario: Scenario) -> str:
     return (
         "GPUs: all pools. tok/s/GPU: input + output tokens over all GPUs.\n"
         f"USD/Mtok: input and output blended, at {scenario.price_convention} prices.\n"
+        "Second line: p10-p90 of the figure; under SLO the chance of the limit that is least sure to hold.\n"
         "By: DES = re-run request by request in the discrete-event model; est. = steady-state estimate only."
     )

@@ -7,9 +7,10 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from app.tables import assumptions_text, number, simple_table
+from app.tables import assumptions_text, band_text, grounds_text, number, simple_table
 from simulator.des.scenario import Scenario
 
+BAND = "p10-p90"
 STATISTICS = ("mean", "p50", "p90", "p95", "p99")
 # key of the summary -> (label, digits, factor to the shown unit)
 LATENCIES = {
@@ -54,16 +55,18 @@ ENERGY = {
 
 def simulation_report(scenario: Scenario, summary: dict[str, Any]) -> RenderableType:
     """Requests, latencies, throughput, utilisation and cost of one run."""
+    sure = summary["uncertainty"]
     return Group(
         Text(_headline(scenario, summary), style="bold"),
-        _latency_table(summary["metrics"]),
-        *(Text(line) for line in _limit_lines(summary["slo"])),
+        _latency_table(summary["metrics"], sure["bands"]),
+        *(Text(line) for line in _limit_lines(summary["slo"], sure["limits"])),
         *([_tenant_table(summary["tenants"])] if summary["tenants"] else []),
-        _listing("Throughput", RATES, summary["throughput"]),
+        _listing("Throughput", RATES, summary["throughput"], sure["bands"]),
         _usage_table(summary["utilization"]),
         *(Text(line) for line in _lifecycle_lines(summary)),
-        *([_listing("Cost", COSTS, summary["cost"])] if summary["cost"] else []),
+        *([_listing("Cost", COSTS, summary["cost"], sure["bands"])] if summary["cost"] else []),
         *([_listing("Energy of the accelerators alone", ENERGY, summary["energy"])] if summary["energy"] else []),
+        Text(grounds_text(sure), style="dim"),
         assumptions_text(summary["assumptions"]),
     )
 
@@ -80,22 +83,26 @@ def _headline(scenario: Scenario, summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _latency_table(metrics: dict[str, Any]) -> RenderableType:
+def _latency_table(metrics: dict[str, Any], bands: dict[str, Any]) -> RenderableType:
+    """Figures, and below each its p10-p90 band."""
     table = simple_table("Latency", *STATISTICS)
     for key, (label, digits, factor) in LATENCIES.items():
         table.add_row(label, *(number(metrics[key][s], digits, factor) for s in STATISTICS))
+        ranges = [band_text(bands.get(f"metrics.{key}.{s}"), digits, factor) for s in STATISTICS]
+        table.add_row(BAND, *ranges, style="dim")
     return table
 
 
-def _limit_lines(slo: dict[str, Any]) -> list[str]:
-    """One line per limit: kept or missed, and by how much."""
+def _limit_lines(slo: dict[str, Any], sure: dict[str, Any]) -> list[str]:
+    """One line per limit: kept or missed, by how much, and how surely."""
     lines = []
     for key, seen in slo["limits"].items():
         at = seen["at_percentile"]
         verdict = "never reached" if at is None else "kept" if at <= seen["limit"] else "missed"
         lines.append(
             f"Limit {key} {seen['limit']:g}: {verdict}; p{slo['percentile']:g} is {number(at, 4)}, "
-            f"{seen['attainment']:.1%} of requests are inside."
+            f"{seen['attainment']:.1%} of requests are inside"
+            + (f"; the limit holds with a chance of {sure[key]['chance']:.0%}." if key in sure else ".")
         )
     return lines
 
@@ -134,10 +141,17 @@ def _tenant_table(tenants: dict[str, dict[str, Any]]) -> RenderableType:
     return table
 
 
-def _listing(title: str, rows: dict[str, tuple[str, int, float]], figures: dict[str, Any]) -> RenderableType:
-    table = simple_table(title, "")
+def _listing(
+    title: str,
+    rows: dict[str, tuple[str, int, float]],
+    figures: dict[str, Any],
+    bands: dict[str, Any] | None = None,
+) -> RenderableType:
+    """bands: by dotted key, whose first part is the title in lower case."""
+    table = simple_table(title, "", *([BAND] if bands else []))
     for key, (label, digits, factor) in rows.items():
-        table.add_row(label, number(figures[key], digits, factor))
+        band = [band_text(bands.get(f"{title.lower()}.{key}"), digits, factor)] if bands else []
+        table.add_row(label, number(figures[key], digits, factor), *band)
     return table
 
 
@@ -150,13 +164,16 @@ def _usage_table(utilization: dict[str, dict[str, float]]) -> RenderableType:
 
 def replication_report(seen: dict[str, Any]) -> RenderableType:
     """Means over several runs with the half-widths of their intervals."""
-    table = simple_table("Over all runs", "mean", f"+- {seen['confidence']:.0%}")
+    bands = seen["uncertainty"]["bands"]
+    table = simple_table("Over all runs", "mean", f"+- {seen['confidence']:.0%}", BAND)
     for key, found in seen["estimates"].items():
         if key.startswith(("metrics.", "throughput.")):
-            table.add_row(key.split(".", 1)[1], f"{found['mean']:.5g}", f"{found['half_width']:.2g}")
+            band = "-".join(f"{bands[key][end]:.3g}" for end in ("p10", "p90")) if key in bands else ""
+            table.add_row(key.split(".", 1)[1], f"{found['mean']:.5g}", f"{found['half_width']:.2g}", band)
     cuts = ", ".join(f"{cut:,}" for cut in seen["warmup_requests_mser5"])
     return Group(
         Text(f"{len(seen['seeds'])} runs with independent seeds", style="bold"),
         table,
         Text(f"MSER-5 would leave out the first {cuts} requests of the runs."),
+        Text(grounds_text(seen["uncertainty"]), style="dim"),
     )

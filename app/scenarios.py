@@ -29,6 +29,7 @@ def with_changes(
     ttft_s: float | None = None,
     tpot_s: float | None = None,
     max_gpus: int | None = None,
+    confidence: float | None = None,
     seed: int | None = None,
 ) -> Scenario:
     """`scenario` with what was given replaced. rate in requests/s, isl and osl in tokens."""
@@ -38,6 +39,8 @@ def with_changes(
     search: dict[str, Any] = {"gpus": _unique(gpus)} if gpus else {}
     if max_gpus is not None:
         search["max_gpus"] = max_gpus
+    if confidence is not None:
+        search["confidence"] = confidence
     if search:
         changes["search"] = scenario.search.model_dump() | search
     if workload := _workload(scenario, rate, trace, isl, osl):

@@ -11,6 +11,7 @@ from app.errors import InputError
 from app.scenarios import default_scenario
 from simulator.des.scenario import OpenLoop, Scenario, parse_scenario
 
+CONFIDENCES = (0, 60, 70, 80, 90)  # percent; 0: chances are only shown
 PERCENTILES = (50, 90, 95, 99)  # those that every report has
 CONVENTIONS: tuple[str, ...] = typing.get_args(Scenario.model_fields["price_convention"].annotation)
 
@@ -28,6 +29,7 @@ class Question:
     tpot: float  # s
     percentile: int  # share of requests inside the limits, in percent
     prices: str  # convention
+    confidence: int = 0  # chance with which each limit has to hold, in percent; 0: only shown
 
     def to_query(self) -> dict[str, str | list[str]]:
         """URL parameters that bring this question back."""
@@ -53,7 +55,7 @@ class Question:
                 "model": self.model,
                 "workload": workload,
                 "slo": slo,
-                "search": base["search"] | {"gpus": self.gpu},
+                "search": base["search"] | {"gpus": self.gpu, "confidence": self.confidence / 100 or None},
                 "price_convention": self.prices,
             },
             "question",
@@ -105,7 +107,13 @@ def from_query(
 
 def _read(key: str, texts: Sequence[str], default: Question, models: Sequence[str], gpus: Sequence[str]) -> Any:
     """Value of one URL parameter."""
-    offered = {"model": models, "gpu": gpus, "percentile": [*map(str, PERCENTILES)], "prices": CONVENTIONS}
+    offered = {
+        "model": models,
+        "gpu": gpus,
+        "percentile": [*map(str, PERCENTILES)],
+        "prices": CONVENTIONS,
+        "confidence": [*map(str, CONFIDENCES)],
+    }
     if key not in {field.name for field in fields(Question)}:
         raise InputError(f"unknown parameter '{key}' was left out")
     if key in offered:
@@ -114,7 +122,7 @@ def _read(key: str, texts: Sequence[str], default: Question, models: Sequence[st
                 raise InputError(f"{key}={text} is not on offer, so the default {key} is shown")
         if key == "gpu":
             return tuple(dict.fromkeys(texts))
-        return int(texts[-1]) if key == "percentile" else texts[-1]
+        return int(texts[-1]) if key in ("percentile", "confidence") else texts[-1]
     kind = type(getattr(default, key))
     try:
         value = kind(texts[-1])

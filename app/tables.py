@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.table import Table
@@ -31,6 +31,19 @@ def assumptions_text(assumptions: Sequence[str]) -> Text:
         return Text()
     lines = "\n".join(f"- {line}" for line in assumptions)
     return Text(f"Assumed:\n{lines}", style="dim")
+
+
+def grounds_text(uncertainty: Mapping[str, str]) -> str:
+    """What the bands of an answer rest on."""
+    return (
+        f"p10-p90: what would be measured, rates and costs at the same number of requests in flight. "
+        f"{uncertainty['reason']}."
+    )
+
+
+def band_text(band: Mapping[str, float] | None, digits: int, scale: float = 1.0) -> str:
+    """'0.41-4.10': p10 to p90 of a band; '' for one that does not exist."""
+    return "" if band is None else "-".join(number(band[end], digits, scale) for end in ("p10", "p90"))
 
 
 def number(value: float | None, digits: int, scale: float = 1.0) -> str:

@@ -102,7 +102,7 @@ def simulate_point(point: Point, hardware: HardwareProfile, acceptance: float) -
         scenario.deployment,
         model,
         {f"{hardware.name}@{hardware.stack}": hardware},
-        make_requests(scenario.workload, traffic),
+        make_requests(scenario.one_workload(), traffic),
         np.random.default_rng(router),
     )
     latency, rates = result.metrics(), result.throughput()

@@ -59,9 +59,7 @@ def write(study: Study) -> Path:
         of_form = study.disaggregated[rows] == (form == "disaggregated")
         rows, errors = rows[of_form], errors[of_form]
         spreads[kind][form] = {NAMED[m]: spread(errors[:, i]) for i, m in enumerate(FITTED_METRICS)}
-        coverage[kind][form] = {
-            NAMED[m]: covered(errors[:, i], study.gpu[rows]) for i, m in enumerate(FITTED_METRICS)
-        }
+        coverage[kind][form] = {NAMED[m]: covered(errors[:, i], study.gpu[rows]) for i, m in enumerate(FITTED_METRICS)}
         print(kind, form, {m: (s.p10, s.p50, s.p90, s.n) for m, s in spreads[kind][form].items()}, coverage[kind][form])
     evidence = Evidence(
         source="published serving points, simulated as closed loops with profiles that had not seen them",

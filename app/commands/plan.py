@@ -32,6 +32,14 @@ def plan(
     max_gpus: Annotated[
         int | None, typer.Option(help="Accelerators a design may have at most.", callback=whole_above_zero)
     ] = None,
+    confidence: Annotated[
+        float | None,
+        typer.Option(
+            metavar="CHANCE",
+            help="Chance with which each limit has to hold, errors of the model counted: 0.5 to below 1. "
+            "Left out: chances are only shown.",
+        ),
+    ] = None,
     seed: SeedInput = None,
     json_file: JsonOutput = None,
 ) -> None:
@@ -57,6 +65,7 @@ def plan(
         ttft_s=ttft,
         tpot_s=tpot,
         max_gpus=max_gpus,
+        confidence=confidence,
         seed=seed,
     )
     from simulator.planner.search import plan as search

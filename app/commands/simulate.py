@@ -54,6 +54,7 @@ def simulate(
     check_writable(timeline, "--timeline")
     check_writable(series, "--series")
     asked = with_changes(load_scenario(scenario), trace=trace, seed=seed)
+    from simulator.des.bands import of_run, of_runs
     from simulator.des.cluster import simulate as run
     from simulator.des.metrics import write_table
     from simulator.des.recorder import Recorder
@@ -68,14 +69,15 @@ def simulate(
             raise typer.BadParameter("--replications keeps no records of single runs; leave the other files out")
         with progress_bar() as progress:
             seen = replicate(asked, runs=replications, tolerance=tolerance, progress=partial(progress, "runs"))
-        write_json(seen.to_json(), json_file)
+        found = seen.to_json() | {"uncertainty": of_runs(seen, asked)}
+        write_json(found, json_file)
         if json_file != STDOUT:
-            stdout_console().print(replication_report(seen.to_json()))
+            stdout_console().print(replication_report(found))
         return
     with progress_bar() as progress:
         recorder = Recorder() if timeline is not None or series is not None else None
         result = run(asked, progress=partial(progress, "requests"), recorder=recorder)
-    summary = result.summary()
+    summary = result.summary() | {"uncertainty": of_run(result, asked)}
     write_json(summary, json_file)
     if requests is not None:
         write_table(result.requests, requests)

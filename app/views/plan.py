@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pandas as pd
 import streamlit as st
 
-from app.charts import cost_front, rate_front
+from app.charts import cost_front, design_bands, rate_front
 from app.compute import offered, plan_answer
 from app.errors import is_input_error, sentence
-from app.frames import designs_frame, frontier_frame
+from app.frames import bands_frame, designs_frame, frontier_frame
 from app.output import plain
-from app.render_plan import limits_text, no_design_text
-from app.state import CONVENTIONS, LIMITS, PERCENTILES, Question, from_query
+from app.render_plan import grounds, limits_text, no_design_text
+from app.state import CONFIDENCES, CONVENTIONS, LIMITS, PERCENTILES, Question, from_query
 from app.tables import number
 from simulator.des.scenario import Scenario
 
@@ -22,11 +23,16 @@ COLUMNS = {
     "pools": st.column_config.TextColumn("Pools", width=350),
     "gpus": st.column_config.NumberColumn("GPUs", width=50),
     "ttft_s": st.column_config.NumberColumn("TTFT [s]", format="%.2f"),
+    "ttft_s_range": st.column_config.TextColumn("p10-p90", width=80),
     "tpot_ms": st.column_config.NumberColumn("TPOT [ms]", format="%.1f"),
+    "tpot_s_range": st.column_config.TextColumn("p10-p90", width=80),
     "tok_s_per_user": st.column_config.NumberColumn("tok/s/user", format="%.0f"),
     "total_tok_s_per_gpu": st.column_config.NumberColumn("tok/s/GPU", format="%.0f"),
+    "total_tok_s_per_gpu_range": st.column_config.TextColumn("p10-p90", width=90),
     "usd_per_hour": st.column_config.NumberColumn("USD/h", format="%.2f"),
     "usd_per_mtok_blended": st.column_config.NumberColumn("USD/Mtok", format="%.3f"),
+    "usd_per_mtok_blended_range": st.column_config.TextColumn("p10-p90", width=80),
+    "chance": st.column_config.NumberColumn("Chance", format="percent", width=60),
     "meets_slo": st.column_config.CheckboxColumn("In limits", width=70),
     "checked_by": st.column_config.TextColumn("By", width=50),
 }
@@ -79,8 +85,15 @@ def _ask(question: Question, models: list[str], gpus: list[str]) -> Question:
             "Share of requests inside both [%]", shares, shares.index(question.percentile), key="percentile"
         )
         prices = st.selectbox("Prices", CONVENTIONS, CONVENTIONS.index(question.prices), key="prices")
+        confidence = st.selectbox(
+            "Chance with which each limit has to hold [%]",
+            CONFIDENCES,
+            CONFIDENCES.index(question.confidence),
+            format_func=lambda chance: str(chance) if chance else "show only",
+            key="confidence",
+        )
         st.form_submit_button("Plan", type="primary", width="stretch")
-    return Question(model, tuple(chosen), rate, int(isl), int(osl), ttft, tpot, percentile, prices)
+    return Question(model, tuple(chosen), rate, int(isl), int(osl), ttft, tpot, percentile, prices, confidence)
 
 
 def _answer(scenario: Scenario, answer: dict[str, Any]) -> None:
@@ -106,20 +119,37 @@ def _best(answer: dict[str, Any]) -> None:
         "Time to first token [s]": number(best["ttft_s"], 2),
         "Time per output token [ms]": number(best["tpot_ms"], 1),
     }
-    for column, (label, figure) in zip(st.columns(len(figures)), figures.items(), strict=True):
+    ranges = ("", "", best["usd_per_mtok_blended_range"], best["ttft_s_range"], best["tpot_s_range"])
+    columns = st.columns(len(figures))
+    for column, (label, figure), spread in zip(columns, figures.items(), ranges, strict=True):
         column.metric(label, figure)
-    st.caption(f"Best design: {best['pools']} ({best['checked_by']}).")
+        if spread:
+            column.caption(f"p10-p90: {spread}")
+    chance = "" if pd.isna(best["chance"]) else f" Its limits hold with a chance of {best['chance']:.0%} at least."
+    st.caption(f"Best design: {best['pools']} ({best['checked_by']}).{chance}")
 
 
 def _designs(answer: dict[str, Any]) -> None:
     st.subheader("Ranked designs")
     frame = designs_frame(answer)
-    st.dataframe(frame, column_config=COLUMNS, hide_index=True, width="stretch", height=ROW_PX * (len(frame) + 1) + 3)
+    st.dataframe(
+        frame,
+        column_config=COLUMNS,
+        column_order=list(COLUMNS),
+        hide_index=True,
+        width="stretch",
+        height=ROW_PX * (len(frame) + 1) + 3,
+    )
     st.caption(
         f"Latencies at p{answer['slo']['percentile']:g}. tok/s/GPU counts input and output tokens over all GPUs; "
         f"USD/Mtok blends both, at {answer['price_convention']} prices. P, D, C: prefill, decode, colocated pools. "
-        "DES: re-run request by request in the discrete-event model; est.: steady-state estimate only."
+        "DES: re-run request by request in the discrete-event model; est.: steady-state estimate only. "
+        "Chance: of the limit that is least sure to hold."
     )
+    slo = answer["slo"]
+    limits = {"ttft_s": slo["ttft_s"], "tpot_s": slo["tpot_s"] and slo["tpot_s"] * 1e3}
+    st.plotly_chart(design_bands(bands_frame(answer), limits), key="design_bands")
+    st.caption(grounds(answer["designs"]))
     st.download_button("Download JSON", json.dumps(plain(answer), indent=2), "plan.json", "application/json")
 
 

@@ -19,7 +19,7 @@ from hw_profiles.uncertainty import Form, Metric, Spread, Uncertainty, uncertain
 from simulator.des.metrics import METRICS, SimulationResult
 from simulator.des.noise import Floats, relative_error
 from simulator.des.replications import Replications, headline
-from simulator.des.scenario import Deployment, Pool
+from simulator.des.scenario import Deployment, Pool, Scenario
 from simulator.des.shares import PERCENTILES, Share
 
 # Figure -> the metric whose error it shares, and whether it is its reciprocal. Rates and costs are those at the same
@@ -76,12 +76,13 @@ def bands_of(deployment: Deployment) -> Bands:
     return Bands(known(pools[0]), known(pools[-1]))
 
 
-def of_run(result: SimulationResult, deployment: Deployment) -> dict[str, Any]:
+def of_run(result: SimulationResult, scenario: Scenario) -> dict[str, Any]:
     """Bands of one run, for JSON: {"kind", "reason", "bands": {dotted key: {"p10", "p50", "p90"}}, "limits"}.
 
     A limit of one of several tenants is named "tenant.limit".
     """
-    bands = bands_of(deployment)
+    assert scenario.deployment is not None  # it was simulated
+    bands = bands_of(scenario.deployment)
     limits = {}
     for share in result.shares:
         noise = noise_at_limits(share)
@@ -99,9 +100,10 @@ def of_run(result: SimulationResult, deployment: Deployment) -> dict[str, Any]:
     return {**bands.grounds(), "bands": _table(bands, headline(result), noises), "limits": limits}
 
 
-def of_runs(seen: Replications, deployment: Deployment) -> dict[str, Any]:
+def of_runs(seen: Replications, scenario: Scenario) -> dict[str, Any]:
     """Bands of the means over several runs, for JSON."""
-    bands = bands_of(deployment)
+    assert scenario.deployment is not None  # it was simulated
+    bands = bands_of(scenario.deployment)
     means = {key: found.mean for key, found in seen.estimates.items()}
     errors = {
         key: found.relative / float(student.ppf((1 + seen.confidence) / 2, found.runs - 1))
