@@ -200,7 +200,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("points", type=Path)
     parser.add_argument("--ablations", action="store_true")
-    parser.add_argument("--ship", type=Path, help="write the fit on all rows there")
+    parser.add_argument("--ship", type=Path, help="write the fit on all rows there, and the bands of plans")
     asked = parser.parse_args()
     study = Study(asked.points)
     result: dict[str, Any] = {
@@ -221,6 +221,9 @@ def main() -> None:
         fitted = study.fit(np.arange(len(study.steps)), iterations=SHIP_ITERATIONS)
         shipped = replace(fitted, sigma=sigma_by_situation(by_split))
         asked.ship.write_text(json.dumps(shipped.to_json(), indent=1) + "\n", encoding="utf-8")
+        from benchmarks import uncertainty  # imports this module
+
+        uncertainty.write(study)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "accuracy.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if asked.ablations:

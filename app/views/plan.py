@@ -125,7 +125,7 @@ def _best(answer: dict[str, Any]) -> None:
         column.metric(label, figure)
         if spread:
             column.caption(f"p10-p90: {spread}")
-    chance = "" if pd.isna(best["chance"]) else f" Its limits hold with a chance of {best['chance']:.0%} at least."
+    chance = "" if pd.isna(best["chance"]) else f" Each limit holds with a chance of at least {best['chance']:.0%}."
     st.caption(f"Best design: {best['pools']} ({best['checked_by']}).{chance}")
 
 

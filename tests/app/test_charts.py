@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from app.charts import cost_front, rate_front
+from app.charts import cost_front, design_bands, rate_front
 from app.frames import FRONTIER_COLUMNS
 
 
@@ -65,3 +65,15 @@ def test_the_limit_is_marked_at_its_speed(frontier: pd.DataFrame) -> None:
 @pytest.mark.parametrize("chart", [rate_front, cost_front])
 def test_no_points_give_an_empty_figure(chart, frontier: pd.DataFrame) -> None:  # type: ignore[no-untyped-def]
     assert not chart(frontier.iloc[:0], 0.05).data
+
+
+def test_error_bars_reach_from_p10_to_p90_and_limits_are_lines() -> None:
+    rows = [(1, "ttft_s", 1.0, 0.6, 1.2, 3.0), (2, "ttft_s", 0.5, 0.3, 0.6, 1.5), (1, "tpot_s", 40.0, 30.0, 42.0, 60.0)]
+    bands = pd.DataFrame(rows, columns=["rank", "figure", "value", "p10", "p50", "p90"])
+    figure = design_bands(bands, {"ttft_s": 2.0, "tpot_s": None})
+    bars = figure.data[0]
+    assert list(bars.y) == [1.0, 0.5]
+    assert list(bars.error_y.array) == [2.0, 1.0]
+    assert list(bars.error_y.arrayminus) == pytest.approx([0.4, 0.2])
+    (line,) = figure.layout.shapes
+    assert line.y0 == line.y1 == 2.0

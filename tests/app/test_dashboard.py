@@ -78,3 +78,22 @@ def test_prompts_that_the_model_cannot_take_are_an_error() -> None:
     (error,) = page.error
     assert "5000032" in error.value
     assert not page.dataframe
+
+
+def test_ranges_and_chances_stand_beside_the_figures() -> None:
+    page = opened()
+    designs = page.dataframe[0].value
+    low, high = map(float, designs["ttft_s_range"][0].split("-"))
+    assert low < high
+    assert 0 < designs["chance"][0] <= 1
+    captions = " ".join(caption.value for caption in page.caption)
+    assert designs["ttft_s_range"][0] in captions
+    assert "held-out errors on" in captions
+
+
+def test_a_demanded_chance_is_kept_and_costs_no_less() -> None:
+    shown, demanded = opened(rate="200"), opened(rate="200", confidence="70")
+    assert demanded.selectbox(key="confidence").value == 70
+    best = demanded.dataframe[0].value.iloc[0]
+    assert best["chance"] >= 0.7
+    assert best["usd_per_hour"] >= shown.dataframe[0].value.iloc[0]["usd_per_hour"]

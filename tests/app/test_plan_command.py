@@ -149,3 +149,42 @@ def test_options_change_the_question(scenario_file: Callable[..., Path]) -> None
     data = json.loads(result.stdout)
     assert data["model"] == "gpt-oss-20b"
     assert {design["colocated"]["gpu"] for design in data["designs"]} == {"h100_sxm"}
+
+
+def test_bands_and_chances_are_on_the_screen_and_in_json(
+    answer: dict[str, Any], both_forms: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best = answer["designs"][0]
+    found = best["uncertainty"]
+    for key in ("ttft_s", "tpot_s", "total_tok_s_per_gpu", "usd_per_mtok_blended"):
+        band = found["bands"][key]
+        assert 0 < band["p10"] < band["p50"] < band["p90"]
+    assert set(found["limits"]) == {"ttft_s", "tpot_s"}
+    Console(width=120).print(plan_report(load_scenario(both_forms), answer, 120))
+    text = capsys.readouterr().out
+    assert f"{min(limit['chance'] for limit in found['limits'].values()):.0%}" in text
+    assert f"{found['bands']['ttft_s']['p10']:.1f}-{found['bands']['ttft_s']['p90']:.1f}" in text
+    assert "are assumed, not measured: held-out errors on" in " ".join(text.split())
+
+
+def test_a_confidence_is_demanded_of_every_limit(scenario_file: Callable[..., Path]) -> None:
+    result = run(scenario_file(), "--confidence", "0.6", "--json", "-")
+    assert result.exit_code == 0, result.stderr
+    data = json.loads(result.stdout)
+    assert data["confidence"] == 0.6
+    best = data["designs"][0]
+    assert best["meets_slo"]
+    assert all(limit["chance"] >= 0.6 for limit in best["uncertainty"]["limits"].values())
+
+
+@pytest.mark.parametrize("chance", ["1", "0.2", "nan"])
+def test_a_confidence_that_is_no_chance_is_refused(chance: str, scenario_file: Callable[..., Path]) -> None:
+    result = run(scenario_file(), "--confidence", chance)
+    assert result.exit_code == 2
+    assert "confidence" in result.stderr
+
+
+def test_a_confidence_that_no_design_reaches_says_what_the_best_has(scenario_file: Callable[..., Path]) -> None:
+    result = run(scenario_file(), "--confidence", "0.999", "--max-gpus", "64")
+    assert result.exit_code == 1
+    assert "No design meets the limits" in result.stdout

@@ -120,3 +120,20 @@ def test_the_report_reads_well_when_piped(
     assert "TTFT [s]" in text
     assert "\x1b" not in text
     assert max(map(len, text.splitlines())) <= int(columns)
+
+
+def test_bands_stand_beside_the_figures(scenario_file: Callable[..., Path]) -> None:
+    data = summary(scenario_file())["uncertainty"]
+    for key in ("metrics.tpot_s.p50", "metrics.ttft_s.p90", "throughput.total_tok_s_per_gpu"):
+        assert data["bands"][key]["p10"] < data["bands"][key]["p90"]
+    text = run(scenario_file())
+    band = data["bands"]["metrics.tpot_s.p50"]
+    assert f"{band['p10'] * 1e3:,.2f}-{band['p90'] * 1e3:,.2f}" in text
+    assert f"holds with a chance of {data['limits']['tpot_s']['chance']:.0%}" in text
+
+
+def test_bands_of_replications_join_the_noise_between_runs(scenario_file: Callable[..., Path]) -> None:
+    data = summary(scenario_file(), "--replications", "3")
+    band = data["uncertainty"]["bands"]["metrics.ttft_s.p90"]
+    assert band["p10"] < data["estimates"]["metrics.ttft_s.p90"]["mean"] < band["p90"]
+    assert "p10-p90" in run(scenario_file(), "--replications", "3")

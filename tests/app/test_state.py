@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.scenarios import default_scenario
-from app.state import CONVENTIONS, LIMITS, PERCENTILES, Question, default_question, from_query
+from app.state import CONFIDENCES, CONVENTIONS, LIMITS, PERCENTILES, Question, default_question, from_query
 
 MODELS = ["deepseek-v4-pro", "qwen3-30b-a3b"]
 GPUS = ["b300_sxm", "h200_sxm", "mi355x"]
@@ -36,6 +36,7 @@ QUESTIONS = st.builds(
     tpot=numbers("tpot"),
     percentile=st.sampled_from(PERCENTILES),
     prices=st.sampled_from(CONVENTIONS),
+    confidence=st.sampled_from(CONFIDENCES),
 )
 
 

@@ -1,0 +1,107 @@
+"""Bands of runs: the model's error alone where a run has no noise, more with it, by pool where pools differ."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from hw_profiles.catalog import load
+from hw_profiles.uncertainty import Spread, Uncertainty, uncertainty_of
+from simulator.des.bands import Bands, bands_of, of_run, of_runs
+from simulator.des.cluster import simulate
+from simulator.des.replications import replicate
+from simulator.des.scenario import Deployment, Pool, Scenario, parse_scenario
+
+RATE = "total_tok_s_per_gpu"
+
+
+def scenario(requests: int = 400, **changes: Any) -> Scenario:
+    return parse_scenario(
+        {
+            "model": "qwen3-30b-a3b",
+            "workload": {"kind": "open_loop", "rate": 5.0, "requests": requests, "prompt": 500, "output": 20},
+            "slo": {"ttft_s": 2.0, "tpot_s": 0.05},
+            "deployment": {"colocated": {"gpu": "h200_sxm", "tp": 2}},
+        }
+        | changes
+    )
+
+
+def test_a_run_widens_the_band_of_the_model_by_its_own_noise() -> None:
+    asked = scenario()
+    result = simulate(asked)
+    found = of_run(result, asked)
+    model = uncertainty_of(load("h200_sxm"), "colocated")
+    p90 = result.summary()["metrics"]["ttft_s"]["p90"]
+    band = found["bands"]["metrics.ttft_s.p90"]
+    spread = model.spreads["ttft_s"]
+    assert band["p50"] == pytest.approx(p90 * math.exp(spread.p50))
+    assert band["p90"] > p90 * math.exp(spread.p90)
+    assert band["p10"] < p90 * math.exp(spread.p10)
+    assert found["reason"] == model.reason
+
+
+def test_rates_without_noise_have_the_band_of_the_model_and_costs_its_reciprocal() -> None:
+    asked = scenario()
+    result = simulate(asked)
+    bands, summary = of_run(result, asked)["bands"], result.summary()
+    spread = uncertainty_of(load("h200_sxm"), "colocated").spreads[RATE]
+    rate, cost = summary["throughput"][RATE], summary["cost"]["usd_per_mtok_blended"]
+    assert bands[f"throughput.{RATE}"] == pytest.approx(spread.band(rate))
+    assert bands["cost.usd_per_mtok_blended"]["p90"] == pytest.approx(cost * math.exp(-spread.p10))
+    assert bands["cost.usd_per_mtok_blended"]["p10"] == pytest.approx(cost * math.exp(-spread.p90))
+
+
+def test_a_limit_at_the_median_of_its_band_has_even_chances() -> None:
+    asked = scenario()
+    at = of_run(simulate(asked), asked)["bands"]["metrics.tpot_s.p90"]["p50"]
+    again = scenario(slo={"ttft_s": 2.0, "tpot_s": at})
+    assert of_run(simulate(again), again)["limits"]["tpot_s"]["chance"] == pytest.approx(0.5)
+
+
+def test_more_runs_have_less_noise() -> None:
+    asked = scenario(requests=100)
+    key = "metrics.ttft_s.p90"
+
+    def width(runs: int) -> float:
+        band = of_runs(replicate(asked, runs=runs), asked)["bands"][key]
+        return math.log(band["p90"] / band["p10"])
+
+    assert width(12) < width(3)
+    spread = uncertainty_of(load("h200_sxm"), "colocated").spreads["ttft_s"]
+    assert width(12) > spread.width
+
+
+def test_pools_on_different_stacks_answer_for_their_own_latency() -> None:
+    deployment = Deployment(prefill=Pool(gpu="b200_sxm", stack="sglang"), decode=Pool(gpu="h200_sxm"))
+    bands = bands_of(deployment)
+    fitted = uncertainty_of(load("b200_sxm", "sglang"), "disaggregated")
+    assumed = uncertainty_of(load("h200_sxm"), "disaggregated")
+    assert bands.spread("ttft_s") == fitted.spreads["ttft_s"]
+    assert bands.spread("tpot_s") == assumed.spreads["tpot_s"]
+    assert fitted.reason in bands.grounds()["reason"]
+    assert assumed.reason in bands.grounds()["reason"]
+
+
+def test_rates_are_as_unsure_as_the_less_known_pool() -> None:
+    def known(half: float) -> Uncertainty:
+        spread = Spread(p10=-half, p50=0.0, p90=half)
+        return Uncertainty(f"{half}", "", {"tpot_s": spread, "ttft_s": spread, "total_tok_s_per_gpu": spread})
+
+    for bands in (Bands(known(0.1), known(0.4)), Bands(known(0.4), known(0.1))):
+        assert bands.whole.kind == "0.4"
+        assert bands.spread(RATE).p90 == 0.4
+
+
+def test_every_tenant_has_chances_of_its_own() -> None:
+    stream = {"kind": "open_loop", "rate": 2.0, "requests": 100, "prompt": 500, "output": 20}
+    tenants = [
+        {"name": "strict", "workload": stream, "slo": {"ttft_s": 0.05}},
+        {"name": "easy", "workload": stream, "slo": {"ttft_s": 50.0}},
+    ]
+    asked = scenario(workload=None, tenants=tenants)
+    limits = of_run(simulate(asked), asked)["limits"]
+    assert set(limits) == {"strict.ttft_s", "easy.ttft_s"}
+    assert limits["strict.ttft_s"]["chance"] < limits["easy.ttft_s"]["chance"]
