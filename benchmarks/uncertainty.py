@@ -31,10 +31,10 @@ NAMED: dict[str, Metric] = {
 }
 MOST_ROWS = 600  # simulated of each split, drawn at random
 FEWEST = 20  # points that a spread needs
-# A profile holds colocated effects, so a known stack's disaggregated serving is judged by that split.
 SOURCES: dict[tuple[Kind, Form], str] = {
     ("known", "colocated"): "random half",
-    ("known", "disaggregated"): "colocated to disaggregated",
+    ("known", "disaggregated"): "random half",
+    ("new form", "disaggregated"): "colocated to disaggregated",
     ("new accelerator", "colocated"): "unseen accelerator",
     ("new accelerator", "disaggregated"): "unseen accelerator",
     ("new engine", "colocated"): "unseen engine family",
@@ -105,12 +105,16 @@ def covered(errors: Array, groups: NDArray[np.str_]) -> float:
     return round(float(inside.mean()), 3)
 
 
-def served(study: Study) -> dict[str, tuple[str, ...]]:
-    """Stacks with measured points on each accelerator."""
-    found = defaultdict(set)
+def served(study: Study) -> dict[str, dict[str, tuple[Form, ...]]]:
+    """Forms measured with each stack on each accelerator."""
+    found: dict[str, dict[str, set[Form]]] = defaultdict(lambda: defaultdict(set))
     for steps in study.steps:
-        found[steps.hardware.name].add(family_of(steps.point.engine))
-    return {gpu: tuple(sorted(stacks)) for gpu, stacks in sorted(found.items())}
+        form: Form = "disaggregated" if steps.point.disaggregated else "colocated"
+        found[steps.hardware.name][family_of(steps.point.engine)].add(form)
+    return {
+        gpu: {stack: tuple(sorted(forms)) for stack, forms in sorted(stacks.items())}
+        for gpu, stacks in sorted(found.items())
+    }
 
 
 def _drawn(study: Study, rows: Index) -> Index:

@@ -30,7 +30,7 @@ MEDIAN_OF_ABSOLUTE = NORMAL.inv_cdf(0.75)  # of a standard normal
 Metric = Literal["tpot_s", "ttft_s", "total_tok_s_per_gpu"]
 METRICS: tuple[Metric, ...] = ("tpot_s", "ttft_s", "total_tok_s_per_gpu")
 Form = Literal["colocated", "disaggregated"]
-Kind = Literal["known", "new engine", "new accelerator", "assumed"]
+Kind = Literal["known", "new form", "new engine", "new accelerator", "assumed"]
 
 
 class Spread(Strict):
@@ -82,7 +82,7 @@ class Evidence(Strict):
     source: str
     date: str
     commit: str  # of the code that predicted
-    served: dict[str, tuple[str, ...]]  # accelerator -> stacks with serving points in the calibration
+    served: dict[str, dict[str, tuple[Form, ...]]]  # accelerator -> stack -> forms measured in the calibration
     spreads: dict[Kind, dict[Form, dict[Metric, Spread]]]
     coverage: dict[Kind, dict[Form, dict[Metric, float]]]  # inside the band of all other accelerators
 
@@ -113,7 +113,7 @@ def uncertainty_of(hardware: HardwareProfile, form: Form) -> Uncertainty:
             dict.fromkeys(METRICS, own),
         )
     found = evidence()
-    kind, said = _kind(hardware, found.served)
+    kind, said = _kind(hardware, form, found.served)
     spreads = found.spreads[kind][form]
     points = spreads["total_tok_s_per_gpu"].n
     return Uncertainty(kind, f"{said}: held-out errors on {points} published {form} points", spreads)
@@ -133,12 +133,15 @@ def _own_spread(efficiency: Efficiency) -> Spread | None:
     return Spread(p10=-half, p50=0.0, p90=half)
 
 
-def _kind(hardware: HardwareProfile, served: dict[str, tuple[str, ...]]) -> tuple[Kind, str]:
+def _kind(hardware: HardwareProfile, form: Form, served: dict[str, dict[str, tuple[Form, ...]]]) -> tuple[Kind, str]:
     name, stack = hardware.display_name, hardware.stack
     if hardware.efficiency.origin == "assumed":
         return "assumed", f"{name}: rates of stack {stack!r} are assumed, not measured"
     if hardware.name not in served:
         return "new accelerator", f"{name} was in no serving measurement of the calibration"
-    if stack not in served[hardware.name]:
-        return "new engine", f"{name} was not measured serving with {stack!r}"
-    return "known", f"{name} with {stack!r} was in the calibration"
+    forms = served[hardware.name].get(stack, ())
+    if form == "disaggregated" and forms == ("colocated",):
+        return "new form", f"{name} was measured with {stack!r} in colocated serving only"
+    if form not in forms:
+        return "new engine", f"{name} was not measured in {form} serving with {stack!r}"
+    return "known", f"{name} was measured in {form} serving with {stack!r}"

@@ -82,8 +82,8 @@ def test_quantiles_out_of_order_are_refused() -> None:
 
 def test_the_shipped_file_says_something_of_every_kind() -> None:
     found = evidence()
-    for kind in ("known", "new engine", "new accelerator", "assumed"):
-        for form in ("colocated", "disaggregated"):
+    for kind in ("known", "new form", "new engine", "new accelerator", "assumed"):
+        for form in ("disaggregated",) if kind == "new form" else ("colocated", "disaggregated"):
             spreads = found.spreads[kind][form]
             assert set(spreads) == set(METRICS)
             assert min(spread.n for spread in spreads.values()) >= 20
@@ -101,6 +101,14 @@ def test_kind_follows_what_was_measured(fitted: HardwareProfile) -> None:
     assert uncertainty_of(replace(fitted, name="b200_of_ones_own"), "colocated").kind == "new accelerator"
     other = replace(fitted, efficiency=fitted.efficiency.model_copy(update={"stack": "lmdeploy"}))
     assert uncertainty_of(other, "colocated").kind == "new engine"
+    colocated_only = [
+        (gpu, stack)
+        for gpu, stacks in evidence().served.items()
+        for stack, forms in stacks.items()
+        if forms == ("colocated",)
+    ]
+    assert uncertainty_of(load(*colocated_only[0]), "disaggregated").kind == "new form"
+    assert uncertainty_of(load(*colocated_only[0]), "colocated").kind == "known"
 
 
 def test_reasons_are_in_words(fitted: HardwareProfile) -> None:
