@@ -118,9 +118,8 @@ def design_table(slo: Slo, designs: list[dict[str, Any]], narrow: bool) -> Rende
 
 
 def grounds(designs: Sequence[dict[str, Any]]) -> str:
-    """What the bands rest on, each reason once."""
-    reasons = dict.fromkeys(r for design in designs for r in design["uncertainty"]["reason"].split("; "))
-    return grounds_text({"reason": "; ".join(reasons)})
+    """What the bands rest on."""
+    return grounds_text([design["uncertainty"] for design in designs])
 
 
 def least_chance(design: dict[str, Any]) -> float | None:

@@ -66,7 +66,7 @@ def simulation_report(scenario: Scenario, summary: dict[str, Any]) -> Renderable
         *(Text(line) for line in _lifecycle_lines(summary)),
         *([_listing("Cost", COSTS, summary["cost"], sure["bands"])] if summary["cost"] else []),
         *([_listing("Energy of the accelerators alone", ENERGY, summary["energy"])] if summary["energy"] else []),
-        Text(grounds_text(sure), style="dim"),
+        Text(grounds_text([sure]), style="dim"),
         assumptions_text(summary["assumptions"]),
     )
 
@@ -175,5 +175,5 @@ def replication_report(seen: dict[str, Any]) -> RenderableType:
         Text(f"{len(seen['seeds'])} runs with independent seeds", style="bold"),
         table,
         Text(f"MSER-5 would leave out the first {cuts} requests of the runs."),
-        Text(grounds_text(seen["uncertainty"]), style="dim"),
+        Text(grounds_text([seen["uncertainty"]]), style="dim"),
     )

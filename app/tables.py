@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -33,11 +34,15 @@ def assumptions_text(assumptions: Sequence[str]) -> Text:
     return Text(f"Assumed:\n{lines}", style="dim")
 
 
-def grounds_text(uncertainty: Mapping[str, str]) -> str:
-    """What the bands of an answer rest on."""
-    return (
-        f"p10-p90: what would be measured, rates and costs at the same number of requests in flight. "
-        f"{uncertainty['reason']}."
+def grounds_text(uncertainties: Sequence[Mapping[str, Any]]) -> str:
+    """What the bands of an answer rest on: each reason once, with its accelerators."""
+    named: dict[str, list[str]] = {}
+    for uncertainty in uncertainties:
+        for accelerator, reason in uncertainty["reasons"].items():
+            named.setdefault(reason, []).append(accelerator)
+    said = [f"{', '.join(dict.fromkeys(names))}: {reason}." for reason, names in named.items()]
+    return "\n".join(
+        ("p10-p90: what would be measured; rates and costs at the same number of requests in flight.", *said)
     )
 
 

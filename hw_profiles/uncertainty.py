@@ -89,9 +89,10 @@ class Evidence(Strict):
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """Spreads of one deployment's errors, by metric, and in words where they come from."""
+    """Spreads of the errors on one accelerator, by metric, and in words where they come from."""
 
     kind: str
+    accelerator: str  # as displayed
     reason: str
     spreads: dict[Metric, Spread]
 
@@ -108,15 +109,17 @@ def uncertainty_of(hardware: HardwareProfile, form: Form) -> Uncertainty:
     if own is not None:
         return Uncertainty(
             "own measurements",
-            f"{hardware.display_name}: kernels measured on such a machine; the band is the held-out error of whole "
-            "steps there, and no serving measurement stands behind it",
+            hardware.display_name,
+            "kernels measured on such a machine; the band is the held-out error of whole steps there, and no serving "
+            "measurement stands behind it",
             dict.fromkeys(METRICS, own),
         )
     found = evidence()
     kind, said = _kind(hardware, form, found.served)
     spreads = found.spreads[kind][form]
     points = spreads["total_tok_s_per_gpu"].n
-    return Uncertainty(kind, f"{said}: held-out errors on {points} published {form} points", spreads)
+    said = f"{said}; held-out errors on {points} published {form} points"
+    return Uncertainty(kind, hardware.display_name, said, spreads)
 
 
 def widest(several: Iterable[Uncertainty]) -> Uncertainty:
@@ -134,14 +137,14 @@ def _own_spread(efficiency: Efficiency) -> Spread | None:
 
 
 def _kind(hardware: HardwareProfile, form: Form, served: dict[str, dict[str, tuple[Form, ...]]]) -> tuple[Kind, str]:
-    name, stack = hardware.display_name, hardware.stack
+    stack = hardware.stack
     if hardware.efficiency.origin == "assumed":
-        return "assumed", f"{name}: rates of stack {stack!r} are assumed, not measured"
+        return "assumed", f"rates of stack {stack!r} are assumed, not measured"
     if hardware.name not in served:
-        return "new accelerator", f"{name} was in no serving measurement of the calibration"
+        return "new accelerator", "in no serving measurement of the calibration"
     forms = served[hardware.name].get(stack, ())
     if form == "disaggregated" and forms == ("colocated",):
-        return "new form", f"{name} was measured with {stack!r} in colocated serving only"
+        return "new form", f"measured with {stack!r} in colocated serving only"
     if form not in forms:
-        return "new engine", f"{name} was not measured in {form} serving with {stack!r}"
-    return "known", f"{name} was measured in {form} serving with {stack!r}"
+        return "new engine", f"not measured in {form} serving with {stack!r}"
+    return "known", f"measured in {form} serving with {stack!r}"

@@ -149,7 +149,7 @@ def _designs(answer: dict[str, Any]) -> None:
     slo = answer["slo"]
     limits = {"ttft_s": slo["ttft_s"], "tpot_s": slo["tpot_s"] and slo["tpot_s"] * 1e3}
     st.plotly_chart(design_bands(bands_frame(answer), limits), key="design_bands")
-    st.caption(grounds(answer["designs"]))
+    st.caption(grounds(answer["designs"]).replace("\n", "  \n"))
     st.download_button("Download JSON", json.dumps(plain(answer), indent=2), "plan.json", "application/json")
 
 

@@ -61,9 +61,9 @@ class Bands:
         return self.spread(figure, noise).chance_below(math.log(limit / value))
 
     def grounds(self) -> dict[str, Any]:
-        """For JSON: kind of knowledge, and the reasons in words."""
-        reasons = dict.fromkeys((self.entry.reason, self.decode.reason))
-        return {"kind": self.whole.kind, "reason": "; ".join(reasons)}
+        """For JSON: kind of knowledge, and the reasons in words by accelerator."""
+        pools = (self.entry, self.decode)
+        return {"kind": self.whole.kind, "reasons": {pool.accelerator: pool.reason for pool in pools}}
 
 
 def bands_of(deployment: Deployment) -> Bands:

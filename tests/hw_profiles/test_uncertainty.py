@@ -113,7 +113,7 @@ def test_kind_follows_what_was_measured(fitted: HardwareProfile) -> None:
 
 def test_reasons_are_in_words(fitted: HardwareProfile) -> None:
     found = uncertainty_of(fitted, "disaggregated")
-    assert fitted.display_name in found.reason
+    assert fitted.display_name == found.accelerator
     assert "published disaggregated points" in found.reason
     assert str(found.spreads["total_tok_s_per_gpu"].n) in found.reason
 

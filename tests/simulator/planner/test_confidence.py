@@ -21,7 +21,7 @@ Z80 = 0.8416212335729143  # standard normal: 80% lie below
 def known(sigma: float) -> Uncertainty:
     half = 1.2815515655446004 * sigma
     spread = Spread(p10=-half, p50=0.0, p90=half)
-    return Uncertainty("", "", {"tpot_s": spread, "ttft_s": spread, "total_tok_s_per_gpu": spread})
+    return Uncertainty("", "", "", {"tpot_s": spread, "ttft_s": spread, "total_tok_s_per_gpu": spread})
 
 
 def certain(ttft: float = 1.0, tpot: float = 0.03, load: float = 0.1, sigma: float = 0.3) -> Certainty:
@@ -61,7 +61,7 @@ def test_what_a_pool_is_sized_for_has_just_the_chance_demanded() -> None:
 
 def test_no_demand_is_looser_than_none() -> None:
     slow = Spread(p10=-0.9, p50=-0.5, p90=-0.1)  # measured is always below predicted
-    pessimist = Uncertainty("", "", {"tpot_s": slow, "ttft_s": slow, "total_tok_s_per_gpu": slow.inverse})
+    pessimist = Uncertainty("", "", "", {"tpot_s": slow, "ttft_s": slow, "total_tok_s_per_gpu": slow.inverse})
     assert demand(SLO, 0.9, pessimist, 0.5) == demand(SLO, 0.9, pessimist, None)
 
 
