@@ -29,7 +29,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 bench-des: $(VENV)/.dev  ## requests per second and memory of the discrete-event model
-	@for n in 10000 100000 1000000; do $(BIN)/python -m benchmarks.des --requests $$n; done
+	$(BIN)/python -m benchmarks.des --requests 10000 100000 1000000 --json benchmarks/results/des.json
 
 bench-accuracy: $(VENV)/.dev  ## held-out errors on measured serving points: make bench-accuracy POINTS=points.csv
 	@test -n "$(POINTS)" || { echo "give the measured points: make bench-accuracy POINTS=points.csv" >&2; exit 2; }

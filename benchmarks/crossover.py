@@ -2,9 +2,9 @@
 
 The motivating experiment of DistServe (Zhong et al., OSDI 2024, figure 1), set up from memory of the paper: a dense 13B
 model in 16 bits on A100 80GB, 512 prompt and 64 output tokens, 90% of requests to see TTFT <= 0.4 s and TPOT <= 40 ms.
-Goodput is the highest rate a GPU at which they do. The paper's colocated system computes whole prompts first (vLLM at that time): `prefill_first`
-with a budget of one prompt; `chunked` is what came after (Sarathi-Serve, OSDI 2024). Limits from strict to loose
-show on which side of the crossover either form wins.
+Goodput is the highest rate a GPU at which they do. The paper's colocated system computes whole prompts first (vLLM at
+that time): `prefill_first` with a budget of one prompt; `chunked` is what came after (Sarathi-Serve, OSDI 2024).
+Limits from strict to loose show on which side of the crossover either form wins.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Speed of the discrete-event cluster: `python -m benchmarks.des --requests N --json FILE`.
+"""Speed of the discrete-event cluster: `python -m benchmarks.des --requests N [N ...] --json FILE`.
 
 Plays N requests with the lengths of a public conversation trace on 8 prefill and 8 decode instances. CPU seconds
-and peak memory are of this process, drawing of the workload and percentiles included, reading of presets not.
+and peak memory are of one process, drawing of the workload and percentiles included, reading of presets not. Several
+numbers of requests run one after the other in a process each; the file has them as `runs`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,10 @@ import argparse
 import json
 import resource
 import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +92,7 @@ def measure(count: int, seed: int = 0) -> dict[str, Any]:
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "second_half_over_first": _growth(ended),
         "steps": sum(int(pool["steps"]) for pool in summary["utilization"].values()),
-        "summary": summary,
+        "p99": {name: spread["p99"] for name, spread in summary["metrics"].items()},
     }
 
 
@@ -102,20 +107,28 @@ def _growth(ended: list[tuple[int, float]]) -> float:
     return (cpu_s[-1] - half_s) / (half_s - cpu_s[0])
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--requests", type=int, nargs="+", default=[10_000], metavar="N")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    report = measure(options.requests, options.seed)
-    print(
-        f"{report['requests']:,} requests: {report['cpu_s']:.2f} s of CPU, {report['requests_per_s']:,.0f} requests/s, "
-        f"{report['peak_mib']:.0f} MiB, {report['steps'] / report['requests']:.1f} steps a request, "
-        f"second half / first half of the run {report['second_half_over_first']:.2f} (linear: 1)"
-    )
+    options = parser.parse_args(arguments)
+    runs = []
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as processes:
+        for report in processes.map(partial(measure, seed=options.seed), options.requests):
+            runs.append(report)
+            print(
+                f"{report['requests']:,} requests: {report['cpu_s']:.2f} s of CPU, "
+                f"{report['requests_per_s']:,.0f} requests/s, {report['peak_mib']:.0f} MiB, "
+                f"{report['steps'] / report['requests']:.1f} steps a request, "
+                f"second half / first half of the run {report['second_half_over_first']:.2f} (linear: 1)",
+                flush=True,
+            )
     if options.json is not None:
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        from runtime.machine import machine_facts  # brings PyTorch, which the runs do without
+
+        table = {"machine": machine_facts()} | (runs[0] if len(runs) == 1 else {"runs": runs})
+        options.json.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
