@@ -52,6 +52,7 @@ def design_bands(bands: pd.DataFrame, limits: Mapping[str, float | None]) -> go.
             y=rows["value"],
             mode="markers",
             name=BAND_TITLES[key],
+            marker={"color": _palette()[0]},
             error_y={"array": rows["p90"] - rows["value"], "arrayminus": rows["value"] - rows["p10"]},
             customdata=rows[["p10", "p90"]],
             hovertemplate="#%{x}: %{y:.3g}, p10-p90 %{customdata[0]:.3g}-%{customdata[1]:.3g}<extra></extra>",

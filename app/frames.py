@@ -20,8 +20,8 @@ FRONTIER_COLUMNS = (
 )
 
 
-# Figure of the charts with bands -> digits of its range in tables, and factor to its unit.
-BANDED = {"ttft_s": (1, 1.0), "tpot_s": (0, 1e3), "total_tok_s_per_gpu": (0, 1.0), "usd_per_mtok_blended": (2, 1.0)}
+# Figure whose band is shown -> factor to the unit shown.
+BANDED = {"ttft_s": 1.0, "tpot_s": 1e3, "total_tok_s_per_gpu": 1.0, "usd_per_mtok_blended": 1.0}
 
 
 def designs_frame(answer: dict[str, Any]) -> pd.DataFrame:
@@ -39,7 +39,7 @@ def designs_frame(answer: dict[str, Any]) -> pd.DataFrame:
                 "tpot_ms": _scaled(seen["tpot_s"].get(tail), 1e3),
                 "tok_s_per_user": seen["tok_s_per_user"]["mean"],
                 "total_tok_s_per_gpu": seen["total_tok_s_per_gpu"],
-                **{f"{key}_range": band_text(bands.get(key), *form) for key, form in BANDED.items()},
+                **{f"{key}_range": band_text(bands.get(key), scale) for key, scale in BANDED.items()},
                 "chance": least_chance(design),
                 "usd_per_hour": design["usd_per_hour"],
                 "usd_per_mtok_blended": design["usd_per_mtok_blended"],
@@ -58,7 +58,7 @@ def bands_frame(answer: dict[str, Any]) -> pd.DataFrame:
         seen = shown_metrics(design) | {"usd_per_mtok_blended": design["usd_per_mtok_blended"]}
         for key, band in design["uncertainty"]["bands"].items():
             if key in BANDED:
-                scale = BANDED[key][1]
+                scale = BANDED[key]
                 value = seen[key].get(tail) if isinstance(seen[key], dict) else seen[key]
                 rows.append((rank, key, value * scale, *(band[q] * scale for q in ("p10", "p50", "p90"))))
     return pd.DataFrame(rows, columns=["rank", "figure", "value", "p10", "p50", "p90"])

@@ -96,21 +96,21 @@ def design_table(slo: Slo, designs: list[dict[str, Any]], narrow: bool) -> Rende
     for rank, design in enumerate(designs, 1):
         seen, bands, chance = shown_metrics(design), design["uncertainty"]["bands"], least_chance(design)
 
-        def cell(figure: str, key: str, digits: int, scale: float = 1.0, bands: Any = bands) -> str:
+        def cell(figure: str, key: str, scale: float = 1.0, bands: Any = bands) -> str:
             """A figure over its band; short screens have no room for the bands of rates."""
             shown = not narrow or key in ("ttft_s", "tpot_s")
-            return f"{figure}\n{band_text(bands.get(key), digits, scale)}" if shown else figure
+            return f"{figure}\n{band_text(bands.get(key), scale)}" if shown else figure
 
         table.add_row(
             str(rank),
             "\n".join(pool_text(ROLES[role] if narrow else role, design[role]) for role in ROLES if role in design),
             str(design["gpus_total"]),
-            cell(number(_metric(seen, "ttft_s", tail), 2), "ttft_s", 1),
-            cell(number(_metric(seen, "tpot_s", tail), 1, 1e3), "tpot_s", 0, 1e3),
-            cell(number(_metric(seen, "tok_s_per_user", "mean"), 0), "tok_s_per_user", 0),
-            cell(number(seen["total_tok_s_per_gpu"], 0), "total_tok_s_per_gpu", 0),
+            cell(number(_metric(seen, "ttft_s", tail), 2), "ttft_s"),
+            cell(number(_metric(seen, "tpot_s", tail), 1, 1e3), "tpot_s", 1e3),
+            cell(number(_metric(seen, "tok_s_per_user", "mean"), 0), "tok_s_per_user"),
+            cell(number(seen["total_tok_s_per_gpu"], 0), "total_tok_s_per_gpu"),
             number(design["usd_per_hour"], 2),
-            cell(number(design["usd_per_mtok_blended"], 3), "usd_per_mtok_blended", 2),
+            cell(number(design["usd_per_mtok_blended"], 3), "usd_per_mtok_blended"),
             ("yes" if design["meets_slo"] else "no") + ("" if chance is None else f"\n{chance:.0%}"),
             "DES" if design["simulated"] else "est.",
         )

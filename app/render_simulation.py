@@ -88,7 +88,7 @@ def _latency_table(metrics: dict[str, Any], bands: dict[str, Any]) -> Renderable
     table = simple_table("Latency", *STATISTICS)
     for key, (label, digits, factor) in LATENCIES.items():
         table.add_row(label, *(number(metrics[key][s], digits, factor) for s in STATISTICS))
-        ranges = [band_text(bands.get(f"metrics.{key}.{s}"), digits, factor) for s in STATISTICS]
+        ranges = [band_text(bands.get(f"metrics.{key}.{s}"), factor) for s in STATISTICS]
         table.add_row(BAND, *ranges, style="dim")
     return table
 
@@ -150,7 +150,7 @@ def _listing(
     """bands: by dotted key, whose first part is the title in lower case."""
     table = simple_table(title, "", *([BAND] if bands else []))
     for key, (label, digits, factor) in rows.items():
-        band = [band_text(bands.get(f"{title.lower()}.{key}"), digits, factor)] if bands else []
+        band = [band_text(bands.get(f"{title.lower()}.{key}"), factor)] if bands else []
         table.add_row(label, number(figures[key], digits, factor), *band)
     return table
 
@@ -168,8 +168,8 @@ def replication_report(seen: dict[str, Any]) -> RenderableType:
     table = simple_table("Over all runs", "mean", f"+- {seen['confidence']:.0%}", BAND)
     for key, found in seen["estimates"].items():
         if key.startswith(("metrics.", "throughput.")):
-            band = "-".join(f"{bands[key][end]:.3g}" for end in ("p10", "p90")) if key in bands else ""
-            table.add_row(key.split(".", 1)[1], f"{found['mean']:.5g}", f"{found['half_width']:.2g}", band)
+            interval = f"{found['half_width']:.2g}"
+            table.add_row(key.split(".", 1)[1], f"{found['mean']:.5g}", interval, band_text(bands.get(key)))
     cuts = ", ".join(f"{cut:,}" for cut in seen["warmup_requests_mser5"])
     return Group(
         Text(f"{len(seen['seeds'])} runs with independent seeds", style="bold"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,9 +47,16 @@ def grounds_text(uncertainties: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def band_text(band: Mapping[str, float] | None, digits: int, scale: float = 1.0) -> str:
-    """'0.41-4.10': p10 to p90 of a band; '' for one that does not exist."""
-    return "" if band is None else "-".join(number(band[end], digits, scale) for end in ("p10", "p90"))
+def band_text(band: Mapping[str, float] | None, scale: float = 1.0) -> str:
+    """p10 to p90 of a band to two digits and whole numbers, '' for one that does not exist.
+
+    >>> band_text({"p10": 0.0123, "p50": 0.1, "p90": 4.07}), band_text({"p10": 987.6, "p50": 1e3, "p90": 23456.0})
+    ('0.012-4.1', '988-23,456')
+    """
+    if band is None:
+        return ""
+    ends = [band[end] * scale for end in ("p10", "p90")]
+    return "-".join(number(end, max(0, 1 - math.floor(math.log10(end))) if end > 0 else 0) for end in ends)
 
 
 def number(value: float | None, digits: int, scale: float = 1.0) -> str:

@@ -20,19 +20,19 @@ from simulator.des.scenario import Scenario
 
 COLUMNS = {
     "rank": st.column_config.NumberColumn("#", width=40),
-    "pools": st.column_config.TextColumn("Pools", width=350),
+    "pools": st.column_config.TextColumn("Pools", width=320),
     "gpus": st.column_config.NumberColumn("GPUs", width=50),
     "ttft_s": st.column_config.NumberColumn("TTFT [s]", format="%.2f"),
     "ttft_s_range": st.column_config.TextColumn("p10-p90", width=80),
     "tpot_ms": st.column_config.NumberColumn("TPOT [ms]", format="%.1f"),
     "tpot_s_range": st.column_config.TextColumn("p10-p90", width=80),
+    "chance": st.column_config.NumberColumn("Chance", format="percent", width=60),
     "tok_s_per_user": st.column_config.NumberColumn("tok/s/user", format="%.0f"),
     "total_tok_s_per_gpu": st.column_config.NumberColumn("tok/s/GPU", format="%.0f"),
     "total_tok_s_per_gpu_range": st.column_config.TextColumn("p10-p90", width=90),
     "usd_per_hour": st.column_config.NumberColumn("USD/h", format="%.2f"),
     "usd_per_mtok_blended": st.column_config.NumberColumn("USD/Mtok", format="%.3f"),
     "usd_per_mtok_blended_range": st.column_config.TextColumn("p10-p90", width=80),
-    "chance": st.column_config.NumberColumn("Chance", format="percent", width=60),
     "meets_slo": st.column_config.CheckboxColumn("In limits", width=70),
     "checked_by": st.column_config.TextColumn("By", width=50),
 }
@@ -148,7 +148,7 @@ def _designs(answer: dict[str, Any]) -> None:
     )
     slo = answer["slo"]
     limits = {"ttft_s": slo["ttft_s"], "tpot_s": slo["tpot_s"] and slo["tpot_s"] * 1e3}
-    st.plotly_chart(design_bands(bands_frame(answer), limits), key="design_bands")
+    st.plotly_chart(design_bands(bands_frame(answer), limits), key="design_bands", config={"displayModeBar": False})
     st.caption(grounds(answer["designs"]).replace("\n", "  \n"))
     st.download_button("Download JSON", json.dumps(plain(answer), indent=2), "plan.json", "application/json")
 

@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from app.cli import cli
+from app.tables import band_text
 
 
 def run(*args: str | Path) -> str:
@@ -128,7 +129,7 @@ def test_bands_stand_beside_the_figures(scenario_file: Callable[..., Path]) -> N
         assert data["bands"][key]["p10"] < data["bands"][key]["p90"]
     text = run(scenario_file())
     band = data["bands"]["metrics.tpot_s.p50"]
-    assert f"{band['p10'] * 1e3:,.2f}-{band['p90'] * 1e3:,.2f}" in text
+    assert band_text(band, 1e3) in text
     assert f"holds with a chance of {data['limits']['tpot_s']['chance']:.0%}" in text
 
 
