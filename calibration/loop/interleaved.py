@@ -28,7 +28,7 @@ from hw_profiles.profile import HardwareProfile
 if TYPE_CHECKING:
     from runtime.engine import Engine
 
-EVERY, PROBES = 8, 3  # steps of the replay, then of other requests
+EVERY, PROBES = 1, 1  # steps of the replay, then of other requests
 WARM_UP_STEPS = 8
 
 
