@@ -64,7 +64,11 @@ def _backend(subject: Subject, form: Form) -> Backend:
         dtype=models.torch_dtype(subject.machine),
         num_threads=subject.machine.threads,
     )
-    return spec.build() if form == "colocated" else DisaggregatedEngine(spec, DisaggregatedConfig())
+    return (
+        spec.build()
+        if form == "colocated"
+        else DisaggregatedEngine(spec, DisaggregatedConfig(max_staged=limits.max_sequences))
+    )
 
 
 def _times(result: Replay, traffic: Traffic) -> Times:

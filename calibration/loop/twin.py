@@ -99,7 +99,8 @@ def simulate(traffic: Traffic, times: StepTimes, limits: Limits, handover: Hando
         spec = ClusterSpec(
             PoolSpec("prefill", instance),
             PoolSpec("decode", instance),
-            transfer=Transfer(efficiency=1.0, handshake_s=handover.fixed_s),
+            # The engines write KV into shared memory as soon as it is there, and read it as a step begins.
+            transfer=Transfer(efficiency=1.0, handshake_s=handover.fixed_s, half_rate_bytes=0.0, staged=True),
             transfer_bytes=lambda tokens: moved.constant_bytes + moved.bytes_per_token * tokens,
         )
     journal = Cluster(spec, traffic.requests, np.random.default_rng(0)).run().journal
@@ -136,6 +137,26 @@ class RecordedTimes:
         if asked != made:
             raise TwinError(f"step {number}: the simulator computes {asked}, the engine computed {made}")
         return step.duration_s
+
+
+class RecordedPairTimes:
+    """The same for a prefill and a decode engine, each with its own steps in order."""
+
+    first_token_extra_s = 0.0
+
+    def __init__(self, steps: Sequence[Step], caps: tuple[int, ...] = ()) -> None:
+        self.caps = caps
+        self._prefill = RecordedTimes([step for step in steps if step.shape.prefills], caps)
+        self._decode = RecordedTimes([step for step in steps if not step.shape.prefills], caps)
+
+    def decode_s(self, load: DecodeLoad) -> float:
+        return self._decode.decode_s(load)
+
+    def prefill_s(self, chunks: Sequence[Chunk], total_tokens: int | None = None) -> float:
+        return self._prefill.prefill_s(chunks)
+
+    def mixed_s(self, chunks: Sequence[Chunk], load: DecodeLoad, total_tokens: int | None = None) -> float:
+        raise TwinError("the simulator mixes prompts and decodes, which the engines never do")
 
 
 def _summary(shape: StepShape) -> tuple[tuple[tuple[int, ...], ...], int, int]:

@@ -61,6 +61,7 @@ class Instance:
     hand_over: called with each prefilled sequence that still has tokens to emit; None where it decodes here.
     fetch: starts a KV transfer to a rank of this instance; `deliver` is called when it is done.
     streams: is told of hand-overs before their KV is whole; None where it leaves when it is.
+    stages: KV is fetched at once into host memory, and finds room as a step begins.
     observe: called at each step's end with the instance, the step's start, prefill's part of its time, its prompt
         tokens and decoded sequences.
     """
@@ -76,6 +77,7 @@ class Instance:
         hand_over: Callable[[Handover], None] | None = None,
         fetch: Callable[[Handover, Instance, Rank], None] | None = None,
         streams: Streams | None = None,
+        stages: bool = False,
         observe: Callable[[Instance, float, float, int, int], None] | None = None,
         backlog: deque[int] | None = None,
     ) -> None:
@@ -106,6 +108,7 @@ class Instance:
         self._hand_over = hand_over
         self._fetch = fetch
         self._streams = streams
+        self._stages = stages
         self._observe = observe
         self._wake: simpy.Event | None = None
         self._decodes = False  # the step under way decodes
@@ -141,14 +144,26 @@ class Instance:
         return min(1.0, self.cache.peek(journal.blocks[request]) * BLOCK_TOKENS / tokens)
 
     def offer(self, handover: Handover) -> None:
-        """Queue a prefilled sequence; its KV is fetched once there is room."""
+        """Take a prefilled sequence: its KV is fetched once there is room, or at once where host memory stages it."""
         self.load += 1
+        if self._stages:
+            ranks = self.batch.ranks
+            self._begin_fetch(handover, ranks[handover.request % len(ranks)])  # spread over the links
+        else:
+            self._await_room(handover)
+            self._accept()
+
+    def _await_room(self, handover: Handover) -> None:
         self._incoming.append(handover)
         self._incoming_tokens += handover.tokens
-        self._accept()
+
+    def _begin_fetch(self, handover: Handover, rank: Rank) -> None:
+        self._arriving[handover.request] = handover
+        assert self._fetch is not None
+        self._fetch(handover, self, rank)
 
     def _accept(self) -> None:
-        """Reserve room for prefilled sequences and fetch their KV, in order of arrival."""
+        """Reserve room for prefilled sequences, in order of arrival, and fetch their KV or take it from the stage."""
         incoming = self._incoming
         while incoming:
             handover = incoming[0]
@@ -157,9 +172,10 @@ class Instance:
                 return
             incoming.popleft()
             self._incoming_tokens -= handover.tokens
-            self._arriving[handover.request] = handover
-            assert self._fetch is not None
-            self._fetch(handover, self, rank)
+            if self._stages:
+                self._delivered.append((handover, rank))
+            else:
+                self._begin_fetch(handover, rank)
 
     def deliver(self, handover: Handover, rank: Rank) -> None:
         """The KV has arrived on a rank and is freed at its source; decoding starts with the next step."""
@@ -168,14 +184,18 @@ class Instance:
         if self._arriving.get(handover.request) is handover:
             del self._arriving[handover.request]
         if handover.is_lost:
-            rank.release(handover.tokens)
-            self._freed()
-            self.scheduler.sequences -= 1
+            if not self._stages:
+                rank.release(handover.tokens)
+                self._freed()
+                self.scheduler.sequences -= 1
             self.load -= 1
         else:
             self.journal.delivered_s[handover.request] = self.env.now
             handover.source.let_go(handover)
-            self._delivered.append((handover, rank))
+            if self._stages:
+                self._await_room(handover)
+            else:
+                self._delivered.append((handover, rank))
         self.kick()
 
     def let_go(self, handover: Handover) -> None:
@@ -208,6 +228,8 @@ class Instance:
         times = self._times
         waiting, recompute, backlog = scheduler.waiting, scheduler.recompute, scheduler.backlog
         while True:
+            if self._stages and self._incoming:
+                self._accept()
             if self._delivered:
                 self._join_delivered()
             prompts = waiting or recompute or scheduler.prefilling
@@ -371,7 +393,11 @@ class Instance:
         lost = self.scheduler.drop()
         lost += [handover.request for handover, _ in self._delivered]
         lost += self._leaving
-        handovers = [*self._arriving.values(), *self._incoming]
+        handovers = list(self._arriving.values())
+        if self._stages:  # what waits for room has left its source
+            lost += [handover.request for handover in self._incoming]
+        else:
+            handovers += self._incoming
         for held in (self._delivered, self._announced, self._leaving, self._arriving, self._incoming):
             held.clear()
         self._incoming_tokens = 0
@@ -388,6 +414,8 @@ class Instance:
 
     def forget_lost(self) -> None:
         """Drop hand-overs that wait for room here and whose KV has gone with their source."""
+        if self._stages:
+            return
         kept = [handover for handover in self._incoming if not handover.is_lost]
         self.load -= len(self._incoming) - len(kept)
         self._incoming.clear()

@@ -131,6 +131,7 @@ class Cluster:
                     self._new_queue(),
                     self._finish,
                     fetch=self.links.fetch,
+                    stages=spec.transfer.staged,
                     observe=_observer(recorder, env, spec.decode.name),
                     backlog=None if backlog is None else deque(),
                 )

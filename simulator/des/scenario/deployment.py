@@ -136,6 +136,7 @@ class Transfer(Strict):
     # messages of this size reach half of that rate
     half_rate_bytes: Annotated[FiniteFloat, Field(ge=0, le=1e12, strict=True)] = 140e3
     overlap: Literal["none", "layerwise"] = "none"  # layerwise: a layer's KV leaves while later layers compute
+    staged: bool = False  # KV leaves at once for host memory at the decode instance, before there is room for it
     # link rate of the prefill pool over that of the spine
     oversubscription: Annotated[FiniteFloat, Field(ge=1, le=1000, strict=True)] = 1.0
     # spines side by side: accelerator i of the prefill pool has its NIC on rail i modulo this

@@ -10,11 +10,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibration.loop.twin import Limits, RecordedTimes, Traffic, TwinError, simulate
+from calibration.loop import virtual_pair
+from calibration.loop.twin import (
+    HandoverCost,
+    Limits,
+    RecordedPairTimes,
+    RecordedTimes,
+    Times,
+    Traffic,
+    TwinError,
+    simulate,
+)
+from calibration.machine import models
 from calibration.machine.bench import Bench
 from calibration.machine.measurement import StepShape
 from calibration.machine.preset import Preset
-from calibration.machine.virtual_clock import OneEngine, Step, replay
+from calibration.machine.virtual_clock import OneEngine, Step, VirtualReplay, replay
 from runtime.block_manager import BlockManager
 from runtime.scheduler import Scheduler, SchedulerConfig
 from runtime.sequence import Request, SamplingParams
@@ -91,6 +102,7 @@ def traffic_of(gaps: Sequence[float], prompts: Sequence[int], outputs: Sequence[
 
 requests = st.lists(st.tuples(st.floats(0.0, 0.2), st.integers(1, 120), st.integers(1, 20)), min_size=1, max_size=25)
 AMPLE = 25 * 320
+WRITE_S = 2e-3
 
 
 def check_twin(traffic: Traffic, limits: Limits) -> int:
@@ -131,23 +143,45 @@ def test_a_different_batch_is_noticed() -> None:
         simulate(traffic, RecordedTimes(steps), Limits(1, 64, 1000))
 
 
-def test_recorded_durations_of_a_real_engine_replay_exactly(tiny_preset: Preset, this_machine, nano_model) -> None:
-    from calibration.machine import models
-
-    bench = Bench(this_machine, tiny_preset, models.read_config(nano_model))
-    rng = np.random.default_rng(4)
-    # As fast as the engine goes, then idle: both queues and gaps occur.
+def bursts(rng: np.random.Generator) -> tuple[Traffic, list[TraceRequest]]:
+    """As fast as an engine goes, then idle: both queues and gaps occur."""
     arrivals = np.sort(np.concatenate((rng.random(14) * 0.2, 50 + rng.random(6) * 0.05)))
-    trace = [TraceRequest(float(a), int(p), int(o)) for a, p, o in
-             zip(arrivals, rng.integers(1, 60, 20), rng.integers(1, 8, 20), strict=True)]  # fmt: skip
+    prompts, outputs = rng.integers(1, 60, 20), rng.integers(1, 8, 20)
+    rows = zip(arrivals.tolist(), prompts.tolist(), outputs.tolist(), strict=True)
+    return Traffic(arrivals, prompts, outputs), [TraceRequest(*row) for row in rows]
+
+
+def check_times(twin: Times, played: VirtualReplay, traffic: Traffic) -> None:
+    """TTFT and TPOT of simulator and engine are the same."""
+    first, finish = np.array(played.first_token_s), np.array(played.finish_s)
+    np.testing.assert_allclose(twin.ttft_s, first - traffic.arrival_s, rtol=1e-9, atol=1e-9)
+    several = traffic.output_tokens > 1
+    tpot = (finish - first)[several] / (traffic.output_tokens[several] - 1)
+    np.testing.assert_allclose(twin.tpot_s, tpot, rtol=1e-9, atol=1e-9)
+
+
+def test_recorded_durations_of_a_real_engine_replay_exactly(tiny_preset: Preset, this_machine, nano_model) -> None:
+    bench = Bench(this_machine, tiny_preset, models.read_config(nano_model))
+    traffic, trace = bursts(np.random.default_rng(4))
     with contextlib.closing(bench.engine(4)) as engine:
         played = replay(OneEngine(engine, trace))
-    traffic = Traffic(arrivals, np.array([t.input_tokens for t in trace]), np.array([t.output_tokens for t in trace]))
     limits = Limits(tiny_preset.max_sequences, tiny_preset.max_step_tokens, 4 * 128)
-    twin = simulate(traffic, RecordedTimes(played.steps), limits)
-    measured_ttft = np.array(played.first_token_s) - arrivals
-    np.testing.assert_allclose(twin.ttft_s, measured_ttft, rtol=1e-9)
-    several = twin.output_tokens > 1
-    spans = (np.array(played.finish_s) - np.array(played.first_token_s))[several]
-    np.testing.assert_allclose(twin.tpot_s, spans / (twin.output_tokens[several] - 1), rtol=1e-9)
+    check_times(simulate(traffic, RecordedTimes(played.steps), limits), played, traffic)
     assert max(len(step.shape.contexts) for step in played.steps) == 4, "the engine never filled up"
+
+
+def test_recorded_durations_of_real_prefill_and_decode_engines_replay_exactly(
+    tiny_preset: Preset, this_machine, nano_model, monkeypatch
+) -> None:
+    """Every cache really moves; it is said to take 2 ms, as the simulator has one time for all of a length."""
+    write_out = virtual_pair._write_out
+    monkeypatch.setattr(virtual_pair, "_write_out", lambda *of: (write_out(*of)[0], WRITE_S))
+    bench = Bench(this_machine, tiny_preset, models.read_config(nano_model))
+    traffic, trace = bursts(np.random.default_rng(5))
+    with contextlib.ExitStack() as stack:
+        prefill, decode = (stack.enter_context(contextlib.closing(bench.engine(4))) for _ in range(2))
+        played = replay(virtual_pair.Pair(prefill, decode, trace))
+    limits = Limits(tiny_preset.max_sequences, tiny_preset.max_step_tokens, 4 * 128)
+    handover = HandoverCost(WRITE_S, float("inf"), 0.0, 0.0)
+    check_times(simulate(traffic, RecordedPairTimes(played.steps), limits, handover), played, traffic)
+    assert max(len(step.shape.contexts) for step in played.steps) == 4, "decode never filled up"

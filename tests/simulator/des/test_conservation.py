@@ -79,6 +79,7 @@ caches = st.fixed_dictionaries(
         handshake_s=st.sampled_from([0.0, 0.001]),
         half_rate_bytes=st.sampled_from([0.0, 50.0]),
         overlap=st.sampled_from(["none", "layerwise"]),
+        staged=st.booleans(),
     ),
 )
 def test_every_request_ends_once_and_nothing_is_left_behind(

@@ -18,7 +18,9 @@ from simulator.des.workload import Requests
 class Pair:
     """A prefill and a decode instance, KV over links that move one token's KV in 1 ms."""
 
-    def __init__(self, times: Any, instance: Any, prompts: list[int], outputs: list[int]) -> None:
+    def __init__(
+        self, times: Any, instance: Any, prompts: list[int], outputs: list[int], staged: bool = False, places: int = 8
+    ) -> None:
         self.env = simpy.Environment()
         arrivals = np.zeros(len(prompts))
         self.journal = Journal([Requests(np.array(prompts), np.array(outputs), arrivals)])
@@ -28,7 +30,8 @@ class Pair:
         make = partial(instance, times(per_prompt_token_s=1e-3, decode_base_s=0.01), nic_bandwidth=1e3)
         self.ended: list[tuple[int, float]] = []
         self.prefill = Instance(self.env, 0, make(), self.journal, deque(), self._end, self._hand_over)
-        self.decode = Instance(self.env, 1, make(), self.journal, deque(), self._end, fetch=links.fetch)
+        decode = make(max_sequences=places)
+        self.decode = Instance(self.env, 1, decode, self.journal, deque(), self._end, fetch=links.fetch, stages=staged)
         for request in range(len(prompts)):
             self.prefill.enqueue(request)
 
@@ -124,3 +127,29 @@ def test_a_link_that_goes_down_holds_its_transfers_until_it_is_mended(pair: Any)
     two.env.run()
     # 0.1 s of prefill, 50 tokens, 1 s of nothing, 50 tokens at half speed, one step
     assert two.ended == [(0, pytest.approx(0.15 + 1.0 + 0.1 + 0.01))]
+
+
+def test_staged_kv_outlives_its_source_and_is_lost_with_its_stage(pair: Any) -> None:
+    """Prompts of 100 and 200 tokens end at 0.3 s and are staged by 0.5 s and 0.6 s; decode has one place."""
+    two = pair([100, 200], [50, 50], staged=True, places=1)
+    two.env.run(0.65)
+    assert two.prefill.is_empty
+    assert two.prefill.fail() == ([], [])
+    two.decode.forget_lost()
+    assert two.decode.stalled_count == 1
+    losses = two.decode.fail()
+    assert losses == ([0, 1], [])
+    assert two.decode.is_empty
+    assert two.decode.load == 0
+
+
+def test_kv_on_its_way_to_a_stage_takes_no_place(pair: Any) -> None:
+    """The source fails at 0.55 s, with the KV of request 1 half way: the decode side forgets it."""
+    two = pair([100, 200], [50, 50], staged=True)
+    two.env.run(0.55)
+    assert two.prefill.fail().requests == [1]
+    two.links.drop(two.prefill)
+    assert two.decode.load == 1
+    two.env.run(2.0)
+    assert [request for request, _ in two.ended] == [0]
+    assert two.decode.is_empty

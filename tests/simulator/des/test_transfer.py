@@ -329,3 +329,24 @@ def test_kv_aware_spares_the_instance_with_the_long_context(
     assert play(spec, *load).requests["decode_instance"].tolist() == [0, 1, 1, 1, 1, 1, 1, 0]
     by_count = play(replace(spec, decode_router=None), *load).requests["decode_instance"].tolist()
     assert by_count == [0, 1, 0, 1, 0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("staged", [False, True])
+def test_a_staged_newcomer_misses_no_step(
+    times: Any, instance: Any, disaggregated: Any, play: Any, staged: bool
+) -> None:
+    """Prompts of 40 and 60 tokens end prefill together at 0.1 s; decode has one place and steps of 1 s.
+
+    Alone on the link, their KV takes 0.2 s and 0.3 s. Staged, both share it till 0.5 s and 0.6 s, and the second joins
+    as the first ends; else it leaves when the place is free.
+    """
+    spec = disaggregated(
+        instance(times(per_prompt_token_s=MS), nic_bandwidth=1000.0),
+        instance(times(decode_base_s=1.0), nic_bandwidth=1000.0, max_sequences=1),
+        transfer=PLAIN.model_copy(update={"staged": staged}),
+        transfer_bytes=lambda tokens: 5.0 * tokens,
+    )
+    result = play(spec, [40, 60], [3, 3], [0.0, 0.0])
+    np.testing.assert_allclose(result.finish_s, [2.5, 4.5] if staged else [2.3, 4.6])
+    held = result.run.end.usage["prefill"][0].kv_byte_s
+    assert held == pytest.approx(41 * 0.4 + 61 * 0.5 if staged else 41 * 0.2 + 61 * 2.5)
