@@ -17,7 +17,7 @@ test: $(VENV)/.dev
 
 test-night: $(VENV)/.dev  ## the cluster's property tests over ten times as many random scenarios
 	HYPOTHESIS_PROFILE=night $(BIN)/python -m pytest -q -n 2 tests/simulator/des/test_conservation.py \
-		tests/simulator/des/test_stepwise.py $(ARGS)
+		tests/simulator/des/test_stepwise.py tests/simulator/des/test_invariants.py $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
