@@ -48,6 +48,7 @@ Errors = tuple[Index, Array]  # rows, [rows, FITTED_METRICS] logs of measured / 
 
 def write(study: Study) -> Path:
     """Judge every split and write the file."""
+    commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], text=True).strip()
     splits = folds(study)
     by_split = {name: errors_of(study, splits[name]) for name in dict.fromkeys(SOURCES.values())}
     assumed = _collect(log_ratios(study, None, _drawn(study, np.arange(len(study.steps)))))
@@ -64,7 +65,7 @@ def write(study: Study) -> Path:
     evidence = Evidence(
         source="published serving points, simulated as closed loops with profiles that had not seen them",
         date=datetime.now(UTC).date().isoformat(),
-        commit=subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], text=True).strip(),
+        commit=commit,
         served=served(study),
         spreads=dict(spreads),
         coverage=dict(coverage),
