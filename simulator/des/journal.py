@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from enum import IntEnum
 
 import numpy as np
@@ -115,6 +115,11 @@ class Usage:
     kv_byte_s: float  # KV held, integrated over time (as of the last step end, or of what left after it)
     link_s: float  # KV arriving or leaving, as seconds at the full rate of the links; mean over the instance's ranks
 
+    @classmethod
+    def total(cls, of: Iterable[Usage]) -> Usage:
+        """Sums over instances, of which there is at least one."""
+        return cls(*(sum(column) for column in zip(*map(astuple, of), strict=True)))
+
     def since(self, earlier: Usage) -> Usage:
         return Usage(
             self.busy_s - earlier.busy_s,
@@ -124,6 +129,3 @@ class Usage:
             self.kv_byte_s - earlier.kv_byte_s,
             self.link_s - earlier.link_s,
         )
-
-
-NO_USAGE = Usage(0.0, 0.0, 0, 0.0, 0.0, 0.0)

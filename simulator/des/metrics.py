@@ -4,10 +4,10 @@ TTFT = first token - arrival. TPOT = (end - first token) / (output tokens - 1), 
 e2e = end - arrival. tok/s/user = 1 / TPOT. Goodput = requests/s that meet every limit; attainment = their share.
 
 The first `warmup` requests to be sent are left out of latency and attainment; offline work, which waits from the start,
-is neither counted among them nor left out. Throughput is counted over a window of
-departures, so that neither the filling nor the draining of the cluster enters: it opens when the warm-up share of
-all departures is over and closes when the last request arrives, or with the last departure where most come later;
-offline work has no say in it where there is other.
+is neither counted among them nor left out. Throughput is counted over a window of departures, so that neither the
+filling nor the draining of the cluster enters: it opens when the warm-up share of all departures is over and closes
+when the last request arrives, or with the last departure where most come later; offline work has no say in it where
+there is other.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from simulator.des.cost import SECONDS_PER_HOUR, Cost, PoolCost, cost_of
-from simulator.des.energy import PoolEnergy, energy_report
-from simulator.des.fleet import integrate
-from simulator.des.journal import Status, Usage
+from simulator.des.cost import Cost, PoolCost, cost_of
+from simulator.des.energy import energy_report
+from simulator.des.journal import Status
+from simulator.des.pool_books import PoolBooks
 from simulator.des.run import Run
 from simulator.des.scenario import ScenarioError, Slo
 from simulator.des.shares import Floats, Mask, Share, spread
-from simulator.des.spec import ClusterSpec, PoolSpec
+from simulator.des.spec import ClusterSpec
 
 METRICS = ("ttft_s", "tpot_s", "e2e_s", "tok_s_per_user")
 
@@ -237,107 +237,50 @@ class SimulationResult:
         inside = order[first:]
         return start, end, inside[self.finish_s[inside] <= end]
 
-    def _usage(self, pool: PoolSpec) -> tuple[float, float, list[Usage]]:
-        """Start, span and usage of each instance, from the first measured arrival to the end of the measurement."""
+    @cached_property
+    def pools(self) -> dict[str, PoolBooks]:
+        """By name; means run from the first measured arrival to the end of the measurement."""
         first = self.run.opened
         last = self.run.closed if self._closed_early else self.run.end
         if last.time_s <= first.time_s:
-            first, last = self.run.opened, self.run.end
-        pairs = zip(last.usage[pool.name], first.usage[pool.name], strict=True)
-        return first.time_s, last.time_s - first.time_s, [after.since(before) for after, before in pairs]
+            last = self.run.end
+        return {pool.name: PoolBooks(pool, self.run, first, last) for pool in self.spec.pools}
 
-    def _mean_instances(self, pool: PoolSpec, start_s: float, end_s: float) -> float:
-        """Instances of a pool that are paid for, on average over a span."""
-        log = self.run.fleets[pool.name]
-        if len(log) == 1 or end_s <= start_s:
-            return log[-1].allocated
-        return integrate(log, start_s, end_s).allocated / (end_s - start_s)
-
-    def _mean_gpus(self, pool: PoolSpec) -> float:
+    def _mean_gpus(self, books: PoolBooks) -> float:
         """Accelerators of a pool that are paid for, on average over the window of throughput."""
-        return self._mean_instances(pool, self.window.start_s, self.window.end_s) * pool.instance.gpus
+        return books.mean_instances(self.window.start_s, self.window.end_s) * books.pool.instance.gpus
 
     def lifecycle(self) -> dict[str, dict[str, Any]]:
-        """Per pool, over the whole run: what was paid for, how much of it served, what broke."""
-        table: dict[str, dict[str, Any]] = {}
-        for pool in self.spec.pools:
-            log = self.run.fleets[pool.name]
-            total = integrate(log, 0.0, self.run.end.time_s)
-            table[pool.name] = {
-                "gpu_hours": total.allocated * pool.instance.gpus / SECONDS_PER_HOUR,
-                "instances_least": min(moment.allocated for moment in log),
-                "instances_most": max(moment.allocated for moment in log),
-                "availability": total.serving / (total.serving + total.down) if total.down else 1.0,
-                "faults": dict(Counter(seen.kind for seen in self.run.incidents if seen.pool == pool.name)),
-            }
-        return table
+        return {name: books.lifecycle() for name, books in self.pools.items()}
 
     def utilization(self) -> dict[str, dict[str, float]]:
-        """Per pool, means over the instances that are paid for and over time."""
-        table = {}
-        for pool in self.spec.pools:
-            start, span, usage = self._usage(pool)
-            instances = self._mean_instances(pool, start, start + span)
-            total = span * instances
-            busy = sum(u.busy_s for u in usage)
-            spec = pool.instance
-            kv_bytes = spec.kv.capacity_bytes * spec.ranks
-            table[pool.name] = {
-                "instances": instances,
-                "gpus": instances * pool.instance.gpus,
-                "busy_fraction": _share(busy, total),
-                "batch_mean": sum(u.sequence_s for u in usage) / busy if busy > 0 else 0.0,
-                "kv_occupancy": _share(sum(u.kv_byte_s for u in usage), total * kv_bytes),
-                "link_fraction": _share(sum(u.link_s for u in usage), total),
-                "steps": sum(u.steps for u in usage),
-            }
-        return table
+        return {name: books.utilization() for name, books in self.pools.items()}
 
     def cost(self) -> Cost | None:
         """Cost and energy at the achieved load; None where prices are not given."""
         if self.prices is None:
             return None
         pools = []
-        for pool in self.spec.pools:
-            price = self.prices[pool.name]
-            pools.append(
-                PoolCost(self._mean_gpus(pool), price.usd_per_gpu_hour, self._prefill_share(pool), price.all_in_w)
-            )
+        for name, books in self.pools.items():
+            price = self.prices[name]
+            split = self.spec.decode is not None
+            prefill = float(books.pool is self.spec.entry) if split else books.prefill_share
+            pools.append(PoolCost(self._mean_gpus(books), price.usd_per_gpu_hour, prefill, price.all_in_w))
         w = self.window
         return cost_of(tuple(pools), w.rate(w.tokens_in), w.rate(w.tokens_out), w.rate(w.requests))
 
     def energy(self) -> dict[str, Any] | None:
         """Energy of the accelerators alone, by the time that they idle and are in steps; None where no TDP is known."""
-        pools = []
-        for pool in self.spec.pools:
-            if pool.power is None:
-                return None
-            start, span, usage = self._usage(pool)
-            mean = self._joules(pool, usage, span * self._mean_instances(pool, start, start + span))
-            powered_s = integrate(self.run.fleets[pool.name], 0.0, self.run.end.time_s).allocated
-            whole = self._joules(pool, self.run.end.usage[pool.name], powered_s)
-            pools.append(PoolEnergy(pool.name, whole, mean / span if span > 0 else 0.0))
+        pools = [energy for books in self.pools.values() if (energy := books.energy()) is not None]
+        if len(pools) < len(self.pools):
+            return None
         w = self.window
         return energy_report(pools, w.rate(w.tokens_in), w.rate(w.tokens_out), w.rate(w.requests))
-
-    @staticmethod
-    def _joules(pool: PoolSpec, usage: list[Usage], powered_s: float) -> float:
-        assert pool.power is not None
-        prefill_s = sum(u.prefill_s for u in usage)
-        decode_s = sum(u.busy_s for u in usage) - prefill_s
-        return pool.instance.gpus * float(pool.power.joules(powered_s, prefill_s, decode_s))
-
-    def _prefill_share(self, pool: PoolSpec) -> float:
-        if self.spec.decode is not None:
-            return 1.0 if pool is self.spec.entry else 0.0
-        _, _, usage = self._usage(pool)
-        busy = sum(u.busy_s for u in usage)
-        return min(1.0, sum(u.prefill_s for u in usage) / busy) if busy > 0 else 0.0
 
     def throughput(self) -> dict[str, float]:
         """Rates over the window; per GPU means over all accelerators of all pools that are paid for in it."""
         w = self.window
-        gpus = sum(self._mean_gpus(pool) for pool in self.spec.pools)
+        gpus = sum(map(self._mean_gpus, self.pools.values()))
         return {
             "total_tok_s_per_gpu": w.rate(w.tokens_in + w.tokens_out) / gpus,
             "output_tok_s_per_gpu": w.rate(w.tokens_out) / gpus,
@@ -397,10 +340,7 @@ class SimulationResult:
             "tokens_out": int(self.output_tokens[self.finished].sum()),
             "duration_s": self.run.end.time_s,
             "warmup_requests": self.warmup,
-            "gpus_total": sum(
-                max(moment.allocated for moment in self.run.fleets[pool.name]) * pool.instance.gpus
-                for pool in self.spec.pools
-            ),
+            "gpus_total": sum(books.most_gpus for books in self.pools.values()),
             "metrics": self.metrics(),
             "throughput": self.throughput(),
             "slo": self.slo_report(),
@@ -428,18 +368,6 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
         table.to_parquet(path, index=False)
     except ImportError:
         raise ScenarioError(f"{path}: Parquet needs pyarrow; install it, or give a file that ends in .csv") from None
-
-
-def _share(part: float, whole: float) -> float:
-    """part / whole, which may exceed 1 by rounding of long sums only; 0 of nothing.
-
-    >>> _share(1.0, 4.0), _share(1.0 + 1e-15, 1.0), _share(0.0, 0.0)
-    (0.25, 1.0, 0.0)
-    """
-    if whole <= 0:
-        return 0.0
-    assert part <= whole * (1 + 1e-9), f"{part} of {whole} is more than all"
-    return min(1.0, part / whole)
 
 
 def warmup_count(fraction: float, requests: int) -> int:
