@@ -81,7 +81,7 @@ def ask(confidence: float | None, **changes: Any) -> Plan:
 
 def test_a_higher_confidence_never_costs_less() -> None:
     costs = []
-    for confidence in (None, 0.5, 0.6, 0.7, 0.8, 0.9):
+    for confidence in (None, 0.5, 0.7, 0.9):
         best = ask(confidence).designs[0]
         assert best.cost is not None
         assert best.meets_slo
