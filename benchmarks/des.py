@@ -11,7 +11,7 @@ import argparse
 import json
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -107,28 +107,40 @@ def _growth(ended: list[tuple[int, float]]) -> float:
     return (cpu_s[-1] - half_s) / (half_s - cpu_s[0])
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def measure_all(counts: Sequence[int], seed: int) -> Iterator[dict[str, Any]]:
+    """A run for each count; several in a process each, for a process only ever tells its highest peak of memory."""
+    if len(counts) == 1:
+        yield measure(counts[0], seed)
+        return
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as processes:
+        yield from processes.map(partial(measure, seed=seed), counts)
+
+
+def table(runs: Sequence[dict[str, Any]], machine: dict[str, Any]) -> dict[str, Any]:
+    """What the file holds: one run as it is, several as `runs`, and where they ran."""
+    return {"machine": machine} | (runs[0] if len(runs) == 1 else {"runs": list(runs)})
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, nargs="+", default=[10_000], metavar="N")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
-    options = parser.parse_args(arguments)
+    options = parser.parse_args()
     runs = []
-    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as processes:
-        for report in processes.map(partial(measure, seed=options.seed), options.requests):
-            runs.append(report)
-            print(
-                f"{report['requests']:,} requests: {report['cpu_s']:.2f} s of CPU, "
-                f"{report['requests_per_s']:,.0f} requests/s, {report['peak_mib']:.0f} MiB, "
-                f"{report['steps'] / report['requests']:.1f} steps a request, "
-                f"second half / first half of the run {report['second_half_over_first']:.2f} (linear: 1)",
-                flush=True,
-            )
+    for report in measure_all(options.requests, options.seed):
+        runs.append(report)
+        print(
+            f"{report['requests']:,} requests: {report['cpu_s']:.2f} s of CPU, "
+            f"{report['requests_per_s']:,.0f} requests/s, {report['peak_mib']:.0f} MiB, "
+            f"{report['steps'] / report['requests']:.1f} steps a request, "
+            f"second half / first half of the run {report['second_half_over_first']:.2f} (linear: 1)",
+            flush=True,
+        )
     if options.json is not None:
         from runtime.machine import machine_facts  # brings PyTorch, which the runs do without
 
-        table = {"machine": machine_facts()} | (runs[0] if len(runs) == 1 else {"runs": runs})
-        options.json.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(table(runs, machine_facts()), indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

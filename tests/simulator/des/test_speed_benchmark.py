@@ -1,25 +1,22 @@
-"""The files that the speed benchmark writes; what they say of speed is not tested."""
+"""What the speed benchmark reports; what it says of speed is not tested."""
 
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from benchmarks.des import main, measure
+from benchmarks.des import measure, table
 
 
-def written(file: Path, *counts: int) -> Any:
-    main(["--json", str(file), "--requests", *map(str, counts)])
-    return json.loads(file.read_text())
+def test_a_run_reports_its_speed_and_the_same_percentiles_each_time() -> None:
+    run = measure(300)
+    assert run["requests_per_s"] == pytest.approx(300 / run["cpu_s"])
+    assert run["peak_mib"] > 0
+    assert run["p99"] == measure(300)["p99"]
+    assert measure(300, seed=1)["p99"] != run["p99"]
 
 
-def test_one_run_stands_for_itself_and_several_side_by_side(tmp_path: Path) -> None:
-    several = written(tmp_path / "several.json", 40, 300)
-    assert [run["requests"] for run in several["runs"]] == [40, 300]
-    one = written(tmp_path / "one.json", 300)
-    for run in (one, *several["runs"]):
-        assert run["requests_per_s"] == pytest.approx(run["requests"] / run["cpu_s"])
-        assert run["peak_mib"] > 0
-    assert several["runs"][1]["p99"] == one["p99"] == measure(300)["p99"]
-    assert several["machine"]["commit"] == one["machine"]["commit"]
+def test_one_run_stands_for_itself_and_several_side_by_side() -> None:
+    run = measure(40)
+    machine = {"cores": 2}
+    assert table([run], machine) == {"machine": machine} | run
+    assert json.loads(json.dumps(table([run, run], machine))) == {"machine": machine, "runs": [run, run]}
