@@ -13,8 +13,8 @@ CONTEXTS = (8_192, 65_536, 262_144, 1_048_576)  # tokens
 
 
 def gpus() -> list[dict[str, Any]]:
-    """Every accelerator of the catalogue."""
-    return [gpu(name) for name in catalog.names()]
+    """Every accelerator of the catalogue, then machines of one's own profiles."""
+    return [gpu(name) for name in (*catalog.names(), *catalog.own_names())]
 
 
 def gpu(name: str) -> dict[str, Any]:
@@ -25,8 +25,24 @@ def gpu(name: str) -> dict[str, Any]:
         "prices": {p.convention: p.usd_per_hour.model_dump(mode="json") for p in profile.prices},
         "si": _si(profile),
         "efficiency": profile.efficiency.model_dump(mode="json"),
+        "speeds": speeds(profile),
         "assumptions": list(profile.assumptions),
     }
+
+
+def speeds(profile: HardwareProfile) -> list[dict[str, Any]]:
+    """Where the speed of each software stack comes from: measured, fitted from published tables, or assumed."""
+    known = [profile.efficiency, *catalog.fits(profile.name).values()]
+    return [
+        {
+            "stack": one.stack,
+            "origin": one.origin,
+            "assumed": list(one.assumed_parts),
+            "held_out_error": one.held_out_error,
+            "provenance": one.provenance,
+        }
+        for one in known
+    ]
 
 
 def _si(profile: HardwareProfile) -> dict[str, Any]:

@@ -6,7 +6,9 @@ from typing import Any
 
 import streamlit as st
 
+from app.catalogue import speeds
 from hw_profiles import catalog
+from hw_profiles.efficiency import ORIGINS
 from simulator.des.scenario import Scenario
 from simulator.model import presets
 from simulator.planner.search import plan
@@ -21,4 +23,18 @@ def plan_answer(scenario_json: str) -> dict[str, Any]:
 @st.cache_data(show_spinner=False)
 def offered() -> tuple[list[str], list[str]]:
     """Names of models and accelerators that can be chosen."""
-    return presets.names(), catalog.names()
+    return presets.names(), [*catalog.names(), *catalog.own_names()]
+
+
+def speeds_of(gpus: list[str]) -> list[dict[str, str]]:
+    """Rows for accelerators: the speeds that are known of each, by stack and origin."""
+    return [
+        {
+            "Accelerator": name,
+            "Stack": one["stack"],
+            "Speed": ORIGINS[one["origin"]],
+            "Assumed parts": "all" if one["origin"] == "assumed" else ", ".join(one["assumed"]) or "none",
+        }
+        for name in gpus
+        for one in speeds(catalog.load(name))
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from statistics import median
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -10,9 +11,11 @@ from rich.text import Text
 
 from app.catalogue import CONTEXTS
 from app.tables import assumptions_text, simple_table
+from hw_profiles.efficiency import ORIGINS
 from hw_profiles.units import GB, TB, TFLOP, human_bytes
 
 KIB = 1024
+MARKS = {"measured": "m", "published": "p"}
 
 
 def gpus_table(parts: list[dict[str, Any]]) -> RenderableType:
@@ -21,12 +24,13 @@ def gpus_table(parts: list[dict[str, Any]]) -> RenderableType:
         "Name",
         "Memory\nGB",
         "HBM\nTB/s",
-        "bf16\nTFLOP/s",
-        "fp8\nTFLOP/s",
-        "fp4\nTFLOP/s",
+        "bf16\nTF/s",
+        "fp8\nTF/s",
+        "fp4\nTF/s",
         "Domain",
         "Link\nGB/s",
         "USD/h",
+        "By",
     )
     for part in parts:
         si = part["si"]
@@ -39,9 +43,12 @@ def gpus_table(parts: list[dict[str, Any]]) -> RenderableType:
             str(si["scale_up_domain"]),
             f"{si['scale_up_bandwidth'] / GB:.0f}" if si["scale_up_bandwidth"] else "-",
             _price(part),
+            "".join(mark for origin, mark in MARKS.items() if origin in {s["origin"] for s in part["speeds"]}) or "a",
         )
     notes = (
-        "Dense peaks; link is one way per accelerator; USD/h is neocloud ownership, else the range known.\n"
+        "Dense peaks, TF/s: 10^12 FLOP/s; link is one way per accelerator.\n"
+        "USD/h is neocloud ownership, else the range known. By: speeds measured with\n"
+        "the runtime (m), fitted from published tables (p), or only assumed (a).\n"
         "* announced, not shipping. Sources: moeplan catalogue gpus NAME"
     )
     return Group(table, Text(notes, style="dim"))
@@ -69,7 +76,23 @@ def gpu_table(part: dict[str, Any]) -> RenderableType:
         note = f"\n{figure['note']}" if figure.get("note") else ""
         flag = " assumed" if figure.get("assumed") else ""
         table.add_row(key, f"{figure['value']:g} {figure['unit']}{flag}", source + note)
-    return Group(table, assumptions_text(part["assumptions"]))
+    return Group(table, _speeds(part["speeds"]), assumptions_text(part["assumptions"]))
+
+
+def _speeds(speeds: list[dict[str, Any]]) -> RenderableType:
+    """Each stack: where its speed comes from, and what of it is assumed all the same."""
+    table = simple_table("Stack", "Speed", "Assumed parts", title="Achieved speeds")
+    for column in table.columns[1:]:
+        column.justify = "left"
+    for one in speeds:
+        parts = "all" if one["origin"] == "assumed" else ", ".join(one["assumed"]) or "none"
+        table.add_row(one["stack"], ORIGINS[one["origin"]] + _held_out(one["held_out_error"]), parts)
+    return table
+
+
+def _held_out(errors: dict[str, float]) -> str:
+    """Median over op classes."""
+    return f", held-out error {median(errors.values()):.0%}" if errors else ""
 
 
 def _figures(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:

@@ -13,7 +13,7 @@ from hw_profiles.loading import CatalogError, build, read_toml
 from hw_profiles.profile import HardwareProfile, profile_of
 from hw_profiles.schema import Accelerator, Price, PriceList
 
-__all__ = ["CatalogError", "fits", "load", "names", "read_accelerator", "read_folder", "read_prices"]
+__all__ = ["CatalogError", "fits", "load", "names", "own_names", "read_accelerator", "read_folder", "read_prices"]
 
 DATA = Path(__file__).parent / "data"
 OWN_PROFILES = "MOEPLAN_PROFILES"  # environment variable: folder of one's own <accelerator>@<stack>.json
@@ -22,6 +22,12 @@ OWN_PROFILES = "MOEPLAN_PROFILES"  # environment variable: folder of one's own <
 def names() -> list[str]:
     """Every accelerator of the catalogue."""
     return sorted(_catalogue())
+
+
+def own_names() -> list[str]:
+    """Machines that the catalogue does not have, but the folder of one's own profiles does."""
+    found = {path.stem.partition("@")[0] for path in _own_fits() if read_fit(path).part is not None}
+    return sorted(found - set(_catalogue()))
 
 
 def load(name_or_path: str | Path, stack: str = DEFAULT_STACK) -> HardwareProfile:

@@ -15,7 +15,12 @@ from hw_profiles.schema import Accelerator, Source, Strict
 Fraction = Annotated[FiniteFloat, Field(gt=0, le=1.5)]
 Seconds = Annotated[FiniteFloat, Field(ge=0)]
 Error = Annotated[FiniteFloat, Field(ge=0)]  # relative
-Origin = Literal["assumed", "published", "measured"]  # fitted from published tables; measured with the runtime
+Origin = Literal["assumed", "published", "measured"]
+ORIGINS: dict[Origin, str] = {
+    "measured": "measured with the runtime",
+    "published": "fitted from published tables",
+    "assumed": "assumed",
+}
 
 DEFAULT_STACK = "default"
 DEFAULT_FILE = "default.toml"
@@ -77,9 +82,15 @@ class Efficiency(Strict):
     part: Accelerator | None = None  # of a machine that the catalogue does not have
 
     @property
+    def assumed_parts(self) -> tuple[str, ...]:
+        """Op classes that rest on a guess, and the overheads if they do."""
+        classes = tuple(op_class.value for op_class, rates in self.classes.items() if rates.assumed)
+        return (*classes, "host overheads") if self.overhead_assumed else classes
+
+    @property
     def assumed(self) -> bool:
         """True while any parameter is a guess and not a measurement."""
-        return self.overhead_assumed or any(c.assumed for c in self.classes.values())
+        return bool(self.assumed_parts)
 
 
 def stacks(accelerator: str, folder: Path) -> list[str]:

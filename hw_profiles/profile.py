@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hw_profiles.efficiency import Efficiency
+from hw_profiles.efficiency import ORIGINS, Efficiency
 from hw_profiles.loading import CatalogError
 from hw_profiles.schema import Accelerator, Convention, Dtype, Price, Sourced
 from hw_profiles.units import human_rate, to_si
@@ -145,9 +145,19 @@ def _assumptions(part: Accelerator, efficiency: Efficiency) -> tuple[str, ...]:
         wider = next(d for d in WIDER[dtype] if d in part.matrix)
         if wider != dtype:
             said.append(f"{name}: no {dtype} matrix rate; {dtype} operands run at the {wider} rate")
-    if efficiency.assumed:
-        said.append(f"{name}: achieved fractions and overheads of stack {efficiency.stack!r} are assumed, not fitted")
-    return tuple(said)
+    return (*said, *_assumed_speed(name, efficiency))
+
+
+def _assumed_speed(name: str, efficiency: Efficiency) -> tuple[str, ...]:
+    """What no fit has touched: all of a default; of a fit, single classes."""
+    stack = efficiency.stack
+    if efficiency.origin == "assumed":
+        return (f"{name}: achieved fractions and overheads of stack {stack!r} are assumed, not fitted",)
+    guessed = efficiency.assumed_parts
+    if not guessed:
+        return ()
+    how = ORIGINS[efficiency.origin]
+    return (f"{name}: stack {stack!r} is {how}; not from op tables, but from assumed rates: {', '.join(guessed)}",)
 
 
 def _assumed_figures(part: Accelerator) -> list[tuple[str, str]]:

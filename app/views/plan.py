@@ -9,7 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from app.charts import cost_front, design_bands, rate_front
-from app.compute import offered, plan_answer
+from app.compute import offered, plan_answer, speeds_of
 from app.errors import is_input_error, sentence
 from app.frames import bands_frame, designs_frame, frontier_frame
 from app.output import plain
@@ -108,6 +108,7 @@ def _answer(scenario: Scenario, answer: dict[str, Any]) -> None:
     if answer["frontier"]:
         _fronts(scenario, answer)
     _turned_down(answer)
+    _speeds(scenario)
 
 
 def _best(answer: dict[str, Any]) -> None:
@@ -167,6 +168,13 @@ def _assumed(answer: dict[str, Any]) -> None:
     if answer["assumptions"]:
         with st.expander(f"What is assumed here ({len(answer['assumptions'])})"):
             st.markdown("\n".join(f"- {line}" for line in answer["assumptions"]))
+
+
+def _speeds(scenario: Scenario) -> None:
+    """Of the chosen accelerators: measured, fitted from published tables, or assumed."""
+    with st.expander("Where speeds come from"):
+        st.dataframe(speeds_of(list(scenario.search.gpus)), hide_index=True, width="stretch", key="speeds")
+        st.caption(f"This plan uses the stack {scenario.search.stack!r}.")
 
 
 def _turned_down(answer: dict[str, Any]) -> None:

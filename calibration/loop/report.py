@@ -11,7 +11,7 @@ from calibration.loop import live
 from calibration.loop.live import Progress
 from calibration.loop.subject import FORMS, Form, Subject, capacity
 from calibration.loop.traffic import Traffic, at_rate
-from calibration.loop.twin import Times, simulate
+from calibration.loop.twin import ScaledTimes, Times, simulate
 from calibration.machine.measurement import StepShape
 from hw_profiles.profile import HardwareProfile
 from simulator.model.latency import NO_DECODE, Chunk, DecodeLoad, StepLatency
@@ -37,6 +37,8 @@ class LoadReport:
     """One replay. load: arrivals as a share of what the profile says the engine can take.
 
     step_sum_ratio: predicted over measured, summed over the steps that the engine made.
+    at_speed: predicted once more with all step times divided by that ratio: what is left is not a machine that runs
+        at another speed than when it was measured (nor a bias of all step times).
     """
 
     form: Form
@@ -45,10 +47,14 @@ class LoadReport:
     predicted: dict[str, float]
     measured: dict[str, float]
     step_sum_ratio: float
+    at_speed: dict[str, float]
 
     def error(self, metric: str) -> float:
         """Relative, signed."""
         return self.predicted[metric] / self.measured[metric] - 1
+
+    def error_at_speed(self, metric: str) -> float:
+        return self.at_speed[metric] / self.measured[metric] - 1
 
 
 def compare(
@@ -62,10 +68,14 @@ def compare(
 ) -> LoadReport:
     """Simulate what was replayed, and set both side by side. steps: what the engine computed, and its seconds."""
     times = subject.times(hardware)
-    predicted = simulate(traffic, times, subject.limits, subject.handover if form == "disaggregated" else None)
+    handover = subject.handover if form == "disaggregated" else None
+    predicted = simulate(traffic, times, subject.limits, handover)
     shapes, seconds = zip(*steps, strict=True)
     ratio = sum(price(times, shape) for shape in shapes) / sum(seconds)
-    return LoadReport(form, load, len(traffic.arrival_s), metrics(predicted), metrics(measured), ratio)
+    at_speed = simulate(traffic, ScaledTimes(times, 1 / ratio), subject.limits, handover)
+    return LoadReport(
+        form, load, len(traffic.arrival_s), metrics(predicted), metrics(measured), ratio, metrics(at_speed)
+    )
 
 
 def price(times: StepLatency, shape: StepShape) -> float:
@@ -98,6 +108,7 @@ def validate(
     return reports
 
 
-def median_errors(reports: Sequence[LoadReport]) -> dict[str, float]:
+def median_errors(reports: Sequence[LoadReport], at_speed: bool = False) -> dict[str, float]:
     """Median of absolute errors over replays, by metric."""
-    return {metric: float(np.median([abs(report.error(metric)) for report in reports])) for metric in METRICS}
+    error = LoadReport.error_at_speed if at_speed else LoadReport.error
+    return {metric: float(np.median([abs(error(report, metric)) for report in reports])) for metric in METRICS}

@@ -83,6 +83,24 @@ def profiled_times(model: ModelSpec, hardware: HardwareProfile) -> StepLatency:
     return StepLatency(model, hardware, Parallelism())
 
 
+class ScaledTimes:
+    """Step times of a machine on which everything takes `factor` times as long."""
+
+    def __init__(self, times: StepTimes, factor: float) -> None:
+        self._times, self._factor = times, factor
+        self.caps = times.caps
+        self.first_token_extra_s = factor * times.first_token_extra_s
+
+    def decode_s(self, load: DecodeLoad) -> float:
+        return self._factor * self._times.decode_s(load)
+
+    def prefill_s(self, chunks: Sequence[Chunk], total_tokens: int | None = None) -> float:
+        return self._factor * self._times.prefill_s(chunks, total_tokens)
+
+    def mixed_s(self, chunks: Sequence[Chunk], load: DecodeLoad, total_tokens: int | None = None) -> float:
+        return self._factor * self._times.mixed_s(chunks, load, total_tokens)
+
+
 def simulate(traffic: Traffic, times: StepTimes, limits: Limits, handover: HandoverCost | None = None) -> Times:
     """One colocated worker; with `handover`, one prefill and one decode worker."""
     instance = InstanceSpec(

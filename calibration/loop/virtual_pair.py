@@ -7,12 +7,12 @@ a prefilled request is really written out and read in: writing delays its arriva
 from __future__ import annotations
 
 import os
-import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from calibration.machine.timer import clock_of
 from calibration.machine.virtual_clock import Book, Step, VirtualReplay, timed_step
 
 if TYPE_CHECKING:
@@ -96,9 +96,10 @@ def _segment(name: str) -> str:
 def _write_out(engine: Engine, name: str) -> tuple[Handover, float]:
     from runtime import handover
 
-    begin_s = time.perf_counter()
+    clock = clock_of(engine.device)
+    begin_s = clock()
     written = handover.write(_segment(name), engine.export(name))
-    seconds = time.perf_counter() - begin_s
+    seconds = clock() - begin_s
     engine.abort(name)
     return written, seconds
 

@@ -39,7 +39,8 @@ def measure(machine: Machine, preset: Preset, output: Path, progress: Progress |
             continue
         try:
             for row in item.run():
-                journal.add(row)
+                if row.key not in journal.done:  # else from before a kill in the middle of the item
+                    journal.add(row)
         except (RuntimeError, MemoryError) as error:
             status = _status(error)
             if status is None:

@@ -46,8 +46,16 @@ class Limits:
     most: int = 50
 
 
+def clock_of(device: torch.device) -> Callable[[], float]:
+    """Seconds. Where a CPU computes with one thread, those that it computed: other processes on its core do not
+    count. Caches and memory bandwidth that they take still do. With more threads, or on a GPU, the wall clock."""
+    import torch
+
+    return time.thread_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+
+
 class Timer:
-    """Times calls on one device: by events of the device on CUDA, by the wall clock on a CPU.
+    """Times calls on one device: by events of the device on CUDA, by `clock_of` on a CPU.
 
     calls: the same work on different data, taken in turn, so that no repeat finds its inputs in a cache.
     """
@@ -56,8 +64,9 @@ class Timer:
         import torch
 
         self.device, self.limits = device, limits
-        self._torch = torch
-        self._flush = torch.empty(FLUSH_BYTES[device.type], dtype=torch.uint8, device=device)
+        self._torch, self._clock = torch, clock_of(device)
+        with torch.inference_mode(False):  # a resumed sweep may come here in that mode, and leave it afterwards
+            self._flush = torch.empty(FLUSH_BYTES[device.type], dtype=torch.uint8, device=device)
 
     def sample(self, calls: Sequence[Call], flush: bool = True) -> Sample:
         for call in calls:
@@ -73,11 +82,10 @@ class Timer:
                 break
         return Sample.of(seconds)
 
-    @staticmethod
-    def _on_cpu(call: Call) -> float:
-        begin_s = time.perf_counter()
+    def _on_cpu(self, call: Call) -> float:
+        begin_s = self._clock()
         call()
-        return time.perf_counter() - begin_s
+        return self._clock() - begin_s
 
     def _on_cuda(self, call: Call) -> float:
         cuda = self._torch.cuda

@@ -1,17 +1,17 @@
 """Traffic through a real engine on a clock that counts step durations alone: idle time is skipped, nothing waits.
 
 A request whose time has come when a step ends is in the next step's queue, as in `simulator.des`. Durations are those
-of `engine.step()` as measured, scheduling and bookkeeping included.
+of `engine.step()` by `timer.clock_of`, scheduling and bookkeeping included.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from calibration.machine.measurement import StepShape
+from calibration.machine.timer import clock_of
 
 if TYPE_CHECKING:
     from runtime.engine import Engine
@@ -138,10 +138,11 @@ class Book:
 
 
 def timed_step(engine: Engine, start_s: float) -> tuple[list[TokenEvent], Step]:
-    """One step of an engine, on the wall clock."""
-    begin_s = time.perf_counter()
+    """One step of an engine that begins at `start_s` of its virtual clock."""
+    clock = clock_of(engine.device)
+    begin_s = clock()
     events = engine.step()
-    seconds = time.perf_counter() - begin_s
+    seconds = clock() - begin_s
     record = engine.step_records[-1]
     return events, Step(start_s, seconds, StepShape(record.prefills, record.decode_contexts))
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from hw_profiles import catalog
+
 SCENARIO = """
 name = "small"
 model = "{model}"
@@ -58,3 +60,21 @@ def scenario_file(tmp_path: Path) -> Callable[..., Path]:
 def _no_terminal_width(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parallel test workers set COLUMNS, which stands for a person's terminal here."""
     monkeypatch.delenv("COLUMNS", raising=False)
+
+
+@pytest.fixture
+def own_profile(tmp_path: Path) -> Path:
+    """A profile of one's own for a part of the catalogue, as `calibrate fit` would write it."""
+    fit = catalog.fits("h200_sxm")["vllm"]
+    classes = {op_class: rates.model_copy(update={"assumed": False}) for op_class, rates in fit.classes.items()}
+    update = {
+        "stack": "moeplan",
+        "origin": "measured",
+        "classes": classes,
+        "overhead_assumed": False,
+        "held_out_error": {"dense_gemm": 0.05, "elementwise": 0.1, "indexer": 0.2},
+    }
+    path = tmp_path / "profiles" / "h200_sxm@moeplan.json"
+    path.parent.mkdir()
+    path.write_text(fit.model_copy(update=update).model_dump_json(exclude_none=True), encoding="utf-8")
+    return path

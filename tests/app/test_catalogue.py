@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from app.cli import cli
+from hw_profiles import catalog
 
 
 def run(*args: str) -> str:
@@ -54,3 +56,40 @@ def test_tables_fit_and_carry_no_escapes(args: list[str], columns: str, monkeypa
     assert max(map(len, text.splitlines())) <= int(columns)
     assert "\x1b" not in text
     assert "…" not in text
+
+
+def test_origins_of_speeds(own_profile: Path) -> None:
+    """Measured, fitted from published tables, assumed; a fit never reads as assumed, and says what of it is."""
+    folder = str(own_profile.parent)
+    done = CliRunner().invoke(cli, ["--profiles", folder, "catalogue", "gpus", "--json"])
+    assert done.exit_code == 0, done.stderr
+    origins = {part["name"]: {s["stack"]: s["origin"] for s in part["speeds"]} for part in json.loads(done.stdout)}
+    assert origins["h200_sxm"]["moeplan"] == "measured"
+    assert origins["h200_sxm"]["vllm"] == "published"
+    assert origins["h200_sxm"]["default"] == "assumed"
+    assert origins["a100_sxm"] == {"default": "assumed"}
+    done = CliRunner().invoke(cli, ["--profiles", folder, "catalogue", "gpus"])
+    marks = {line.split()[0]: line.split()[-1] for line in done.stdout.splitlines() if line.strip()}
+    assert (marks["h200_sxm"], marks["h100_sxm"], marks["a100_sxm"]) == ("mp", "p", "a")
+    done = CliRunner().invoke(cli, ["--profiles", folder, "catalogue", "gpus", "h200_sxm"])
+    rows = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
+    assert "measured with the runtime, held-out error 10%" in rows["moeplan"]
+    assert rows["moeplan"].split()[-1] == "none"
+    assert "fitted from published tables" in rows["vllm"]
+    assert "point_to_point" in rows["vllm"]
+
+
+def test_a_machine_of_ones_own_is_in_the_list(own_profile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit = json.loads(own_profile.read_text())
+    part = catalog.load("h200_sxm").accelerator.model_copy(update={"name": "my_box", "aliases": ()})
+    data = fit | {"accelerator": "my_box", "part": part.model_dump(mode="json", exclude_none=True)}
+    (own_profile.parent / "my_box@moeplan.json").write_text(json.dumps(data))
+    monkeypatch.setenv("MOEPLAN_PROFILES", str(own_profile.parent))
+    assert next(line for line in run("gpus").splitlines() if "my_box" in line).split()[-1] == "m"
+    assert "measured with the runtime" in run("gpus", "my_box")
+
+
+def test_a_fit_does_not_read_as_assumed() -> None:
+    said = catalog.load("h100_sxm", "vllm").assumptions
+    assert not any("not fitted" in line for line in said)
+    assert any("fitted from published tables" in line and "moe_fused, point_to_point" in line for line in said)

@@ -97,3 +97,17 @@ def test_a_demanded_chance_is_kept_and_costs_no_less() -> None:
     best = demanded.dataframe[0].value.iloc[0]
     assert best["chance"] >= 0.7
     assert best["usd_per_hour"] >= shown.dataframe[0].value.iloc[0]["usd_per_hour"]
+
+
+def test_speeds_say_where_they_come_from(own_profile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOEPLAN_PROFILES", str(own_profile.parent))
+    page = opened()
+    table = next(frame.value for frame in page.dataframe if "Stack" in frame.value)
+    assert dict(zip(table["Stack"], table["Speed"], strict=True)) == {
+        "default": "assumed",
+        "moeplan": "measured with the runtime",
+        "sglang": "fitted from published tables",
+        "trtllm": "fitted from published tables",
+        "vllm": "fitted from published tables",
+    }
+    assert any("uses the stack" in line.value for line in page.caption)

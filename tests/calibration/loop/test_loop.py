@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from app.cli import cli
-from calibration.loop.report import METRICS, median_errors, validate
-from calibration.loop.subject import FORMS, subject_of
+from calibration.loop.interleaved import as_it_ran, play
+from calibration.loop.report import METRICS, compare, median_errors, price, validate
+from calibration.loop.subject import FORMS, capacity, subject_of
 from calibration.loop.traffic import at_rate, draw_traffic, trace_of
+from calibration.loop.twin import HandoverCost, ScaledTimes, simulate
 from calibration.loop.virtual_pair import Pair
 from calibration.machine import models
 from calibration.machine.bench import Bench
+from calibration.machine.measurement import StepShape
 from calibration.machine.profile_fit import fit_machine
 from calibration.machine.virtual_clock import OneEngine, replay
 
@@ -33,6 +38,37 @@ def test_the_loop_runs_end_to_end(measured, tiny_preset, this_machine) -> None:
             assert all(np.isfinite(value) and value > 0 for value in side.values())
         assert report.step_sum_ratio > 0
     assert tuple(median_errors(reports)) == METRICS
+
+
+def test_steps_timed_between_those_of_a_replay_predict_their_sum(measured, tiny_preset, this_machine) -> None:
+    """Steps of other requests, one after each of the replay, refit the profile; it has not seen the replay's."""
+    subject = subject_of(this_machine, tiny_preset, 4, measured)
+    fitted = fit_machine(measured).hardware
+    requests = draw_traffic(tiny_preset, 40, seed=5), draw_traffic(tiny_preset, 40, seed=6)
+    rate = 0.8 * capacity(requests[0], subject, subject.times(fitted), "colocated")
+    traffic, others = (at_rate(one, rate) for one in requests)
+    done = play(subject, "colocated", traffic, others)
+    times = subject.times(as_it_ran(fitted, subject, done.probes))
+    predicted = sum(price(times, step.shape) for step in done.steps)
+    assert predicted == pytest.approx(sum(step.duration_s for step in done.steps), rel=0.15)
+
+
+def test_a_machine_at_another_speed_is_told_from_model_error(measured, tiny_preset, this_machine) -> None:
+    """ "Measured" is the simulation itself, 1.6 times as slow: the forecast misses, at that speed nothing does."""
+    subject = replace(subject_of(this_machine, tiny_preset, 4, measured), handover=HandoverCost(0.0, 1e30, 0.0, 0.0))
+    hardware = fit_machine(measured).hardware
+    times = subject.times(hardware)
+    for form in FORMS:
+        traffic = draw_traffic(tiny_preset, 40, seed=5)
+        traffic = at_rate(traffic, 0.9 * capacity(traffic, subject, times, form))
+        handover = subject.handover if form == "disaggregated" else None
+        slow = simulate(traffic, ScaledTimes(times, 1.6), subject.limits, handover)
+        shapes = [StepShape(((24, 0),), ()), StepShape((), (30, 9))]
+        steps = [(shape, 1.6 * price(times, shape)) for shape in shapes]
+        report = compare(form, 0.9, traffic, subject, hardware, slow, steps)
+        assert report.step_sum_ratio == pytest.approx(1 / 1.6)
+        assert report.error("TPOT p50") < -0.3
+        assert [report.error_at_speed(metric) for metric in METRICS] == pytest.approx([0.0] * len(METRICS), abs=1e-6)
 
 
 def test_pace_changes_arrivals_alone(tiny_preset) -> None:
@@ -83,6 +119,11 @@ def test_fit_command(measured_file: Path, tmp_path: Path) -> None:
     [
         (["measure", "--output", "m.jsonl", "--device", "cpu", "--preset", "huge"], "use quick or full"),
         (["measure", "--output", "no/such/m.jsonl"], "there is no directory"),
+        pytest.param(
+            ["measure", "--output", "m.jsonl", "--device", "cuda"],
+            "this machine has no CUDA device; use --device cpu",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
+        ),
         (["fit", "none.jsonl", "--output", "p.json"], "none.jsonl does not exist"),
         (["validate", "none.json"], "none.json"),
         (["validate", "none.json", "--loads", "a,b"], "is not a list of shares"),

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import multiprocessing
 import shutil
+import signal
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
-from calibration.machine import sweep
-from calibration.machine.bench import Bench, Item
-from calibration.machine.collectives import KINDS
+from calibration.machine import collectives, raw_rates, sweep
+from calibration.machine.collectives import KINDS, rank_count
 from calibration.machine.device import DeviceError, Machine, detect
 from calibration.machine.measure import measure
 from calibration.machine.measurement import Journal, MeasurementError, Measurements, read
@@ -98,26 +101,59 @@ def test_another_machines_file_is_not_continued(measured_file: Path, this_machin
         Journal.open(measured_file, other, measured.configs)
 
 
+def test_a_run_killed_outright_goes_on_and_measures_no_point_twice(
+    measured_file: Path, tiny_preset: Preset, this_machine: Machine, tmp_path: Path
+) -> None:
+    """SIGKILL in the middle of the sweep of a real process."""
+    file = tmp_path / "killed.jsonl"
+    process = multiprocessing.get_context("spawn").Process(target=measure, args=(this_machine, tiny_preset, file))
+    process.start()
+    while process.is_alive() and (not file.exists() or file.read_bytes().count(b"\n") < 30):
+        process.join(0.02)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, "the sweep ended before it was killed"
+    before = file.read_bytes()
+    outcome = measure(this_machine, tiny_preset, file)
+    assert outcome.resumed > 0
+    assert outcome.measured > 0
+    assert file.read_bytes().startswith(before)
+    keys = [json.loads(line)["key"] for line in file.read_text().splitlines()[1:] if line.endswith("}")]
+    assert len(keys) == len(set(keys))
+    assert set(keys) == {row.key for row in read(measured_file).rows}
+
+
+def only(monkeypatch: pytest.MonkeyPatch, part: ModuleType, name: str) -> None:
+    """Of the sweep, the items of `part` whose key holds `name`."""
+    monkeypatch.setattr(sweep, "items", lambda bench: [item for item in part.items(bench) if name in item.key])
+
+
 def test_what_does_not_fit_in_memory_is_recorded(
     tiny_preset: Preset, this_machine: Machine, tmp_path: Path, monkeypatch
 ) -> None:
-    """The largest shape asks for more memory than any machine has; the sweep goes on after it."""
-
-    def too_large():
-        torch.empty(1 << 60)
-        yield
-
-    plain = sweep.items
-
-    def items(bench: Bench) -> list[Item]:
-        return [Item("too large", too_large), *plain(bench)[:1]]
-
-    monkeypatch.setattr(sweep, "items", items)
-    outcome = measure(this_machine, tiny_preset, tmp_path / "m.jsonl")
+    """The largest copy asks for more than any machine has; the sweep goes on, and a later run tries it again."""
+    only(monkeypatch, raw_rates, "copy")
+    preset = dataclasses.replace(tiny_preset, copy_bytes=(1 << 50, *tiny_preset.copy_bytes))
+    outcome = measure(this_machine, preset, tmp_path / "m.jsonl")
     assert outcome.measured == 1
-    assert [(row.key, row.status) for row in outcome.without] == [("too large", "out of memory")]
-    on_file = {row.key: row.status for row in read(tmp_path / "m.jsonl").rows}
-    assert on_file["too large"] == "out of memory"
+    assert [(row.key, row.status) for row in outcome.without] == [(f"copy of {1 << 50} bytes", "out of memory")]
+    rows = read(tmp_path / "m.jsonl").rows
+    assert [row.status for row in rows] == ["out of memory", "ok"]
+    assert "memory" in rows[0].note
+    again = measure(this_machine, preset, tmp_path / "m.jsonl")
+    assert (again.resumed, len(again.without)) == (1, 1)
+
+
+def test_collectives_that_fail_are_recorded(
+    tiny_preset: Preset, this_machine: Machine, tmp_path: Path, monkeypatch
+) -> None:
+    """Two bytes are one number, which two ranks cannot share: the ranks fail, the sweep does not."""
+    if rank_count("cpu") < 2:
+        pytest.skip("one core: there is nobody to talk to")
+    only(monkeypatch, collectives, "collectives")
+    outcome = measure(this_machine, dataclasses.replace(tiny_preset, message_bytes=(2,)), tmp_path / "m.jsonl")
+    assert [(row.key, row.status) for row in outcome.without] == [("collectives of 2 ranks", "failed")]
+    assert outcome.without[0].note
 
 
 def test_no_cuda_is_one_sentence() -> None:

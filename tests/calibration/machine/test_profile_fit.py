@@ -116,8 +116,8 @@ def test_measured_profile_prices_steps_and_comes_back_from_disk(measured: Measur
         if row.layers == 4 and row.step is not None:
             predicted += times.mixed_s(*pricer.load(row.step))
             took += row.seconds
-    # Loose: the machine of a test run is shared. A wrong unit or a class left out is off by more.
-    assert 0.3 < predicted / took < 3
+    assert predicted == pytest.approx(took, rel=0.15)
+    assert result.step_sum_ratio == pytest.approx(1, abs=0.15), "each step predicted from its neighbours"
 
 
 def test_own_profiles_are_found_by_folder(measured: Measurements, tmp_path: Path, monkeypatch) -> None:
