@@ -3,8 +3,9 @@
     python -m benchmarks.loop [--requests 200]
 
 The engine runs on a virtual clock (`calibration.machine.virtual_clock`): its steps are real and timed, waiting is
-skipped, and a prefill and a decode engine do not contend for cores. Each load is replayed twice; of each replay there
-are two predictions:
+skipped, and a prefill and a decode engine do not contend for cores. A step counts the time that its one thread
+computed, so that processes which share the core lengthen no step (what they take of caches and memory they do). Each
+load is replayed twice; of each replay there are two predictions:
   interleaved  steps of other requests, timed between the steps of the replay, refit the profile. It follows a shared
                machine whose speed drifts; it checks the model and is no forecast.
   forecast     profile fitted to measurements made before all replays
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -39,6 +41,7 @@ LAYERS = 4
 PRESET = replace(CPU_QUICK, layers=LAYERS, depths=(LAYERS,), steps=300, longest_prompt=128, longest_output=12)
 RUNS = 2  # of each load
 PREDICTIONS = ("interleaved", "forecast")
+GOALS = {"throughput": 0.10, "TPOT": 0.10, "TTFT": 0.15}  # of the interleaved prediction, median over loads
 Rows = list[dict[str, LoadReport]]  # a row a replay: prediction -> report
 
 
@@ -51,7 +54,9 @@ def replays(subject: Subject, form: Form, forecast: HardwareProfile, loads: Sequ
         rate = load * capacity(drawn[0], subject, subject.times(now), form)
         traffic, others = (at_rate(one, rate) for one in drawn)
         for run in range(RUNS):
+            wall_s, core_s = time.perf_counter(), time.thread_time()
             done = play(subject, form, traffic, others, seed=10 * run)
+            core_share = (time.thread_time() - core_s) / (time.perf_counter() - wall_s)
             now = as_it_ran(forecast, subject, done.probes)
             steps = [(step.shape, step.duration_s) for step in done.steps]
             row = {
@@ -62,6 +67,7 @@ def replays(subject: Subject, form: Form, forecast: HardwareProfile, loads: Sequ
             for name, report in row.items():
                 ratios = " ".join(f"{m} {1 + report.error(m):.2f}" for m in METRICS)
                 print(f"{form} {load:g} {name}: {ratios} step sum {report.step_sum_ratio:.2f}", flush=True)
+            print(f"  with {core_share:.0%} of a core", flush=True)
     return rows
 
 
@@ -74,13 +80,15 @@ def reruns(rows: Rows) -> dict[str, float]:
 def table(summary: dict[str, dict[str, dict[str, float]]]) -> str:
     """Markdown. summary: form -> prediction or rerun -> metric -> median error."""
     columns = (*PREDICTIONS, "rerun")
-    lines = [f"| | | {' | '.join(columns)} |", "|---|---|" + "---|" * len(columns)]
+    lines = [f"| | | {' | '.join(columns)} | goal |", "|---|---|" + "---|" * (len(columns) + 1)]
     for form, errors in summary.items():
         groups = [("throughput", [THROUGHPUT])]
         for name in ("TPOT", "TTFT", "e2e"):
-            groups.append((f"{name} p50, p90, p99", [f"{name} p{p}" for p in PERCENTILES]))
+            groups.append((f"{name} {', '.join(f'p{p}' for p in PERCENTILES)}", [f"{name} p{p}" for p in PERCENTILES]))
         for place, (label, names) in enumerate(groups):
             cells = [", ".join(f"{errors[column][m]:.0%}" for m in names) for column in columns]
+            goal = GOALS.get(label.split()[0])
+            cells.append("" if goal is None else f"{goal:.0%}")
             lines.append(f"| {form if place == 0 else ''} | {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -102,7 +110,7 @@ def main() -> None:
     summary: dict[str, dict[str, dict[str, float]]] = {}
     report: dict[str, Any] = {
         "machine": machine.to_json(), "requests": options.requests, "loads": options.loads, "layers": LAYERS,
-        "profile error": fitted.efficiency.held_out_error, "median error": summary, "replays": [],
+        "profile error": fitted.efficiency.held_out_error, "median error": summary, "goals": GOALS, "replays": [],
     }  # fmt: skip
     for form in FORMS:
         rows = replays(subject, form, fitted.hardware, options.loads, options.requests)
