@@ -247,6 +247,12 @@ def tokens_are_accounted_for(result: SimulationResult, recorder: Recorder) -> No
         assert computed >= prompts
     else:
         assert computed == prompts
+    # Without drafts a step emits a token to each sequence, and so does each end of a prompt, also one computed again.
+    if all(pool.instance.rates == (1.0,) for pool in result.spec.pools):
+        decoded = sum(step.sequences for step in recorder.steps)
+        begun = int((~np.isnan(journal.first_token_s)).sum())
+        again = sum(journal.preemptions) + sum(journal.retries)
+        assert begun <= emitted.sum() - decoded <= begun + again
     # Little's law: the time integral of running sequences is the sum of what each ran, all behind its first token.
     decoded_s = float(np.nansum(result.finish_s - np.array(journal.first_token_s)))
     integral = sum(usage.sequence_s for pool in result.run.end.usage.values() for usage in pool)
