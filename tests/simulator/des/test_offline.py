@@ -1,5 +1,6 @@
 """Offline work fills gaps: it yields to all other requests, leaves its headroom free and ends in the end."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from simulator.des.cluster import simulate
 from simulator.des.recorder import Recorder
 from simulator.des.run import Cluster
-from simulator.des.scenario import parse_scenario
+from simulator.des.scenario import Faults, PlannedFault, parse_scenario
 from simulator.des.workload import Requests
 
 TOKEN_S = 1e-4
@@ -80,6 +81,19 @@ def test_it_is_preempted_first(times: Any, instance: Any, colocated: Any, serve:
     assert table["preemptions"][table["tenant"] == "online"].sum() == 0
     assert table["preemptions"][table["tenant"] == "offline"].sum() > 0
     assert (table["status"] == "finished").all()
+
+
+def test_what_a_dead_instance_had_set_aside_is_sent_again(
+    times: Any, instance: Any, colocated: Any, serve: Any
+) -> None:
+    """As above; at 2.5 s, when the online requests have made the offline ones go, all that was begun is lost."""
+    server = instance(times(), capacity=1000.0, max_sequences=20)
+    fault = PlannedFault(kind="instance", pool="colocated", at_s=2.5, duration_s=0.1)
+    spec = replace(colocated(server), faults=Faults(events=(fault,)))
+    result = serve(spec, [online([1.0, 1.0], 200, 200), offline(4, 100, 400, 0.0)])
+    assert result.run.journal.retries == [1] * 6
+    assert result.finished.all()
+    assert any(result.run.journal.preemptions[2:])
 
 
 @pytest.mark.parametrize("split", [False, True])
