@@ -73,9 +73,11 @@ def comparison_table(before: Efficiency, after: Efficiency) -> RenderableType:
         old = before.classes[op_class]
         for name in ("matrix_fraction", "memory_fraction", "network_fraction", "latency_s", "exponent"):
             rows.append((f"{op_class.value}.{name}", getattr(old, name), getattr(rates, name)))
-    for name, old_value, value in rows:
-        if old_value != value:
-            table.add_row(name, f"{old_value:.4g}", f"{value:.4g}", f"{value / old_value:.2f}" if old_value else "-")
+    changed = [row for row in rows if row[1] != row[2]]
+    if not changed:
+        return Text(f"No parameter differs from {before.accelerator}@{before.stack}.")
+    for name, old_value, value in changed:
+        table.add_row(name, f"{old_value:.4g}", f"{value:.4g}", f"{value / old_value:.2f}" if old_value else "-")
     return table
 
 

@@ -117,6 +117,8 @@ def read_fit(path: Path) -> Efficiency:
     """One profile file; CatalogError names what is wrong with it."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CatalogError(f"{path} does not exist; give a profile, as `moeplan calibrate fit` writes it") from None
     except (OSError, ValueError) as error:
         raise CatalogError(f"{path.name}: not readable JSON: {error}") from None
     return build(Efficiency, data, path)
