@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from simulator.des.draws import draw_arrivals, draw_lengths, draw_seconds
 from simulator.des.prefix_cache import BLOCK_TOKENS
 from simulator.des.scenario import ScenarioError, Sessions
+from simulator.des.scenario.base import MOST_REQUESTS
 
 Integers = NDArray[np.int64]
 
@@ -45,6 +46,11 @@ def draw_sessions(
     begins, prompts, outputs, groups, turns, thinks = (np.random.default_rng(child) for child in seed.spawn(6))
     counts = draw_lengths(workload.turns, workload.sessions, turns)
     total = int(counts.sum())
+    if total > MOST_REQUESTS:
+        raise ScenarioError(
+            f"workload.sessions={workload.sessions} of these turns come to {total:,} requests, more than "
+            f"{MOST_REQUESTS:,}; give fewer sessions or turns"
+        )
     session = np.repeat(np.arange(workload.sessions), counts)
     new = draw_lengths(workload.prompt, total, prompts)
     output = draw_lengths(workload.output, total, outputs)

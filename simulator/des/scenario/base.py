@@ -15,6 +15,8 @@ Interval = Annotated[FiniteFloat, Field(ge=1e-3, le=1e9, strict=True)]  # [s] be
 Bandwidth = Annotated[FiniteFloat, Field(ge=1e3, strict=True)]  # [B/s]
 Rate = Annotated[FiniteFloat, Field(ge=1e-6, le=1e7, strict=True)]  # requests per second; a few a month at least
 Count = Annotated[int, Field(ge=1, le=10**9, strict=True)]  # far above any real count, far below int64
+MOST_REQUESTS = 10**8  # of a run; each takes some 500 B
+RequestCount = Annotated[int, Field(ge=1, le=MOST_REQUESTS, strict=True)]
 Instances = Annotated[int, Field(ge=1, le=10**5, strict=True)]
 Drafts = Annotated[int, Field(ge=0, le=64, strict=True)]  # tokens that a decode step verifies
 

@@ -8,7 +8,7 @@ from pydantic import Field, FiniteFloat, model_validator
 
 from hw_profiles.profile import HardwareProfile
 from simulator.des.acceptance import class_rates
-from simulator.des.scenario.base import Bandwidth, Count, Drafts, Duration, Instances, NonNegative, Positive, Strict
+from simulator.des.scenario.base import Bandwidth, Count, Drafts, Duration, Instances, NonNegative, Strict
 from simulator.des.scenario.lifecycle import Autoscale, Faults, Startup
 from simulator.model.expert_load import ExpertSkew
 from simulator.model.parallelism import Parallelism
@@ -27,7 +27,8 @@ class ExpertSkewKeys(Strict):
     kind: Literal["uniform", "power_law", "dirichlet"]
     # power_law; assumed, as published kernel tables draw loads
     alpha: Annotated[FiniteFloat, Field(gt=1, strict=True)] = 1.2
-    concentration: Positive = 10.0  # dirichlet; assumed
+    # dirichlet; assumed. Far below 0.05 fewer experts than a token chooses would have any share
+    concentration: Annotated[FiniteFloat, Field(ge=0.05, strict=True)] = 10.0
     # further copies of experts in each layer, over all ranks
     redundant_experts: Annotated[int, Field(ge=0, le=10**5, strict=True)] = 0
 

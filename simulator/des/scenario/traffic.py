@@ -7,10 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from simulator.des.scenario.base import Count, Duration, Interval, Rate, Strict
+from simulator.des.scenario.base import MOST_REQUESTS, Count, Duration, Interval, Rate, RequestCount, Strict
 from simulator.des.scenario.draws import Lengths, Seconds
-
-MOST_REQUESTS = 10**9
 
 
 class SharedPrefix(Strict):
@@ -46,7 +44,7 @@ class OpenLoop(Strict):
 
     kind: Literal["open_loop"] = "open_loop"
     rate: Rate  # requests per second
-    requests: Count = 2000
+    requests: RequestCount = 2000
     duration_s: Interval | None = None  # arrivals until then, however many; instead of requests
     burstiness: Annotated[FiniteFloat, Field(gt=0, le=1000, strict=True)] = 1.0
     diurnal: Diurnal | None = None
@@ -70,7 +68,7 @@ class ClosedLoop(Strict):
 
     kind: Literal["closed_loop"] = "closed_loop"
     concurrency: Count
-    requests: Count
+    requests: RequestCount
     prompt: Lengths
     output: Lengths
 
@@ -85,7 +83,7 @@ class Sessions(Strict):
     kind: Literal["sessions"] = "sessions"
     rate: Rate | None = None  # sessions begun per second
     users: Count | None = None
-    sessions: Count = 500
+    sessions: RequestCount = 500
     turns: Lengths = Lengths(value=5)
     think_s: Seconds = Seconds(kind="exponential", mean=30.0)  # assumed
     prompt: Lengths  # new tokens of a turn
@@ -108,7 +106,7 @@ class Offline(Strict):
     """
 
     kind: Literal["offline"] = "offline"
-    requests: Count
+    requests: RequestCount
     headroom: Annotated[FiniteFloat, Field(ge=0, lt=1, strict=True)] = 0.5  # assumed
     prompt: Lengths
     output: Lengths

@@ -190,6 +190,8 @@ def test_sessions_run_on_a_real_deployment_with_hits() -> None:
         ({"kind": "sessions", "prompt": 1, "output": 1, "users": 0}, "least_loaded", "workload.users=0"),
         ({"kind": "sessions", "prompt": 9, "output": 1, "rate": 1.0, "sessions": 0}, "least_loaded", "sessions=0"),
         ({"kind": "sessions", "prompt": 9, "output": 1, "rate": 1.0, "max_context": 5}, "least_loaded", "no turn"),
+        ({"kind": "sessions", "prompt": 9, "output": 1, "rate": 1.0, "turns": 10**6}, "least_loaded",
+         "sessions=500 of these turns come to 500,000,000 requests, more than 100,000,000"),
         ({"kind": "sessions", "prompt": 9, "output": 1, "rate": 1.0, "think_s": {"kind": "lognormal"}}, "least_loaded",
          "lognormal seconds need median and sigma"),
         ({"kind": "open_loop", "prompt": 9, "output": 1, "rate": 1.0}, "session_affinity", "no sessions"),
