@@ -144,9 +144,10 @@ def test_a_different_batch_is_noticed() -> None:
 
 
 def bursts(rng: np.random.Generator) -> tuple[Traffic, list[TraceRequest]]:
-    """As fast as an engine goes, then idle: both queues and gaps occur."""
-    arrivals = np.sort(np.concatenate((rng.random(14) * 0.2, 50 + rng.random(6) * 0.05)))
-    prompts, outputs = rng.integers(1, 60, 20), rng.integers(1, 8, 20)
+    """Faster than any engine goes, then idle, then slower: queues, full batches and gaps occur at every speed."""
+    arrivals = np.concatenate((np.sort(rng.random(14)) * 1e-3, 50 + np.sort(rng.random(6)) * 0.05))
+    prompts = rng.integers(1, 60, 20)
+    outputs = np.concatenate((rng.integers(5, 9, 14), rng.integers(1, 5, 6)))
     rows = zip(arrivals.tolist(), prompts.tolist(), outputs.tolist(), strict=True)
     return Traffic(arrivals, prompts, outputs), [TraceRequest(*row) for row in rows]
 
