@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from hw_profiles.catalog import load
 from hw_profiles.uncertainty import Form, Metric, Spread, Uncertainty, uncertainty_of, widest
@@ -106,7 +106,7 @@ def of_runs(seen: Replications, scenario: Scenario) -> dict[str, Any]:
     bands = bands_of(scenario.deployment)
     means = {key: found.mean for key, found in seen.estimates.items()}
     errors = {
-        key: found.relative / float(student.ppf((1 + seen.confidence) / 2, found.runs - 1))
+        key: found.relative / float(stdtrit(found.runs - 1, (1 + seen.confidence) / 2))
         for key, found in seen.estimates.items()
         if found.mean
     }

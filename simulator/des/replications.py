@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from simulator.des.cluster import simulate
 from simulator.des.metrics import SimulationResult
@@ -40,7 +40,7 @@ class Estimate:
 def estimate(values: list[float], confidence: float) -> Estimate:
     """Student's interval of the mean of independent values, at least two."""
     count = len(values)
-    half = student.ppf((1 + confidence) / 2, count - 1) * float(np.std(values, ddof=1)) / np.sqrt(count)
+    half = float(stdtrit(count - 1, (1 + confidence) / 2)) * float(np.std(values, ddof=1)) / np.sqrt(count)
     return Estimate(float(np.mean(values)), float(half), count)
 
 
