@@ -70,7 +70,7 @@ def measure(count: int, seed: int = 0) -> dict[str, Any]:
     deployment = chosen.deployment
     assert isinstance(deployment, Deployment)
     model = load_model(chosen.model)
-    profiles = {f"{pool.gpu}@{pool.stack}": load(pool.gpu, pool.stack) for pool in deployment.pools}
+    profiles = {f"{pool.gpu}@{pool.stack}": load(pool.gpu, pool.stack) for pool in deployment.groups}
     start = time.process_time()
     requests = conversation(count, seed)
     ended: list[tuple[int, float]] = [(0, time.process_time())]

@@ -19,7 +19,7 @@ from hw_profiles.profile import HardwareProfile
 from simulator.des.kv_cache import KvSpace
 from simulator.des.run import Cluster
 from simulator.des.scenario import Transfer
-from simulator.des.spec import ClusterSpec, InstanceSpec, PoolSpec, StepTimes
+from simulator.des.spec import ClusterSpec, GroupSpec, InstanceSpec, StepTimes
 from simulator.model.architecture import ModelSpec
 from simulator.model.latency import Chunk, DecodeLoad, StepLatency
 from simulator.model.parallelism import Parallelism
@@ -111,12 +111,12 @@ def simulate(traffic: Traffic, times: StepTimes, limits: Limits, handover: Hando
         nic_bandwidth=handover.bandwidth if handover else float("inf"),
     )
     if handover is None:
-        spec = ClusterSpec(PoolSpec("colocated", instance))
+        spec = ClusterSpec((GroupSpec("colocated", instance),))
     else:
         moved = handover
         spec = ClusterSpec(
-            PoolSpec("prefill", instance),
-            PoolSpec("decode", instance),
+            (GroupSpec("prefill", instance),),
+            (GroupSpec("decode", instance),),
             # The engines write KV into shared memory as soon as it is there, and read it as a step begins.
             transfer=Transfer(efficiency=1.0, handshake_s=handover.fixed_s, half_rate_bytes=0.0, staged=True),
             transfer_bytes=lambda tokens: moved.constant_bytes + moved.bytes_per_token * tokens,

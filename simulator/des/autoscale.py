@@ -1,4 +1,4 @@
-"""How many instances a pool has: as planned on a schedule, or decided window by window from what the pool shows.
+"""How many instances a group has: as planned on a schedule, or decided window by window from what the group shows.
 
 The rule is that of proportional autoscalers (Kubernetes' HorizontalPodAutoscaler): with `ready` instances and
 pressure = seen / target, ceil(ready * pressure) instances are wanted, at most twice as many as are ready. An instance
@@ -17,39 +17,39 @@ from simulator.des.journal import Journal
 from simulator.des.scenario import Autoscale
 
 SAMPLES = 10  # of queues and rooms in a window
-# A pool that is not scaled by utilization gives an instance up only where it keeps its limits with half to spare and
-# the others would not be fuller than this. Assumed: without slack the pool would swing between two sizes.
+# A group that is not scaled by utilization gives an instance up only where it keeps its limits with half to spare and
+# the others would not be fuller than this. Assumed: without slack it would swing between two sizes.
 SLACK_PRESSURE = 0.5
 SLACK_UTILIZATION = 0.7
 
 Process = Generator[simpy.Event, None, None]
 
 
-class PoolView:
-    """What an autoscaler sees of a pool.
+class GroupView:
+    """What an autoscaler sees of a group.
 
-    queues: where requests wait for the pool besides at its instances. ended: requests of the cluster in order of
-    their end. limits_of: by metric ("ttft_s", "tpot_s", "e2e_s"), those of a request that the pool answers for. [s]
+    parked: requests that wait for any instance of the pool to serve. ended: requests of the cluster in order of
+    their end. limits_of: by metric ("ttft_s", "tpot_s", "e2e_s"), those that the group answers for. [s]
     """
 
     def __init__(
         self,
         fleet: Fleet,
-        queues: Sequence[Sized],
+        parked: Sized,
         journal: Journal,
         ended: Sequence[int],
         limits_of: Callable[[int], dict[str, float]],
     ) -> None:
         self._fleet = fleet
-        self._queues = queues
+        self._parked = parked
         self._journal = journal
         self._ended = ended
         self._limits_of = limits_of
         self._seen = 0
 
     def waiting(self) -> int:
-        """Requests that wait in the pool and for it."""
-        queues = {id(queue): queue for queue in (*self._queues, *(i.waiting for i in self._fleet.open))}
+        """Requests that wait in the group and for its pool."""
+        queues = {id(queue): queue for queue in (self._parked, *(i.waiting for i in self._fleet.open))}
         return sum(map(len, queues.values())) + sum(i.stalled_count for i in self._fleet.open)
 
     def fullness(self) -> float:
@@ -94,8 +94,8 @@ def follow_schedule(env: simpy.Environment, fleet: Fleet, keys: Autoscale) -> Pr
         turn_s += keys.period_s
 
 
-def watch(env: simpy.Environment, fleet: Fleet, keys: Autoscale, view: PoolView, by_steps: bool) -> Process:
-    """Look at a pool and resize it, window after window; by_steps: utilization is the share of time in steps."""
+def watch(env: simpy.Environment, fleet: Fleet, keys: Autoscale, view: GroupView, by_steps: bool) -> Process:
+    """Look at a group and resize it, window after window; by_steps: utilization is the share of time in steps."""
     changed_s = -math.inf
     while True:
         begun_s, busy_s = env.now, view.busy_s()
@@ -128,7 +128,7 @@ def watch(env: simpy.Environment, fleet: Fleet, keys: Autoscale, view: PoolView,
 
 
 def wanted(keys: Autoscale, ready: int, present: int, pressure: float, utilization: float, settled: bool) -> int:
-    """Instances that the pool should have, of which `present` serve, start or are broken.
+    """Instances that the group should have, of which `present` serve, start or are broken.
 
     >>> keys = Autoscale(metric="utilization", target=0.6, maximum=9)
     >>> wanted(keys, 4, 4, 0.9 / 0.6, 0.9, True), wanted(keys, 4, 4, 0.4 / 0.6, 0.4, True)

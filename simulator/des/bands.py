@@ -72,8 +72,9 @@ def bands_of(deployment: Deployment) -> Bands:
     def known(pool: Pool) -> Uncertainty:
         return uncertainty_of(load(pool.gpu, pool.stack), form)
 
-    pools = deployment.pools  # prefill comes before decode
-    return Bands(known(pools[0]), known(pools[-1]))
+    # Of a pool of several groups the least certain speaks for all. Prefill comes before decode.
+    pools = [widest(map(known, groups)) for groups in deployment.pools.values()]
+    return Bands(pools[0], pools[-1])
 
 
 def of_run(result: SimulationResult, scenario: Scenario) -> dict[str, Any]:

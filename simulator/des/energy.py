@@ -42,28 +42,28 @@ class PowerDraw:
 
 
 @dataclass(frozen=True)
-class PoolEnergy:
-    """joules: of a pool over the whole run; watts: its mean draw over the measured span."""
+class GroupEnergy:
+    """joules: of a group over the whole run; watts: its mean draw over the measured span."""
 
-    pool: str
+    group: str
     joules: float
     watts: float
 
 
 def energy_report(
-    pools: Sequence[PoolEnergy], input_tok_s: float, output_tok_s: float, requests_per_s: float
+    groups: Sequence[GroupEnergy], input_tok_s: float, output_tok_s: float, requests_per_s: float
 ) -> dict[str, Any]:
     """Energy of the whole run; per token and request at the measured draw and rates, None where nothing was served."""
-    watts = sum(pool.watts for pool in pools)
+    watts = sum(group.watts for group in groups)
 
     def per(rate: float) -> float | None:
         return watts / rate if rate > 0 else None
 
     return {
-        "kwh": sum(pool.joules for pool in pools) / JOULE_PER_KWH,
+        "kwh": sum(group.joules for group in groups) / JOULE_PER_KWH,
         "power_kw": watts / 1e3,
         "joule_per_token": per(input_tok_s + output_tok_s),
         "joule_per_output_token": per(output_tok_s),
         "joule_per_request": per(requests_per_s),
-        "pools": {pool.pool: {"kwh": pool.joules / JOULE_PER_KWH, "power_kw": pool.watts / 1e3} for pool in pools},
+        "pools": {each.group: {"kwh": each.joules / JOULE_PER_KWH, "power_kw": each.watts / 1e3} for each in groups},
     }

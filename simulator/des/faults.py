@@ -3,14 +3,14 @@
 Every unit of a kind fails by itself: it runs for an exponential time of mean MTBF, then fails for an exponential time
 of mean MTTR; after a fault that kills, its clock goes on once weights are loaded. So an instance is up for
 MTBF / (MTBF + MTTR + start-up) of the time, whatever the traffic. Where faults of a kind overlap on an instance, the
-lowest speed counts. Instances fill the nodes of their pool by index: as many to a node as fit whole; one larger than a
+lowest speed counts. Instances fill the nodes of their group by index: as many to a node as fit whole; one larger than a
 node takes nodes of its own and dies with any of them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +26,7 @@ KILLING = {"instance": Loss.INSTANCE, "node": Loss.NODE}  # and what caches lose
 
 
 def nodes_of(instances: int, instance_gpus: int, node_gpus: int) -> list[list[int]]:
-    """Instances of a pool on each of its nodes.
+    """Instances of a group on each of its nodes.
 
     >>> nodes_of(5, 4, 8), nodes_of(2, 16, 8), nodes_of(3, 3, 8)
     ([[0, 1], [2, 3], [4]], [[0], [0], [1], [1]], [[0, 1], [2]])
@@ -40,90 +40,101 @@ def nodes_of(instances: int, instance_gpus: int, node_gpus: int) -> list[list[in
 class Incident(NamedTuple):
     """A fault that hit instances that were there; one still under way at the end of the run has no `end_s`."""
 
-    pool: str
+    group: str
     kind: str
-    unit: int  # instance or node
+    unit: int  # number of the instance or node in its pool
     speed: float  # share left
     begin_s: float
     end_s: float | None = None
 
 
+class _Unit(NamedTuple):
+    """What one fault takes down: instances of a group, by their indices there."""
+
+    number: int  # in its pool
+    fleet: Fleet
+    hit: Sequence[int]
+
+
 class FaultInjector:
     """Plays random and planned faults on the fleets.
 
-    nodes: by pool, the instances on each node. set_link_speed: gives an instance's NICs a share of their rate.
-    incidents: faults that hit an instance that was there, in order of their beginning.
+    fleets: those of the groups of each pool, by the pool's name. set_link_speed: gives an instance's NICs a share of
+    their rate. incidents: faults that hit an instance that was there, in order of their beginning.
     """
 
     def __init__(
         self,
         env: simpy.Environment,
         keys: Faults,
-        fleets: dict[str, Fleet],
-        nodes: dict[str, list[list[int]]],
+        fleets: Mapping[str, Sequence[Fleet]],
         set_link_speed: Callable[[Instance, float], None],
         rng: np.random.Generator,
     ) -> None:
         self.env = env
         self.incidents: list[Incident] = []
-        self._fleets = fleets
-        self._nodes = nodes
         self._set_link_speed = set_link_speed
-        self._speeds: dict[tuple[str, str, int], list[float]] = {}
+        self._speeds: dict[tuple[str, Instance], list[float]] = {}
         for kind in ("instance", "node", "link", "slow"):
             outages: Outages | None = getattr(keys, kind)
             if outages is None:
                 continue
-            for pool in fleets:
-                for unit in range(len(self._units(kind, pool))):
+            for pool in fleets.values():
+                for unit in _units(kind, pool):
                     # A generator for each unit: its faults do not depend on what happens to the others.
-                    env.process(self._at_random(kind, pool, unit, outages, rng.spawn(1)[0]))
+                    env.process(self._at_random(kind, unit, outages, rng.spawn(1)[0]))
         for event in keys.events:
-            env.process(self._planned(event.at_s, event.kind, event.pool, event.index, event.speed, event.duration_s))
+            unit = _units(event.kind, fleets[event.pool])[event.index]
+            env.process(self._planned(event.at_s, event.kind, unit, event.speed, event.duration_s))
 
-    def _units(self, kind: str, pool: str) -> Sequence[Sequence[int]]:
-        """Instances that each unit of a kind takes down."""
-        return self._nodes[pool] if kind == "node" else [[i] for i in range(len(self._fleets[pool].instances))]
-
-    def _at_random(self, kind: str, pool: str, unit: int, outages: Outages, draws: np.random.Generator) -> Wait:
+    def _at_random(self, kind: str, unit: _Unit, outages: Outages, draws: np.random.Generator) -> Wait:
         while True:
             yield self.env.timeout(draws.exponential(outages.mtbf_s))
-            yield from self._play(kind, pool, unit, outages.speed, draws.exponential(outages.mttr_s))
+            yield from self._play(kind, unit, outages.speed, draws.exponential(outages.mttr_s))
             if kind in KILLING:
-                yield self.env.timeout(self._fleets[pool].startup_s)
+                yield self.env.timeout(unit.fleet.spec.startup_s)
 
-    def _planned(self, at_s: float, kind: str, pool: str, unit: int, speed: float, duration_s: float) -> Wait:
+    def _planned(self, at_s: float, kind: str, unit: _Unit, speed: float, duration_s: float) -> Wait:
         yield self.env.timeout(at_s)
-        yield from self._play(kind, pool, unit, speed, duration_s)
+        yield from self._play(kind, unit, speed, duration_s)
 
-    def _play(self, kind: str, pool: str, unit: int, speed: float, duration_s: float) -> Wait:
+    def _play(self, kind: str, unit: _Unit, speed: float, duration_s: float) -> Wait:
         """One fault from its beginning to its end."""
-        fleet = self._fleets[pool]
-        hit = self._units(kind, pool)[unit]
+        fleet = unit.fleet
         number = len(self.incidents)
-        seen = any(fleet.state(i) is not State.OFF for i in hit)
+        seen = any(fleet.state(i) is not State.OFF for i in unit.hit)
         if seen:
-            self.incidents.append(Incident(pool, kind, unit, speed, self.env.now))
-        for i in hit:
+            self.incidents.append(Incident(fleet.spec.name, kind, unit.number, speed, self.env.now))
+        for i in unit.hit:
             if kind in KILLING:
                 fleet.fail(i, KILLING[kind])
             else:
-                self._speeds.setdefault((kind, pool, i), []).append(speed)
-                self._apply_speed(kind, pool, i)
+                self._speeds.setdefault((kind, fleet.instances[i]), []).append(speed)
+                self._apply_speed(kind, fleet.instances[i])
         yield self.env.timeout(duration_s)
         if seen:
             self.incidents[number] = self.incidents[number]._replace(end_s=self.env.now)
-        for i in hit:
+        for i in unit.hit:
             if kind in KILLING:
                 fleet.repair(i)
             else:
-                self._speeds[kind, pool, i].remove(speed)
-                self._apply_speed(kind, pool, i)
+                self._speeds[kind, fleet.instances[i]].remove(speed)
+                self._apply_speed(kind, fleet.instances[i])
 
-    def _apply_speed(self, kind: str, pool: str, index: int) -> None:
-        speed = min(self._speeds[kind, pool, index], default=1.0)
-        instance = self._fleets[pool].instances[index]
+    def _apply_speed(self, kind: str, instance: Instance) -> None:
+        speed = min(self._speeds[kind, instance], default=1.0)
         if kind == "slow":
             instance.slowdown = 1.0 / speed
         else:
             self._set_link_speed(instance, speed)
+
+
+def _units(kind: str, pool: Sequence[Fleet]) -> list[_Unit]:
+    """What faults of a kind take down in a pool, one by one."""
+    found: list[_Unit] = []
+    for fleet in pool:
+        spec = fleet.spec
+        alone = [[i] for i in range(spec.count)]
+        hits = nodes_of(spec.count, spec.instance.gpus, spec.node_gpus) if kind == "node" else alone
+        found += [_Unit(len(found) + i, fleet, hit) for i, hit in enumerate(hits)]
+    return found

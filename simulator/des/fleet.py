@@ -1,6 +1,6 @@
-"""The instances of one pool over time: which are there, which serve, which are broken, starting or leaving.
+"""The instances of one group over time: which are there, which serve, which are broken, starting or leaving.
 
-    OFF -> STARTING -> UP -> DRAINING -> OFF     as the pool grows and shrinks
+    OFF -> STARTING -> UP -> DRAINING -> OFF     as the group grows and shrinks
            any but OFF -> DOWN -> UP             as faults begin and end; a draining one goes OFF instead
 
 Every instance but those OFF is paid for. Routers see those that are UP. An instance that comes back after a fault
@@ -18,7 +18,7 @@ import simpy
 
 from simulator.des.instance import Instance
 from simulator.des.prefix_cache import Loss
-from simulator.des.router import Router
+from simulator.des.spec import GroupSpec
 
 
 class State(Enum):
@@ -29,12 +29,12 @@ class State(Enum):
     DOWN = "down"
 
 
-# Who leaves first as a pool shrinks; among those that serve, the one with the fewest sequences.
+# Who leaves first as a group shrinks; among those that serve, the one with the fewest sequences.
 LEAVING_ORDER = (State.DOWN, State.STARTING, State.UP)
 
 
 class Moment(NamedTuple):
-    """Instances of a pool from `time_s` on."""
+    """Instances of a group from `time_s` on."""
 
     time_s: float
     allocated: int  # paid for
@@ -43,7 +43,7 @@ class Moment(NamedTuple):
 
 
 class Change(NamedTuple):
-    """An instance is in `state` from `time_s` on."""
+    """The instance of that number in its pool is in `state` from `time_s` on."""
 
     time_s: float
     instance: int
@@ -78,9 +78,9 @@ def integrate(log: Sequence[Moment], start_s: float, end_s: float) -> Integral:
 
 
 class Fleet:
-    """Instances of a pool, of which the first `count` serve from the start.
+    """Instances of a group, of which the first `spec.begins_with` serve from the start.
 
-    make_router: picks among the instances it is given; asked anew whenever others are up.
+    An index counts from the group's first. changed: called whenever others may be up than before.
     opened: called with each instance that begins to serve; lost: with each that dies while it serves;
     drains: with each that is to take no more requests. changes: the state of each from the start on.
     """
@@ -88,19 +88,19 @@ class Fleet:
     def __init__(
         self,
         env: simpy.Environment,
+        spec: GroupSpec,
         instances: Sequence[Instance],
-        count: int,
-        startup_s: float,
-        make_router: Callable[[Sequence[Instance]], Router],
+        changed: Callable[[], None],
         opened: Callable[[Instance], None],
         lost: Callable[[Instance], None],
         drains: Callable[[Instance], None],
     ) -> None:
+        count = spec.count if spec.begins_with is None else spec.begins_with
         self.env = env
+        self.spec = spec
         self.instances = instances
-        self.startup_s = startup_s
-        self.open: list[Instance] = []
-        self._make_router = make_router
+        self.open: list[Instance] = []  # up, in order
+        self._changed = changed
         self._opened = opened
         self._lost = lost
         self._drains = drains
@@ -108,12 +108,8 @@ class Fleet:
         self._faults = [0] * len(instances)  # under way that keep an instance down
         self._starts = [0] * len(instances)  # starts begun or called off; only the last may end
         self.log: list[Moment] = []
-        self.changes = [Change(env.now, i, state) for i, state in enumerate(self._states)]
+        self.changes = [Change(env.now, i.index, state) for i, state in zip(instances, self._states, strict=True)]
         self._review()
-
-    def pick(self, request: int) -> Instance | None:
-        """The instance that takes the request; None where none serves."""
-        return self.open[self._route(request)] if self.open else None
 
     def state(self, index: int) -> State:
         return self._states[index]
@@ -188,14 +184,14 @@ class Fleet:
             if self._starts[index] == number:
                 self._become(index, State.UP)
 
-        timeout = self.env.timeout(self.startup_s)
+        timeout = self.env.timeout(self.spec.startup_s)
         assert timeout.callbacks is not None
         timeout.callbacks.append(ready)
 
     def _become(self, index: int, state: State) -> None:
         instance = self.instances[index]
         self._states[index] = state
-        self.changes.append(Change(self.env.now, index, state))
+        self.changes.append(Change(self.env.now, instance.index, state))
         if state in (State.OFF, State.DOWN):
             instance.emptied = None
         if state is State.OFF:
@@ -209,8 +205,7 @@ class Fleet:
         for instance, state in zip(self.instances, self._states, strict=True):
             instance.scheduler.admits = state is State.UP
         self.open = [i for i, state in zip(self.instances, self._states, strict=True) if state is State.UP]
-        if self.open:
-            self._route = self._make_router(self.open)
+        self._changed()
         serving = self.count(State.UP, State.DRAINING)
         allocated = len(self._states) - self.count(State.OFF)
         moment = Moment(self.env.now, allocated, serving, self.count(State.DOWN))

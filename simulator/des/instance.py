@@ -84,6 +84,7 @@ class Instance:
         self.env = env
         self.index = index
         self.spec = spec
+        self.speed = spec.speed
         self.journal = journal
         self.scheduler = Scheduler(spec, journal, waiting, self._begin, self._free_cached, backlog)
         self.batch = self.scheduler.batch

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 from simulator.des.cost import Cost, PoolCost, cost_of
 from simulator.des.energy import energy_report
+from simulator.des.group_books import GroupBooks
 from simulator.des.journal import Status
-from simulator.des.pool_books import PoolBooks
 from simulator.des.run import Run
 from simulator.des.scenario import ScenarioError, Slo
 from simulator.des.shares import Floats, Mask, Share, spread
@@ -38,7 +38,7 @@ METRICS = ("ttft_s", "tpot_s", "e2e_s", "tok_s_per_user")
 
 @dataclass(frozen=True)
 class Price:
-    """What one accelerator of a pool costs and draws."""
+    """What one accelerator of a group costs and draws."""
 
     usd_per_gpu_hour: float
     all_in_w: float | None = None
@@ -238,49 +238,48 @@ class SimulationResult:
         return start, end, inside[self.finish_s[inside] <= end]
 
     @cached_property
-    def pools(self) -> dict[str, PoolBooks]:
+    def groups(self) -> dict[str, GroupBooks]:
         """By name; means run from the first measured arrival to the end of the measurement."""
         first = self.run.opened
         last = self.run.closed if self._closed_early else self.run.end
         if last.time_s <= first.time_s:
             last = self.run.end
-        return {pool.name: PoolBooks(pool, self.run, first, last) for pool in self.spec.pools}
+        return {group.name: GroupBooks(group, self.run, first, last) for group in self.spec.groups}
 
-    def _mean_gpus(self, books: PoolBooks) -> float:
-        """Accelerators of a pool that are paid for, on average over the window of throughput."""
-        return books.mean_instances(self.window.start_s, self.window.end_s) * books.pool.instance.gpus
+    def _mean_gpus(self, books: GroupBooks) -> float:
+        """Accelerators of a group that are paid for, on average over the window of throughput."""
+        return books.mean_instances(self.window.start_s, self.window.end_s) * books.group.instance.gpus
 
     def lifecycle(self) -> dict[str, dict[str, Any]]:
-        return {name: books.lifecycle() for name, books in self.pools.items()}
+        return {name: books.lifecycle() for name, books in self.groups.items()}
 
     def utilization(self) -> dict[str, dict[str, float]]:
-        return {name: books.utilization() for name, books in self.pools.items()}
+        return {name: books.utilization() for name, books in self.groups.items()}
 
     def cost(self) -> Cost | None:
         """Cost and energy at the achieved load; None where prices are not given."""
         if self.prices is None:
             return None
         pools = []
-        for name, books in self.pools.items():
+        for name, books in self.groups.items():
             price = self.prices[name]
-            split = self.spec.decode is not None
-            prefill = float(books.pool is self.spec.entry) if split else books.prefill_share
+            prefill = float(self.spec.is_entry(books.group)) if self.spec.decode else books.prefill_share
             pools.append(PoolCost(self._mean_gpus(books), price.usd_per_gpu_hour, prefill, price.all_in_w))
         w = self.window
         return cost_of(tuple(pools), w.rate(w.tokens_in), w.rate(w.tokens_out), w.rate(w.requests))
 
     def energy(self) -> dict[str, Any] | None:
         """Energy of the accelerators alone, by the time that they idle and are in steps; None where no TDP is known."""
-        pools = [energy for books in self.pools.values() if (energy := books.energy()) is not None]
-        if len(pools) < len(self.pools):
+        pools = [energy for books in self.groups.values() if (energy := books.energy()) is not None]
+        if len(pools) < len(self.groups):
             return None
         w = self.window
         return energy_report(pools, w.rate(w.tokens_in), w.rate(w.tokens_out), w.rate(w.requests))
 
     def throughput(self) -> dict[str, float]:
-        """Rates over the window; per GPU means over all accelerators of all pools that are paid for in it."""
+        """Rates over the window; per GPU means over all accelerators of all groups that are paid for in it."""
         w = self.window
-        gpus = sum(map(self._mean_gpus, self.pools.values()))
+        gpus = sum(map(self._mean_gpus, self.groups.values()))
         return {
             "total_tok_s_per_gpu": w.rate(w.tokens_in + w.tokens_out) / gpus,
             "output_tok_s_per_gpu": w.rate(w.tokens_out) / gpus,
@@ -340,7 +339,7 @@ class SimulationResult:
             "tokens_out": int(self.output_tokens[self.finished].sum()),
             "duration_s": self.run.end.time_s,
             "warmup_requests": self.warmup,
-            "gpus_total": sum(books.most_gpus for books in self.pools.values()),
+            "gpus_total": sum(books.most_gpus for books in self.groups.values()),
             "metrics": self.metrics(),
             "throughput": self.throughput(),
             "slo": self.slo_report(),

@@ -5,15 +5,20 @@ The recorder is told of every step as it ends and starts nothing itself, so a re
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+import simpy
+
+from simulator.des.instance import Instance
 
 
 class Step(NamedTuple):
     """A step of one instance, and the instance's state at its end. A step cut by a fault computed nothing."""
 
-    pool: str
-    instance: int
+    group: str
+    instance: int  # its number in the pool
     start_s: float
     end_s: float
     prefill_s: float  # the part of its time that prefill is charged with
@@ -35,5 +40,28 @@ class Recorder:
         """Steps of each instance that had any, in order of time."""
         found: dict[tuple[str, int], list[Step]] = {}
         for step in self.steps:
-            found.setdefault((step.pool, step.instance), []).append(step)
+            found.setdefault((step.group, step.instance), []).append(step)
         return found
+
+    def observer(self, env: simpy.Environment, group: str) -> Callable[[Instance, float, float, int, int], None]:
+        """What the instances of a group tell of each step."""
+        steps = self.steps
+
+        def observe(instance: Instance, start_s: float, prefill_s: float, prompt_tokens: int, sequences: int) -> None:
+            steps.append(
+                Step(
+                    group,
+                    instance.index,
+                    start_s,
+                    env.now,
+                    prefill_s,
+                    prompt_tokens,
+                    sequences,
+                    instance.batch.size,
+                    instance.waiting_count,
+                    instance.kv_bytes,
+                    instance.cached_bytes,
+                )
+            )
+
+        return observe

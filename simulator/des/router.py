@@ -13,6 +13,11 @@ class Loaded(Protocol):
 
     @property
     def load(self) -> int: ...
+    @property
+    def speed(self) -> float:
+        """What it is predicted to get done in a second, in a unit that all share."""
+        ...
+
     def weight(self, request: int) -> int:
         """What the request would add to the load."""
         ...
@@ -44,7 +49,7 @@ class Homes:
 
 
 def make_router(name: str, instances: Sequence[Loaded], rng: np.random.Generator, homes: Homes | None = None) -> Router:
-    """A router by its name.
+    """A router by its name. Where instances are unlike in speed, load is the expected delay, see `_delays`.
 
     round_robin. least_loaded: ties go to the lowest index. power_of_two: the better of two drawn at random.
     kv_aware: the smallest claimed share of KV room, among equals the least loaded.
@@ -67,9 +72,21 @@ def make_router(name: str, instances: Sequence[Loaded], rng: np.random.Generator
     return makers[name](instances, rng)
 
 
+def _delays(instances: Sequence[Loaded]) -> Callable[[int, Sequence[Loaded]], list[float]]:
+    """What routers compare among some of the instances. Where all are equally fast: their load. Where they are unlike:
+    the time until each has worked off its load and the request, (load + weight) / speed, which is routing by shortest
+    expected delay (SED)."""
+    if len({instance.speed for instance in instances}) == 1:
+        return lambda request, among: [instance.load for instance in among]
+    mean = sum(instance.speed for instance in instances) / len(instances)  # keeps delays on the scale of loads
+    return lambda request, among: [(one.load + one.weight(request)) * (mean / one.speed) for one in among]
+
+
 def _prefix_aware(instances: Sequence[Loaded], rng: np.random.Generator) -> Router:
+    delays = _delays(instances)
+
     def choose(request: int) -> int:
-        loads = [instance.load for instance in instances]
+        loads = delays(request, instances)
         mean = max(1.0, sum(loads) / len(loads))
         scores = [
             load / mean - PREFIX_WEIGHT * instance.hit_share(request)
@@ -92,16 +109,22 @@ def _round_robin(instances: Sequence[Loaded], rng: np.random.Generator) -> Route
 
 
 def _least_loaded(instances: Sequence[Loaded], rng: np.random.Generator) -> Router:
+    delays = _delays(instances)
+
     def choose(request: int) -> int:
-        loads = [instance.load for instance in instances]
+        loads = delays(request, instances)
         return loads.index(min(loads))
 
     return choose
 
 
 def _kv_aware(instances: Sequence[Loaded], rng: np.random.Generator) -> Router:
+    delays = _delays(instances)
+
     def choose(request: int) -> int:
-        claims = [(instance.kv_claimed, instance.load) for instance in instances]
+        claims = [
+            (instance.kv_claimed, load) for instance, load in zip(instances, delays(request, instances), strict=True)
+        ]
         return claims.index(min(claims))
 
     return choose
@@ -109,6 +132,7 @@ def _kv_aware(instances: Sequence[Loaded], rng: np.random.Generator) -> Router:
 
 def _power_of_two(instances: Sequence[Loaded], rng: np.random.Generator) -> Router:
     count = len(instances)
+    delays = _delays(instances)
     drawn: list[tuple[int, int]] = []
 
     def choose(request: int) -> int:
@@ -117,22 +141,25 @@ def _power_of_two(instances: Sequence[Loaded], rng: np.random.Generator) -> Rout
             second = (first + rng.integers(1, count, size=4096)) % count
             drawn.extend(zip(first.tolist(), second.tolist(), strict=True))
         a, b = drawn.pop()
-        return a if instances[a].load <= instances[b].load else b
+        loads = delays(request, (instances[a], instances[b]))
+        return a if loads[0] <= loads[1] else b
 
     return choose
 
 
 def _session_affinity(instances: Sequence[Loaded], homes: Homes) -> Router:
     places = {id(instance): index for index, instance in enumerate(instances)}
+    delays = _delays(instances)
+    unlike = len({instance.speed for instance in instances}) > 1
 
     def choose(request: int) -> int:
-        loads = [instance.load for instance in instances]
+        loads = delays(request, instances)
         least = loads.index(min(loads))
         session = homes.session_of[request]
         if session < 0:
             return least
         chosen = places.get(id(homes.instance.get(session)), least)
-        weight = instances[chosen].weight(request)
+        weight = 0 if unlike else instances[chosen].weight(request)  # delays have it
         if loads[chosen] + weight > LOYALTY * (sum(loads) / len(loads) + weight):
             chosen = least
         homes.instance[session] = instances[chosen]

@@ -5,24 +5,27 @@ from __future__ import annotations
 import gc
 from bisect import bisect_right
 from collections import Counter, deque
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import simpy
 
-from simulator.des.autoscale import PoolView, follow_schedule, watch
-from simulator.des.faults import FaultInjector, Incident, nodes_of
+from simulator.des.admission import hopeless
+from simulator.des.autoscale import GroupView, follow_schedule, watch
+from simulator.des.dispatch import Dispatch
+from simulator.des.faults import FaultInjector, Incident
 from simulator.des.fleet import Change, Fleet, Moment
 from simulator.des.instance import Handover, Instance
 from simulator.des.journal import Journal, Status, Usage
 from simulator.des.queues import Queue, queue_of
-from simulator.des.recorder import Recorder, Step
-from simulator.des.router import Homes, Router, make_router
+from simulator.des.recorder import Recorder
+from simulator.des.router import Homes, make_router
 from simulator.des.scenario import Autoscale
 from simulator.des.sources import Source, make_source
-from simulator.des.spec import ClusterSpec, PoolSpec
-from simulator.des.transfer import Interconnect, make_spines
+from simulator.des.spec import ClusterSpec, GroupSpec
+from simulator.des.spines import make_spines
+from simulator.des.transfer import Interconnect
 from simulator.des.workload import Requests
 
 SHARED_QUEUE = "shared_queue"
@@ -32,7 +35,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Usage of every instance, by pool, at one moment."""
+    """Usage of every instance, by group, at one moment."""
 
     time_s: float
     usage: dict[str, list[Usage]]
@@ -43,8 +46,8 @@ class Run:
     """What a finished run left behind.
 
     streams: whose requests they were, in the order of their numbers.
-    incidents: faults in order of their beginning. fleets: how many instances each pool had, from when on; changes: the
-    state of each instance, from when on.
+    incidents: faults in order of their beginning. fleets: how many instances each group had, from when on; changes: the
+    state of each of its instances, from when on.
     warmup: requests sent before the first measured one; at least one request is measured. Offline work is not counted.
     opened: taken when the first measured request arrived; closed: when the last request arrived; end: at the end.
     """
@@ -83,14 +86,14 @@ class Cluster:
         self._total = len(journal.status)
         self._online = sum(len(stream) for stream in self.streams if not stream.offline)
         self._warmup = max(0, min(warmup, self._online - 1))
-        paces = max(len(pool.instance.rates) for pool in spec.pools)
+        paces = max(len(group.instance.rates) for group in spec.groups)
         if paces > 1:
             journal.pace = journal.rng.integers(paces, size=self._total).tolist()
         self._progress = progress
         self._progress_every = max(1, self._total // 100)
         self._done = 0
         self._sent = 0
-        self._rejected, self._reasons = _hopeless(spec, journal)
+        self._rejected, self._reasons = hopeless(spec, journal)
         self.rejections: Counter[str] = Counter()
         shared = spec.router == SHARED_QUEUE
         self._shared_queue = self._new_queue() if shared else None
@@ -99,50 +102,51 @@ class Cluster:
         picks = "least_loaded" if shared else spec.router
         # No decode instance keeps prefixes.
         decode_picks = spec.decode_router or ("least_loaded" if picks in CACHE_ROUTERS else picks)
-        hand_over = None if spec.decode is None else self._hand_over
-        spines = make_spines(spec.entry, spec.transfer)
-        self.links = Interconnect(env, spec.transfer_bytes, spec.transfer, spec.layers, spines)
-        self.entry = [
-            Instance(
+        hand_over = self._hand_over if spec.decode else None
+        self.links = Interconnect(env, spec.transfer_bytes, spec.transfer, spec.layers)
+        homes = None if journal.session is None else Homes(journal.session)
+        self.fleets: dict[str, Fleet] = {}
+
+        def entry(group: GroupSpec, index: int) -> Instance:
+            return Instance(
                 env,
-                i,
-                spec.entry.instance,
+                index,
+                group.instance,
                 journal,
                 self._new_queue() if self._shared_queue is None else self._shared_queue,
                 self._finish,
                 hand_over,
                 streams=self.links if hand_over is not None and self.links.streams else None,
-                observe=_observer(recorder, env, spec.entry.name),
+                observe=None if recorder is None else recorder.observer(env, group.name),
                 backlog=backlog,
             )
-            for i in range(spec.entry.count)
-        ]
-        homes = None if journal.session is None else Homes(journal.session)
-        self.fleets = {spec.entry.name: self._fleet(spec.entry, self.entry, picks, rng, homes)}
-        self._entry_fleet = self.fleets[spec.entry.name]
-        self.decode: list[Instance] = []
-        if spec.decode is not None:
-            self.decode = [
-                Instance(
-                    env,
-                    i,
-                    spec.decode.instance,
-                    journal,
-                    self._new_queue(),
-                    self._finish,
-                    fetch=self.links.fetch,
-                    stages=spec.transfer.staged,
-                    observe=_observer(recorder, env, spec.decode.name),
-                    backlog=None if backlog is None else deque(),
-                )
-                for i in range(spec.decode.count)
-            ]
-            self.fleets[spec.decode.name] = self._fleet(spec.decode, self.decode, decode_picks, rng)
-            self._decode_fleet = self.fleets[spec.decode.name]
+
+        def decode(group: GroupSpec, index: int) -> Instance:
+            return Instance(
+                env,
+                index,
+                group.instance,
+                journal,
+                self._new_queue(),
+                self._finish,
+                fetch=self.links.fetch,
+                stages=spec.transfer.staged,
+                observe=None if recorder is None else recorder.observer(env, group.name),
+                backlog=None if backlog is None else deque(),
+            )
+
+        self._entry = Dispatch(
+            lambda among: make_router(picks, among, rng, homes),
+            self._prompt_tokens if spec.decode else self._all_tokens,
+        )
+        self.entry = self._enlist(self._entry, spec.entry, entry)
+        self.links.spines = make_spines(self.entry, spec.transfer)
+        self._decode = Dispatch(lambda among: make_router(decode_picks, among, rng), self._all_tokens)
+        self.decode = self._enlist(self._decode, spec.decode, decode)
         self._parked: deque[int] = deque()  # requests and hand-overs while no instance serves
         self._parked_handovers: deque[Handover] = deque()
         self._over = env.event()
-        self.entry_delay_s = spec.entry.instance.times.first_token_extra_s
+        self.entry_delay_s = max(group.instance.times.first_token_extra_s for group in spec.entry)
         self._sources: list[Source] = []
         self._first: list[int] = []  # of each source its first request
         for stream in self.streams:
@@ -151,19 +155,13 @@ class Cluster:
         self._feedback = any(stream.arrival_s is None for stream in self.streams)
         self._injector: FaultInjector | None = None
         if spec.faults is not None:
-            self._injector = FaultInjector(
-                env,
-                spec.faults,
-                self.fleets,
-                {pool.name: nodes_of(pool.count, pool.instance.gpus, pool.node_gpus) for pool in spec.pools},
-                self.links.set_speed,
-                rng.spawn(1)[0],
-            )
+            fleets = {pool[0].pool: [self.fleets[group.name] for group in pool] for pool in spec.pools}
+            self._injector = FaultInjector(env, spec.faults, fleets, self.links.set_speed, rng.spawn(1)[0])
         self._ended: list[int] = []  # requests in order of their end, where an autoscaler looks at them
         self._notes_ends = False
-        for pool in spec.pools:
-            if pool.autoscale is not None:
-                self._autoscale(pool, pool.autoscale)
+        for group in spec.groups:
+            if group.autoscale is not None:
+                self._autoscale(group, group.autoscale)
 
     def run(self) -> Run:
         """Play all requests to their end."""
@@ -186,8 +184,8 @@ class Cluster:
             self.journal,
             self.rejections,
             [] if self._injector is None else self._injector.incidents,
-            {pool: fleet.log for pool, fleet in self.fleets.items()},
-            {pool: fleet.changes for pool, fleet in self.fleets.items()},
+            {group: fleet.log for group, fleet in self.fleets.items()},
+            {group: fleet.changes for group, fleet in self.fleets.items()},
             self._warmup,
             self._opened,
             self._closed,
@@ -241,15 +239,15 @@ class Cluster:
         if request in self.journal.offline:
             assert self._backlog is not None
             self._backlog.append(request)
-            for instance in self._entry_fleet.open:
+            for instance in self._entry.open:
                 instance.kick()
             return
         shared = self._shared_queue
-        taker = None if shared is not None else self._entry_fleet.pick(request)
+        taker = None if shared is not None else self._entry.pick(request)
         if shared is None and taker is None:
             self._parked.append(request)
             return
-        takers = self._entry_fleet.open if taker is None else [taker]
+        takers = self._entry.open if taker is None else [taker]
         queue = shared if taker is None else taker.waiting
         limit = self.spec.max_queue
         assert queue is not None
@@ -264,7 +262,7 @@ class Cluster:
                 instance.kick()
 
     def _hand_over(self, handover: Handover) -> None:
-        taker = self._decode_fleet.pick(handover.request)
+        taker = self._decode.pick(handover.request)
         if taker is None:
             self._parked_handovers.append(handover)
         else:
@@ -272,36 +270,49 @@ class Cluster:
 
     # Instances come and go
 
-    def _fleet(
-        self,
-        pool: PoolSpec,
-        instances: Sequence[Instance],
-        picks: str,
-        rng: np.random.Generator,
-        homes: Homes | None = None,
-    ) -> Fleet:
-        def route(among: Sequence[Instance]) -> Router:
-            return make_router(picks, among, rng, homes)
+    def _enlist(
+        self, dispatch: Dispatch, groups: Sequence[GroupSpec], make: Callable[[GroupSpec, int], Instance]
+    ) -> list[Instance]:
+        """The instances of a pool, numbered through its groups."""
+        made: list[Instance] = []
+        for group in groups:
+            own = [make(group, len(made) + i) for i in range(group.count)]
+            made += own
+            self.fleets[group.name] = Fleet(
+                self.env, group, own, dispatch.review, self._opens, self._dies, self._drains
+            )
+        dispatch.enlist([self.fleets[group.name] for group in groups])
+        return made
 
-        count = pool.count if pool.begins_with is None else pool.begins_with
-        return Fleet(self.env, instances, count, pool.startup_s, route, self._opens, self._dies, self._drains)
+    def _prompt_tokens(self, request: int) -> int:
+        """KV that a request needs until it is handed over."""
+        return self.journal.prompt_tokens[request] + self.journal.emitted[request] + 1
 
-    def _autoscale(self, pool: PoolSpec, keys: Autoscale) -> None:
-        fleet = self.fleets[pool.name]
+    def _all_tokens(self, request: int) -> int:
+        """KV that a request needs until its end."""
+        return self.journal.prompt_tokens[request] + self.journal.output_tokens[request]
+
+    def _autoscale(self, group: GroupSpec, keys: Autoscale) -> None:
+        fleet = self.fleets[group.name]
         if keys.schedule:
             self.env.process(follow_schedule(self.env, fleet, keys))
             return
         if keys.metric == "attainment":
             self._notes_ends = True
-        entry = pool is self.spec.entry
-        queue: Sized = self._parked if entry else self._parked_handovers
-        limits = self.spec.limits_of(pool)
+        entry = self.spec.is_entry(group)
+        journal = self.journal
+        numbers = {instance.index for instance in fleet.instances}
+        served_by = journal.prefill_instance if entry and self.spec.decode else journal.decode_instance
+        limits = self.spec.limits_of(group)
 
         def limits_of(request: int) -> dict[str, float]:
+            """Of a group beside others, those of requests that it has served."""
+            if group.label and served_by[request] not in numbers:
+                return {}
             return limits[0] if len(limits) == 1 else limits[self._stream_of(request)]
 
-        view = PoolView(fleet, (queue,), self.journal, self._ended, limits_of)
-        self.env.process(watch(self.env, fleet, keys, view, by_steps=entry and self.spec.decode is not None))
+        view = GroupView(fleet, self._parked if entry else self._parked_handovers, journal, self._ended, limits_of)
+        self.env.process(watch(self.env, fleet, keys, view, by_steps=entry and bool(self.spec.decode)))
 
     def _opens(self, instance: Instance) -> None:
         """An instance serves from now on: what waits at the router may go there."""
@@ -344,9 +355,10 @@ class Cluster:
         journal = self.journal
         again = []
         for request in requests:
-            tokens = journal.prompt_tokens[request] + journal.emitted[request]
+            tokens = self._prompt_tokens(request)
             journal.retries[request] += 1
-            if journal.retries[request] > keys.retries or not self.spec.entry.instance.kv.fits(1, tokens + 1):
+            fits = any(group.instance.kv.fits(1, tokens) for group in self.spec.entry)
+            if journal.retries[request] > keys.retries or not fits:
                 self._close(request, Status.FAILED)
                 self._tell_source(request)
             else:
@@ -390,60 +402,5 @@ class Cluster:
             self._progress(self._done, self._total)
 
     def _snapshot(self) -> Snapshot:
-        usage = {self.spec.entry.name: [instance.usage() for instance in self.entry]}
-        if self.spec.decode is not None:
-            usage[self.spec.decode.name] = [instance.usage() for instance in self.decode]
+        usage = {name: [instance.usage() for instance in fleet.instances] for name, fleet in self.fleets.items()}
         return Snapshot(self.env.now, usage)
-
-
-def _observer(
-    recorder: Recorder | None, env: simpy.Environment, pool: str
-) -> Callable[[Instance, float, float, int, int], None] | None:
-    """Writes the steps of a pool's instances to the recorder."""
-    if recorder is None:
-        return None
-    steps = recorder.steps
-
-    def observe(instance: Instance, start_s: float, prefill_s: float, prompt_tokens: int, sequences: int) -> None:
-        steps.append(
-            Step(
-                pool,
-                instance.index,
-                start_s,
-                env.now,
-                prefill_s,
-                prompt_tokens,
-                sequences,
-                instance.batch.size,
-                instance.waiting_count,
-                instance.kv_bytes,
-                instance.cached_bytes,
-            )
-        )
-
-    return observe
-
-
-def _hopeless(spec: ClusterSpec, journal: Journal) -> tuple[list[int], list[str]]:
-    """Per request the index of the reason why it can never be served (0: it can), and the reasons."""
-    prompts = np.array(journal.prompt_tokens)
-    total = prompts + np.array(journal.output_tokens)
-    reasons = [""]
-    verdict = np.zeros(len(prompts), dtype=np.int64)
-
-    def refuse(where: np.ndarray, reason: str) -> None:
-        reasons.append(reason)
-        verdict[where & (verdict == 0)] = len(reasons) - 1
-
-    if spec.max_positions is not None:
-        refuse(total > spec.max_positions, f"prompt and output exceed the model's {spec.max_positions:,} positions")
-    for pool in spec.pools:
-        kv = pool.instance.kv
-        needed = total if pool is (spec.decode or spec.entry) else prompts + 1
-        room = kv.capacity_bytes - kv.bytes_per_sequence
-        refuse(
-            kv.bytes_per_sequence + needed * kv.bytes_per_token > kv.capacity_bytes,
-            f"its KV never fits on one attention rank of the {pool.name} pool, which has room for "
-            f"{max(0, int(min(room / kv.bytes_per_token, 1e18) if kv.bytes_per_token else 0)):,} tokens",
-        )
-    return verdict.tolist(), reasons

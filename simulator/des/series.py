@@ -28,17 +28,17 @@ def series(recorder: Recorder, result: SimulationResult, grid_s: float) -> pd.Da
     grid: Floats = np.arange(math.ceil(end_s / grid_s) + 1, dtype=np.float64) * grid_s
     steps = recorder.by_instance()
     frames = []
-    for pool in result.spec.pools:
-        room = pool.instance.kv.capacity_bytes * pool.instance.ranks
-        changes = result.run.changes[pool.name]
-        for instance in range(pool.count):
-            own = steps.get((pool.name, instance), [])
+    for group in result.spec.groups:
+        room = group.instance.kv.capacity_bytes * group.instance.ranks
+        changes = result.run.changes[group.name]
+        for instance in dict.fromkeys(change.instance for change in changes):
+            own = steps.get((group.name, instance), [])
             ended = np.searchsorted([step.end_s for step in own], grid, side="right")
             busy_s, prefill_s = _step_time(own, grid)
             mine = [change for change in changes if change.instance == instance]
             columns: dict[str, Any] = {
                 "time_s": grid,
-                "pool": pool.name,
+                "pool": group.name,
                 "instance": instance,
                 "state": _states(mine, grid),
             }
@@ -47,9 +47,9 @@ def series(recorder: Recorder, result: SimulationResult, grid_s: float) -> pd.Da
             columns["kv_occupancy"] = columns["kv_bytes"] / room
             columns["busy_fraction"] = np.diff(busy_s, prepend=0.0) / grid_s
             power_w: Any = np.nan
-            if pool.power is not None:
+            if group.power is not None:
                 powered_s = _powered_s(mine, np.minimum(grid, end_s))
-                joules = pool.power.joules(powered_s, prefill_s, busy_s - prefill_s) * pool.instance.gpus
+                joules = group.power.joules(powered_s, prefill_s, busy_s - prefill_s) * group.instance.gpus
                 power_w = np.diff(joules, prepend=0.0) / grid_s
             columns["power_w"] = power_w
             frames.append(pd.DataFrame(columns))

@@ -42,6 +42,8 @@ class InstanceSpec:
     long_prefill_token_threshold: tokens of one prompt in a step at most; none: what the budget leaves.
     max_long_partial_prefills: prompts under way on a rank with more than that left, at most; none: any number.
     nic_bandwidth: one way, of one accelerator, over the network that KV takes. [B/s]
+    speed: what the instance is predicted to get done in a second at full load, in any unit that its pool shares;
+        routers look at it where instances are unlike.
     cache_tiers: where KV of past prompts is kept, fastest first; none keeps nothing. Blocks in the first take
         cache_block_bytes each of what requests leave of `kv`, over all ranks.
     """
@@ -56,6 +58,7 @@ class InstanceSpec:
     acceptance_length: float = 1.0
     acceptance_spread: float = 0.0
     nic_bandwidth: float = float("inf")
+    speed: float = 1.0
     batching: str = "chunked"
     long_prefill_token_threshold: int | None = None
     max_long_partial_prefills: int | None = None
@@ -81,15 +84,16 @@ class InstanceSpec:
 
 
 @dataclass(frozen=True)
-class PoolSpec:
-    """Identical instances under a name for reports: "prefill", "decode" or "colocated".
+class GroupSpec:
+    """Identical instances of a pool: "prefill", "decode" or "colocated". Most pools are one group.
 
-    count: instances that the pool has at most. begins_with: of them, instances that serve at first; none: all.
+    count: instances that the group has at most. begins_with: of them, instances that serve at first; none: all.
     startup_s: from the end of a fault, or from being added, until an instance serves.
     node_gpus: accelerators that a fault of their node takes down together. power: of one accelerator; None: not known.
+    label: tells the groups of a pool apart.
     """
 
-    name: str
+    pool: str
     instance: InstanceSpec
     count: int = 1
     begins_with: int | None = None
@@ -97,6 +101,12 @@ class PoolSpec:
     node_gpus: int = 8
     autoscale: Autoscale | None = None
     power: PowerDraw | None = None
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        """For reports: that of the pool, where the group is all of it."""
+        return f"{self.pool}.{self.label}" if self.label else self.pool
 
     @property
     def gpus(self) -> int:
@@ -107,7 +117,8 @@ class PoolSpec:
 class ClusterSpec:
     """Everything that a run needs to know of the cluster.
 
-    entry: the pool that takes arrivals (prefill or colocated); decode: the pool it hands over to, if any.
+    entry: the groups of the pool that takes arrivals (prefill or colocated); decode: those of the pool that it hands
+        over to, if any. Instances of a pool are numbered through its groups.
     decode_router: none: as `router`, or least_loaded where that looks at queues or caches.
     max_queue: requests that may wait in each queue of the entry pool; none: any number.
     transfer_bytes: KV and state that move with a sequence, from its prompt tokens. [B]
@@ -116,8 +127,8 @@ class ClusterSpec:
     slos: limits of all requests, or of each tenant, that autoscaling by attainment looks at.
     """
 
-    entry: PoolSpec
-    decode: PoolSpec | None = None
+    entry: tuple[GroupSpec, ...]
+    decode: tuple[GroupSpec, ...] = ()
     router: str = "least_loaded"
     decode_router: str | None = None
     max_queue: int | None = None
@@ -129,12 +140,20 @@ class ClusterSpec:
     slos: tuple[Slo, ...] = (Slo(),)
 
     @property
-    def pools(self) -> tuple[PoolSpec, ...]:
-        return (self.entry,) if self.decode is None else (self.entry, self.decode)
+    def groups(self) -> tuple[GroupSpec, ...]:
+        return (*self.entry, *self.decode)
 
-    def limits_of(self, pool: PoolSpec) -> list[dict[str, float]]:
+    @property
+    def pools(self) -> tuple[tuple[GroupSpec, ...], ...]:
+        """The groups of each pool."""
+        return (self.entry, self.decode) if self.decode else (self.entry,)
+
+    def is_entry(self, group: GroupSpec) -> bool:
+        return group.pool == self.entry[0].pool
+
+    def limits_of(self, group: GroupSpec) -> list[dict[str, float]]:
         """As `slos`, those that a pool answers for: prefill for TTFT, decode for TPOT, a colocated one for all. [s]"""
-        if self.decode is None:
+        if not self.decode:
             return [slo.limits for slo in self.slos]
-        own = "ttft_s" if pool is self.entry else "tpot_s"
+        own = "ttft_s" if self.is_entry(group) else "tpot_s"
         return [{name: limit for name, limit in slo.limits.items() if name == own} for slo in self.slos]

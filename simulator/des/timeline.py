@@ -1,7 +1,7 @@
 """A run in Chrome's trace-event format, for ui.perfetto.dev: what ran where, what broke, what became of requests.
 
-A process for each pool with a thread for each instance: steps, and arrows from the end of a prompt to the step that
-takes its sequence on elsewhere. A process for each pool's states where they change, one for faults by unit, one for
+A process for each group with a thread for each instance: steps, and arrows from the end of a prompt to the step that
+takes its sequence on elsewhere. A process for each group's states where they change, one for faults by unit, one for
 the stages of requests. Times are in microseconds.
 """
 
@@ -32,9 +32,9 @@ def write_timeline(path: Path, recorder: Recorder, run: Run) -> None:
 def timeline(recorder: Recorder, run: Run) -> Iterator[Event]:
     """All events of a run."""
     names = _Names()
-    pids = {pool: names.process(pool) for pool in run.fleets}
+    pids = {group: names.process(group) for group in run.fleets}
     for step in recorder.steps:
-        yield _step(step, names.thread(pids[step.pool], step.instance, f"instance {step.instance}"))
+        yield _step(step, names.thread(pids[step.group], step.instance, f"instance {step.instance}"))
     yield from _arrows(recorder, run, pids)
     yield from _lifecycle(run, names)
     requests = names.process("requests")
@@ -93,18 +93,20 @@ def _step(step: Step, where: Event) -> Event:
 
 def _arrows(recorder: Recorder, run: Run, pids: dict[str, int]) -> Iterator[Event]:
     """From the middle of the step that completed a prompt to the middle of the first that decodes it elsewhere."""
-    if len(run.fleets) < 2:
-        return
     journal = run.journal
-    entry, decode = run.fleets
+    # Numbers of instances are those in their pool; a group is called after its pool.
+    homes = {(group.partition(".")[0], c.instance): group for group, changes in run.changes.items() for c in changes}
+    pools = list(dict.fromkeys(pool for pool, _ in homes))
+    if len(pools) < 2:
+        return
     steps = recorder.by_instance()
     ends = {key: [step.end_s for step in own] for key, own in steps.items()}
     starts = {key: [step.start_s for step in own] for key, own in steps.items()}
     for request, delivered_s in enumerate(journal.delivered_s):
         if math.isnan(delivered_s) or journal.status[request] != Status.FINISHED or journal.retries[request]:
             continue
-        source = (entry, journal.prefill_instance[request])
-        taker = (decode, journal.decode_instance[request])
+        numbers = (journal.prefill_instance[request], journal.decode_instance[request])
+        source, taker = ((homes[pool, number], number) for pool, number in zip(pools, numbers, strict=True))
         last = bisect_left(ends[source], journal.first_token_s[request])
         first = bisect_left(starts[taker], delivered_s)
         for phase, key, i in (("s", source, last), ("f", taker, first)):
@@ -122,14 +124,14 @@ def _arrows(recorder: Recorder, run: Run, pids: dict[str, int]) -> Iterator[Even
 
 
 def _lifecycle(run: Run, names: _Names) -> Iterator[Event]:
-    """States of the instances of pools where they change, and faults."""
+    """States of the instances of groups where they change, and faults."""
     end_s = run.end.time_s
-    for pool, changes in run.changes.items():
-        count = len({change.instance for change in changes})
-        if len(changes) == count:
+    for group, changes in run.changes.items():
+        instances = dict.fromkeys(change.instance for change in changes)
+        if len(changes) == len(instances):
             continue
-        pid = names.process(f"{pool}: states")
-        for i in range(count):
+        pid = names.process(f"{group}: states")
+        for i in instances:
             own = [change for change in changes if change.instance == i]
             until = [change.time_s for change in own[1:]] + [end_s]
             for change, last_s in zip(own, until, strict=True):
@@ -139,8 +141,8 @@ def _lifecycle(run: Run, names: _Names) -> Iterator[Event]:
         pid = names.process("faults")
         units: dict[tuple[str, str, int], int] = {}
         for seen in run.incidents:
-            tid = units.setdefault((seen.pool, seen.kind, seen.unit), len(units))
-            where = names.thread(pid, tid, f"{seen.pool} {seen.kind} {seen.unit}")
+            tid = units.setdefault((seen.group, seen.kind, seen.unit), len(units))
+            where = names.thread(pid, tid, f"{seen.group} {seen.kind} {seen.unit}")
             last_s = end_s if seen.end_s is None else seen.end_s
             yield _slice(f"{seen.kind} fault", where, seen.begin_s, last_s, speed=seen.speed)
 

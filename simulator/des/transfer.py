@@ -11,8 +11,8 @@ import simpy
 from simulator.des.batching import Rank
 from simulator.des.instance import Handover, Instance
 from simulator.des.links import Fabric, Flow, Link
-from simulator.des.scenario import ScenarioError, Transfer
-from simulator.des.spec import PoolSpec
+from simulator.des.scenario import Transfer
+from simulator.des.spines import Spines
 
 
 class _Move(Flow):
@@ -68,27 +68,6 @@ class _Stream:
         self.move: _Move | None = None  # once a decode instance has room
 
 
-def make_spines(source: PoolSpec, keys: Transfer) -> tuple[Link, ...]:
-    """What transfers from `source` share beyond the links of ranks; none where nothing is over-subscribed.
-
-    One spine; or one for each group of rails that ranks lie on, as many as there are ranks in a row of rails, each
-    for the links of those ranks. Rank r of instance i is rank i * ranks + r of the pool; ranks fill rails in turn.
-    """
-    if keys.oversubscription == 1:
-        return ()
-    spec = source.instance
-    ranks = source.count * spec.ranks
-    width = max(1, spec.gpus // spec.ranks)
-    if max(keys.rails, width) % min(keys.rails, width):
-        raise ScenarioError(
-            f"transfer.rails={keys.rails} cannot be shared out to attention ranks of {width} accelerators; one has to "
-            "divide the other"
-        )
-    groups = min(max(1, keys.rails // width), ranks)
-    rate = keys.achieved * spec.rank_bandwidth / keys.oversubscription
-    return tuple(Link(len(range(group, ranks, groups)) * rate) for group in range(groups))
-
-
 class Interconnect:
     """Moves the KV of sequences from prefill ranks to decode ranks.
 
@@ -106,7 +85,6 @@ class Interconnect:
         transfer_bytes: Callable[[int], float],
         keys: Transfer,
         layers: int = 1,
-        spines: tuple[Link, ...] = (),
     ) -> None:
         self.env = env
         self.fabric = Fabric(env)
@@ -117,7 +95,7 @@ class Interconnect:
         self._layers = layers
         self._overhead_bytes = keys.half_rate_bytes * (layers if self.streams else 1)
         self._links: dict[Instance, tuple[Link, ...]] = {}
-        self.spines = spines
+        self.spines = Spines()
         self._moves: dict[_Move, None] = {}
         self._streaming: dict[int, _Stream] = {}  # by request
 
@@ -130,26 +108,20 @@ class Interconnect:
             self._links[instance] = instance.meter.links = links
         return links
 
-    def _spine(self, handover: Handover) -> tuple[Link, ...]:
-        """The spine of the rails that KV leaves by."""
-        if not self.spines:
-            return ()
-        rank = handover.source.index * handover.source.spec.ranks + handover.rank.index
-        return (self.spines[rank % len(self.spines)],)
-
     def fetch(self, handover: Handover, destination: Instance, rank: Rank) -> None:
         """Start a transfer into reserved room; it ends in `destination.deliver`."""
         size = self._transfer_bytes(handover.tokens - 1)
         if size:
             size += self._overhead_bytes
         out, into = self.links(handover.source), self.links(destination)
+        spine = self.spines.of(handover.source, handover.rank.index)
         if out and into:
-            path = (out[handover.rank.index], into[rank.index], *self._spine(handover))
+            path = (out[handover.rank.index], into[rank.index], *spine)
         else:
             path = (
                 *out[handover.rank.index : handover.rank.index + 1],
                 *into[rank.index : rank.index + 1],
-                *self._spine(handover),
+                *spine,
             )
         earliest_s = self.env.now + self._handshake_s
         move = _Move(self, handover, destination, rank, path, size, earliest_s)

@@ -119,13 +119,14 @@ def _widen(design: Design, scenario: Scenario) -> Deployment | None:
     missed = design.certainty.misses(scenario.search.confidence)
     deployment = design.deployment
     changes: dict[str, Pool] = {}
-    if deployment.colocated is not None:
-        changes["colocated"] = _grown(deployment.colocated, max(missed.values(), default=1.0))
-    elif deployment.prefill is not None and deployment.decode is not None:
+    pools = deployment.lone_pools
+    if "colocated" in pools:
+        changes["colocated"] = _grown(pools["colocated"], max(missed.values(), default=1.0))
+    else:
         if "ttft_s" in missed:
-            changes["prefill"] = _grown(deployment.prefill, missed["ttft_s"])
+            changes["prefill"] = _grown(pools["prefill"], missed["ttft_s"])
         if "tpot_s" in missed or not changes:
-            changes["decode"] = _grown(deployment.decode, missed.get("tpot_s", 1.0))
+            changes["decode"] = _grown(pools["decode"], missed.get("tpot_s", 1.0))
     wider = deployment.model_copy(update=changes)
     return wider if wider.gpus <= scenario.search.max_gpus else None
 

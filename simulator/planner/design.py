@@ -39,11 +39,7 @@ class Design:
 
     def to_json(self) -> dict[str, Any]:
         cost = self.cost.to_json() if self.cost else {}
-        pools = {
-            role: pool_json(pool)
-            for role in ("prefill", "decode", "colocated")
-            if (pool := getattr(self.deployment, role)) is not None
-        }
+        pools = {role: pool_json(pool) for role, pool in self.deployment.lone_pools.items()}
         return {
             "form": self.form,
             **pools,
@@ -64,7 +60,7 @@ class Design:
 
 def pool_json(pool: Pool) -> dict[str, Any]:
     return {
-        **pool.model_dump(),
+        **pool.model_dump(exclude={"name"}),
         "max_sequences": pool.sequence_limit,
         "gpus_per_instance": pool.gpus_per_instance,
         "gpus": pool.gpus,

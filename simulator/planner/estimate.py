@@ -72,8 +72,9 @@ def estimate(scenario: Scenario, model: ModelSpec, traffic: Traffic, deployment:
     first: PrefillState | ColocatedState
     then: DecodeState | ColocatedState
     convention = scenario.price_convention
-    if deployment.colocated is not None:
-        pool = deployment.colocated
+    pools = deployment.lone_pools
+    if "colocated" in pools:
+        pool = pools["colocated"]
         engine = engine_of(model, pool)
         point = functools.cache(lambda n: mixed_point(engine, traffic, pool.max_tokens_per_step, n))
         state = colocated_state(traffic, engine, pool.instances, pool.sequence_limit, percentile, point)
@@ -81,19 +82,13 @@ def estimate(scenario: Scenario, model: ModelSpec, traffic: Traffic, deployment:
         costs = [pool_cost(pool, engine.hardware, convention, state.prefill_share)]
         engines = [engine]
     else:
-        assert deployment.prefill is not None
-        assert deployment.decode is not None
-        p, d = engine_of(model, deployment.prefill), engine_of(model, deployment.decode)
-        times = prefill_times(p, traffic, deployment.prefill.max_tokens_per_step)
-        first = prefill_state(p, traffic, times, deployment.prefill.instances, percentile)
+        prefill, decode = pools["prefill"], pools["decode"]
+        p, d = engine_of(model, prefill), engine_of(model, decode)
+        times = prefill_times(p, traffic, prefill.max_tokens_per_step)
+        first = prefill_state(p, traffic, times, prefill.instances, percentile)
         stall = handover_s(model, round(traffic.mean_prompt), p.hardware, p.parallelism, deployment.transfer)
-        then = decode_state(
-            d, traffic, deployment.decode.instances, deployment.decode.sequence_limit, stall, percentile
-        )
-        costs = [
-            pool_cost(deployment.prefill, p.hardware, convention, 1.0),
-            pool_cost(deployment.decode, d.hardware, convention, 0.0),
-        ]
+        then = decode_state(d, traffic, decode.instances, decode.sequence_limit, stall, percentile)
+        costs = [pool_cost(prefill, p.hardware, convention, 1.0), pool_cost(decode, d.hardware, convention, 0.0)]
         engines = [p, d]
     return _design(scenario, traffic, deployment, first, then, costs, engines)
 

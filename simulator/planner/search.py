@@ -226,7 +226,7 @@ def _table(designs: list[Design]) -> list[Design]:
     rows: list[Design] = []
     seen: dict[tuple[str, ...], int] = {}
     for design in sorted(designs, key=lambda d: (not d.meets_slo, *d.cost_rank)):
-        key = (design.form, *(pool.gpu for pool in design.deployment.pools))
+        key = (design.form, *(pool.gpu for pool in design.deployment.groups))
         if seen.get(key, 0) < ROWS_PER_PAIR:
             seen[key] = seen.get(key, 0) + 1
             rows.append(design)

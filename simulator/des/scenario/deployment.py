@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, FiniteFloat, model_validator
+from pydantic import Discriminator, Field, FiniteFloat, Tag, model_validator
 
 from hw_profiles.profile import HardwareProfile
 from simulator.des.acceptance import class_rates
@@ -34,8 +34,9 @@ class ExpertSkewKeys(Strict):
 
 
 class Pool(Strict):
-    """Identical instances of one accelerator and one cut."""
+    """Identical instances of one accelerator and one cut: a pool, or one of its groups."""
 
+    name: Annotated[str, Field(min_length=1)] | None = None  # of a group in reports; none: its accelerator
     gpu: str
     stack: str = "default"
     instances: Instances = 1
@@ -124,6 +125,18 @@ class Pool(Strict):
         return self
 
 
+def _spelling(value: Any) -> str:
+    return "groups" if isinstance(value, (list, tuple)) else "pool"
+
+
+# [deployment.decode], or [[deployment.decode]] for each of several unlike groups.
+SPELLINGS = ("pool", "groups")
+Groups = Annotated[
+    Annotated[Pool, Tag("pool")] | Annotated[tuple[Pool, ...], Field(min_length=1), Tag("groups")],
+    Discriminator(_spelling),
+]
+
+
 class Transfer(Strict):
     """Hand-over of KV from prefill to decode over the links of each instance's accelerators.
 
@@ -196,11 +209,11 @@ class PrefixCacheKeys(Strict):
 
 
 class Deployment(Strict):
-    """Either `prefill` and `decode` pools, or one `colocated` pool."""
+    """Either `prefill` and `decode` pools, or one `colocated` pool; each is one group of instances or several."""
 
-    prefill: Pool | None = None
-    decode: Pool | None = None
-    colocated: Pool | None = None
+    prefill: Groups | None = None
+    decode: Groups | None = None
+    colocated: Groups | None = None
     transfer: Transfer = Transfer()
     # shared_queue: the instances that take arrivals pull from one queue; decode instances are picked as least_loaded
     router: Literal[
@@ -239,20 +252,47 @@ class Deployment(Strict):
         if self.colocated is not None and (faults.link or any(event.kind == "link" for event in faults.events)):
             raise ValueError("faults of links need transfers; a colocated pool has none, so leave them out")
         for i, event in enumerate(faults.events):
-            pool: Pool | None = getattr(self, event.pool)
-            if pool is None:
+            if event.pool not in self.pools:
                 raise ValueError(f"faults.events.{i}.pool={event.pool} is not a pool of this deployment")
-            if event.index >= pool.most_instances:
+            most = sum(group.most_instances for group in self.pools[event.pool])
+            if event.index >= most:
                 raise ValueError(
-                    f"faults.events.{i}.index={event.index} is beyond the {pool.most_instances} instances of the "
+                    f"faults.events.{i}.index={event.index} is beyond the {most} instances of the "
                     f"{event.pool} pool; count from 0"
                 )
         return self
 
+    @model_validator(mode="after")
+    def _groups_have_names(self) -> Deployment:
+        for name, groups in self.pools.items():
+            labels = [group.name or group.gpu for group in groups]
+            twice = next((label for label in labels if labels.count(label) > 1), None)
+            if twice is not None:
+                raise ValueError(f"two groups of {name} are called '{twice}'; give each a name of its own")
+            if len(groups) == 1 and groups[0].name is not None:
+                raise ValueError(f"{name}.name='{labels[0]}' tells groups apart, and there is one; leave it out")
+        return self
+
     @property
-    def pools(self) -> tuple[Pool, ...]:
-        return tuple(p for p in (self.prefill, self.decode, self.colocated) if p is not None)
+    def pools(self) -> dict[str, tuple[Pool, ...]]:
+        """The groups of each pool by the pool's name, prefill before decode."""
+        named = {"prefill": self.prefill, "decode": self.decode, "colocated": self.colocated}
+        return {
+            name: (groups,) if isinstance(groups, Pool) else groups
+            for name, groups in named.items()
+            if groups is not None
+        }
+
+    @property
+    def lone_pools(self) -> dict[str, Pool]:
+        """As `pools`, where each is one group, as in all that the planner makes."""
+        return {name: group for name, (group,) in self.pools.items()}
+
+    @property
+    def groups(self) -> tuple[Pool, ...]:
+        """Of all pools."""
+        return tuple(group for pool in self.pools.values() for group in pool)
 
     @property
     def gpus(self) -> int:
-        return sum(pool.gpus for pool in self.pools)
+        return sum(group.gpus for group in self.groups)

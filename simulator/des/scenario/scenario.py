@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, FiniteFloat, ValidationError, model_validator
 
 from simulator.des.scenario.base import Count, Drafts, ScenarioError, Strict
-from simulator.des.scenario.deployment import Deployment
+from simulator.des.scenario.deployment import SPELLINGS, Deployment
+from simulator.des.scenario.lifecycle import PoolName
 from simulator.des.scenario.tenant import Slo, Tenant
 from simulator.des.scenario.traffic import ClosedLoop, Offline, Workload
+
+POOLS = get_args(PoolName)
 
 
 class Search(Strict):
@@ -129,7 +132,7 @@ def _first_problem(error: ValidationError) -> str:
     parts = [
         part
         for before, part in zip((None, *problem["loc"]), problem["loc"], strict=False)
-        if not (before == "workload" and part in branches)
+        if not ((before == "workload" and part in branches) or (before in POOLS and part in SPELLINGS))
     ]
     key = ".".join(map(str, parts)) or "the file"
     message = problem["msg"].removeprefix("Value error, ")

@@ -16,7 +16,7 @@ from simulator.des.metrics import SimulationResult
 from simulator.des.recorder import Recorder
 from simulator.des.run import Cluster
 from simulator.des.scenario import Slo
-from simulator.des.spec import ClusterSpec, InstanceSpec, PoolSpec
+from simulator.des.spec import ClusterSpec, GroupSpec, InstanceSpec
 from simulator.des.workload import Requests
 from simulator.model.latency import Chunk, DecodeLoad
 
@@ -92,13 +92,13 @@ def _serve(spec: ClusterSpec, streams: Sequence[Requests], warmup: int = 0, slo:
 
 
 def _colocated(instance: InstanceSpec, count: int = 1, router: str = "least_loaded", **fields: Any) -> ClusterSpec:
-    return ClusterSpec(PoolSpec("colocated", instance, count), router=router, **fields)
+    return ClusterSpec((GroupSpec("colocated", instance, count),), router=router, **fields)
 
 
 def _disaggregated(
     prefill: InstanceSpec, decode: InstanceSpec, counts: tuple[int, int] = (1, 1), **fields: Any
 ) -> ClusterSpec:
-    return ClusterSpec(PoolSpec("prefill", prefill, counts[0]), PoolSpec("decode", decode, counts[1]), **fields)
+    return ClusterSpec((GroupSpec("prefill", prefill, counts[0]),), (GroupSpec("decode", decode, counts[1]),), **fields)
 
 
 @pytest.fixture

@@ -78,5 +78,5 @@ def test_the_spread_reaches_the_instances_of_a_scenario() -> None:
         {"model": "deepseek-v4-flash", "workload": LOAD | {"requests": 5}, "deployment": {"colocated": pool}}
     )
     result = simulate(scenario)
-    assert result.spec.entry.instance.rates == class_rates(1.6, 1, 0.2)
+    assert result.spec.entry[0].instance.rates == class_rates(1.6, 1, 0.2)
     assert len(result.run.journal.pace) == 5

@@ -20,8 +20,8 @@ QUICK = Transfer(efficiency=1.0, handshake_s=0.001, half_rate_bytes=0.0)
 
 def scaled(spec: ClusterSpec, begins_with: int, startup_s: float = 0.0, slo: Slo | None = None, **keys: Any) -> Any:
     """The cluster with an entry pool that scales and has at most the instances that `spec` gives it."""
-    entry = replace(spec.entry, begins_with=begins_with, startup_s=startup_s, autoscale=Autoscale(**keys))
-    return replace(spec, entry=entry, slos=(slo or Slo(),))
+    entry = replace(spec.entry[0], begins_with=begins_with, startup_s=startup_s, autoscale=Autoscale(**keys))
+    return replace(spec, entry=(entry,), slos=(slo or Slo(),))
 
 
 def planned(*steps: tuple[float, int]) -> tuple[ScheduledCount, ...]:
@@ -212,7 +212,7 @@ def test_no_request_is_lost_however_pools_grow_and_shrink(
             server, server, (4, 4), router=router, transfer_bytes=lambda tokens: 20.0 * tokens, transfer=QUICK
         )
         spec = scaled(spec, begins, startup_s, slo, **keys)
-        spec = replace(spec, decode=replace(spec.entry, name="decode"))
+        spec = replace(spec, decode=(replace(spec.entry[0], pool="decode"),))
     else:
         spec = scaled(colocated(server, 4, router), begins, startup_s, slo, **keys)
     count = data.draw(st.integers(1, 60))
@@ -223,7 +223,7 @@ def test_no_request_is_lost_however_pools_grow_and_shrink(
     summary = result.summary()
     assert summary["requests"]["finished"] == count
     assert summary["retries"] == 0
-    for pool in spec.pools:
+    for pool in spec.groups:
         log = result.run.fleets[pool.name]
         assert all(1 <= moment.allocated <= 4 and moment.serving <= moment.allocated for moment in log)
         assert summary["lifecycle"][pool.name]["gpu_hours"] <= 4 * result.run.end.time_s / 3600 * (1 + 1e-9)

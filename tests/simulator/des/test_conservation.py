@@ -137,14 +137,14 @@ def test_every_request_ends_once_and_nothing_is_left_behind(
         assert 0 <= pool["link_fraction"] <= 1 + 1e-9
     # The books themselves, which no reported share has cut to 1.
     end = result.run.end
-    for pool_spec in spec.pools:
+    for pool_spec in spec.groups:
         room = pool_spec.instance.kv.capacity_bytes * pool_spec.instance.ranks
         for usage in end.usage[pool_spec.name]:
             assert max(usage.busy_s, usage.link_s, usage.kv_byte_s / room) <= end.time_s * (1 + 1e-9)
             assert 0 <= usage.prefill_s <= usage.busy_s * (1 + 1e-9)
             assert usage.sequence_s <= pool_spec.instance.max_sequences * usage.busy_s * (1 + 1e-9)
-    rooms = {pool.name: pool.instance.kv.capacity_bytes * pool.instance.ranks for pool in spec.pools}
-    assert all(step.kv_bytes + step.cached_bytes <= rooms[step.pool] for step in recorder.steps)
+    rooms = {pool.name: pool.instance.kv.capacity_bytes * pool.instance.ranks for pool in spec.groups}
+    assert all(step.kv_bytes + step.cached_bytes <= rooms[step.group] for step in recorder.steps)
     recomputed = bool(summary["preemptions"])
     # Every prompt token is computed once or found in a cache; preempted sequences are computed again.
     computed = sum(step.prompt_tokens for step in recorder.steps) + summary["cached_tokens"]

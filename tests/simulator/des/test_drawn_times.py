@@ -20,9 +20,9 @@ def played(skew: dict[str, Any] | None) -> Any:
 def test_drawn_steps_scatter_around_their_mean_and_repeat_with_the_seed() -> None:
     first, again = played({"kind": "dirichlet"}), played({"kind": "dirichlet"})
     assert first.requests.equals(again.requests)
-    latency = first.spec.entry.instance.times
+    latency = first.spec.entry[0].instance.times
     assert latency.draws_experts
     plain = played(None)
-    assert not plain.spec.entry.instance.times.draws_experts
+    assert not plain.spec.entry[0].instance.times.draws_experts
     assert len(set(np.round(plain.tpot_s, 12))) < len(set(np.round(first.tpot_s, 12)))
     assert first.tpot_s.mean() == pytest.approx(plain.tpot_s.mean(), rel=0.2)

@@ -23,8 +23,8 @@ DRAW = PowerDraw(idle_w=100.0, prefill_w=700.0, decode_w=400.0)
 
 def powered(spec: ClusterSpec, draw: PowerDraw | None = DRAW, **fields: Any) -> ClusterSpec:
     """The cluster with pools of known power; fields: of the entry pool."""
-    decode = None if spec.decode is None else replace(spec.decode, power=draw)
-    return replace(spec, entry=replace(spec.entry, power=draw, **fields), decode=decode)
+    decode = tuple(replace(group, power=draw) for group in spec.decode)
+    return replace(spec, entry=(replace(spec.entry[0], power=draw, **fields),), decode=decode)
 
 
 def test_prefill_decode_and_idle_time_are_charged_with_their_levels(

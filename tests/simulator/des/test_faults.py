@@ -28,7 +28,7 @@ def with_faults(spec: ClusterSpec, startup_s: float = 0.0, node_gpus: int = 8, *
     """The cluster with faults; instances serve again `startup_s` after one."""
 
     def pool(old: Any) -> Any:
-        return None if old is None else replace(old, startup_s=startup_s, node_gpus=node_gpus)
+        return tuple(replace(group, startup_s=startup_s, node_gpus=node_gpus) for group in old)
 
     keys.setdefault("retry_delay_s", 0.0)
     return replace(spec, entry=pool(spec.entry), decode=pool(spec.decode), faults=Faults(**keys))
@@ -154,9 +154,9 @@ def test_lost_kv_that_waited_for_room_is_not_waited_for(
     Prefill dies at 0.5 s and computes request 1 again from 0.6 s to 0.701 s; at 1.3 s its new KV is fetched at once.
     """
     spec = two_pools(times, instance, disaggregated)
-    assert spec.decode is not None
-    one = replace(spec.decode, instance=replace(spec.decode.instance, max_sequences=1))
-    spec = with_faults(replace(spec, decode=one), events=(down("prefill", 0.5, 0.1),))
+    decode = spec.decode[0]
+    one = replace(decode, instance=replace(decode.instance, max_sequences=1))
+    spec = with_faults(replace(spec, decode=(one,)), events=(down("prefill", 0.5, 0.1),))
     result = play(spec, [100, 100], [101, 11], [0.0, 0.0])
     assert result.finish_s == pytest.approx([1.3, 1.3 + 0.101 + 9 * 0.010])
 
@@ -387,7 +387,7 @@ def test_whatever_breaks_every_request_ends_once_and_no_kv_is_left(
     assert (emitted[done] == np.array(outputs)[done]).all()
     assert (emitted[~done] < np.array(outputs)[~done]).all()
     end_s = result.run.end.time_s
-    for pool in spec.pools:
+    for pool in spec.groups:
         total = integrate(result.run.fleets[pool.name], 0.0, end_s)
         assert total.serving + total.down == pytest.approx(total.allocated) == pytest.approx(pool.count * end_s)
         assert sum(usage.busy_s for usage in result.run.end.usage[pool.name]) <= total.serving * (1 + 1e-9)

@@ -248,7 +248,7 @@ def tokens_are_accounted_for(result: SimulationResult, recorder: Recorder) -> No
     else:
         assert computed == prompts
     # Without drafts a step emits a token to each sequence, and so does each end of a prompt, also one computed again.
-    if all(pool.instance.rates == (1.0,) for pool in result.spec.pools):
+    if all(pool.instance.rates == (1.0,) for pool in result.spec.groups):
         decoded = sum(step.sequences for step in recorder.steps)
         begun = int((~np.isnan(journal.first_token_s)).sum())
         again = sum(journal.preemptions) + sum(journal.retries)
@@ -263,7 +263,7 @@ def instances_work_while_they_serve(result: SimulationResult, recorder: Recorder
     """One step at a time, only while an instance serves; no integral of a pool exceeds what there was of it."""
     run = result.run
     end_s = run.end.time_s
-    for pool in result.spec.pools:
+    for pool in result.spec.groups:
         served = defaultdict(list)
         since: dict[int, float] = {}
         for change in run.changes[pool.name]:

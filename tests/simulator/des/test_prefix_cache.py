@@ -273,6 +273,8 @@ def test_an_instance_that_is_given_back_comes_without_its_cache(times: Any, inst
     spec = colocated(instance(times(), cache_tiers=(Tier(0), Tier(None, lost_by=Loss.RELEASE))), 2, "round_robin")
     scale = Autoscale(schedule=(ScheduledCount(at_s=10, instances=1), ScheduledCount(at_s=20, instances=2)))
     requests = Requests(np.array([500] * 3), np.array([1] * 3), np.array([0.0, 1.0, 30.0]), blocks=[(1,), (1,), (2,)])
-    cluster = Cluster(replace(spec, entry=replace(spec.entry, autoscale=scale)), requests, np.random.default_rng(0))
+    cluster = Cluster(
+        replace(spec, entry=(replace(spec.entry[0], autoscale=scale),)), requests, np.random.default_rng(0)
+    )
     cluster.run()
     assert [instance.cache.peek([1]) for instance in cluster.entry if instance.cache is not None] == [1, 0]

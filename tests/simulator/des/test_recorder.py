@@ -31,6 +31,6 @@ def test_recording_changes_nothing_and_the_steps_add_up(recorded: Any) -> None:
     assert sum(s.sequences for s in steps) == sum(o - 1 for o in run.journal.output_tokens)
     for pool in ("prefill", "decode"):
         for i, usage in enumerate(run.end.usage[pool]):
-            own = [s.end_s - s.start_s for s in steps if (s.pool, s.instance) == (pool, i)]
+            own = [s.end_s - s.start_s for s in steps if (s.group, s.instance) == (pool, i)]
             assert sum(own) == pytest.approx(usage.busy_s)
             assert len(own) == usage.steps

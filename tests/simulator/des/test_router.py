@@ -12,6 +12,7 @@ class Desk:
     load: int = 0
     hits: float = 0.0
     kv_claimed: float = 0.0
+    speed: float = 1.0
 
     def weight(self, request: int) -> int:
         return 1

@@ -90,7 +90,7 @@ def test_faults_restarts_brown_outs_and_changes_of_size(
     )
     spec = replace(
         spec,
-        entry=replace(spec.entry, begins_with=1, startup_s=3.0, autoscale=scale),
+        entry=(replace(spec.entry[0], begins_with=1, startup_s=3.0, autoscale=scale),),
         faults=Faults(events=events, retry_delay_s=0.0),
     )
     trace, recorder, result = written(spec, [1000] * 20, [1] * 20, np.arange(20) * 2.0)

@@ -1,4 +1,4 @@
-"""What one pool did in a run: how busy it was, what broke, what was paid for and drawn."""
+"""What one group of instances did in a run: how busy it was, what broke, what was paid for and drawn."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from functools import cached_property
 from typing import Any
 
 from simulator.des.cost import SECONDS_PER_HOUR
-from simulator.des.energy import PoolEnergy
+from simulator.des.energy import GroupEnergy
 from simulator.des.fleet import integrate
 from simulator.des.journal import Usage
 from simulator.des.run import Run, Snapshot
-from simulator.des.spec import PoolSpec
+from simulator.des.spec import GroupSpec
 
 
 @dataclass(frozen=True)
-class PoolBooks:
-    """The books of a pool; means are taken from snapshot `first` to snapshot `last`."""
+class GroupBooks:
+    """The books of a group; means are taken from snapshot `first` to snapshot `last`."""
 
-    pool: PoolSpec
+    group: GroupSpec
     run: Run
     first: Snapshot
     last: Snapshot
@@ -31,12 +31,12 @@ class PoolBooks:
     @cached_property
     def _usage(self) -> Usage:
         """Sums over the instances, between the snapshots."""
-        pairs = zip(self.last.usage[self.pool.name], self.first.usage[self.pool.name], strict=True)
+        pairs = zip(self.last.usage[self.group.name], self.first.usage[self.group.name], strict=True)
         return Usage.total(after.since(before) for after, before in pairs)
 
     def mean_instances(self, start_s: float, end_s: float) -> float:
         """Instances that are paid for, on average over a span."""
-        log = self.run.fleets[self.pool.name]
+        log = self.run.fleets[self.group.name]
         if len(log) == 1 or end_s <= start_s:
             return log[-1].allocated
         return integrate(log, start_s, end_s).allocated / (end_s - start_s)
@@ -44,7 +44,7 @@ class PoolBooks:
     @property
     def most_gpus(self) -> int:
         """Accelerators that were there at the same time."""
-        return max(moment.allocated for moment in self.run.fleets[self.pool.name]) * self.pool.instance.gpus
+        return max(moment.allocated for moment in self.run.fleets[self.group.name]) * self.group.instance.gpus
 
     @property
     def prefill_share(self) -> float:
@@ -55,7 +55,7 @@ class PoolBooks:
     def utilization(self) -> dict[str, float]:
         """Means over the instances that are paid for and over time."""
         usage = self._usage
-        spec = self.pool.instance
+        spec = self.group.instance
         instances = self.mean_instances(self.first.time_s, self.last.time_s)
         total = self._span_s * instances
         return {
@@ -70,31 +70,31 @@ class PoolBooks:
 
     def lifecycle(self) -> dict[str, Any]:
         """Over the whole run: what was paid for, how much of it served, what broke."""
-        name = self.pool.name
+        name = self.group.name
         log = self.run.fleets[name]
         total = integrate(log, 0.0, self.run.end.time_s)
         return {
-            "gpu_hours": total.allocated * self.pool.instance.gpus / SECONDS_PER_HOUR,
+            "gpu_hours": total.allocated * self.group.instance.gpus / SECONDS_PER_HOUR,
             "instances_least": min(moment.allocated for moment in log),
             "instances_most": max(moment.allocated for moment in log),
             "availability": total.serving / (total.serving + total.down) if total.down else 1.0,
-            "faults": dict(Counter(seen.kind for seen in self.run.incidents if seen.pool == name)),
+            "faults": dict(Counter(seen.kind for seen in self.run.incidents if seen.group == name)),
         }
 
-    def energy(self) -> PoolEnergy | None:
+    def energy(self) -> GroupEnergy | None:
         """Energy over the whole run, mean draw between the snapshots; None where the TDP is not known."""
-        draw = self.pool.power
+        draw = self.group.power
         if draw is None:
             return None
 
         def joules(powered_s: float, usage: Usage) -> float:
             decode_s = usage.busy_s - usage.prefill_s
-            return float(draw.joules(powered_s, usage.prefill_s, decode_s)) * self.pool.instance.gpus
+            return float(draw.joules(powered_s, usage.prefill_s, decode_s)) * self.group.instance.gpus
 
-        name, end, span_s = self.pool.name, self.run.end, self._span_s
+        name, end, span_s = self.group.name, self.run.end, self._span_s
         whole = joules(integrate(self.run.fleets[name], 0.0, end.time_s).allocated, Usage.total(end.usage[name]))
         mean = joules(span_s * self.mean_instances(self.first.time_s, self.last.time_s), self._usage)
-        return PoolEnergy(name, whole, mean / span_s if span_s > 0 else 0.0)
+        return GroupEnergy(name, whole, mean / span_s if span_s > 0 else 0.0)
 
 
 def _share(part: float, whole: float) -> float:
