@@ -21,6 +21,8 @@ LATENCIES = {
 }
 TENANT_COLUMNS = ("Priority", "Requests", "TTFT\np50 [s]", "TTFT\np99 [s]", "TPOT\np50 [ms]", "TPOT\np99 [ms]",
                   "Output\ntok/s", "In limits\n%")  # fmt: skip
+GROUP_COLUMNS = ("Requests\n% of pool", "Input\ntok/s", "Output\ntok/s", "Own\ntok/s/GPU", "TTFT\np50 [s]",
+                 "TTFT\np99 [s]", "TPOT\np50 [ms]", "TPOT\np99 [ms]", "USD/Mtok\nown")  # fmt: skip
 RATES = {
     "total_tok_s_per_gpu": ("Input + output tok/s/GPU", 1, 1.0),
     "output_tok_s_per_gpu": ("Output tok/s/GPU", 1, 1.0),
@@ -63,6 +65,7 @@ def simulation_report(scenario: Scenario, summary: dict[str, Any]) -> Renderable
         *([_tenant_table(summary["tenants"])] if summary["tenants"] else []),
         _listing("Throughput", RATES, summary["throughput"], sure["bands"]),
         _usage_table(summary["utilization"]),
+        *([_group_table(summary["groups"])] if summary["groups"] else []),
         *(Text(line) for line in _lifecycle_lines(summary)),
         *([_listing("Cost", COSTS, summary["cost"], sure["bands"])] if summary["cost"] else []),
         *([_listing("Energy of the accelerators alone", ENERGY, summary["energy"])] if summary["energy"] else []),
@@ -159,6 +162,26 @@ def _usage_table(utilization: dict[str, dict[str, float]]) -> RenderableType:
     table = simple_table("Pool", *(label for label, _, _ in USAGE.values()))
     for pool, figures in utilization.items():
         table.add_row(pool, *(number(figures[key], digits, factor) for key, (_, digits, factor) in USAGE.items()))
+    return table
+
+
+def _group_table(groups: dict[str, dict[str, Any]]) -> RenderableType:
+    """One row a group: its share of the pool's requests, what it delivered, at what price."""
+    table = simple_table("Group", *GROUP_COLUMNS)
+    for name, seen in groups.items():
+        ttft, tpot = seen["ttft_s"] or {}, seen["tpot_s"] or {}
+        table.add_row(
+            name,
+            number(seen["request_share"], 1, 100.0),
+            number(seen["input_tok_s"], 0),
+            number(seen["output_tok_s"], 0),
+            number(seen["tok_s_per_gpu"], 1),
+            number(ttft.get("p50"), 3),
+            number(ttft.get("p99"), 3),
+            number(tpot.get("p50"), 2, 1e3),
+            number(tpot.get("p99"), 2, 1e3),
+            number(seen["usd_per_mtok"], 4),
+        )
     return table
 
 

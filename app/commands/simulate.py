@@ -56,8 +56,8 @@ def simulate(
     asked = with_changes(load_scenario(scenario), trace=trace, seed=seed)
     from simulator.des.bands import of_run, of_runs
     from simulator.des.cluster import simulate as run
-    from simulator.des.metrics import write_table
     from simulator.des.recorder import Recorder
+    from simulator.des.request_table import write_table
     from simulator.des.series import series as time_series
     from simulator.des.timeline import write_timeline
 

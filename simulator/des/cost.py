@@ -65,9 +65,9 @@ def cost_of(pools: tuple[PoolCost, ...], input_tok_s: float, output_tok_s: float
     watts = sum(known) if len(known) == len(pools) else None
     return Cost(
         usd_per_hour,
-        _per(for_input / SECONDS_PER_HOUR * MTOK, input_tok_s),
-        _per((usd_per_hour - for_input) / SECONDS_PER_HOUR * MTOK, output_tok_s),
-        _per(usd_per_hour / SECONDS_PER_HOUR * MTOK, input_tok_s + output_tok_s),
+        usd_per_mtok(for_input, input_tok_s),
+        usd_per_mtok(usd_per_hour - for_input, output_tok_s),
+        usd_per_mtok(usd_per_hour, input_tok_s + output_tok_s),
         _per(usd_per_hour / SECONDS_PER_HOUR, requests_per_s),
         None if watts is None else watts / 1e3,
         None if watts is None else _per(watts / 1e3 / SECONDS_PER_HOUR * MTOK, input_tok_s + output_tok_s),
@@ -77,6 +77,14 @@ def cost_of(pools: tuple[PoolCost, ...], input_tok_s: float, output_tok_s: float
         if by_pool
         else "by share of busy time; in a mixed step decode pays what it would take alone",
     )
+
+
+def usd_per_mtok(usd_per_hour: float, tok_s: float) -> float:
+    """
+    >>> usd_per_mtok(3.6, 1000.0)
+    1.0
+    """
+    return _per(usd_per_hour / SECONDS_PER_HOUR * MTOK, tok_s)
 
 
 def _per(amount: float, rate: float) -> float:

@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,9 +26,11 @@ from numpy.typing import NDArray
 from simulator.des.cost import Cost, PoolCost, cost_of
 from simulator.des.energy import energy_report
 from simulator.des.group_books import GroupBooks
+from simulator.des.group_results import group_results
 from simulator.des.journal import Status
+from simulator.des.request_table import request_table
 from simulator.des.run import Run
-from simulator.des.scenario import ScenarioError, Slo
+from simulator.des.scenario import Slo
 from simulator.des.shares import Floats, Mask, Share, spread
 from simulator.des.spec import ClusterSpec
 
@@ -97,44 +98,7 @@ class SimulationResult:
 
     @cached_property
     def requests(self) -> pd.DataFrame:
-        """One row a request; what did not happen is NaN, instances that did not serve are -1.
-
-        Tenant by tenant, each in order of arrival, sessions turn by turn.
-        """
-        journal = self.run.journal
-        first = np.array(journal.first_token_s)
-        return pd.DataFrame(
-            {
-                **self._tenant_column,
-                "arrival_s": self.arrival_s,
-                "prompt_tokens": self.prompt_tokens,
-                "output_tokens": self.output_tokens,
-                "status": pd.Categorical.from_codes(
-                    np.frombuffer(journal.status, dtype=np.int8),
-                    dtype=pd.CategoricalDtype([status.name.lower() for status in Status]),
-                ),
-                "queue_s": np.array(journal.prefill_start_s) - self.arrival_s,
-                "ttft_s": self.ttft_s,
-                "tpot_s": self.tpot_s,
-                "e2e_s": self.e2e_s,
-                "first_token_s": first,
-                "finish_s": self.finish_s,
-                "prefill_instance": journal.prefill_instance,
-                "decode_instance": journal.decode_instance,
-                "transfer_s": np.array(journal.delivered_s) - first,
-                "preemptions": journal.preemptions,
-                "retries": journal.retries,
-                "cached_tokens": journal.cached_tokens,
-            }
-        )
-
-    @property
-    def _tenant_column(self) -> dict[str, Any]:
-        streams = self.run.streams
-        if len(streams) == 1:
-            return {}
-        names = np.repeat([stream.tenant for stream in streams], [len(stream) for stream in streams])
-        return {"tenant": pd.Categorical(names)}
+        return request_table(self)
 
     @cached_property
     def offline(self) -> Mask:
@@ -204,8 +168,8 @@ class SimulationResult:
     def window(self) -> Window:
         return self.window_of(slice(None))
 
-    def window_of(self, rows: slice) -> Window:
-        """The span over which throughput is counted, the same for all tenants, and what left in it of `rows`."""
+    def window_of(self, rows: slice | Mask) -> Window:
+        """The span over which throughput is counted, the same for all requests, and what left in it of `rows`."""
         start, end, inside = self._departures
         chosen = np.zeros(len(self.finished), dtype=np.bool_)
         chosen[rows] = True
@@ -246,8 +210,9 @@ class SimulationResult:
             last = self.run.end
         return {group.name: GroupBooks(group, self.run, first, last) for group in self.spec.groups}
 
-    def _mean_gpus(self, books: GroupBooks) -> float:
+    def mean_gpus(self, group: str) -> float:
         """Accelerators of a group that are paid for, on average over the window of throughput."""
+        books = self.groups[group]
         return books.mean_instances(self.window.start_s, self.window.end_s) * books.group.instance.gpus
 
     def lifecycle(self) -> dict[str, dict[str, Any]]:
@@ -264,7 +229,7 @@ class SimulationResult:
         for name, books in self.groups.items():
             price = self.prices[name]
             prefill = float(self.spec.is_entry(books.group)) if self.spec.decode else books.prefill_share
-            pools.append(PoolCost(self._mean_gpus(books), price.usd_per_gpu_hour, prefill, price.all_in_w))
+            pools.append(PoolCost(self.mean_gpus(name), price.usd_per_gpu_hour, prefill, price.all_in_w))
         w = self.window
         return cost_of(tuple(pools), w.rate(w.tokens_in), w.rate(w.tokens_out), w.rate(w.requests))
 
@@ -279,7 +244,7 @@ class SimulationResult:
     def throughput(self) -> dict[str, float]:
         """Rates over the window; per GPU means over all accelerators of all groups that are paid for in it."""
         w = self.window
-        gpus = sum(map(self._mean_gpus, self.groups.values()))
+        gpus = sum(map(self.mean_gpus, self.groups))
         return {
             "total_tok_s_per_gpu": w.rate(w.tokens_in + w.tokens_out) / gpus,
             "output_tok_s_per_gpu": w.rate(w.tokens_out) / gpus,
@@ -345,6 +310,7 @@ class SimulationResult:
             "slo": self.slo_report(),
             "tenants": self.tenants(),
             "utilization": self.utilization(),
+            "groups": group_results(self),
             "lifecycle": self.lifecycle(),
             "cost": None if cost is None else cost.to_json(),
             "energy": self.energy(),
@@ -356,17 +322,6 @@ def _counts(status: bytearray) -> dict[str, int]:
     """How requests ended."""
     ends = {status.name.lower(): status for status in (Status.FINISHED, Status.FAILED, Status.REJECTED)}
     return {"total": len(status), **{name: status.count(end) for name, end in ends.items()}}
-
-
-def write_table(table: pd.DataFrame, path: Path) -> None:
-    """Parquet where the suffix says so (needs pyarrow), CSV otherwise."""
-    if path.suffix.lower() != ".parquet":
-        table.to_csv(path, index=False)
-        return
-    try:
-        table.to_parquet(path, index=False)
-    except ImportError:
-        raise ScenarioError(f"{path}: Parquet needs pyarrow; install it, or give a file that ends in .csv") from None
 
 
 def warmup_count(fraction: float, requests: int) -> int:
