@@ -62,6 +62,7 @@ class Instance:
     fetch: starts a KV transfer to a rank of this instance; `deliver` is called when it is done.
     streams: is told of hand-overs before their KV is whole; None where it leaves when it is.
     stages: KV is fetched at once into host memory, and finds room as a step begins.
+    holds: whether a request of a queue that instances share fits here until its end; None where every one does.
     observe: called at each step's end with the instance, the step's start, prefill's part of its time, its prompt
         tokens and decoded sequences.
     """
@@ -80,13 +81,14 @@ class Instance:
         stages: bool = False,
         observe: Callable[[Instance, float, float, int, int], None] | None = None,
         backlog: deque[int] | None = None,
+        holds: Callable[[int], bool] | None = None,
     ) -> None:
         self.env = env
         self.index = index
         self.spec = spec
         self.speed = spec.speed
         self.journal = journal
-        self.scheduler = Scheduler(spec, journal, waiting, self._begin, self._free_cached, backlog)
+        self.scheduler = Scheduler(spec, journal, waiting, self._begin, self._free_cached, backlog, holds)
         self.batch = self.scheduler.batch
         self.waiting = waiting
         self.meter = Meter()

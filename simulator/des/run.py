@@ -107,7 +107,11 @@ class Cluster:
         homes = None if journal.session is None else Homes(journal.session)
         self.fleets: dict[str, Fleet] = {}
 
+        pulls = shared or backlog is not None  # instances take prompts from where no router has looked at their room
+        unlike = not spec.decode and len({group.instance.kv for group in spec.entry}) > 1
+
         def entry(group: GroupSpec, index: int) -> Instance:
+            kv = group.instance.kv
             return Instance(
                 env,
                 index,
@@ -119,6 +123,7 @@ class Cluster:
                 streams=self.links if hand_over is not None and self.links.streams else None,
                 observe=None if recorder is None else recorder.observer(env, group.name),
                 backlog=backlog,
+                holds=(lambda request: kv.fits(1, self._all_tokens(request))) if pulls and unlike else None,
             )
 
         def decode(group: GroupSpec, index: int) -> Instance:

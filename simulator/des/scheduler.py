@@ -36,6 +36,8 @@ class Scheduler:
     backlog: offline prompts, shared likewise; None where no work is offline.
     begin: called with each prompt as it is admitted, before its first chunk is cut, and whether it was routed here.
     preempted: called with each request whose KV was dropped to make room.
+    holds: whether a request of a shared queue fits here until its end; None where every one does. One at its head that
+        does not fit waits for an instance that can hold it, and those behind it with it.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Scheduler:
         begin: Callable[[Prefilling, bool], None],
         preempted: Callable[[int], None],
         backlog: deque[int] | None = None,
+        holds: Callable[[int], bool] | None = None,
     ) -> None:
         self.spec = spec
         self.journal = journal
@@ -69,6 +72,7 @@ class Scheduler:
         self._most_long = spec.max_long_partial_prefills
         self._begin = begin
         self._preempted = preempted
+        self._holds = holds
 
     def parts(self) -> list[Part]:
         """The prompt chunks of the next step: prompts under way first, then newcomers while budget and room last."""
@@ -106,6 +110,8 @@ class Scheduler:
             if place is None:
                 return False
             request = queue[place]
+            if self._holds is not None and not self._holds(request):
+                return False
             tokens = self._tokens(request)
             rank = self._rank_for(tokens + 1, budgets, headroom)
             if rank is None:

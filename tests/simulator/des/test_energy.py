@@ -11,8 +11,8 @@ import pytest
 from hw_profiles.catalog import load
 from simulator.des.cluster import simulate
 from simulator.des.energy import PowerDraw
-from simulator.des.metrics import write_table
 from simulator.des.recorder import Recorder
+from simulator.des.request_table import write_table
 from simulator.des.scenario import Autoscale, Faults, Outages, PlannedFault, Power, ScheduledCount, parse_scenario
 from simulator.des.series import series
 from simulator.des.spec import ClusterSpec

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from simulator.des.cluster import simulate
 from simulator.des.fleet import State, integrate
+from simulator.des.journal import Status
 from simulator.des.metrics import SimulationResult
 from simulator.des.recorder import Recorder
 from simulator.des.scenario import parse_scenario
@@ -131,6 +132,14 @@ def pools(draw: st.DrawFn) -> Keys:
     return pool
 
 
+def mixed_pools() -> st.SearchStrategy[Any]:
+    """A pool, or unlike groups of one; accelerators of a mixed pool differ in memory, so that not all fits on each."""
+    lists = st.lists(st.tuples(pools(), st.sampled_from(["h200", "b200", "h100"])), min_size=2, max_size=3)
+    return pools() | lists.map(
+        lambda several: [pool | {"gpu": gpu, "name": f"{i}"} for i, (pool, gpu) in enumerate(several)]
+    )
+
+
 @st.composite
 def faults(draw: st.DrawFn, names: list[str]) -> Keys:
     def outages(speed: float) -> Keys | None:
@@ -169,7 +178,7 @@ def scenarios(draw: st.DrawFn) -> Keys:
         host = draw(st.sampled_from([0.0, 2e10]))
         cache = {"share": draw(st.sampled_from([0.1, 0.5])), "host_bytes": host}
     names = draw(st.sampled_from([["colocated"], ["prefill", "decode"]]))
-    deployment: Keys = {name: draw(pools()) for name in names}
+    deployment: Keys = {name: draw(mixed_pools()) for name in names}
     deployment |= {
         "router": draw(st.sampled_from(routers)),
         "max_queue": limit,
@@ -204,6 +213,7 @@ def test_invariants_of_whole_scenarios(greedy_model: str, keys: Keys) -> None:
     requests_end_as_they_may(result)
     tokens_are_accounted_for(result, recorder)
     instances_work_while_they_serve(result, recorder)
+    groups_add_up(result, summary)
     sources_wait_for_answers(result)
     tenants_add_up(result, summary)
     json.dumps(summary, allow_nan=False)
@@ -219,6 +229,7 @@ def said_of(result: SimulationResult) -> None:
     event(f"retries: {any(journal.retries)}")
     event(f"rejections: {bool(result.rejections)}")
     event(f"cache hits: {any(journal.cached_tokens)}")
+    event(f"mixed pools: {any(len(pool) > 1 for pool in result.spec.pools)}")
 
 
 def requests_end_as_they_may(result: SimulationResult) -> None:
@@ -260,13 +271,14 @@ def tokens_are_accounted_for(result: SimulationResult, recorder: Recorder) -> No
 
 
 def instances_work_while_they_serve(result: SimulationResult, recorder: Recorder) -> None:
-    """One step at a time, only while an instance serves; no integral of a pool exceeds what there was of it."""
+    """One step at a time, only while an instance serves; no integral of a group exceeds what there was of it."""
     run = result.run
     end_s = run.end.time_s
-    for pool in result.spec.groups:
+    for group in result.spec.groups:
         served = defaultdict(list)
         since: dict[int, float] = {}
-        for change in run.changes[pool.name]:
+        first = min(change.instance for change in run.changes[group.name])
+        for change in run.changes[group.name]:
             serves = change.state in (State.UP, State.DRAINING)
             if serves:
                 since.setdefault(change.instance, change.time_s)
@@ -275,24 +287,45 @@ def instances_work_while_they_serve(result: SimulationResult, recorder: Recorder
         for i, begun_s in since.items():
             served[i].append((begun_s, end_s))
         steps = recorder.by_instance()
-        for i, usage in enumerate(run.end.usage[pool.name]):
-            own = steps.get((pool.name, i), [])
+        for i, usage in enumerate(run.end.usage[group.name], start=first):
+            own = steps.get((group.name, i), [])
             assert all(a.end_s <= b.start_s + EPS_S for a, b in pairwise(own))
             for step in own:
                 assert any(a <= step.start_s and step.end_s <= b + EPS_S for a, b in served[i])
             assert sum(step.end_s - step.start_s for step in own) <= usage.busy_s * (1 + EPS_S) + EPS_S
-        total = integrate(run.fleets[pool.name], 0.0, end_s)
+        total = integrate(run.fleets[group.name], 0.0, end_s)
         assert total.serving == pytest.approx(sum(b - a for spans in served.values() for a, b in spans))
-        room = pool.instance.kv.capacity_bytes * pool.instance.ranks
-        usages = run.end.usage[pool.name]
+        room = group.instance.kv.capacity_bytes * group.instance.ranks
+        usages = run.end.usage[group.name]
         assert sum(usage.busy_s for usage in usages) <= total.serving * (1 + EPS_S) + EPS_S
         assert sum(usage.kv_byte_s for usage in usages) <= room * (total.serving * (1 + EPS_S) + EPS_S)
         assert sum(usage.link_s for usage in usages) <= total.serving * (1 + EPS_S) + EPS_S
-        scale = pool.autoscale
-        least, most = (1, pool.count) if scale is None else (scale.minimum, scale.most)
+        scale = group.autoscale
+        least, most = (1, group.count) if scale is None else (scale.minimum, scale.most)
         assert all(
-            min(least, pool.count) <= moment.allocated <= max(most, pool.count) for moment in run.fleets[pool.name]
+            min(least, group.count) <= moment.allocated <= max(most, group.count) for moment in run.fleets[group.name]
         )
+
+
+def groups_add_up(result: SimulationResult, summary: Keys) -> None:
+    """Every request that got so far was computed by an instance of one group, and decoded by one of another."""
+    spec, journal = result.spec, result.run.journal
+    numbers = {name: {change.instance for change in changes} for name, changes in result.run.changes.items()}
+    for pool in spec.pools:
+        own = [numbers[group.name] for group in pool]
+        assert sorted(set.union(*own)) == list(range(sum(map(len, own))))
+        last = pool is spec.pools[-1]
+        column = journal.decode_instance if last else journal.prefill_instance
+        for seen, status in zip(column, journal.status, strict=True):
+            ended_at_prefill = spec.decode and pool is spec.decode
+            assert seen >= 0 or status != Status.FINISHED or ended_at_prefill
+            assert seen < sum(map(len, own))
+        for group in pool:
+            kv = group.instance.kv
+            for request, seen in enumerate(column):
+                if seen in numbers[group.name] and journal.status[request] == Status.FINISHED:
+                    assert kv.fits(1, journal.prompt_tokens[request] + (journal.output_tokens[request] if last else 1))
+    assert bool(summary["groups"]) == any(len(pool) > 1 for pool in spec.pools)
 
 
 def sources_wait_for_answers(result: SimulationResult) -> None:
