@@ -47,6 +47,15 @@ COSTS = {
     "power_kw": ("Power as provisioned [kW]", 1, 1.0),
     "joule_per_token": ("J/token, input + output", 2, 1.0),
 }
+SHARED = {
+    "duration_s": ("Duration [s]", 1, 1.0),
+    "gpu_hours": ("GPU-hours", 2, 1.0),
+    "input_tok_s": ("Input tok/s", 0, 1.0),
+    "output_tok_s": ("Output tok/s", 0, 1.0),
+    "requests_per_s": ("Requests/s", 3, 1.0),
+    "goodput_requests_per_s": ("Requests/s inside every limit", 3, 1.0),
+}
+SHARED_COSTS = {key: COSTS[key] for key in ("usd_per_hour", "usd_per_mtok_blended", "usd_per_request")}
 ENERGY = {
     "kwh": ("Whole run [kWh]", 3, 1.0),
     "power_kw": ("Mean power [kW]", 2, 1.0),
@@ -71,6 +80,27 @@ def simulation_report(scenario: Scenario, summary: dict[str, Any]) -> Renderable
         *([_listing("Energy of the accelerators alone", ENERGY, summary["energy"])] if summary["energy"] else []),
         Text(grounds_text([sure]), style="dim"),
         assumptions_text(summary["assumptions"]),
+    )
+
+
+def shared_report(scenarios: dict[str, Scenario], summary: dict[str, Any]) -> RenderableType:
+    """The cluster, and then each model."""
+    cluster = summary["cluster"]
+    table = simple_table("Accelerators", "Total", *scenarios, "Free")
+    for name, seen in cluster["gpus"].items():
+        parts = (seen["models"].get(model, 0) for model in scenarios)
+        table.add_row(name, *(number(count, 0) for count in (seen["total"], *parts, seen["free"])))
+    return Group(
+        Text(f"{cluster['name']}: {len(scenarios)} models on {cluster['gpus_total']} GPUs", style="bold"),
+        table,
+        _listing("All models", SHARED, cluster | cluster["throughput"]),
+        *([_listing("Cost, free accelerators included", SHARED_COSTS, cluster["cost"])] if cluster["cost"] else []),
+        *([_listing("Energy, free accelerators idle", ENERGY, cluster["energy"])] if cluster["energy"] else []),
+        *(
+            part
+            for model, scenario in scenarios.items()
+            for part in (Text(), simulation_report(scenario, summary["models"][model]))
+        ),
     )
 
 

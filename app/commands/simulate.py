@@ -1,18 +1,24 @@
-"""`moeplan simulate`: replay traffic on one deployment."""
+"""`moeplan simulate`: replay traffic on one deployment, or on those of several models that share a cluster."""
 
 from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from app.options import JsonOutput, SeedInput, TraceInput, above_zero
+from app.records import Records
+
+if TYPE_CHECKING:
+    from simulator.des.scenario import SharedCluster
 
 
 def simulate(
-    scenario: Annotated[Path, typer.Argument(metavar="SCENARIO.toml", help="Scenario with a deployment table.")],
+    scenario: Annotated[
+        Path, typer.Argument(metavar="SCENARIO.toml", help="Scenario with a deployment table, or with models.")
+    ],
     trace: TraceInput = None,
     seed: SeedInput = None,
     json_file: JsonOutput = None,
@@ -47,43 +53,62 @@ def simulate(
     from app.output import STDOUT, check_writable, progress_bar, stdout_console, write_json
     from app.render_simulation import simulation_report
     from app.scenarios import with_changes
-    from simulator.des.scenario import load_scenario
+    from simulator.des.scenario import SharedCluster, load_any
 
     check_writable(json_file, "--json")
     check_writable(requests, "--requests")
     check_writable(timeline, "--timeline")
     check_writable(series, "--series")
-    asked = with_changes(load_scenario(scenario), trace=trace, seed=seed)
+    found = load_any(scenario)
+    records = Records(requests, timeline, series, grid)
+    if replications is not None and records.wanted:
+        raise typer.BadParameter("--replications keeps no records of single runs; leave the other files out")
+    if isinstance(found, SharedCluster):
+        for flag, given in (("--trace", trace), ("--replications", replications)):
+            if given is not None:
+                raise typer.BadParameter(f"{flag} is for one model, and {scenario} has several; leave it out")
+        _simulate_shared(found, seed, json_file, records)
+        return
+    asked = with_changes(found, trace=trace, seed=seed)
     from simulator.des.bands import of_run, of_runs
     from simulator.des.cluster import simulate as run
-    from simulator.des.recorder import Recorder
-    from simulator.des.request_table import write_table
-    from simulator.des.series import series as time_series
-    from simulator.des.timeline import write_timeline
 
     if replications is not None:
         from app.render_simulation import replication_report
         from simulator.des.replications import replicate
 
-        if any(path is not None for path in (requests, timeline, series)):
-            raise typer.BadParameter("--replications keeps no records of single runs; leave the other files out")
         with progress_bar() as progress:
             seen = replicate(asked, runs=replications, tolerance=tolerance, progress=partial(progress, "runs"))
-        found = seen.to_json() | {"uncertainty": of_runs(seen, asked)}
-        write_json(found, json_file)
+        summary = seen.to_json() | {"uncertainty": of_runs(seen, asked)}
+        write_json(summary, json_file)
         if json_file != STDOUT:
-            stdout_console().print(replication_report(found))
+            stdout_console().print(replication_report(summary))
         return
+    recorder = records.recorder()
     with progress_bar() as progress:
-        recorder = Recorder() if timeline is not None or series is not None else None
         result = run(asked, progress=partial(progress, "requests"), recorder=recorder)
     summary = result.summary() | {"uncertainty": of_run(result, asked)}
     write_json(summary, json_file)
-    if requests is not None:
-        write_table(result.requests, requests)
-    if recorder is not None and timeline is not None:
-        write_timeline(timeline, recorder, result.run)
-    if recorder is not None and series is not None:
-        write_table(time_series(recorder, result, grid), series)
+    records.write({"": (result, recorder)})
     if json_file != STDOUT:
         stdout_console().print(simulation_report(asked, summary))
+
+
+def _simulate_shared(asked: SharedCluster, seed: int | None, json_file: Path | None, records: Records) -> None:
+    """Play several models on one cluster."""
+    from app.output import STDOUT, progress_bar, stdout_console, write_json
+    from app.render_simulation import shared_report
+    from simulator.des.bands import of_run
+    from simulator.des.shared import simulate_shared
+
+    recorders = {served.name: records.recorder() for served in asked.models}
+    told = {name: recorder for name, recorder in recorders.items() if recorder is not None}
+    with progress_bar() as progress:
+        result = simulate_shared(asked, seed=seed, progress=partial(progress, "requests"), recorders=told)
+    summary = result.summary()
+    for name, part in result.models.items():
+        summary["models"][name]["uncertainty"] = of_run(part.result, part.scenario)
+    write_json(summary, json_file)
+    records.write({name: (part.result, recorders[name]) for name, part in result.models.items()})
+    if json_file != STDOUT:
+        stdout_console().print(shared_report({name: part.scenario for name, part in result.models.items()}, summary))

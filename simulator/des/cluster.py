@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import simpy
 
 from hw_profiles.catalog import CatalogError, load
 from simulator.des.build import Profiles, cluster_spec, profile_key
 from simulator.des.metrics import Price, SimulationResult, warmup_count
 from simulator.des.recorder import Recorder
-from simulator.des.run import Cluster, Progress
+from simulator.des.run import Cluster, Progress, Run
 from simulator.des.scenario import Deployment, Power, Scenario, ScenarioError, Slo
 from simulator.des.spec import ClusterSpec
 from simulator.des.workload import Requests, make_streams
 from simulator.model.architecture import ModelSpec
 from simulator.model.presets import load_model
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A cluster that is ready to run, and what makes a result of its run."""
+
+    cluster: Cluster
+    result: Callable[[Run], SimulationResult]
 
 
 def simulate(
@@ -32,6 +42,18 @@ def simulate(
     recorder: is told of every step.
     Raises ScenarioError, or another ValueError of one sentence, for what cannot be simulated.
     """
+    ready = prepare(scenario, scenario.seed if seed is None else seed, progress, recorder)
+    return ready.result(ready.cluster.run())
+
+
+def prepare(
+    scenario: Scenario,
+    seed: int,
+    progress: Progress | None = None,
+    recorder: Recorder | None = None,
+    env: simpy.Environment | None = None,
+) -> Prepared:
+    """As `simulate`, up to the run; env: a clock that other clusters share."""
     deployment = scenario.deployment
     if deployment is None:
         raise ScenarioError(
@@ -40,11 +62,10 @@ def simulate(
         )
     model = load_model(scenario.model)
     profiles = {profile_key(group): load(group.gpu, group.stack) for group in deployment.groups}
-    seeds = np.random.SeedSequence(scenario.seed if seed is None else seed)
-    workload_seed, router_seed = seeds.spawn(2)
+    workload_seed, router_seed = np.random.SeedSequence(seed).spawn(2)
     requests = make_streams(scenario.traffic(), workload_seed)
     rng = np.random.default_rng(router_seed)
-    return play(scenario, deployment, model, profiles, requests, rng, progress, recorder)
+    return _prepare(scenario, deployment, model, profiles, tuple(requests), rng, progress, recorder, env)
 
 
 def play(
@@ -59,14 +80,29 @@ def play(
 ) -> SimulationResult:
     """Run prepared requests of one or several tenants on a deployment; `profiles` are keyed "gpu@stack"."""
     streams = (requests,) if isinstance(requests, Requests) else tuple(requests)
+    ready = _prepare(scenario, deployment, model, profiles, streams, rng, progress, recorder)
+    return ready.result(ready.cluster.run())
+
+
+def _prepare(
+    scenario: Scenario,
+    deployment: Deployment,
+    model: ModelSpec,
+    profiles: Profiles,
+    streams: tuple[Requests, ...],
+    rng: np.random.Generator,
+    progress: Progress | None = None,
+    recorder: Recorder | None = None,
+    env: simpy.Environment | None = None,
+) -> Prepared:
     _check_traffic(scenario.name, deployment, streams)
     slos = tuple(_slo(scenario, stream) for stream in streams)
     spec = cluster_spec(deployment, model, profiles, slos, _mean_lengths(streams))
     warmup = warmup_count(scenario.warmup_fraction, sum(len(stream) for stream in streams if not stream.offline))
-    run = Cluster(spec, streams, rng, warmup, progress, recorder).run()
     prices, assumptions = _prices(scenario, deployment, profiles, spec)
-    said = (*model.assumptions, *assumptions, *_assumptions(deployment, spec))
-    return SimulationResult(spec, run, spec.slos, prices, tuple(dict.fromkeys(said)))
+    said = tuple(dict.fromkeys((*model.assumptions, *assumptions, *_assumptions(deployment, spec))))
+    cluster = Cluster(spec, streams, rng, warmup, progress, recorder, env)
+    return Prepared(cluster, lambda run: SimulationResult(spec, run, spec.slos, prices, said))
 
 
 def _check_traffic(name: str, deployment: Deployment, streams: Sequence[Requests]) -> None:

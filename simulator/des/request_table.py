@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,14 @@ def _tenant_column(result: SimulationResult) -> dict[str, Any]:
         return {}
     names = np.repeat([stream.tenant for stream in streams], [len(stream) for stream in streams])
     return {"tenant": pd.Categorical(names)}
+
+
+def joined(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Tables of several models below each other, with the model in front; a lone one, called "", as it is."""
+    if list(tables) == [""]:
+        return tables[""]
+    whole = pd.concat([table.assign(model=model) for model, table in tables.items()], ignore_index=True)
+    return whole[["model", *(name for name in whole if name != "model")]]
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:

@@ -67,7 +67,7 @@ class Run:
 class Cluster:
     """One run through `spec` of the requests of one or several tenants, numbered tenant by tenant.
 
-    `warmup` requests are sent before the first measured one.
+    `warmup` requests are sent before the first measured one. env: a clock that others share; none: its own.
     """
 
     def __init__(
@@ -78,8 +78,9 @@ class Cluster:
         warmup: int = 0,
         progress: Progress | None = None,
         recorder: Recorder | None = None,
+        env: simpy.Environment | None = None,
     ) -> None:
-        self.env = env = simpy.Environment()
+        self.env = env = env or simpy.Environment()
         self.spec = spec
         self.streams = (requests,) if isinstance(requests, Requests) else tuple(requests)
         self.journal = journal = Journal(self.streams, rng.spawn(1)[0])
@@ -145,12 +146,12 @@ class Cluster:
             self._prompt_tokens if spec.decode else self._all_tokens,
         )
         self.entry = self._enlist(self._entry, spec.entry, entry)
-        self.links.spines = make_spines(self.entry, spec.transfer)
+        self.links.spines = make_spines(self.link_rates, spec.transfer.oversubscription, spec.transfer.rails)
         self._decode = Dispatch(lambda among: make_router(decode_picks, among, rng), self._all_tokens)
         self.decode = self._enlist(self._decode, spec.decode, decode)
         self._parked: deque[int] = deque()  # requests and hand-overs while no instance serves
         self._parked_handovers: deque[Handover] = deque()
-        self._over = env.event()
+        self.over = env.event()
         self.entry_delay_s = max(group.instance.times.first_token_extra_s for group in spec.entry)
         self._sources: list[Source] = []
         self._first: list[int] = []  # of each source its first request
@@ -170,32 +171,38 @@ class Cluster:
 
     def run(self) -> Run:
         """Play all requests to their end."""
+        return play_together([self])[0]
+
+    def start(self) -> None:
         self._opened = self._closed = self._snapshot()
         for source in self._sources:
             source.start()
-        collects = gc.isenabled()
-        gc.disable()  # a run makes no garbage in cycles; looking for it would cost a sixth of the time
-        try:
-            # What may go on for ever ends with the last request: faults, autoscaling, timers of transfers sped up.
-            self.env.run(self._over)
-        finally:
-            if collects:
-                gc.enable()
-        lost = self._done != self._total
-        if lost or not all(instance.is_empty for instance in (*self.entry, *self.decode)):
-            raise AssertionError(f"{self._total - self._done} requests never ended or KV was left behind")
-        return Run(
+        assert self.over.callbacks is not None
+        self.over.callbacks.append(lambda _: self._end())
+
+    def _end(self) -> None:
+        """The last request has ended. What may go on for ever counts no more: faults, autoscaling, timers."""
+        if not all(instance.is_empty for instance in (*self.entry, *self.decode)):
+            raise AssertionError("KV was left behind")
+        self.ended = Run(
             self.streams,
             self.journal,
             self.rejections,
-            [] if self._injector is None else self._injector.incidents,
-            {group: fleet.log for group, fleet in self.fleets.items()},
-            {group: fleet.changes for group, fleet in self.fleets.items()},
+            [] if self._injector is None else list(self._injector.incidents),
+            {group: list(fleet.log) for group, fleet in self.fleets.items()},
+            {group: list(fleet.changes) for group, fleet in self.fleets.items()},
             self._warmup,
             self._opened,
             self._closed,
             self._snapshot(),
         )
+
+    @property
+    def link_rates(self) -> dict[Instance, float]:
+        """What the link of each attention rank reaches, of the instances that KV leaves from. [B/s]"""
+        if not self.spec.decode:
+            return {}
+        return {instance: self.spec.transfer.achieved * instance.spec.rank_bandwidth for instance in self.entry}
 
     # Requests come and go
 
@@ -402,10 +409,25 @@ class Cluster:
         journal.finish_s[request] = self.env.now
         self._done += 1
         if self._done == self._total:
-            self._over.succeed()
+            self.over.succeed()
         if self._progress is not None and (self._done % self._progress_every == 0 or self._done == self._total):
             self._progress(self._done, self._total)
 
     def _snapshot(self) -> Snapshot:
         usage = {name: [instance.usage() for instance in fleet.instances] for name, fleet in self.fleets.items()}
         return Snapshot(self.env.now, usage)
+
+
+def play_together(clusters: Sequence[Cluster]) -> list[Run]:
+    """Play clusters that are on one clock, each to its own end."""
+    collects = gc.isenabled()
+    gc.disable()  # a run makes no garbage in cycles; looking for it would cost a sixth of the time
+    try:
+        for cluster in clusters:
+            cluster.start()
+        for cluster in clusters:
+            cluster.env.run(cluster.over)
+    finally:
+        if collects:
+            gc.enable()
+    return [cluster.ended for cluster in clusters]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from simulator.des.instance import Instance
 from simulator.des.links import Link
-from simulator.des.scenario import ScenarioError, Transfer
+from simulator.des.scenario import ScenarioError
 
 
 class Spines:
@@ -24,37 +24,37 @@ class Spines:
         return (self.links[(self._first_rank[instance] + rank) % len(self.links)],)
 
 
-def make_spines(instances: Sequence[Instance], keys: Transfer) -> Spines:
-    """The spines that the ranks of `instances` share.
+def make_spines(rank_rates: Mapping[Instance, float], oversubscription: float, rails: int) -> Spines:
+    """The spines that the ranks of instances share, from the rate that the link of each of their ranks reaches. [B/s]
 
     One spine; or one for each group of rails that ranks lie on, as many as there are ranks in a row of rails, each
     for the links of those ranks. Ranks are counted through the instances and fill rails in turn.
     """
-    if keys.oversubscription == 1:
+    if oversubscription == 1 or not rank_rates:
         return Spines()
-    widths = {max(1, instance.spec.gpus // instance.spec.ranks) for instance in instances}
-    if keys.rails > 1 and len(widths) > 1:
+    widths = {max(1, instance.spec.gpus // instance.spec.ranks) for instance in rank_rates}
+    if rails > 1 and len(widths) > 1:
         raise ScenarioError(
-            f"rails={keys.rails} need attention ranks of one size, and prefill has some of "
+            f"rails={rails} need attention ranks of one size, and prefill has some of "
             f"{' and '.join(map(str, sorted(widths)))} accelerators; leave rails out, or cut prefill alike"
         )
     width = min(widths)
-    if max(keys.rails, width) % min(keys.rails, width):
+    if max(rails, width) % min(rails, width):
         raise ScenarioError(
-            f"transfer.rails={keys.rails} cannot be shared out to attention ranks of {width} accelerators; one has to "
+            f"rails={rails} cannot be shared out to attention ranks of {width} accelerators; one has to "
             "divide the other"
         )
     first_rank: dict[Instance, int] = {}
     ranks = 0
-    for instance in instances:
+    for instance in rank_rates:
         first_rank[instance] = ranks
         ranks += instance.spec.ranks
-    count = min(max(1, keys.rails // width), ranks)
+    count = min(max(1, rails // width), ranks)
     rates: list[Counter[float]] = [
         Counter() for _ in range(count)
     ]  # of each spine its ranks by the rate of their links
     for instance, first in first_rank.items():
         for rank in range(first, first + instance.spec.ranks):
-            rates[rank % count][keys.achieved * instance.spec.rank_bandwidth / keys.oversubscription] += 1
+            rates[rank % count][rank_rates[instance] / oversubscription] += 1
     links = tuple([Link(sum(ranks * rate for rate, ranks in own.items())) for own in rates])
     return Spines(links, first_rank)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +23,25 @@ MICRO = 1e6
 Event = dict[str, Any]
 
 
-def write_timeline(path: Path, recorder: Recorder, run: Run) -> None:
-    path.write_text(
-        json.dumps({"traceEvents": list(timeline(recorder, run)), "displayTimeUnit": "ms"}), encoding="utf-8"
-    )
-
-
-def timeline(recorder: Recorder, run: Run) -> Iterator[Event]:
-    """All events of a run."""
+def write_timeline(path: Path, runs: Mapping[str, tuple[Recorder, Run]]) -> None:
+    """runs: by the name of the model, "" where there is but one."""
     names = _Names()
+    events = [event for model, (recorder, run) in runs.items() for event in timeline(recorder, run, names, model)]
+    path.write_text(json.dumps({"traceEvents": [*events, *names.events], "displayTimeUnit": "ms"}), encoding="utf-8")
+
+
+def timeline(recorder: Recorder, run: Run, names: _Names, model: str = "") -> Iterator[Event]:
+    """All events of a run but those that name what runs: these are left in `names`, with the model in front."""
+    names.prefix = f"{model}: " if model else ""
     pids = {group: names.process(group) for group in run.fleets}
     for step in recorder.steps:
         yield _step(step, names.thread(pids[step.group], step.instance, f"instance {step.instance}"))
-    yield from _arrows(recorder, run, pids)
+    yield from _arrows(recorder, run, pids, model)
     yield from _lifecycle(run, names)
     requests = names.process("requests")
     for request, status in enumerate(run.journal.status):
         if status == Status.FINISHED:
-            yield from _stages(request, run.journal, requests)
-    yield from names.events
+            yield from _stages(request, run.journal, requests, model)
 
 
 class _Names:
@@ -49,13 +49,16 @@ class _Names:
 
     def __init__(self) -> None:
         self.events: list[Event] = []
+        self.prefix = ""  # of the names of processes
         self._processes = 0
         self._threads: set[tuple[int, int]] = set()
 
     def process(self, name: str) -> int:
         pid = self._processes
         self._processes += 1
-        self.events.append({"ph": "M", "name": "process_name", "pid": pid, "tid": 0, "args": {"name": name}})
+        self.events.append(
+            {"ph": "M", "name": "process_name", "pid": pid, "tid": 0, "args": {"name": self.prefix + name}}
+        )
         return pid
 
     def thread(self, pid: int, tid: int, name: str) -> Event:
@@ -91,7 +94,7 @@ def _step(step: Step, where: Event) -> Event:
     )
 
 
-def _arrows(recorder: Recorder, run: Run, pids: dict[str, int]) -> Iterator[Event]:
+def _arrows(recorder: Recorder, run: Run, pids: dict[str, int], model: str) -> Iterator[Event]:
     """From the middle of the step that completed a prompt to the middle of the first that decodes it elsewhere."""
     journal = run.journal
     # Numbers of instances are those in their pool; a group is called after its pool.
@@ -114,7 +117,7 @@ def _arrows(recorder: Recorder, run: Run, pids: dict[str, int]) -> Iterator[Even
             yield {
                 "ph": phase,
                 "bp": "e",
-                "cat": "transfer",
+                "cat": f"transfer {model}".rstrip(),  # requests are numbered by model
                 "name": "KV transfer",
                 "id": request,
                 "pid": pids[key[0]],
@@ -147,7 +150,7 @@ def _lifecycle(run: Run, names: _Names) -> Iterator[Event]:
             yield _slice(f"{seen.kind} fault", where, seen.begin_s, last_s, speed=seen.speed)
 
 
-def _stages(request: int, journal: Journal, pid: int) -> Iterator[Event]:
+def _stages(request: int, journal: Journal, pid: int, model: str) -> Iterator[Event]:
     """Begin and end of each stage of a finished request, as asynchronous events."""
     moments = [
         ("queue", journal.arrival_s[request], journal.prefill_start_s[request]),
@@ -159,7 +162,7 @@ def _stages(request: int, journal: Journal, pid: int) -> Iterator[Event]:
         moments.append(("transfer", decode_from, delivered))
         decode_from = delivered
     moments.append(("decode", decode_from, journal.finish_s[request]))
-    where = {"cat": "request", "id": request, "pid": pid, "tid": 0}
+    where = {"cat": f"request {model}".rstrip(), "id": request, "pid": pid, "tid": 0}
     for name, begin, end in moments:
         for phase, moment in (("b", begin), ("e", end)):
             yield {"ph": phase, "name": name, **where, "ts": moment * MICRO}

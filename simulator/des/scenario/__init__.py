@@ -4,7 +4,10 @@ from simulator.des.scenario.base import ScenarioError
 from simulator.des.scenario.deployment import SEQUENCES_PER_RANK, Deployment, Pool, Power, PrefixCacheKeys, Transfer
 from simulator.des.scenario.draws import Lengths, Seconds
 from simulator.des.scenario.lifecycle import Autoscale, Faults, Outages, PlannedFault, ScheduledCount, Startup
-from simulator.des.scenario.scenario import Scenario, Search, load_scenario, parse_scenario
+from simulator.des.scenario.reading import load_any, load_scenario, parse_any, parse_scenario
+from simulator.des.scenario.scenario import Scenario, Search
+from simulator.des.scenario.served import Served
+from simulator.des.scenario.shared import Hardware, SharedCluster
 from simulator.des.scenario.tenant import Slo, Tenant
 from simulator.des.scenario.traffic import (
     Bursts,
@@ -26,6 +29,7 @@ __all__ = [
     "Deployment",
     "Diurnal",
     "Faults",
+    "Hardware",
     "Lengths",
     "Offline",
     "OpenLoop",
@@ -39,7 +43,9 @@ __all__ = [
     "ScheduledCount",
     "Search",
     "Seconds",
+    "Served",
     "Sessions",
+    "SharedCluster",
     "SharedPrefix",
     "Slo",
     "Startup",
@@ -47,6 +53,8 @@ __all__ = [
     "Trace",
     "Transfer",
     "Workload",
+    "load_any",
     "load_scenario",
+    "parse_any",
     "parse_scenario",
 ]

@@ -1,5 +1,6 @@
 """Pools of several unlike groups of instances."""
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,7 +34,7 @@ from simulator.des.scenario import (
 from simulator.des.series import series
 from simulator.des.spec import ClusterSpec, GroupSpec
 from simulator.des.speed import predicted_speed
-from simulator.des.timeline import timeline
+from simulator.des.timeline import write_timeline
 from simulator.des.workload import Requests
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "docs" / "scenarios" / "mixed_decode.toml"
@@ -300,9 +301,12 @@ def test_groups_add_up_to_the_cluster(times: Build, instance: Build, play: Build
     assert grid.groupby("pool")["instance"].unique().map(list).to_dict()["decode.g2"] == [3, 4, 5]
 
 
-def test_arrows_of_a_timeline_join_the_groups_that_served(times: Build, instance: Build, play: Build) -> None:
+def test_arrows_of_a_timeline_join_the_groups_that_served(
+    times: Build, instance: Build, play: Build, tmp_path: Path
+) -> None:
     _, result, recorder = mixed(times, instance, play)
-    events = list(timeline(recorder, result.run))
+    write_timeline(tmp_path / "t.json", {"": (recorder, result.run)})
+    events = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
     names = {e["pid"]: e["args"]["name"] for e in events if e.get("name") == "process_name"}
     ends: dict[int, dict[str, str]] = {}
     for event in events:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import event, given
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from simulator.des.cluster import simulate
@@ -19,7 +19,8 @@ from simulator.des.fleet import State, integrate
 from simulator.des.journal import Status
 from simulator.des.metrics import SimulationResult
 from simulator.des.recorder import Recorder
-from simulator.des.scenario import parse_scenario
+from simulator.des.scenario import SharedCluster, parse_any, parse_scenario
+from simulator.des.shared import simulate_shared
 
 # Sixteen layers with KV of 16 MiB a token, so that 7,000 tokens fill an accelerator.
 GREEDY = {
@@ -220,6 +221,24 @@ def test_invariants_of_whole_scenarios(greedy_model: str, keys: Keys) -> None:
     again = simulate(scenario)
     assert again.summary() == summary
     assert again.requests.equals(result.requests)
+
+
+@settings(max_examples=settings.default.max_examples // 5)
+@given(first=scenarios(), second=scenarios())
+def test_models_on_parts_of_a_cluster_run_as_if_alone(greedy_model: str, first: Keys, second: Keys) -> None:
+    own = ("deployment", "slo", "workload", "tenants")
+    models = [
+        {"name": name, "model": greedy_model} | {key: keys[key] for key in own if key in keys}
+        for name, keys in (("first", first), ("second", second))
+    ]
+    asked = parse_any({"cluster": {"gpus": dict.fromkeys(["h100", "h200", "b200"], 99)}, "models": models})
+    assert isinstance(asked, SharedCluster)
+    whole = simulate_shared(asked)
+    json.dumps(whole.summary(), allow_nan=False)
+    for part in whole.models.values():
+        alone = simulate(part.scenario)
+        assert part.result.summary() == alone.summary()
+        assert part.result.requests.equals(alone.requests)
 
 
 def said_of(result: SimulationResult) -> None:

@@ -39,7 +39,7 @@ def written(play: Any, tmp_path: Path) -> Any:
     def write(spec: ClusterSpec, *load: Any) -> tuple[Trace, Recorder, SimulationResult]:
         recorder = Recorder()
         result = play(spec, *load, recorder=recorder)
-        write_timeline(tmp_path / "t.json", recorder, result.run)
+        write_timeline(tmp_path / "t.json", {"": (recorder, result.run)})
         return Trace(tmp_path / "t.json"), recorder, result
 
     return write
