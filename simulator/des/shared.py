@@ -72,10 +72,10 @@ def simulate_shared(
     clusters = [each.cluster for each in ready]
     hardware = asked.cluster
     if hardware.oversubscription is not None:
-        rates = {instance: rate for cluster in clusters for instance, rate in cluster.link_rates.items()}
+        rates = {instance: rate for cluster in clusters for instance, rate in cluster.serving.link_rates.items()}
         spines = make_spines(rates, hardware.oversubscription, hardware.rails)
         for cluster in clusters:
-            cluster.links.spines = spines
+            cluster.serving.links.spines = spines
     runs = play_together(clusters)
     results = [each.result(run) for each, run in zip(ready, runs, strict=True)]
     done = {s.name: Part(s, result) for s, result in zip(scenarios, results, strict=True)}

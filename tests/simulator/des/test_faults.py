@@ -177,7 +177,7 @@ def test_routers_see_no_load_when_all_is_done(times: Any, instance: Any, disaggr
     requests = Requests(np.array([100, 150, 200]), np.array([300, 200, 100]), np.zeros(3))
     cluster = Cluster(spec, requests, np.random.default_rng(0))
     assert sum(cluster.run().journal.retries) > 0
-    assert [each.load for each in (*cluster.entry, *cluster.decode)] == [0, 0, 0, 0]
+    assert [each.load for each in (*cluster.serving.entry, *cluster.serving.decode)] == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(("speed", "arrival_s"), [(0.0, 0.2 + 0.5), (0.5, 0.2 + 0.05)])

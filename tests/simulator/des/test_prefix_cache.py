@@ -146,7 +146,7 @@ def test_running_and_cached_kv_share_the_room_at_all_times(
     def look() -> Any:
         while True:
             yield cluster.env.timeout(0.0037)
-            for server in cluster.entry:
+            for server in cluster.serving.entry:
                 held = sum(rank.used_bytes(server.batch.tick) for rank in server.batch.ranks)
                 assert held + server.cached_bytes <= capacity * ranks
                 seen.append(server.cached_bytes)
@@ -277,4 +277,4 @@ def test_an_instance_that_is_given_back_comes_without_its_cache(times: Any, inst
         replace(spec, entry=(replace(spec.entry[0], autoscale=scale),)), requests, np.random.default_rng(0)
     )
     cluster.run()
-    assert [instance.cache.peek([1]) for instance in cluster.entry if instance.cache is not None] == [1, 0]
+    assert [instance.cache.peek([1]) for instance in cluster.serving.entry if instance.cache is not None] == [1, 0]

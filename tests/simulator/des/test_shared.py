@@ -92,9 +92,9 @@ def test_transfers_of_two_models_share_a_spine(times: Any, instance: Any, disagg
         return Cluster(spec, requests, np.random.default_rng(0), env=env)
 
     both = [cluster([100], [0.0]), cluster([100, 50], [0.0, 5.0])]
-    spines = make_spines({k: v for each in both for k, v in each.link_rates.items()}, 2.0, 1)
+    spines = make_spines({k: v for each in both for k, v in each.serving.link_rates.items()}, 2.0, 1)
     for each in both:
-        each.links.spines = spines
+        each.serving.links.spines = spines
     first, second = (run.journal for run in play_together(both))
     np.testing.assert_allclose(first.delivered_s, [2.0])
     np.testing.assert_allclose(second.delivered_s, [2.0, 5.5])
