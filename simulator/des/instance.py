@@ -7,51 +7,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import simpy
 
 from simulator.des.batching import Prefilling, Rank
+from simulator.des.intake import Handover, Intake, Losses, Streams
 from simulator.des.journal import Journal, Usage
 from simulator.des.meter import Meter
 from simulator.des.prefix_cache import BLOCK_TOKENS, Loss, PrefixCache
 from simulator.des.pricing import Part, price
-from simulator.des.queues import Queue, queue_of
+from simulator.des.queues import Queue
 from simulator.des.scheduler import Scheduler
 from simulator.des.spec import InstanceSpec
-
-
-class Handover(NamedTuple):
-    """A prefilled sequence whose KV waits on `rank` of `source` for a decode instance to take it."""
-
-    request: int
-    source: Instance
-    rank: Rank
-    tokens: int
-
-    @property
-    def is_lost(self) -> bool:
-        """Whether the source has failed since, and the KV with it."""
-        return self.rank not in self.source.batch.ranks
-
-
-class Streams(Protocol):
-    """Takes the KV of prompts while their last chunk is computed."""
-
-    def announce(self, handover: Handover, ready_s: float, last_part: float) -> None:
-        """The last chunk, which makes `last_part` of the prompt's KV, is computed from now to `ready_s`."""
-        ...
-
-    def computed(self, handover: Handover) -> None:
-        """An announced prompt is computed."""
-        ...
-
-
-class Losses(NamedTuple):
-    """What a failed instance held: requests whose KV is gone, and hand-overs to it whose KV is still at the source."""
-
-    requests: list[int]
-    handovers: list[Handover]
 
 
 class Instance:
@@ -101,17 +69,13 @@ class Instance:
         )
         self._cache_load_s = 0.0  # of prompts admitted to the step under way
         self._kv_room = spec.kv.capacity_bytes * spec.ranks
-        self._incoming: Queue[Handover] = queue_of(journal.priority, lambda handover: handover.request)
-        self._incoming_tokens = 0
-        self._arriving: dict[int, Handover] = {}  # by request; room is reserved, KV under way
-        self._delivered: list[tuple[Handover, Rank]] = []
+        self._intake = Intake(self.scheduler, journal, self._begin_fetch, stages)
         self._announced: dict[int, Handover] = {}  # by request; in its last chunk
         self._leaving: dict[int, Handover] = {}  # by request; KV that waits here or is under way from here
         self._ended = ended
         self._hand_over = hand_over
         self._fetch = fetch
         self._streams = streams
-        self._stages = stages
         self._observe = observe
         self._wake: simpy.Event | None = None
         self._decodes = False  # the step under way decodes
@@ -149,56 +113,25 @@ class Instance:
     def offer(self, handover: Handover) -> None:
         """Take a prefilled sequence: its KV is fetched once there is room, or at once where host memory stages it."""
         self.load += 1
-        if self._stages:
-            ranks = self.batch.ranks
-            self._begin_fetch(handover, ranks[handover.request % len(ranks)])  # spread over the links
-        else:
-            self._await_room(handover)
-            self._accept()
-
-    def _await_room(self, handover: Handover) -> None:
-        self._incoming.append(handover)
-        self._incoming_tokens += handover.tokens
+        self._intake.offer(handover)
 
     def _begin_fetch(self, handover: Handover, rank: Rank) -> None:
-        self._arriving[handover.request] = handover
         assert self._fetch is not None
         self._fetch(handover, self, rank)
-
-    def _accept(self) -> None:
-        """Reserve room for prefilled sequences, in order of arrival, and fetch their KV or take it from the stage."""
-        incoming = self._incoming
-        while incoming:
-            handover = incoming[0]
-            rank = self.scheduler.reserve(handover.request, handover.tokens)
-            if rank is None:
-                return
-            incoming.popleft()
-            self._incoming_tokens -= handover.tokens
-            if self._stages:
-                self._delivered.append((handover, rank))
-            else:
-                self._begin_fetch(handover, rank)
 
     def deliver(self, handover: Handover, rank: Rank) -> None:
         """The KV has arrived on a rank and is freed at its source; decoding starts with the next step."""
         if rank not in self.batch.ranks:
             return  # this instance failed meanwhile; the source keeps the KV for another transfer
-        if self._arriving.get(handover.request) is handover:
-            del self._arriving[handover.request]
-        if handover.is_lost:
-            if not self._stages:
-                rank.release(handover.tokens)
+        lost = handover.is_lost
+        self._intake.arrive(handover, rank)
+        if lost:
+            if not self._intake.stages:
                 self._freed()
-                self.scheduler.sequences -= 1
             self.load -= 1
         else:
             self.journal.delivered_s[handover.request] = self.env.now
             handover.source.let_go(handover)
-            if self._stages:
-                self._await_room(handover)
-            else:
-                self._delivered.append((handover, rank))
         self.kick()
 
     def let_go(self, handover: Handover) -> None:
@@ -230,11 +163,13 @@ class Instance:
         meter = self.meter
         times = self._times
         waiting, recompute, backlog = scheduler.waiting, scheduler.recompute, scheduler.backlog
+        intake = self._intake
+        incoming, arrived, stages = intake.waiting, intake.arrived, intake.stages
         while True:
-            if self._stages and self._incoming:
-                self._accept()
-            if self._delivered:
-                self._join_delivered()
+            if stages and incoming:
+                intake.accept()
+            if arrived:
+                intake.join()
             prompts = waiting or recompute or scheduler.prefilling
             if not prompts and backlog is not None:
                 prompts = backlog or scheduler.set_aside
@@ -281,18 +216,10 @@ class Instance:
             meter.hold(env.now, scheduler.settle())
             if self.cache is not None:
                 self.cache.fit(self._kv_room - meter.kv_bytes)
-            if self._incoming:
-                self._accept()
+            if incoming:
+                intake.accept()
             if self._observe is not None:
                 self._observe(self, start_s, prefill_s, sum(new for _, _, new in parts), size if decodes else 0)
-
-    def _join_delivered(self) -> None:
-        journal = self.journal
-        for handover, rank in self._delivered:
-            request = handover.request
-            rank.release(handover.tokens)
-            self.batch.join(request, rank, handover.tokens, journal.output_tokens[request] - journal.emitted[request])
-        self._delivered.clear()
 
     def _begin(self, prompt: Prefilling, routed: bool) -> None:
         """A prompt is admitted: note when and where, and spare what the prefix cache holds of it."""
@@ -393,21 +320,14 @@ class Instance:
         if self.meter.in_step:
             self.meter.cancel(now, self.batch.size, not self._decodes)
             self.process.interrupt()
-        lost = self.scheduler.drop()
-        lost += [handover.request for handover, _ in self._delivered]
-        lost += self._leaving
-        handovers = list(self._arriving.values())
-        if self._stages:  # what waits for room has left its source
-            lost += [handover.request for handover in self._incoming]
-        else:
-            handovers += self._incoming
-        for held in (self._delivered, self._announced, self._leaving, self._arriving, self._incoming):
-            held.clear()
-        self._incoming_tokens = 0
+        coming = self._intake.drop()
+        lost = [*self.scheduler.drop(), *coming.requests, *self._leaving]
+        self._announced.clear()
+        self._leaving.clear()
         self.meter.hold(now, 0.0)
         self._cache_load_s = 0.0
         self.load = sum(map(self.weight, self.waiting))
-        return Losses(sorted(lost), [handover for handover in handovers if not handover.is_lost])
+        return Losses(sorted(lost), coming.handovers)
 
     def unqueue(self) -> list[int]:
         """Take back every request of the waiting queue."""
@@ -417,16 +337,9 @@ class Instance:
 
     def forget_lost(self) -> None:
         """Drop hand-overs that wait for room here and whose KV has gone with their source."""
-        if self._stages:
-            return
-        kept = [handover for handover in self._incoming if not handover.is_lost]
-        self.load -= len(self._incoming) - len(kept)
-        self._incoming.clear()
-        for handover in kept:
-            self._incoming.append(handover)
-        self._incoming_tokens = sum(handover.tokens for handover in kept)
-        self._accept()
-        self.kick()
+        if not self._intake.stages:
+            self.load -= self._intake.forget_lost()
+            self.kick()
 
     # What others may ask
 
@@ -438,7 +351,7 @@ class Instance:
     @property
     def stalled_count(self) -> int:
         """Preempted sequences to compute again, but for offline ones, and prefilled sequences that wait for room."""
-        return len(self.scheduler.recompute) + len(self._incoming)
+        return len(self.scheduler.recompute) + len(self._intake.waiting)
 
     @property
     def kv_bytes(self) -> float:
@@ -456,7 +369,7 @@ class Instance:
         kv = self.spec.kv
         tick = self.batch.tick
         held = sum(rank.used_bytes(tick) for rank in self.batch.ranks)
-        return (held + kv.used_bytes(len(self._incoming), self._incoming_tokens)) / self._kv_room
+        return (held + kv.used_bytes(len(self._intake.waiting), self._intake.waiting_tokens)) / self._kv_room
 
     def usage(self) -> Usage:
         """Integrals up to now; the step and the transfers under way count for the time that they have run."""
@@ -470,6 +383,4 @@ class Instance:
     @property
     def holds_nothing(self) -> bool:
         """No KV, nor anything to bring or compute again; what waits has not begun."""
-        return self.scheduler.is_idle and not (
-            self._incoming or self._arriving or self._delivered or self._announced or self._leaving
-        )
+        return self.scheduler.is_idle and self._intake.is_empty and not (self._announced or self._leaving)

@@ -10,7 +10,8 @@ import simpy
 
 from simulator.des.dispatch import Dispatch
 from simulator.des.fleet import Fleet
-from simulator.des.instance import Handover, Instance
+from simulator.des.instance import Instance
+from simulator.des.intake import Handover
 from simulator.des.journal import Journal, Usage
 from simulator.des.queues import Queue, queue_of
 from simulator.des.recorder import Recorder

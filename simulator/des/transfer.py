@@ -9,7 +9,8 @@ from functools import lru_cache
 import simpy
 
 from simulator.des.batching import Rank
-from simulator.des.instance import Handover, Instance
+from simulator.des.instance import Instance
+from simulator.des.intake import Handover
 from simulator.des.links import Fabric, Flow, Link
 from simulator.des.scenario import Transfer
 from simulator.des.spines import Spines

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import simpy
 
-from simulator.des.instance import Handover, Instance
+from simulator.des.instance import Instance
+from simulator.des.intake import Handover
 from simulator.des.journal import Journal
 from simulator.des.scenario import Transfer
 from simulator.des.transfer import Interconnect

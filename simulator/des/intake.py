@@ -1,0 +1,153 @@
+"""Prefilled sequences on their way into a decode instance.
+
+KV waits at its source until there is room, is fetched into that room and joins the batch with the next step. Where
+host memory stages it, KV is fetched at once and waits there for room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from simulator.des.batching import Rank
+from simulator.des.journal import Journal
+from simulator.des.queues import Queue, queue_of
+from simulator.des.scheduler import Scheduler
+
+if TYPE_CHECKING:
+    from simulator.des.instance import Instance
+
+
+class Handover(NamedTuple):
+    """A prefilled sequence whose KV waits on `rank` of `source` for a decode instance to take it."""
+
+    request: int
+    source: Instance
+    rank: Rank
+    tokens: int
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the source has failed since, and the KV with it."""
+        return self.rank not in self.source.batch.ranks
+
+
+class Streams(Protocol):
+    """Takes the KV of prompts while their last chunk is computed."""
+
+    def announce(self, handover: Handover, ready_s: float, last_part: float) -> None:
+        """The last chunk, which makes `last_part` of the prompt's KV, is computed from now to `ready_s`."""
+        ...
+
+    def computed(self, handover: Handover) -> None:
+        """An announced prompt is computed."""
+        ...
+
+
+class Losses(NamedTuple):
+    """What a failed instance held: requests whose KV is gone, and hand-overs to it whose KV is still at the source."""
+
+    requests: list[int]
+    handovers: list[Handover]
+
+
+class Intake:
+    """fetch: starts a transfer to a rank, whose end is told by `arrive`. stages: by way of host memory.
+
+    waiting: for room. arrived: with the rank that has room, to join with the next step.
+    """
+
+    def __init__(
+        self, scheduler: Scheduler, journal: Journal, fetch: Callable[[Handover, Rank], None], stages: bool
+    ) -> None:
+        self.stages = stages
+        self.waiting: Queue[Handover] = queue_of(journal.priority, lambda handover: handover.request)
+        self.waiting_tokens = 0
+        self.arrived: list[tuple[Handover, Rank]] = []
+        self._under_way: dict[int, Handover] = {}  # by request
+        self._scheduler = scheduler
+        self._journal = journal
+        self._fetch = fetch
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.waiting or self._under_way or self.arrived)
+
+    def offer(self, handover: Handover) -> None:
+        """Take a sequence, whose KV is at its source."""
+        if self.stages:
+            ranks = self._scheduler.batch.ranks
+            self._begin_fetch(handover, ranks[handover.request % len(ranks)])  # spread over the links
+        else:
+            self._await_room(handover)
+            self.accept()
+
+    def _await_room(self, handover: Handover) -> None:
+        self.waiting.append(handover)
+        self.waiting_tokens += handover.tokens
+
+    def _begin_fetch(self, handover: Handover, rank: Rank) -> None:
+        self._under_way[handover.request] = handover
+        self._fetch(handover, rank)
+
+    def accept(self) -> None:
+        """Reserve room for sequences, in order of arrival, and fetch their KV or take it from the stage."""
+        waiting = self.waiting
+        while waiting:
+            handover = waiting[0]
+            rank = self._scheduler.reserve(handover.request, handover.tokens)
+            if rank is None:
+                return
+            waiting.popleft()
+            self.waiting_tokens -= handover.tokens
+            if self.stages:
+                self.arrived.append((handover, rank))
+            else:
+                self._begin_fetch(handover, rank)
+
+    def arrive(self, handover: Handover, rank: Rank) -> None:
+        """The transfer to a rank is over; KV of a source that has failed meanwhile is not there."""
+        if self._under_way.get(handover.request) is handover:
+            del self._under_way[handover.request]
+        if handover.is_lost:
+            if not self.stages:
+                rank.release(handover.tokens)
+                self._scheduler.sequences -= 1
+        elif self.stages:
+            self._await_room(handover)
+        else:
+            self.arrived.append((handover, rank))
+
+    def join(self) -> None:
+        """What has arrived runs from now on."""
+        journal = self._journal
+        for handover, rank in self.arrived:
+            request = handover.request
+            rank.release(handover.tokens)
+            left = journal.output_tokens[request] - journal.emitted[request]
+            self._scheduler.batch.join(request, rank, handover.tokens, left)
+        self.arrived.clear()
+
+    def forget_lost(self) -> int:
+        """Drop those that wait for room and whose KV has gone with their source; how many they were."""
+        kept = [handover for handover in self.waiting if not handover.is_lost]
+        dropped = len(self.waiting) - len(kept)
+        self.waiting.clear()
+        for handover in kept:
+            self.waiting.append(handover)
+        self.waiting_tokens = sum(handover.tokens for handover in kept)
+        self.accept()
+        return dropped
+
+    def drop(self) -> Losses:
+        """Forget all: what had come here is lost, what is at its source may go elsewhere."""
+        requests = [handover.request for handover, _ in self.arrived]
+        handovers = list(self._under_way.values())
+        if self.stages:  # what waits for room has left its source
+            requests += [handover.request for handover in self.waiting]
+        else:
+            handovers += self.waiting
+        for held in (self.arrived, self._under_way, self.waiting):
+            held.clear()
+        self.waiting_tokens = 0
+        return Losses(requests, [handover for handover in handovers if not handover.is_lost])
