@@ -33,7 +33,7 @@ def load_scenario(path: Path) -> Scenario:
 
 def parse_any(data: dict[str, Any], where: str = "scenario") -> Scenario | SharedCluster:
     """As `parse_scenario`; with [[models]] it is several models on one cluster."""
-    return _parse(SharedCluster, data, where) if "models" in data else _parse(Scenario, data, where)
+    return _parse(SharedCluster, data, where) if {"models", "cluster"} & set(data) else _parse(Scenario, data, where)
 
 
 def load_any(path: Path) -> Scenario | SharedCluster:
@@ -88,4 +88,6 @@ def _first_problem(error: ValidationError) -> str:
         return f"key '{key}' is empty; name at least one"
     shown = problem.get("input")
     value = f"={shown!r}" if isinstance(shown, (int, float, str, bool)) else ""
+    if problem["type"] in ("model_type", "dict_type"):
+        return f"{key}{value} is not a table; give one with its keys"
     return f"{key}{value}: {message}"

@@ -390,7 +390,7 @@ def test_the_least_known_group_speaks_for_its_pool() -> None:
         ({"colocated": []}, "'deployment.colocated' is empty"),
         ({"colocated": [POOL, {"tp": 8}]}, "key 'deployment.colocated.1.gpu' is missing"),
         ({"prefill": POOL, "decode": [POOL | {"tq": 1}]}, "unknown key 'deployment.decode.0.tq'"),
-        ({"colocated": "h200"}, "deployment.colocated='h200'"),
+        ({"colocated": "h200"}, "deployment.colocated='h200' is not a table; give one with its keys"),
         (
             {
                 "prefill": [POOL, POOL | {"name": "narrow", "tp": 4}],

@@ -181,6 +181,8 @@ def test_progress_counts_the_requests_of_all_models() -> None:
             r"the models ask for 24 at most \(a 24\)",
         ),
         (lambda: played(model(), gpus={"h200": 8, "h200_sxm": 8}), "names h200_sxm twice, once as 'h200_sxm'"),
+        (lambda: parse_any({"cluster": {"gpus": 36}, "models": [model()]}), "cluster.gpus=36 is not a table"),
+        (lambda: parse_any({"cluster": {"gpus": {"h200": 8}}}), "key 'models' is missing"),
         (lambda: played(model(), gpus={"h200": 0}), "cluster.gpus.h200=0"),
         (lambda: played(model(), rails=2), "rails=2 divide a spine that nobody shares"),
         (
