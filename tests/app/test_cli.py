@@ -214,6 +214,7 @@ def interrupted(folder: Path, *args: str | Path, when: Callable[[subprocess.Pope
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # nohup and CI runners may have it ignored
     )
     when(process)
     os.killpg(process.pid, signal.SIGINT)

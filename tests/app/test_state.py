@@ -41,13 +41,13 @@ QUESTIONS = st.builds(
 
 
 @given(QUESTIONS)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_question_survives_the_url(question: Question) -> None:
     assert from_query(as_lists(question.to_query()), MODELS, GPUS) == (question, [])
 
 
 @given(QUESTIONS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_every_question_is_a_scenario(question: Question) -> None:
     scenario = question.to_scenario()
     assert (scenario.model, scenario.search.gpus) == (question.model, question.gpu)

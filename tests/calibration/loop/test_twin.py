@@ -117,14 +117,14 @@ def check_twin(traffic: Traffic, limits: Limits) -> int:
     return preempted
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=requests, sequences=st.integers(1, 6), budget=st.integers(6, 64))
 def test_same_arrivals_and_step_times_give_the_same_batches(rows, sequences, budget) -> None:
     assert check_twin(traffic_of(*zip(*rows, strict=True)), Limits(sequences, budget, AMPLE)) == 0
 
 
 # Multiples of 100 tokens: what a newcomer must leave free is then a whole number of blocks.
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=requests, sequences=st.integers(2, 6), budget=st.integers(6, 64), capacity=st.sampled_from((200, 300)))
 def test_scarce_kv_gives_the_same_batches(rows, sequences, budget, capacity) -> None:
     check_twin(traffic_of(*zip(*rows, strict=True)), Limits(sequences, budget, capacity))

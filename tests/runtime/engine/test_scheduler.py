@@ -240,7 +240,7 @@ request_lists = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(request_lists, st.integers(8, 20), st.integers(0, 3), st.booleans(), st.integers(4, 20))
 def test_any_load_finishes_with_right_contents_and_no_leak(
     requests: list[tuple[int, int, int, int, int]],

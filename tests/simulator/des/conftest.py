@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
 
 from simulator.des.kv_cache import KvSpace
 from simulator.des.metrics import SimulationResult
@@ -19,16 +17,6 @@ from simulator.des.scenario import Slo
 from simulator.des.spec import ClusterSpec, GroupSpec, InstanceSpec
 from simulator.des.workload import Requests
 from simulator.model.latency import Chunk, DecodeLoad
-
-# How many random scenarios the property tests of this folder try: HYPOTHESIS_PROFILE=night pytest ...
-for _profile, _examples in {"ci": 50, "night": 500}.items():
-    settings.register_profile(
-        _profile,
-        max_examples=_examples,
-        deadline=None,
-        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-    )
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.des.fleet import Moment, integrate
@@ -172,7 +172,7 @@ def test_between_two_times_the_log_is_integrated_by_hand() -> None:
     assert integrate(log, 45.0, 60.0) == (75.0, 75.0, 0.0)
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50)
 @given(
     data=st.data(),
     metric=st.sampled_from(["queue", "utilization", "attainment", None]),

@@ -45,7 +45,7 @@ action = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(action, max_size=60))
 def test_running_sums_equal_sums_over_a_list(actions: list[Any]) -> None:
     batch = RunningBatch(KvSpace(1e9, 1.0, 10.0), 3, CAPS)
@@ -72,7 +72,7 @@ def test_running_sums_equal_sums_over_a_list(actions: list[Any]) -> None:
     assert all(rank.offsets == 0 and not any(rank.capped_fixed + rank.growing) for rank in batch.ranks)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(action, max_size=60), st.lists(st.integers(0, 2), min_size=60, max_size=60))
 def test_sums_over_paces_equal_sums_over_a_list(actions: list[Any], pace_of: list[int]) -> None:
     rates = (1.0, 2.0, 5.0)

@@ -108,7 +108,7 @@ def test_an_aborted_flow_leaves_its_share_to_the_others() -> None:
     assert wires.links[0].carried_bytes == pytest.approx(150.0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.floats(1.0, 100.0), min_size=1, max_size=5),
     st.lists(st.sets(st.integers(0, 4), min_size=1), min_size=1, max_size=8),
@@ -128,7 +128,7 @@ def test_every_flow_has_a_full_link_on_which_nobody_is_faster(rates: list[float]
         )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32 - 1))
 def test_bytes_are_carried_once_and_no_link_is_overfull(seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -171,7 +171,7 @@ def test_with_room_for_everything_a_server_hits_as_the_ideal_cache_does(
     assert hits > 0.5
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.lists(st.integers(0, 3), max_size=6), max_size=30))
 def test_the_ideal_hit_rate_is_that_of_longest_common_prefixes(prompts: list[list[int]]) -> None:
     """Oracle: a trie's paths as tuples. Ids are given per path, as the traces do."""

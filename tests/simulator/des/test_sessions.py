@@ -123,7 +123,7 @@ def test_affinity_brings_a_session_back_to_its_cache(
     assert table["cached_tokens"].tolist() == [BLOCK * hit for hit in hits]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     turns=st.integers(1, 6),
     sessions=st.integers(1, 8),

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.des.cluster import simulate
@@ -55,7 +55,7 @@ def test_non_preemptive_priorities_wait_as_cobham_says(times: Any, instance: Any
     assert expected["low"] > 5 * expected["high"]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.one_of(st.integers(0, 3), st.none()), max_size=60))
 def test_the_queue_equals_a_sorted_list(actions: list[int | None]) -> None:
     """A number joins with that priority; None takes the next one."""
@@ -72,7 +72,7 @@ def test_the_queue_equals_a_sorted_list(actions: list[int | None]) -> None:
         assert len(queue) == len(plain)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 @given(
     counts=st.tuples(st.integers(1, 25), st.integers(1, 25), st.integers(0, 25)),
     priorities=st.tuples(st.integers(-1, 1), st.integers(-1, 1)),

@@ -46,7 +46,7 @@ BATCHES = st.floats(0, 12).map(lambda exponent: int(2**exponent))  # 1 to 4096
 CHUNKS = st.lists(st.builds(Chunk, st.integers(1, 16384), st.integers(0, 1 << 20)), min_size=1, max_size=6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     index=st.integers(0, len(SETTINGS) - 1),
     batch=BATCHES,
