@@ -39,26 +39,31 @@ def load(name_or_path: str | Path, stack: str = DEFAULT_STACK) -> HardwareProfil
     text = str(name_or_path)
     if text.endswith(".json"):
         return _fitted(read_fit(Path(text).expanduser()))
-    own = _own_fits()
-    mine = [path for path in own if _normal(path.stem.partition("@")[0]) == _normal(text)]
-    for path in mine:
-        if path.stem.partition("@")[2] == stack:
-            return _fitted(read_fit(path))
-    if mine and _normal(text) not in _read_catalogue()[1] and stack != DEFAULT_STACK:
-        known = ", ".join(path.stem.partition("@")[2] for path in mine)
-        raise CatalogError(f"no efficiency of stack {stack!r} on {text}; there is {known}")
-    part = next((fit.part for fit in map(read_fit, mine) if fit.part is not None), None) or _find(name_or_path)
+    mine = _own_fits_of(text)
+    if stack in mine:
+        return _fitted(read_fit(mine[stack]))
+    part = next((fit.part for fit in map(read_fit, mine.values()) if fit.part is not None), None) or _find(name_or_path)
     priced = tuple(Price(accelerator=part.name, convention=c, usd_per_hour=f) for c, f in part.prices.items())
     listed = tuple(p for p in _prices() if p.accelerator == part.name and p.convention not in part.prices)
-    efficiency = load_efficiency(part.name, part.generation, stack, DATA / "efficiency")
+    efficiency = load_efficiency(part.name, part.generation, stack, DATA / "efficiency", mine)
     return profile_of(part, efficiency, priced + listed)
 
 
 def fits(name: str) -> dict[str, Efficiency]:
     """Fitted efficiencies of an accelerator by stack: one's own, then the catalogue's."""
-    found = {path.stem.partition("@")[2]: path for path in (DATA / "efficiency").glob(f"{name}@*.json")}
-    found |= {path.stem.partition("@")[2]: path for path in _own_fits() if path.stem.partition("@")[0] == name}
+    found = {path.stem.partition("@")[2]: path for path in (DATA / "efficiency").glob(f"{_key(name)}@*.json")}
+    found |= _own_fits_of(name)
     return {stack: read_fit(path) for stack, path in sorted(found.items())}
+
+
+def _own_fits_of(word: str) -> dict[str, Path]:
+    """Of one's own profiles those of the accelerator that a word stands for, by stack."""
+    found = {}
+    for path in _own_fits():
+        name, _, stack = path.stem.partition("@")
+        if _key(name) == _key(word):
+            found[stack] = path
+    return found
 
 
 def _own_fits() -> list[Path]:
@@ -114,6 +119,12 @@ def read_prices(path: Path) -> tuple[Price, ...]:
 def _normal(word: str) -> str:
     """'H200-SXM', 'h200 sxm' and 'h200_sxm' are one."""
     return re.sub(r"[^a-z0-9]+", "_", word.lower()).strip("_")
+
+
+def _key(word: str) -> str:
+    """The same for a part's name and its aliases: 'b200' and 'B200-SXM' are one."""
+    word = _normal(word)
+    return _read_catalogue()[1].get(word, word)
 
 
 @lru_cache(maxsize=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -99,15 +100,19 @@ def stacks(accelerator: str, folder: Path) -> list[str]:
     return [DEFAULT_STACK, *fitted]
 
 
-def load_efficiency(accelerator: str, generation: str, stack: str, folder: Path) -> Efficiency:
+def load_efficiency(
+    accelerator: str, generation: str, stack: str, folder: Path, elsewhere: Iterable[str] = ()
+) -> Efficiency:
     """The fit of `stack` on `accelerator`, or the assumed fractions of its generation.
 
-    Fits are files `<accelerator>@<stack>.json` in `folder`, defaults the tables of default.toml.
+    Fits are files `<accelerator>@<stack>.json` in `folder`, defaults the tables of default.toml. Stacks with a fit
+    `elsewhere` are named where this one is unknown.
     """
     if stack == DEFAULT_STACK:
         return _default(accelerator, generation, folder / DEFAULT_FILE)
     known = stacks(accelerator, folder)
     if stack not in known:
+        known += [other for other in elsewhere if other not in known]
         raise CatalogError(f"no efficiency of stack {stack!r} on {accelerator}; there is {', '.join(known)}")
     path = folder / f"{accelerator}@{stack}.json"
     return _matching(read_fit(path), accelerator, stack, path)

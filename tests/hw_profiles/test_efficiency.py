@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -108,3 +109,24 @@ def test_a_fit_that_is_not_json_is_refused(tmp_path):
     (tmp_path / "h100_sxm@sglang.json").write_text("{")
     with pytest.raises(catalog.CatalogError, match=r"h100_sxm@sglang\.json: not readable JSON"):
         load_efficiency("h100_sxm", "hopper", "sglang", tmp_path)
+
+
+@pytest.mark.parametrize("file_name", ["b200_sxm@mine.json", "dgx-b200@mine.json"])
+def test_profiles_of_ones_own_are_found_by_every_name_of_the_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file_name: str
+) -> None:
+    fit = catalog.load("b200_sxm", "vllm").efficiency.model_copy(update={"stack": "mine", "step_overhead_s": 0.0321})
+    (tmp_path / file_name).write_text(fit.model_dump_json(), encoding="utf-8")
+    monkeypatch.setenv("MOEPLAN_PROFILES", str(tmp_path))
+    for name in ("b200", "B200-SXM", "dgx_b200"):
+        profile = catalog.load(name, "mine")
+        assert (profile.name, profile.efficiency.step_overhead_s) == ("b200_sxm", 0.0321)
+        assert catalog.fits(name)["mine"].step_overhead_s == 0.0321
+        with pytest.raises(
+            catalog.CatalogError, match=r"no efficiency of stack 'other' on b200_sxm; there is .*, mine$"
+        ):
+            catalog.load(name, "other")
+    with pytest.raises(
+        catalog.CatalogError, match=r"stack 'mine' on h200_sxm; there is default, sglang, trtllm, vllm$"
+    ):
+        catalog.load("h200", "mine")
