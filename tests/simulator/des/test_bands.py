@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hw_profiles.catalog import load
 from hw_profiles.uncertainty import Spread, Uncertainty, uncertainty_of
 from simulator.des.bands import Bands, bands_of, of_run, of_runs
 from simulator.des.cluster import simulate
-from simulator.des.replications import replicate
+from simulator.des.replications import Replications, estimate
 from simulator.des.scenario import Deployment, Pool, Scenario, parse_scenario
 
 RATE = "total_tok_s_per_gpu"
@@ -61,17 +62,15 @@ def test_a_limit_at_the_median_of_its_band_has_even_chances() -> None:
     assert of_run(simulate(again), again)["limits"]["tpot_s"]["chance"] == pytest.approx(0.5)
 
 
-def test_more_runs_have_less_noise() -> None:
-    asked = scenario(requests=100)
+@pytest.mark.parametrize("runs", [3, 12])
+def test_several_runs_have_the_noise_of_their_mean(runs: int) -> None:
+    """A third each of 0.9, 1.0 and 1.1 s: the standard error of the mean is s / sqrt(runs)."""
+    values = [0.9, 1.0, 1.1] * (runs // 3)
     key = "metrics.ttft_s.p90"
-
-    def width(runs: int) -> float:
-        band = of_runs(replicate(asked, runs=runs), asked)["bands"][key]
-        return math.log(band["p90"] / band["p10"])
-
-    assert width(12) < width(3)
-    spread = uncertainty_of(load("h200_sxm"), "colocated").spreads["ttft_s"]
-    assert width(12) > spread.width
+    seen = Replications(0.95, tuple(range(runs)), {key: estimate(values, 0.95)}, ())
+    noise = statistics.stdev(values) / math.sqrt(runs)
+    spread = uncertainty_of(load("h200_sxm"), "colocated").spreads["ttft_s"].with_noise(noise)
+    assert of_runs(seen, scenario())["bands"][key] == pytest.approx(spread.band(1.0))
 
 
 def test_pools_on_different_stacks_answer_for_their_own_latency() -> None:
