@@ -35,7 +35,7 @@ class Link:
 class Flow:
     """`left_bytes` to move over `links` as of `mark_s`, at `rate` from then on, which ends at `end_s`."""
 
-    __slots__ = ("end_s", "left_bytes", "links", "mark_s", "rate", "timer", "timer_s")
+    __slots__ = ("end_s", "left_bytes", "links", "mark_s", "number", "rate", "timer", "timer_s")
 
     def __init__(self, links: tuple[Link, ...], size: float) -> None:
         self.links = links
@@ -43,6 +43,7 @@ class Flow:
         self.rate = 0.0
         self.mark_s = 0.0  # lies ahead for a flow that is alone on its links and about to begin
         self.end_s = self.timer_s = math.inf
+        self.number = 0  # in order of sending
         self.timer: simpy.Event | None = None  # the one that counts: a replaced one rings in vain
 
     def ended(self) -> None:
@@ -76,9 +77,12 @@ class Fabric:
 
     def __init__(self, env: simpy.Environment) -> None:
         self.env = env
+        self._sent = 0
 
     def send(self, flow: Flow, start_s: float) -> None:
         """Move the flow's bytes over all of its links at once, from `start_s` (now or later) on."""
+        self._sent += 1
+        flow.number = self._sent
         rate = math.inf
         for link in flow.links:
             if link.flows:
@@ -127,15 +131,28 @@ class Fabric:
         self._share(flow.links)
 
     def _ring(self, event: simpy.Event) -> None:
-        """The end of a flow, unless its rate has changed since the timer was set."""
+        """The end of a flow, unless its rate has changed since the timer was set.
+
+        Those that end with it on its links go first where they were sent before.
+        """
         flow: Any = event.value
         if flow.timer is not event:
             return
         flow.timer = None
-        if flow.end_s > self.env.now:
+        now = self.env.now
+        if flow.end_s > now:
             if flow.end_s < math.inf:
                 self._set_timer(flow, flow.end_s, self._ring)
             return
+        due = {flow}
+        for link in flow.links:
+            if len(link.flows) > 1:
+                due.update(other for other in link.flows if other.end_s <= now and other.number < flow.number)
+        for ending in sorted(due, key=lambda other: other.number) if len(due) > 1 else due:
+            self._end(ending)
+
+    def _end(self, flow: Flow) -> None:
+        flow.timer = None
         for link in flow.links:
             link.carried_bytes += flow.left_bytes
         self._leave(flow)

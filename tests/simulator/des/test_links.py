@@ -51,6 +51,17 @@ def test_two_equal_flows_get_half_each() -> None:
     assert wires.ended == {"a": 2.0, "b": 2.0}
 
 
+def test_flows_that_end_together_end_in_the_order_of_their_start() -> None:
+    """`b` has half of `a`'s bytes left to send when it comes, `c` and `d` come at once over other links as well."""
+    wires = Wires((100.0, 100.0))
+    wires.send("a", (0,), 200.0)
+    wires.at(1.0, "b", (0,), 100.0)
+    wires.at(1.5, "c", (1,), 75.0)
+    wires.at(1.5, "d", (1,), 75.0)
+    wires.env.run()
+    assert list(wires.ended.items()) == [("a", 3.0), ("b", 3.0), ("c", 3.0), ("d", 3.0)]
+
+
 def test_three_flows_over_two_links_by_hand() -> None:
     """Links of 10 and 30 B/s; `both` crosses the two. Rates 5, 5, 25; when `first` ends at 4 s, `both` gets 10."""
     wires = Wires((10.0, 30.0))
