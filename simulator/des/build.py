@@ -146,8 +146,8 @@ def _check_lifecycle(deployment: Deployment, spec: ClusterSpec) -> None:
     for group in spec.groups:
         if group.autoscale is not None and group.autoscale.metric == "attainment" and not any(spec.limits_of(group)):
             raise ScenarioError(
-                f"the {group.name} pool scales by attainment, but [slo] has no limit that it answers for; "
-                f"set {'ttft_s' if spec.is_entry(group) else 'tpot_s'}"
+                f"the {group.name} pool scales by attainment, but neither [slo] nor any tenant's own has a limit that "
+                f"it answers for; set {'ttft_s' if spec.is_entry(group) else 'tpot_s'}"
             )
 
 
