@@ -261,7 +261,7 @@ class SimulationResult:
         return {name: spread(getattr(self, name)[self.measured & self.finished]) for name in METRICS}
 
     def slo_report(self) -> dict[str, Any]:
-        """Per limit: the value at the wanted percentile and the share of requests that keep it.
+        """Per limit: the value at the wanted percentile of those that finished, and the share of all that keep it.
 
         Several tenants have limits of their own, which `tenants` reports; only the attainment of all is here.
         """

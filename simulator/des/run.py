@@ -203,7 +203,11 @@ class Cluster:
         self._close(request, Status.REJECTED)
 
     def _turn_away(self, request: int, reason: str) -> None:
-        self._refuse(request, reason)
+        """Its queue is full. One that was let in before and lost to a fault was not refused: it has failed."""
+        if self.journal.retries[request]:
+            self._close(request, Status.FAILED)
+        else:
+            self._refuse(request, reason)
         self._tell_source(request)
 
     def _finish(self, request: int) -> None:

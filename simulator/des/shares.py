@@ -70,11 +70,11 @@ class Share:
         return {name: spread(values[self.measured & self.finished]) for name, values in self.values.items()}
 
     def slo_report(self) -> dict[str, Any]:
-        """Per limit: the value at the wanted percentile and the share of requests that keep it."""
+        """Per limit: the value at the wanted percentile of those that finished, and the share of all that keep it."""
         wanted = self.slo.percentile
         table: dict[str, Any] = {}
         for name, limit in self.slo.limits.items():
-            values = self.values[name][self.measured]
+            values = self.values[name][self.measured & self.finished]
             values = values[~np.isnan(values)]
             table[name] = {
                 "limit": limit,

@@ -16,7 +16,7 @@ from scipy.stats import t as student
 from simulator.des.faults import nodes_of
 from simulator.des.fleet import integrate
 from simulator.des.run import Cluster
-from simulator.des.scenario import Faults, Outages, PlannedFault, Transfer
+from simulator.des.scenario import Faults, Outages, PlannedFault, Slo, Transfer
 from simulator.des.spec import ClusterSpec
 from simulator.des.workload import Requests
 
@@ -77,6 +77,22 @@ def test_a_request_fails_after_its_last_retry(times: Any, instance: Any, colocat
     assert result.requests["retries"].tolist() == [3, 0]
     assert result.finish_s == pytest.approx([3.0, 4.5])
     assert result.summary()["requests"] == {"total": 2, "finished": 1, "failed": 1, "rejected": 0}
+
+
+def test_a_request_that_a_fault_took_and_a_full_queue_refuses_has_failed_once(
+    times: Any, instance: Any, colocated: Any, play: Any
+) -> None:
+    """Instance 0 works on the first and dies at 1 s; instance 1 works on the second, and no queue may hold another."""
+    spec = colocated(instance(times(per_prompt_token_s=MS), max_sequences=1), 2, max_queue=0)
+    spec = with_faults(spec, events=(down("colocated", 1.0, 9.0),))
+    result = play(spec, [5000] * 4, [1] * 4, [0.0, 0.1, 0.2, 6.0], slo=Slo(ttft_s=7.0))
+    summary = result.summary()
+    assert result.requests["status"].tolist() == ["failed", "finished", "rejected", "finished"]
+    assert summary["requests"] == {"total": 4, "finished": 2, "failed": 1, "rejected": 1}
+    assert list(summary["rejections"].values()) == [1]
+    assert summary["retries"] == 1
+    limit = summary["slo"]["limits"]["ttft_s"]
+    assert (limit["attainment"], summary["slo"]["attainment"]) == (0.5, 0.5)
 
 
 def test_a_closed_loop_goes_on_after_a_failed_request(times: Any, instance: Any, colocated: Any, play: Any) -> None:
