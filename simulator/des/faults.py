@@ -60,7 +60,9 @@ class FaultInjector:
     """Plays random and planned faults on the fleets.
 
     fleets: those of the groups of each pool, by the pool's name. set_link_speed: gives an instance's NICs a share of
-    their rate. incidents: faults that hit an instance that was there, in order of their beginning.
+    their rate. struck: called at each random fault that takes instances down.
+    incidents: faults that hit an instance that was there, in order of their beginning.
+    killers: units, such as nodes, that such faults take down one by one.
     """
 
     def __init__(
@@ -70,9 +72,12 @@ class FaultInjector:
         fleets: Mapping[str, Sequence[Fleet]],
         set_link_speed: Callable[[Instance, float], None],
         rng: np.random.Generator,
+        struck: Callable[[], None],
     ) -> None:
         self.env = env
         self.incidents: list[Incident] = []
+        self.killers = 0
+        self._struck = struck
         self._set_link_speed = set_link_speed
         self._speeds: dict[tuple[str, Instance], list[float]] = {}
         for kind in ("instance", "node", "link", "slow"):
@@ -80,7 +85,9 @@ class FaultInjector:
             if outages is None:
                 continue
             for pool in fleets.values():
-                for unit in _units(kind, pool):
+                units = _units(kind, pool)
+                self.killers += len(units) * (kind in KILLING)
+                for unit in units:
                     # A generator for each unit: its faults do not depend on what happens to the others.
                     env.process(self._at_random(kind, unit, outages, rng.spawn(1)[0]))
         for event in keys.events:
@@ -92,6 +99,7 @@ class FaultInjector:
             yield self.env.timeout(draws.exponential(outages.mtbf_s))
             yield from self._play(kind, unit, outages.speed, draws.exponential(outages.mttr_s))
             if kind in KILLING:
+                self._struck()
                 yield self.env.timeout(unit.fleet.spec.startup_s)
 
     def _planned(self, at_s: float, kind: str, unit: _Unit, speed: float, duration_s: float) -> Wait:

@@ -17,13 +17,16 @@ from simulator.des.faults import FaultInjector, Incident
 from simulator.des.fleet import Change, Moment
 from simulator.des.journal import Journal, Status, Usage
 from simulator.des.recorder import Recorder
-from simulator.des.scenario import Autoscale
+from simulator.des.scenario import Autoscale, ScenarioError
 from simulator.des.serving import Serving
 from simulator.des.sources import Source, make_source
 from simulator.des.spec import ClusterSpec, GroupSpec
 from simulator.des.workload import Requests
 
 Progress = Callable[[int, int], None]
+# Random faults of each instance or node, in the mean, between two requests that come or end; with more than that no
+# instance lives long enough to serve one, and the run would go on for ever.
+FAULTS_BETWEEN_REQUESTS = 1000
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ class Cluster:
         self._progress_every = max(1, self._total // 100)
         self._done = 0
         self._sent = 0
+        self._strikes = 0  # random faults since a request last came or ended
         self._rejected, self._reasons = hopeless(spec, journal)
         self.rejections: Counter[str] = Counter()
         self.serving = Serving(env, spec, journal, rng, self._finish, self._turn_away, self._retry, recorder)
@@ -101,7 +105,8 @@ class Cluster:
         self._injector: FaultInjector | None = None
         if spec.faults is not None:
             fleets = {pool[0].pool: [self.serving.fleets[group.name] for group in pool] for pool in spec.pools}
-            self._injector = FaultInjector(env, spec.faults, fleets, self.serving.links.set_speed, rng.spawn(1)[0])
+            set_speed = self.serving.links.set_speed
+            self._injector = FaultInjector(env, spec.faults, fleets, set_speed, rng.spawn(1)[0], self._struck)
         self._ended: list[int] = []  # requests in order of their end, where an autoscaler looks at them
         self._notes_ends = False
         for group in spec.groups:
@@ -169,6 +174,7 @@ class Cluster:
 
     def _mark(self) -> None:
         """Count a request that is not offline as sent."""
+        self._strikes = 0
         if self._sent == self._warmup:
             self._opened = self._snapshot()
         self._sent += 1
@@ -229,10 +235,23 @@ class Cluster:
         journal.status[request] = status
         journal.finish_s[request] = self.env.now
         self._done += 1
+        self._strikes = 0
         if self._done == self._total:
             self.over.succeed()
         if self._progress is not None and (self._done % self._progress_every == 0 or self._done == self._total):
             self._progress(self._done, self._total)
+
+    def _struck(self) -> None:
+        """A random fault took instances down. Refuse to wait for ever where requests are open that none will serve."""
+        assert self._injector is not None
+        self._strikes += 1
+        open_now = self._sent + len(self.journal.offline) - self._done
+        if open_now > 0 and self._strikes > FAULTS_BETWEEN_REQUESTS * self._injector.killers:
+            raise ScenarioError(
+                f"[deployment.faults] leaves no instance up long enough to end a request: none has ended for "
+                f"{self._strikes:,} faults, {self._total - self._done:,} of {self._total:,} are left; raise mtbf_s, or "
+                "shorten mttr_s or [deployment.startup]"
+            )
 
     def _snapshot(self) -> Snapshot:
         return Snapshot(self.env.now, self.serving.usage())

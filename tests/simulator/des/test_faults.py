@@ -16,7 +16,7 @@ from scipy.stats import t as student
 from simulator.des.faults import nodes_of
 from simulator.des.fleet import integrate
 from simulator.des.run import Cluster
-from simulator.des.scenario import Faults, Outages, PlannedFault, Slo, Transfer
+from simulator.des.scenario import Faults, Outages, PlannedFault, ScenarioError, Slo, Transfer
 from simulator.des.spec import ClusterSpec
 from simulator.des.workload import Requests
 
@@ -56,6 +56,22 @@ def test_a_dead_instance_loses_its_kv_and_the_request_computes_prompt_and_tokens
     assert summary["lifecycle"]["colocated"]["availability"] == pytest.approx(1 - 3 / result.finish_s[0])
     # 0.355 s before, 0.366 s after: the step that was cut is paid for
     assert result.run.end.usage["colocated"][0].busy_s == pytest.approx(0.355 + 0.366)
+
+
+def test_instances_that_never_live_long_enough_are_refused(
+    times: Any, instance: Any, colocated: Any, play: Any
+) -> None:
+    """An instance over four nodes, one of which is always down; and a prompt of 100 mean lives, sent for ever."""
+    wide = with_faults(colocated(instance(times(), gpus=32)), 10.0, node=Outages(mtbf_s=0.01, mttr_s=10.0))
+    short = with_faults(
+        colocated(instance(times(per_prompt_token_s=MS))), instance=Outages(mtbf_s=0.01, mttr_s=0.0), retries=10**6
+    )
+    for spec in (wide, short):
+        with pytest.raises(ScenarioError, match=r"no instance up long enough .*, 2 of 2 are left; raise mtbf_s"):
+            play(spec, [1000] * 2, [1] * 2, [0.0, 1.0])
+    # A lull in the traffic is no reason.
+    result = play(replace(short, faults=Faults(instance=Outages(mtbf_s=1.0, mttr_s=0.0))), [1] * 2, [1] * 2, [0, 5000])
+    assert result.finished.all()
 
 
 def test_requests_go_to_instances_that_live(times: Any, instance: Any, colocated: Any, play: Any) -> None:
