@@ -25,6 +25,10 @@ from simulator.planner.traffic import Traffic, traffic_of
 
 KEPT_PER_POOL = 3  # cheapest cuts per accelerator and role that go on to be combined
 TABLE_ROWS = 12
+NOT_READ = (
+    "pools are searched anew with chunked batching: the scenario's [deployment], with its batching, prefix cache and "
+    "other options, is for `simulate`"
+)
 OVER_MAX_GPUS = "needs more accelerators than max_gpus"
 ROWS_PER_PAIR = 2  # rows of the table with the same form and accelerators
 
@@ -65,7 +69,7 @@ def plan(scenario: Scenario, progress: Progress | None = None) -> Plan:
         frontier=frontier(scenario, traffic, engines),
         rejected=dict(found.rejections.counts.most_common()),
         binding=None if ranked else binding_limit(found.rejections, scenario.slo, scenario.search.max_gpus),
-        assumptions=assumptions(model, hardware),
+        assumptions=(*assumptions(model, hardware), *(() if scenario.deployment is None else (NOT_READ,))),
     )
 
 

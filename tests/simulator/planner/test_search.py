@@ -19,6 +19,7 @@ def ask(model: str = "qwen3-30b-a3b", rate: float = 10.0, **changes: Any) -> Pla
                 "slo": slo,
                 "search": search,
             }
+            | changes
         )
     )
 
@@ -151,3 +152,9 @@ def test_designs_are_checked_at_the_highest_rate_of_the_day() -> None:
     best = plan(parse_scenario(data | {"workload": day})).designs[0]
     assert best.simulated is not None
     assert best.simulated["requests_per_s"] == pytest.approx(10.0, rel=0.1)
+
+
+def test_a_plan_says_that_it_reads_no_deployment() -> None:
+    pool = {"gpu": "h200_sxm", "tp": 2, "long_prefill_token_threshold": 4096}
+    assert not any("[deployment]" in text for text in ask().assumptions)
+    assert any("[deployment]" in text for text in ask(deployment={"colocated": pool}).assumptions)
