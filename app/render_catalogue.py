@@ -22,15 +22,16 @@ def gpus_table(parts: list[dict[str, Any]]) -> RenderableType:
     """One row per accelerator; rates as on data sheets."""
     table = simple_table(
         "Name",
-        "Memory\nGB",
+        "Mem.\nGB",
         "HBM\nTB/s",
         "bf16\nTF/s",
         "fp8\nTF/s",
         "fp4\nTF/s",
-        "Domain",
+        "Dom.\nGPUs",
         "Link\nGB/s",
-        "USD/h",
+        "USD\n/h",
         "By",
+        tight=True,
     )
     for part in parts:
         si = part["si"]
@@ -46,7 +47,8 @@ def gpus_table(parts: list[dict[str, Any]]) -> RenderableType:
             "".join(mark for origin, mark in MARKS.items() if origin in {s["origin"] for s in part["speeds"]}) or "a",
         )
     notes = (
-        "Dense peaks, TF/s: 10^12 FLOP/s; link is one way per accelerator.\n"
+        "Dense peaks, TF/s: 10^12 FLOP/s; domain: GPUs of a scale-up fabric; link: its rate\n"
+        "one way per accelerator.\n"
         "USD/h is neocloud ownership, else the range known. By: speeds measured with\n"
         "the runtime (m), fitted from published tables (p), or only assumed (a).\n"
         "* announced, not shipping. Sources: moeplan catalogue gpus NAME"
@@ -111,14 +113,16 @@ def models_table(specs: list[dict[str, Any]]) -> RenderableType:
         "Name",
         "Total\nB",
         "Active\nB",
-        "Weights\nGB",
+        "Weight\nGB",
         "Layers",
         "Experts",
-        "KV/token\nB",
-        "KV at 64k\nMiB",
+        "KV B\n/token",
+        "KV MiB\nat 64k",
         "Attention",
+        tight=True,
     )
     table.columns[-1].justify = "left"
+    table.columns[-1].no_wrap = False
     for spec in specs:
         experts = f"{spec['experts_per_token']} of {spec['experts']}" if spec["experts"] else "dense"
         table.add_row(

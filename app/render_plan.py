@@ -13,6 +13,7 @@ from simulator.des.scenario import Scenario, Slo
 
 ROLES = {"prefill": "P", "decode": "D", "colocated": "C"}  # and their letters where room is short
 WIDE = 100  # columns that the full table needs
+NARROW = 80  # columns below which what follows from other figures is left out: speed per user, cost per hour
 
 
 def plan_report(scenario: Scenario, answer: dict[str, Any], width: int) -> RenderableType:
@@ -20,7 +21,7 @@ def plan_report(scenario: Scenario, answer: dict[str, Any], width: int) -> Rende
     parts: list[RenderableType] = [Text(question(scenario, answer["traffic"]), style="bold")]
     if answer["designs"]:
         parts += [
-            design_table(scenario.slo, answer["designs"], narrow=width < WIDE),
+            design_table(scenario.slo, answer["designs"], width),
             Text(_legend(scenario), style="dim"),
             Text(grounds(answer["designs"]), style="dim"),
         ]
@@ -86,13 +87,18 @@ def limits_text(slo: Slo) -> str:
     return f"{', '.join(limits)} for {slo.percentile:g}% of requests" if limits else "no latency limits"
 
 
-def design_table(slo: Slo, designs: list[dict[str, Any]], narrow: bool) -> RenderableType:
-    """Ranked designs, one line per pool; narrow: for 80 columns."""
+def design_table(slo: Slo, designs: list[dict[str, Any]], width: int) -> RenderableType:
+    """Ranked designs, one line per pool. width: columns of the screen."""
+    narrow = width < WIDE
     tail = f"p{slo.percentile:g}"
     latencies = (f"TTFT\n{tail} s", f"TPOT\n{tail} ms")
     rates = ("tok/s\n/user", "tok/s\n/GPU", "USD/h", "USD\n/Mtok")
-    table = simple_table("#", "Pools", "GPUs", *latencies, *rates, "SLO", "By", tight=narrow)
+    headers = ("#", "Pools", "GPUs", *latencies, *rates, "SLO", "By")
+    left_out = {rates[0], rates[2]} if width < NARROW else set()
+    shown = [place for place, header in enumerate(headers) if header not in left_out]
+    table = simple_table(*(headers[place] for place in shown), tight=narrow)
     table.columns[1].justify = "left"
+    table.columns[1].no_wrap = False
     for rank, design in enumerate(designs, 1):
         seen, bands, chance = shown_metrics(design), design["uncertainty"]["bands"], least_chance(design)
 
@@ -101,7 +107,7 @@ def design_table(slo: Slo, designs: list[dict[str, Any]], narrow: bool) -> Rende
             shown = not narrow or key in ("ttft_s", "tpot_s")
             return f"{figure}\n{band_text(bands.get(key), scale)}" if shown else figure
 
-        table.add_row(
+        cells = (
             str(rank),
             "\n".join(pool_text(ROLES[role] if narrow else role, design[role]) for role in ROLES if role in design),
             str(design["gpus_total"]),
@@ -114,6 +120,7 @@ def design_table(slo: Slo, designs: list[dict[str, Any]], narrow: bool) -> Rende
             ("yes" if design["meets_slo"] else "no") + ("" if chance is None else f"\n{chance:.0%}"),
             "DES" if design["simulated"] else "est.",
         )
+        table.add_row(*(cells[place] for place in shown))
     return table
 
 

@@ -21,8 +21,8 @@ LATENCIES = {
 }
 TENANT_COLUMNS = ("Priority", "Requests", "TTFT\np50 [s]", "TTFT\np99 [s]", "TPOT\np50 [ms]", "TPOT\np99 [ms]",
                   "Output\ntok/s", "In limits\n%")  # fmt: skip
-GROUP_COLUMNS = ("Requests\n% of pool", "Input\ntok/s", "Output\ntok/s", "Own\ntok/s/GPU", "TTFT\np50 [s]",
-                 "TTFT\np99 [s]", "TPOT\np50 [ms]", "TPOT\np99 [ms]", "USD/Mtok\nown")  # fmt: skip
+GROUP_ROWS = ("Requests of pool [%]", "Input tok/s", "Output tok/s", "Own tok/s/GPU", "TTFT p50 [s]", "TTFT p99 [s]",
+              "TPOT p50 [ms]", "TPOT p99 [ms]", "USD/Mtok own")  # fmt: skip
 RATES = {
     "total_tok_s_per_gpu": ("Input + output tok/s/GPU", 1, 1.0),
     "output_tok_s_per_gpu": ("Output tok/s/GPU", 1, 1.0),
@@ -118,7 +118,7 @@ def _headline(scenario: Scenario, summary: dict[str, Any]) -> str:
 
 def _latency_table(metrics: dict[str, Any], bands: dict[str, Any]) -> RenderableType:
     """Figures, and below each its p10-p90 band."""
-    table = simple_table("Latency", *STATISTICS)
+    table = simple_table("Latency", *STATISTICS, tight=True)
     for key, (label, digits, factor) in LATENCIES.items():
         table.add_row(label, *(number(metrics[key][s], digits, factor) for s in STATISTICS))
         ranges = [band_text(bands.get(f"metrics.{key}.{s}"), factor) for s in STATISTICS]
@@ -157,7 +157,7 @@ def _lifecycle_lines(summary: dict[str, Any]) -> list[str]:
 
 def _tenant_table(tenants: dict[str, dict[str, Any]]) -> RenderableType:
     """One row a tenant: what it sent, what it got, and whether its own limits are kept."""
-    table = simple_table("Tenant", *TENANT_COLUMNS)
+    table = simple_table("Tenant", *TENANT_COLUMNS, tight=True)
     for name, seen in tenants.items():
         metrics, slo = seen["metrics"], seen["slo"]
         table.add_row(
@@ -189,29 +189,33 @@ def _listing(
 
 
 def _usage_table(utilization: dict[str, dict[str, float]]) -> RenderableType:
-    table = simple_table("Pool", *(label for label, _, _ in USAGE.values()))
+    table = simple_table("Pool", *(label for label, _, _ in USAGE.values()), tight=True)
     for pool, figures in utilization.items():
         table.add_row(pool, *(number(figures[key], digits, factor) for key, (_, digits, factor) in USAGE.items()))
     return table
 
 
 def _group_table(groups: dict[str, dict[str, Any]]) -> RenderableType:
-    """One row a group: its share of the pool's requests, what it delivered, at what price."""
-    table = simple_table("Group", *GROUP_COLUMNS)
-    for name, seen in groups.items():
+    """One column a group: its share of the pool's requests, what it delivered, at what price."""
+    table = simple_table("Group", *groups)
+    columns = []
+    for seen in groups.values():
         ttft, tpot = seen["ttft_s"] or {}, seen["tpot_s"] or {}
-        table.add_row(
-            name,
-            number(seen["request_share"], 1, 100.0),
-            number(seen["input_tok_s"], 0),
-            number(seen["output_tok_s"], 0),
-            number(seen["tok_s_per_gpu"], 1),
-            number(ttft.get("p50"), 3),
-            number(ttft.get("p99"), 3),
-            number(tpot.get("p50"), 2, 1e3),
-            number(tpot.get("p99"), 2, 1e3),
-            number(seen["usd_per_mtok"], 4),
+        columns.append(
+            (
+                number(seen["request_share"], 1, 100.0),
+                number(seen["input_tok_s"], 0),
+                number(seen["output_tok_s"], 0),
+                number(seen["tok_s_per_gpu"], 1),
+                number(ttft.get("p50"), 3),
+                number(ttft.get("p99"), 3),
+                number(tpot.get("p50"), 2, 1e3),
+                number(tpot.get("p99"), 2, 1e3),
+                number(seen["usd_per_mtok"], 4),
+            )
         )
+    for label, *figures in zip(GROUP_ROWS, *columns, strict=True):
+        table.add_row(label, *figures)
     return table
 
 

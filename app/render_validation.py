@@ -11,6 +11,8 @@ from plotly.subplots import make_subplots
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from app.tables import simple_table
+
 LISTED = ("tpot_ms", "total_tok_s_per_gpu", "ttft_ms")
 PLOTTED = {"tpot_ms": "TPOT, ms", "total_tok_s_per_gpu": "tokens/s per GPU", "ttft_ms": "TTFT, ms"}
 TITLES = {
@@ -32,10 +34,9 @@ def validation_report(answer: dict[str, Any]) -> Group:
 
 def _overall(answer: dict[str, Any]) -> Table:
     share = f"{answer['coverage_of_points']:.1%}"
-    table = Table(title=f"{answer['predicted']} of {answer['points']} points predicted ({share})")
-    table.add_column("metric")
-    for heading in ("n", "median error", "mean error", "bias", "inside p10-p90"):
-        table.add_column(heading, justify="right")
+    title = f"{answer['predicted']} of {answer['points']} points predicted ({share})"
+    headings = ("n", "median\nerror", "mean\nerror", "bias", "inside\np10-p90")
+    table = simple_table("metric", *headings, title=title, tight=True)
     for metric, found in answer["overall"].items():
         table.add_row(
             TITLES[metric],
@@ -49,30 +50,22 @@ def _overall(answer: dict[str, Any]) -> Table:
 
 
 def _groups(answer: dict[str, Any]) -> Table:
-    table = Table(title="Median error (bias) by group")
-    for heading in ("model", "GPU", "engine", "mode"):
-        table.add_column(heading)
-    table.add_column("n", justify="right")
-    for metric in LISTED:
-        table.add_column(TITLES[metric], justify="right")
+    table = simple_table("group", "n", *(TITLES[metric] for metric in LISTED), title="Median error (bias) by group")
     for group in answer["groups"]:
         found = group["metrics"]
         cells = [f"{found[m]['median_ape']:.0%} ({found[m]['bias']:+.0%})" if m in found else "" for m in LISTED]
         mode = "disaggregated" if group["disaggregated"] else "colocated"
         count = max(one["n"] for one in found.values())
-        table.add_row(group["model"], group["gpu"], group["engine"], mode, str(count), *cells)
+        table.add_row(f"{group['model']}, {group['gpu']}, {group['engine']}, {mode}", str(count), *cells)
     return table
 
 
 def _unpredicted(answer: dict[str, Any]) -> Table:
-    table = Table(title="Not predicted")
-    table.add_column("rows", justify="right")
-    table.add_column("reason")
-    table.add_column("first id")
+    table = simple_table("reason", "rows", "first id", title="Not predicted")
     reasons = Counter(one["reason"] for one in answer["unpredicted"])
     first = {one["reason"]: one["id"] for one in reversed(answer["unpredicted"])}
     for reason, count in reasons.most_common():
-        table.add_row(str(count), reason, first[reason])
+        table.add_row(reason, str(count), first[reason])
     return table
 
 

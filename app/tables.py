@@ -12,7 +12,10 @@ from rich.text import Text
 
 
 def simple_table(*headers: str, title: str | None = None, tight: bool = False) -> Table:
-    """A table with a ruled header; the first column reads left, the others right. tight: no space to spare."""
+    """A table with a ruled header; the first column reads left, the others right.
+
+    tight: no space to spare; a narrow screen folds the first column alone, which holds names, before any figure.
+    """
     table = Table(
         box=box.SIMPLE_HEAD,
         title=title,
@@ -23,7 +26,9 @@ def simple_table(*headers: str, title: str | None = None, tight: bool = False) -
         padding=(0, 0) if tight else (0, 1),
     )
     for place, header in enumerate(headers):
-        table.add_column(header, justify="left" if place == 0 else "right", overflow="fold")
+        table.add_column(
+            header, justify="left" if place == 0 else "right", overflow="fold", no_wrap=tight and place > 0
+        )
     return table
 
 

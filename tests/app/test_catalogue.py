@@ -49,7 +49,7 @@ def test_lists_hold_everything(kind: str, least: int) -> None:
 
 
 @pytest.mark.parametrize("args", [["gpus"], ["models"], ["gpus", "b300"], ["models", "deepseek-v4-flash"]])
-@pytest.mark.parametrize("columns", ["80", "120"])
+@pytest.mark.parametrize("columns", ["60", "80", "120"])
 def test_tables_fit_and_carry_no_escapes(args: list[str], columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", columns)
     text = run(*args)

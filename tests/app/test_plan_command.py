@@ -91,7 +91,7 @@ def test_the_recommended_design_was_simulated_inside_the_limits(answer: dict[str
     assert best["simulated"]["total_tok_s_per_gpu"] > 0
 
 
-@pytest.mark.parametrize("width", [80, 100, 120])
+@pytest.mark.parametrize("width", [60, 80, 100, 120])
 def test_the_table_fits_the_screen(width: int, answer: dict[str, Any], both_forms: Path) -> None:
     screen = io.StringIO()
     console = Console(file=screen, width=width)

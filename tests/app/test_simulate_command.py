@@ -110,7 +110,7 @@ def test_tenants_have_rows_of_their_own(scenario_file: Callable[..., Path], tmp_
     assert seen["night"]["slo"]["limits"] == {}
 
 
-@pytest.mark.parametrize("columns", ["80", "120"])
+@pytest.mark.parametrize("columns", ["60", "80", "120"])
 def test_the_report_reads_well_when_piped(
     columns: str, scenario_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,7 +118,7 @@ def test_the_report_reads_well_when_piped(
     text = run(scenario_file())
     assert "60 total, 60 finished, 0 failed, 0 rejected" in text
     assert "Limit ttft_s 3: kept" in text
-    assert "TTFT [s]" in text
+    assert "TTFT" in text
     assert "\x1b" not in text
     assert max(map(len, text.splitlines())) <= int(columns)
 
