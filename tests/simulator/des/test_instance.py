@@ -17,6 +17,15 @@ def test_a_prompt_is_cut_into_chunks_of_the_budget(times: Any, instance: Any, co
     assert result.utilization()["colocated"]["steps"] == 3
 
 
+def test_a_rank_that_waits_at_the_barrier_is_busy(times: Any, instance: Any, colocated: Any, play: Any) -> None:
+    """Prompts of 0.3 and 0.1 s at once on two ranks: one step of 0.3 s, the time of the longer; idle until 1 s."""
+    spec = colocated(instance(times(per_prompt_token_s=MS), ranks=2))
+    result = play(spec, [300, 100, 1], [1, 1, 1], [0.0, 0.0, 1.0])
+    np.testing.assert_allclose(result.ttft_s, [0.3, 0.3, MS])
+    usage = result.run.end.usage["colocated"][0]
+    assert (usage.busy_s, usage.prefill_s, usage.steps) == (pytest.approx(0.301), pytest.approx(0.301), 2)
+
+
 def test_decode_shares_its_steps_with_the_chunks_of_a_newcomer(
     times: Any, instance: Any, colocated: Any, play: Any
 ) -> None:
