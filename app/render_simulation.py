@@ -117,11 +117,12 @@ def _headline(scenario: Scenario, summary: dict[str, Any]) -> str:
 
 
 def _latency_table(metrics: dict[str, Any], bands: dict[str, Any]) -> RenderableType:
-    """Figures, and below each its p10-p90 band."""
-    table = simple_table("Latency", *STATISTICS, tight=True)
-    for key, (label, digits, factor) in LATENCIES.items():
-        table.add_row(label, *(number(metrics[key][s], digits, factor) for s in STATISTICS))
-        ranges = [band_text(bands.get(f"metrics.{key}.{s}"), factor) for s in STATISTICS]
+    """One column a latency: figures, and below each its p10-p90 band."""
+    table = simple_table("Latency", *(label for label, _, _ in LATENCIES.values()), tight=True)
+    for statistic in STATISTICS:
+        cells = LATENCIES.items()
+        table.add_row(statistic, *(number(metrics[key][statistic], digits, scale) for key, (_, digits, scale) in cells))
+        ranges = (band_text(bands.get(f"metrics.{key}.{statistic}"), scale) for key, (_, _, scale) in cells)
         table.add_row(BAND, *ranges, style="dim")
     return table
 

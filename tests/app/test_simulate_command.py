@@ -118,7 +118,7 @@ def test_the_report_reads_well_when_piped(
     text = run(scenario_file())
     assert "60 total, 60 finished, 0 failed, 0 rejected" in text
     assert "Limit ttft_s 3: kept" in text
-    assert "TTFT" in text
+    assert "TTFT [s]" in text
     assert "\x1b" not in text
     assert max(map(len, text.splitlines())) <= int(columns)
 
