@@ -2,6 +2,7 @@
 
 A measurement is one op or a module of several; its time is the sum over its ops of
     hops * t0 + ((FLOPs/F)^q + (bytes/B)^q + (net/N)^q)^(1/q)
+with the FLOPs of ragged tiles (see `simulator.model.roofline`).
 Residuals are logs of predicted / measured under a soft-L1 loss; weak lognormal priors keep parameters that no
 measurement sees where they were.
 """
@@ -25,11 +26,18 @@ Index = NDArray[np.intp]
 CLASSES = tuple(OpClass)
 # One parameter: field, class, and the operand dtype of a matrix fraction ("" for a class that multiplies nothing).
 Slot = tuple[str, OpClass, str]
-LOWER = {"matrix_fraction": 0.01, "memory_fraction": 0.02, "network_fraction": 0.02, "latency_s": 2e-7, "exponent": 1.0}
-UPPER = {"matrix_fraction": 1.0, "memory_fraction": 1.0, "network_fraction": 1.0, "latency_s": 4e-4, "exponent": 8.0}
+LOWER = {
+    "matrix_fraction": 0.01, "memory_fraction": 0.02, "network_fraction": 0.02, "latency_s": 2e-7, "exponent": 1.0,
+    "tile_rows": 0.01,
+}  # fmt: skip
+UPPER = {
+    "matrix_fraction": 1.0, "memory_fraction": 1.0, "network_fraction": 1.0, "latency_s": 4e-4, "exponent": 8.0,
+    "tile_rows": 512.0,
+}  # fmt: skip
+TILE_ROWS = 32.0  # where a fit of them starts
 # Width of the priors in log units: a factor of e in rates and floors, of 1.5 in the exponent. Each weighs as much
 # as one measurement.
-PRIOR_WIDTH = {"exponent": 0.4}
+PRIOR_WIDTH = {"exponent": 0.4, "tile_rows": 2.0}
 SOFT_L1_SCALE = 0.1  # residuals beyond 10% count linearly
 FOLDS = 4
 
@@ -52,6 +60,11 @@ def at_peak(op: Op, hardware: HardwareProfile) -> tuple[float, float, float]:
     return compute, op.hbm_bytes / hardware.memory_bandwidth, network
 
 
+def row_at_peak(op: Op, hardware: HardwareProfile) -> float:
+    """Seconds of one more row in each ragged tile, at data-sheet peak."""
+    return sum(op.row_flops / hardware.matrix_peak(dtype) for dtype in op.flops)
+
+
 def _dtype(op: Op) -> str:
     """Operand dtype of most of the op's FLOPs."""
     return max(op.flops, key=lambda dtype: op.flops[dtype], default="")
@@ -72,7 +85,7 @@ class Parameters:
             for dtype in sorted(dtypes.get(op_class, set()) | {""}):
                 slots.append(("matrix_fraction", op_class, dtype))
                 values.append(rates.matrix_fraction_of(dtype))
-            for field in ("memory_fraction", "network_fraction", "latency_s", "exponent"):
+            for field in ("memory_fraction", "network_fraction", "latency_s", "exponent", "tile_rows"):
                 slots.append((field, op_class, ""))
                 values.append(getattr(rates, field))
         low = np.array([LOWER[field] for field, _, _ in slots])
@@ -94,28 +107,31 @@ class Work:
     count: Array
     hops: Array
     roofs: Array  # [ops, 3]: compute, memory, network
-    slots: Index  # [ops, 5]: matrix, memory, network, latency, exponent
+    row: Array  # compute of one more row in each ragged tile
+    slots: Index  # [ops, 6]: matrix, memory, network, latency, exponent, tile rows
     log_seconds: Array  # [measurements]
 
     @classmethod
     def of(cls, measured: Sequence[Measured], hardware: HardwareProfile, parameters: Parameters) -> Work:
-        owner, count, hops, roofs, slots = [], [], [], [], []
+        owner, count, hops, roofs, row, slots = [], [], [], [], [], []
         for index, one in enumerate(measured):
             for op in one.ops:
                 owner.append(index)
                 count.append(float(op.count))
                 hops.append(float(op.hops))
                 roofs.append(at_peak(op, hardware))
+                row.append(row_at_peak(op, hardware))
                 place = parameters.place
                 matrix = place["matrix_fraction", op.op_class, _dtype(op)]
-                rest = ("memory_fraction", "network_fraction", "latency_s", "exponent")
+                rest = ("memory_fraction", "network_fraction", "latency_s", "exponent", "tile_rows")
                 slots.append([matrix, *(place[field, op.op_class, ""] for field in rest)])
         return cls(
             np.array(owner, dtype=np.intp),
             np.array(count),
             np.array(hops),
             np.array(roofs, dtype=float).reshape(-1, 3),
-            np.array(slots, dtype=np.intp).reshape(-1, 5),
+            np.array(row),
+            np.array(slots, dtype=np.intp).reshape(-1, 6),
             np.log([one.seconds for one in measured]),
         )
 
@@ -130,6 +146,7 @@ class Work:
             count=self.count[kept],
             hops=self.hops[kept],
             roofs=self.roofs[kept],
+            row=self.row[kept],
             slots=self.slots[kept],
             log_seconds=self.log_seconds[rows],
         )
@@ -137,8 +154,10 @@ class Work:
     def seconds(self, logs: Array) -> Array:
         """Predicted seconds of each measurement."""
         each = np.exp(logs)[self.slots]
-        latency, exponent = each[:, 3], each[:, 4]
-        times = self.roofs / each[:, :3]
+        latency, exponent, tile_rows = each[:, 3], each[:, 4], each[:, 5]
+        times = self.roofs.copy()
+        times[:, 0] += tile_rows * self.row
+        times /= each[:, :3]
         largest = times.max(axis=1, keepdims=True)  # scaled by it, powers do not underflow
         scaled = np.divide(times, largest, out=np.zeros_like(times), where=largest > 0)
         norm = largest[:, 0] * np.power(np.power(scaled, exponent[:, None]).sum(axis=1), 1 / exponent)

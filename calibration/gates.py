@@ -6,7 +6,9 @@
    another code path, or less work than stated);
 3. slow table: large rows of one kernel and precision take several times the roofline of the assumed efficiency
    (timed with launches, a fallback path, or wrong units);
-4. copied table: the same times, digit for digit, as another accelerator whose data sheet differs.
+4. copied table: the same times, digit for digit, as another accelerator whose data sheet differs;
+5. launched from the host: products that alone take several times what a whole attention module of the same stack
+   has for each of its own (timed without a graph): rows near the shortest say nothing of the kernel.
 """
 
 from __future__ import annotations
@@ -18,13 +20,16 @@ import numpy as np
 import pandas as pd
 
 from calibration.fit import Measured, at_peak
+from hw_profiles.efficiency import OpClass
 from hw_profiles.profile import HardwareProfile
+from simulator.model.ops import Op
 from simulator.model.roofline import op_seconds
 
 FASTEST = 0.9  # of the time at peak: boost clocks exceed data-sheet rates by less
 CACHE_BYTES = 256e6  # twice the largest L2 of the catalogue's NVIDIA parts
 MUCH_FASTER = 0.7  # of the time of a row with less work
 SLOW_TABLE = 3.0  # median of measured / predicted over the larger half of a table
+HOST_BOUND = 2.0  # of what a module leaves; and of the shortest row, for rows that launches hide
 COPY_SHARE = 0.5  # of times that equal another accelerator's
 SAME_PEAK = 0.1  # relative difference of data sheets within which a copy is harmless
 
@@ -116,6 +121,30 @@ def _less_for_more(table: pd.DataFrame) -> set[int]:
             before = ordered["seconds"].cummax().shift()
             found |= set(ordered.loc[ordered["seconds"] < MUCH_FASTER * before, "one"])
     return found
+
+
+def host_bound(measured: Sequence[Measured], modules: Sequence[Measured]) -> tuple[list[Measured], list[Rejected]]:
+    """Gate 5, by precision. measured: dense products one by one. modules: what runs several of them."""
+    rejected: list[Rejected] = []
+    kept = list(measured)
+    for dtype in sorted({_operands(one.ops[0]) for one in measured}):
+        mine = [one for one in kept if _operands(one.ops[0]) == dtype]
+        counts = [sum(op.count for op in m.ops if _is_product(op) and _operands(op) == dtype) for m in modules]
+        allowed = min((m.seconds / n for m, n in zip(modules, counts, strict=True) if n), default=np.inf)
+        least = min(one.seconds for one in mine)
+        if least > HOST_BOUND * allowed:
+            short = {id(one) for one in mine if one.seconds < HOST_BOUND * least}
+            detail = f"{dtype}: {least * 1e6:.0f} us at least; modules leave {allowed * 1e6:.0f} us for each"
+            kept = _drop(kept, short, Rejected(mine[0].family, "launched from the host", len(short), detail), rejected)
+    return kept, rejected
+
+
+def _is_product(op: Op) -> bool:
+    return op.op_class is OpClass.DENSE_GEMM
+
+
+def _operands(op: Op) -> str:
+    return " ".join(op.flops)
 
 
 def copied_from(frame: pd.DataFrame, others: dict[str, pd.DataFrame]) -> str | None:

@@ -57,15 +57,25 @@ def gemm(frame: pd.DataFrame, _: HardwareProfile) -> Rows:
         yield row, (linear_op(linear, row.m),)
 
 
-def power_law_counts(choices: float, experts: int, alpha: float, most: float) -> np.ndarray:
-    """Tokens of each expert where loads follow a density x^-alpha on [1, most], scaled to `choices` in all.
+def power_law_counts(choices: int, experts: int, alpha: float, most: float) -> np.ndarray:
+    """Whole tokens of each expert where loads follow a density x^-alpha, `choices` in all, as the tables' collector
+    draws them: on [1, most], where there are fewer choices than experts on [0.01, 2]; rounded, and the difference
+    made up from the most loaded expert on.
 
-    Quantiles at even steps stand for the sample that the collector draws.
+    Quantiles at even steps stand for its sample.
     """
     u = (np.arange(experts) + 0.5) / experts
+    low, high = (1.0, max(most, 1.001)) if choices > experts else (0.01, 2.0)
     power = 1.0 - alpha
-    loads = (1 + u * (max(most, 1.001) ** power - 1)) ** (1 / power)
-    return loads / loads.sum() * choices
+    loads = (low**power + u * (high**power - low**power)) ** (1 / power)
+    counts = np.round(loads / loads.sum() * choices)
+    missing = int(choices - counts.sum())
+    order = np.argsort(-loads)
+    if missing < 0:  # taken from experts that have any
+        order = order[counts[order] > 0]
+    for i in range(abs(missing)):
+        counts[order[i % len(order)]] += np.sign(missing)
+    return np.maximum(counts, 0.0)
 
 
 def moe(frame: pd.DataFrame, _: HardwareProfile) -> Rows:
@@ -75,10 +85,9 @@ def moe(frame: pd.DataFrame, _: HardwareProfile) -> Rows:
     for row in _each(rows[rows["moe_dtype"].isin(list(MOE_DTYPE))]):
         storage, operand = MOE_DTYPE[row.moe_dtype]
         ffn = _experts(row, storage, operand)
-        choices = float(row.num_tokens * row.topk)
-        counts = power_law_counts(choices, row.num_experts, 1.2, row.num_tokens * 0.8)
-        touched = float((1.0 - np.exp(-counts)).sum())  # loads are means
-        yield row, tuple(unfused_ops(ffn, RankLoad(choices, touched), row.moe_tp_size))
+        counts = power_law_counts(row.num_tokens * row.topk, row.num_experts, 1.2, row.num_tokens * 0.8)
+        load = RankLoad(float(counts.sum()), float((counts > 0).sum()))
+        yield row, tuple(unfused_ops(ffn, load, row.moe_tp_size))
 
 
 def _experts(row: Any, storage: WeightDtype, operand: WeightDtype) -> MoeSpec:
@@ -103,8 +112,11 @@ def _model(name: str) -> ModelSpec:
 
 
 def _mla(kv_dtype: str) -> AttentionSpec:
+    """Kernels that read FP8 latents multiply in FP8 (the 16-bit queries of the tables are cast on the way in)."""
     attention = _model("deepseek-r1").layers[-1].attention
-    return replace(attention, entry_bytes=attention.entry_bytes / (2 if "fp8" in kv_dtype else 1))
+    if "fp8" not in kv_dtype:
+        return attention
+    return replace(attention, entry_bytes=attention.entry_bytes / 2, core_dtype="fp8")
 
 
 def _cut(heads: int, of: int, hardware: HardwareProfile) -> Cut:
@@ -124,7 +136,7 @@ def generation_mla(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows:
         attention = _mla(row.kv_cache_dtype)
         reads = _decode_reads(attention, row.batch_size, row.step + 1)
         cut = _cut(row.num_heads, attention.heads, hardware)
-        yield row, tuple(decode_core_ops(attention, row.batch_size, 1, reads, cut))
+        yield row, tuple(decode_core_ops(attention, row.batch_size, 1, reads, cut, selects=False))
 
 
 def context_mla(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows:
@@ -134,8 +146,8 @@ def context_mla(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows:
         reads = _prefill_reads(attention, row.batch_size, row.isl, row.step)
         cut = _cut(row.num_heads, attention.heads, hardware)
         new = float(row.batch_size * row.isl)
-        ops = prefill_core_ops(attention, new, row.batch_size * row.step, row.batch_size, reads, cut)
-        yield row, tuple(op for op in ops if op.op_class is OpClass.ATTENTION_PREFILL)
+        ops = prefill_core_ops(attention, new, row.batch_size * row.step, row.batch_size, reads, cut, selects=False)
+        yield row, tuple(op for op in ops if op.op_class is OpClass.LATENT_PREFILL)
 
 
 def _gqa(row: Any) -> AttentionSpec:
@@ -152,7 +164,7 @@ def generation_attention(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows
     for row in _each(frame[frame["attn_dtype"] == "bfloat16"]):
         attention = _gqa(row)
         reads = _decode_reads(attention, row.batch_size, row.step + 1)
-        yield row, tuple(decode_core_ops(attention, row.batch_size, 1, reads, cut))
+        yield row, tuple(decode_core_ops(attention, row.batch_size, 1, reads, cut, selects=False))
 
 
 def context_attention(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows:
@@ -161,7 +173,12 @@ def context_attention(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows:
         attention = _gqa(row)
         reads = _prefill_reads(attention, row.batch_size, row.isl, row.step)
         new = float(row.batch_size * row.isl)
-        yield row, tuple(prefill_core_ops(attention, new, 0.0, row.batch_size, reads, cut))
+        yield row, tuple(prefill_core_ops(attention, new, 0.0, row.batch_size, reads, cut, selects=False))
+
+
+def _selects(attention: AttentionSpec, context: int) -> bool:
+    """Whether the last row has more entries than it may select."""
+    return attention.indexer is not None and context // attention.ratio > attention.indexer.topk
 
 
 def _v4_layer(model: str, ratio: int) -> LayerSpec:
@@ -182,8 +199,9 @@ def v4_generation(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows:
         model = _model("deepseek-v4-pro" if "Pro" in row.model else "deepseek-v4-flash")
         cut = _cut(row.num_heads, layer.attention.heads, hardware)
         reads = _decode_reads(layer.attention, row.batch_size, row.step + 1)
+        selects = _selects(layer.attention, row.step + 1)
         ops = _v4_rows(row, layer, model, row.batch_size, cut)
-        yield row, (*ops, *decode_core_ops(layer.attention, row.batch_size, 1, reads, cut))
+        yield row, (*ops, *decode_core_ops(layer.attention, row.batch_size, 1, reads, cut, selects=selects))
 
 
 def v4_context(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows:
@@ -193,9 +211,10 @@ def v4_context(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows:
         cut = _cut(row.num_heads, layer.attention.heads, hardware)
         new = float(row.batch_size * row.isl)
         reads = _prefill_reads(layer.attention, row.batch_size, row.isl, row.step)
+        selects = _selects(layer.attention, row.step + row.isl)
         ops = _v4_rows(row, layer, model, new, cut)
         past = float(row.batch_size * row.step)
-        yield row, (*ops, *prefill_core_ops(layer.attention, new, past, row.batch_size, reads, cut))
+        yield row, (*ops, *prefill_core_ops(layer.attention, new, past, row.batch_size, reads, cut, selects=selects))
 
 
 def mhc(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows:

@@ -7,14 +7,14 @@ from attention modules with everything else held. Classes without a usable table
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from calibration.fit import Array, Fitted, Measured, Parameters, Work, dtypes_of, fit
-from calibration.gates import Rejected, copied_from, data_sheets_agree, gate_rows
+from calibration.fit import TILE_ROWS, Array, Fitted, Measured, Parameters, Work, dtypes_of, fit
+from calibration.gates import Rejected, copied_from, data_sheets_agree, gate_rows, host_bound
 from calibration.op_families import measurements
 from calibration.tables import Tables, read_tables, systems
 from hw_profiles.catalog import load
@@ -25,6 +25,10 @@ MODULES = ("dsv4_csa_context_module", "dsv4_csa_generation_module", "dsv4_hca_co
            "dsv4_hca_generation_module")  # fmt: skip
 # NCCL stands in for an all-reduce only where the stack's own kernel has no table.
 FALLBACKS = {"nccl": "custom_allreduce"}
+# Classes that only whole attention modules show.
+IN_MODULES = {
+    OpClass.SPARSE_PREFILL, OpClass.SPARSE_DECODE, OpClass.INDEXER, OpClass.SELECTION, OpClass.ELEMENTWISE,
+}  # fmt: skip
 FEWEST = 12  # rows for a class of 4-7 parameters
 
 
@@ -59,7 +63,7 @@ def calibrate(system: str, stack: str, folder: Path | None = None) -> Calibratio
     hardware = load(system)
     tables = read_tables(hardware.name, stack, folder)
     measured, rejected, left_out = _gated(tables, hardware, folder)
-    start = Parameters.of(hardware.efficiency.classes, dtypes_of(measured))
+    start = Parameters.of(_ragged(hardware.efficiency.classes), dtypes_of(measured))
     groups: dict[str, list[Measured]] = {}
     for one in measured:
         groups.setdefault(_group(one), []).append(one)
@@ -84,6 +88,11 @@ def calibrate(system: str, stack: str, folder: Path | None = None) -> Calibratio
     )
 
 
+def _ragged(classes: Mapping[OpClass, ClassEfficiency]) -> dict[OpClass, ClassEfficiency]:
+    """Assumed rates, with ragged tiles that a fit may then make smaller or larger."""
+    return {name: rates.model_copy(update={"tile_rows": TILE_ROWS}) for name, rates in classes.items()}
+
+
 def _gated(
     tables: Tables, hardware: HardwareProfile, folder: Path | None
 ) -> tuple[list[Measured], list[Rejected], dict[str, int]]:
@@ -103,7 +112,10 @@ def _gated(
         kept, thrown = gate_rows(family, frame, found, hardware)
         measured += kept
         rejected += thrown
-    return measured, rejected, left_out
+    modules = [one for one in measured if one.family in MODULES]
+    products, thrown = host_bound([one for one in measured if one.family == "gemm"], modules)
+    rest = [one for one in measured if one.family != "gemm"]
+    return [*products, *rest], [*rejected, *thrown], left_out
 
 
 def _other_tables(system: str, stack: str, folder: Path | None) -> dict[str, Tables]:
@@ -122,7 +134,7 @@ def _free(group: str, fitted: set[OpClass], rows: Sequence[Measured]) -> set[OpC
     if group != "module":
         return {OpClass(group)}
     inside = {op.op_class for one in rows for op in one.ops}
-    return (inside & {OpClass.INDEXER, OpClass.ATTENTION_DECODE, OpClass.ATTENTION_PREFILL}) - fitted
+    return (inside & IN_MODULES) - fitted
 
 
 def _sigma(residuals: Array) -> float:
@@ -185,6 +197,7 @@ def _class(
             "network_fraction": round(parameters.value("network_fraction", op_class), 4),
             "latency_s": float(f"{parameters.value('latency_s', op_class):.4g}"),
             "exponent": round(parameters.value("exponent", op_class), 3),
+            "tile_rows": round(parameters.value("tile_rows", op_class), 2),
             "residual_sigma": round(sigma, 3),
             "source": source,
             "assumed": False,

@@ -8,7 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, FiniteFloat
+from pydantic import Field, FiniteFloat, model_validator
 
 from hw_profiles.loading import CatalogError, build, read_toml
 from hw_profiles.schema import Accelerator, Source, Strict
@@ -34,19 +34,36 @@ class OpClass(StrEnum):
     DENSE_GEMM = "dense_gemm"
     GROUPED_GEMM = "grouped_gemm"
     MOE_FUSED = "moe_fused"
-    ATTENTION_PREFILL = "attention_prefill"
+    ATTENTION_PREFILL = "attention_prefill"  # cores over keys and values of grouped heads
     ATTENTION_DECODE = "attention_decode"
+    LATENT_PREFILL = "latent_prefill"  # cores over one latent that all heads share (MLA)
+    LATENT_DECODE = "latent_decode"
+    SPARSE_PREFILL = "sparse_prefill"  # cores over a window and gathered entries (CSA, HCA, DSA)
+    SPARSE_DECODE = "sparse_decode"
     INDEXER = "indexer"
+    SELECTION = "selection"  # top-k of index scores
     ELEMENTWISE = "elementwise"
+    MIXING = "mixing"  # residual streams (mHC)
     ALL_REDUCE = "all_reduce"  # also all-gather and reduce-scatter
     ALL_TO_ALL = "all_to_all"
     POINT_TO_POINT = "point_to_point"
 
 
+# Classes that a profile may leave out, with those whose rates then stand for theirs.
+STANDS_FOR = {
+    OpClass.LATENT_PREFILL: OpClass.ATTENTION_PREFILL,
+    OpClass.LATENT_DECODE: OpClass.ATTENTION_DECODE,
+    OpClass.SPARSE_PREFILL: OpClass.ATTENTION_PREFILL,
+    OpClass.SPARSE_DECODE: OpClass.ATTENTION_DECODE,
+    OpClass.SELECTION: OpClass.ELEMENTWISE,
+    OpClass.MIXING: OpClass.ELEMENTWISE,
+}
+
+
 class ClassEfficiency(Strict):
     """Parameters of t = t0 + ((FLOPs/F)^q + (bytes/B)^q + (net/N)^q)^(1/q) for one op class.
 
-    F, B, N are the datasheet peaks times these fractions.
+    F, B, N are the datasheet peaks times these fractions. FLOPs include those of ragged tiles (`tile_rows`).
     """
 
     matrix_fraction: Fraction
@@ -55,6 +72,8 @@ class ClassEfficiency(Strict):
     latency_s: Seconds  # t0, launch or fabric floor of one op
     exponent: Annotated[FiniteFloat, Field(ge=1, le=16)]
     residual_sigma: Seconds  # std of log(measured / predicted)
+    # rows by which a ragged tile is filled up, on average: multiplied like any others
+    tile_rows: Annotated[FiniteFloat, Field(ge=0, le=1024)] = 0.0
     # operand dtypes whose fraction of their own peak differs
     matrix_fraction_by: dict[str, Fraction] = Field(default_factory=dict)
     source: Source
@@ -81,6 +100,16 @@ class Efficiency(Strict):
     # median |predicted / measured - 1|, by op class or kind of check
     held_out_error: dict[str, Error] = Field(default_factory=dict)
     part: Accelerator | None = None  # of a machine that the catalogue does not have
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_classes(cls, data: Any) -> Any:
+        """Rates of classes that the data leaves out."""
+        if isinstance(data, dict) and isinstance(data.get("classes"), dict):
+            given = data["classes"]
+            stand_ins = {c: given[s] for c, s in STANDS_FOR.items() if c not in given and s in given}
+            return {**data, "classes": {**given, **stand_ins}}
+        return data
 
     @property
     def assumed_parts(self) -> tuple[str, ...]:

@@ -79,16 +79,18 @@ class StepPricer:
         return _once(self._core_ops(layer, shape), CORE_OPS[call.name])
 
     def _core_ops(self, layer: LayerSpec, shape: StepShape) -> list[Op]:
+        """The runtime selects at every length."""
         reads: Mapping[Reader, float]
         if shape.contexts:
             contexts = shape.contexts
             reads = {
                 r: sum(min(c, r.ratio * r.cap) if r.cap else c for c in contexts) / r.ratio for r in self.steps.readers
             }
-            return cores.decode_core_ops(layer.attention, len(contexts), 1, reads, self.steps.cut)
+            return cores.decode_core_ops(layer.attention, len(contexts), 1, reads, self.steps.cut, selects=True)
         reads = {r: sum(entries_read(r, new, past) for new, past in shape.prefills) for r in self.steps.readers}
         new, past = (sum(column) for column in zip(*shape.prefills, strict=True))
-        return cores.prefill_core_ops(layer.attention, new, past, len(shape.prefills), reads, self.steps.cut)
+        chunks = len(shape.prefills)
+        return cores.prefill_core_ops(layer.attention, new, past, chunks, reads, self.steps.cut, selects=True)
 
     def _layer(self, call: Captured) -> LayerSpec | None:
         """A layer of the kind that makes such calls; compressors of index keys have no op of their own."""

@@ -23,7 +23,7 @@ from simulator.model import layers as layer_ops
 from simulator.model.architecture import ModelSpec
 from simulator.model.expert_load import ExpertSkew
 from simulator.model.expert_times import ExpertTimes
-from simulator.model.ops import Op
+from simulator.model.ops import Op, Reader
 from simulator.model.parallelism import Parallelism
 from simulator.model.program import Program, compile_program
 from simulator.model.roofline import Bound, roof_times
@@ -46,6 +46,15 @@ class PricedOp(NamedTuple):
 
 # weight, exponent, 1/exponent, compute (constant, 2 x (slope, index)), memory (constant, 3 x (slope, index))
 _FlatTerm = tuple[float, float, float, float, float, int, float, int, float, float, int, float, int, float, int]
+
+
+class _DecodeForm(NamedTuple):
+    """Decode cores while the same readers select; the last three with the stages' imbalance, for the hot loop."""
+
+    program: Program
+    constant_s: float
+    slopes: tuple[tuple[int, float], ...]
+    terms: list[_FlatTerm]
 
 
 class StepLatency:
@@ -75,6 +84,10 @@ class StepLatency:
         self._rows_s: dict[int, float] = {}
         self._experts = ExpertTimes(self._ops, self._compiled)
         self._one_chunk_s: dict[tuple[Chunk, int | None], float] = {}
+        self._decode_forms: dict[frozenset[Reader], _DecodeForm] = {}
+        self._prefill_programs: dict[tuple[bool, frozenset[Reader]], Program] = {}
+        # places of the sums that tell whether some sequence selects
+        self._selection = [self.caps.index(r.ratio * r.cap) for r in self._ops.selectors if r.cap]
 
     @property
     def draws_experts(self) -> bool:
@@ -98,10 +111,17 @@ class StepLatency:
         step = self._decode_base.get((sequences, total))
         if step is None:
             step = self._fill_decode_base(sequences, total)
+        form = self._none_selects
+        for place in self._selection:
+            if context > capped[place]:
+                form = self._decode_form(self._ops.decode_selecting(context, capped))
+                break
+        _, constant, slopes, terms = form
+        step += constant
         reads = (sequences, context, *capped)
-        for index, slope in self._decode_slopes:
+        for index, slope in slopes:
             step += slope * reads[index]
-        for weight, exponent, root, f0, f1, i1, f2, i2, b0, b1, j1, b2, j2, b3, j3 in self._decode_terms:
+        for weight, exponent, root, f0, f1, i1, f2, i2, b0, b1, j1, b2, j2, b3, j3 in terms:
             step += (
                 weight
                 * (
@@ -131,10 +151,11 @@ class StepLatency:
         step = self._ops.shape(chunks, load, total_tokens)
         seconds = self._rows(step.rows) + self._head_program.seconds((step.head_rows,))
         seconds += self._experts.main_s(step.rows, step.tokens, False)
-        seconds += self._prefill_program.seconds(step.prefill)
+        seconds += self._prefill_program(step.prefill, draft=False).seconds(step.prefill)
         load = step.load
         if load.sequences:
-            seconds += self._decode_program.seconds((load.sequences, load.context, *load.capped))
+            program = self._decode_form(self._ops.decode_selecting(load.context, load.capped)).program
+            seconds += program.seconds((load.sequences, load.context, *load.capped))
         if self.draft_tokens:
             seconds += self._draft_prefill_s(step)
             seconds += self._draft_rounds_s(load.sequences, load.total_sequences)
@@ -187,33 +208,41 @@ class StepLatency:
     def _draft_row_program(self) -> Program:
         return self._compiled(lambda v: self._ops.draft_row_ops(v[0]), 1)
 
-    @cached_property
-    def _prefill_program(self) -> Program:
-        return self._compiled(lambda v: self._ops.prefill_ops(self._ops.main, v), 3 + len(self._ops.readers))
+    def _prefill_program(self, values: Sequence[float], *, draft: bool) -> Program:
+        selecting = self._ops.prefill_selecting(values)
+        program = self._prefill_programs.get((draft, selecting))
+        if program is None:
+            stack = self._ops.draft if draft else self._ops.main
+            program = self._compiled(lambda v: self._ops.prefill_ops(stack, v, selecting), 3 + len(self._ops.readers))
+            self._prefill_programs[draft, selecting] = program
+        return program
 
     @cached_property
-    def _draft_prefill_program(self) -> Program:
-        return self._compiled(lambda v: self._ops.prefill_ops(self._ops.draft, v), 3 + len(self._ops.readers))
+    def _none_selects(self) -> _DecodeForm:
+        return self._decode_form(frozenset())
 
-    @cached_property
-    def _decode_program(self) -> Program:
+    def _decode_form(self, selecting: frozenset[Reader]) -> _DecodeForm:
+        form = self._decode_forms.get(selecting)
+        if form is None:
+            program = self._decode_program(selecting)
+            slopes = tuple((i, slope * self._imbalance) for i, slope in program.linear.slopes)
+            constant = program.linear.constant * self._imbalance
+            form = self._decode_forms[selecting] = _DecodeForm(program, constant, slopes, self._flat_terms(program))
+        return form
+
+    def _decode_program(self, selecting: frozenset[Reader]) -> Program:
         """Cores of the verified rows and of the draft rounds."""
 
         def ops(v: Sequence[float]) -> list[Op]:
-            drafts = times(self._ops.decode_ops(self._ops.draft, v, 1), self.draft_tokens)
-            return [*self._ops.decode_ops(self._ops.main, v, self._ops.queries), *drafts]
+            drafts = times(self._ops.decode_ops(self._ops.draft, v, 1, selecting), self.draft_tokens)
+            return [*self._ops.decode_ops(self._ops.main, v, self._ops.queries, selecting), *drafts]
 
         return self._compiled(ops, 2 + len(self.caps))
 
-    @cached_property
-    def _decode_slopes(self) -> tuple[tuple[int, float], ...]:
-        return tuple((i, slope * self._imbalance) for i, slope in self._decode_program.linear.slopes)
-
-    @cached_property
-    def _decode_terms(self) -> list[_FlatTerm]:
+    def _flat_terms(self, program: Program) -> list[_FlatTerm]:
         """Terms of the decode cores laid flat for the hot loop; absent slopes are zeros at index 0."""
         flat = []
-        for count, term in self._decode_program.terms:
+        for count, term in program.terms:
             compute, memory = term.roofs
             f = [*compute.slopes, (0, 0.0), (0, 0.0)]
             b = [*memory.slopes, (0, 0.0), (0, 0.0), (0, 0.0)]
@@ -248,14 +277,14 @@ class StepLatency:
     def _draft_prefill_s(self, step: StepShape) -> float:
         seconds = self._draft_row_program.seconds((step.prefill_rows,))
         seconds += self._experts.draft_s(step.prefill_rows, step.prefill_tokens, False)
-        return seconds + self._draft_prefill_program.seconds(step.prefill)
+        return seconds + self._prefill_program(step.prefill, draft=True).seconds(step.prefill)
 
     def _fill_decode_base(self, sequences: int, total: int) -> float:
         """All of a decode step but what grows with context."""
         rows = sequences * self._ops.queries
         seconds = self._rows(rows) + self._head_program.seconds((rows,))
         seconds += self._experts.main_s(rows, total * self._ops.queries, True)
-        seconds += self._draft_rounds_s(sequences, total) + self._decode_program.linear.constant
+        seconds += self._draft_rounds_s(sequences, total)
         base = seconds * self._imbalance + self._host_s
         self._decode_base[sequences, total] = base
         return base

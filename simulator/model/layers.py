@@ -25,12 +25,14 @@ def linear_op(linear: Linear, rows: float, share: float = 1.0) -> Op:
     outputs = linear.outputs * (share if linear.shard == "column" else 1.0)
     if linear.shard == "column" and linear.groups > 1:
         inputs = linear.inputs * share  # a rank's groups read their own inputs only
+    row = 2 * linear.inputs * linear.outputs / linear.groups * share
     return Op(
         linear.name,
         OpClass.DENSE_GEMM,
-        {MATMUL_DTYPE[linear.dtype]: 2 * rows * linear.inputs * linear.outputs / linear.groups * share},
+        {MATMUL_DTYPE[linear.dtype]: rows * row},
         linear.weight_bytes * share + rows * (inputs + outputs) * ACTIVATION_BYTES,
         hops=LAUNCHES_BY_DTYPE.get(linear.dtype, 1),
+        row_flops=row,
     )
 
 
@@ -102,7 +104,7 @@ def _mixing(mixing: MixingSpec, rows: float, hidden: int) -> list[Op]:
     return [
         Op(
             "mHC pre",
-            OpClass.ELEMENTWISE,
+            OpClass.MIXING,
             {"tf32": rows * (2 * wide * mixes + 5 * wide + sinkhorn)},
             mixing.param_bytes_per_site + rows * (2 * wide + hidden) * ACTIVATION_BYTES,
             count=2,
@@ -110,7 +112,7 @@ def _mixing(mixing: MixingSpec, rows: float, hidden: int) -> list[Op]:
         ),
         Op(
             "mHC post",
-            OpClass.ELEMENTWISE,
+            OpClass.MIXING,
             {"tf32": rows * (2 * mixing.streams**2 * hidden + 2 * wide)},
             rows * (2 * wide + hidden) * ACTIVATION_BYTES,
             count=2,

@@ -38,6 +38,7 @@ class Op:
     link: Link | None = None
     count: int = 1
     hops: int = 1  # latencies in sequence (levels of a collective, kernels of an op)
+    row_flops: float = 0.0  # of one more row in every tile that may be ragged, in the dtype of `flops`
 
 
 class Reader(NamedTuple):
@@ -79,6 +80,12 @@ def readers(attentions: Iterable[AttentionSpec], queries: int = 1) -> tuple[Read
             key_reader(attention),
         )
         found.update(reader for reader in candidates if reader is not None)
+    return tuple(sorted(found, key=lambda reader: (reader.ratio, reader.cap or 0)))
+
+
+def selectors(attentions: Iterable[AttentionSpec]) -> tuple[Reader, ...]:
+    """What a query of each layer that scores keys may select."""
+    found = {reader for a in attentions if key_reader(a) and (reader := entry_reader(a)) is not None}
     return tuple(sorted(found, key=lambda reader: (reader.ratio, reader.cap or 0)))
 
 

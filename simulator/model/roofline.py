@@ -3,6 +3,7 @@
     t = t0 + ((FLOPs/F)^q + (bytes/B)^q + (net/N)^q)^(1/q)
 
 F, B, N are data-sheet peaks times the achieved fractions of the op's class, t0 its latency floor, q its exponent.
+FLOPs are those of the op and of the rows that fill up its ragged tiles.
 Reference: Williams et al., "Roofline", CACM 2009; the p-norm between sum (q = 1) and maximum (q = infinity).
 """
 
@@ -54,7 +55,8 @@ def roof_times(op: Op, hardware: HardwareProfile) -> RoofTimes:
     """One launch of `op`. FLOPs of several dtypes add up as times."""
     rates = hardware.efficiency.classes[op.op_class]
     compute_s = sum(
-        flops / (hardware.matrix_peak(dtype) * rates.matrix_fraction_of(dtype)) for dtype, flops in op.flops.items()
+        (flops + rates.tile_rows * op.row_flops) / (hardware.matrix_peak(dtype) * rates.matrix_fraction_of(dtype))
+        for dtype, flops in op.flops.items()
     )
     memory_s = op.hbm_bytes / (hardware.memory_bandwidth * rates.memory_fraction)
     network_s = 0.0

@@ -18,7 +18,7 @@ from simulator.model.architecture import DraftHead, LayerSpec, ModelSpec, MoeSpe
 from simulator.model.cut import Cut
 from simulator.model.expert_load import ExpertLoads, ExpertSkew
 from simulator.model.moe import RankLoad, expert_ops, rank_loads
-from simulator.model.ops import Op, Reader, entries_read, readers
+from simulator.model.ops import Op, Reader, entries_read, entry_reader, readers, selectors
 from simulator.model.parallelism import Parallelism
 from simulator.model.roofline import op_seconds
 
@@ -127,6 +127,7 @@ class StepOps:
         }
         attentions = [layer.attention for layer, _ in (*self.main.layers, *self.draft.layers)]
         self.readers = readers(attentions, self.queries)
+        self.selectors = selectors(attentions)
         self.caps = tuple(sorted({r.ratio * r.cap for r in self.readers if r.cap is not None}))
 
     def microbatch(self, load: DecodeLoad) -> DecodeLoad:
@@ -175,25 +176,27 @@ class StepOps:
         prefill = bool(step.prefill)
         load = step.load
         reads = (load.sequences, load.context, *load.capped)
+        chosen = self.prefill_selecting(step.prefill) if prefill else frozenset()
+        choosing = self.decode_selecting(load.context, load.capped) if load.sequences else frozenset()
         ops = self.row_ops(self.main, step.rows)
         ops += layer_ops.embedding_ops(self.model, step.rows, self.cut)
         ops += layer_ops.head_ops(self.model, step.head_rows, self.cut)
         ops += self.expert_ops_of(self.main, step.rows, step.tokens, not prefill)
         if prefill:
-            ops += self.prefill_ops(self.main, step.prefill)
+            ops += self.prefill_ops(self.main, step.prefill, chosen)
         if load.sequences:
-            ops += self.decode_ops(self.main, reads, self.queries)
+            ops += self.decode_ops(self.main, reads, self.queries, choosing)
         if not self.draft.layers:
             return ops
         if prefill:
             ops += self.draft_row_ops(step.prefill_rows)
             ops += self.expert_ops_of(self.draft, step.prefill_rows, step.prefill_tokens, False)
-            ops += self.prefill_ops(self.draft, step.prefill)
+            ops += self.prefill_ops(self.draft, step.prefill, chosen)
         if load.sequences:
             once = self.draft_row_ops(load.sequences)
             once += layer_ops.head_ops(self.model, load.sequences, self.cut)
             once += self.expert_ops_of(self.draft, load.sequences, load.total_sequences, True)
-            once += self.decode_ops(self.draft, reads, 1)
+            once += self.decode_ops(self.draft, reads, 1, choosing)
             ops += times(once, self.draft_tokens)
         return ops
 
@@ -231,24 +234,38 @@ class StepOps:
             ops += times(slowest, count)
         return ops
 
-    def decode_ops(self, stack: Stack, values: Sequence[float], queries: int) -> list[Op]:
+    def decode_selecting(self, context: float, capped: Sequence[float]) -> frozenset[Reader]:
+        """Readers of which some sequence has more entries than it may select."""
+        by_cap = dict(zip(self.caps, capped, strict=True))
+        return frozenset(r for r in self.selectors if r.cap and context > by_cap[r.ratio * r.cap])
+
+    def decode_ops(
+        self, stack: Stack, values: Sequence[float], queries: int, selecting: frozenset[Reader]
+    ) -> list[Op]:
         """values: sequences, context, capped sums. A reader of ratio r and cap k reads sum(min(s, r k)) / r
         entries: the floor is left out, at most one entry a sequence."""
         sequences, context, *capped = values
         by_cap = dict(zip(self.caps, capped, strict=True))
         reads = {r: (context if r.cap is None else by_cap[r.ratio * r.cap]) / r.ratio for r in self.readers}
-        return [
-            op
-            for layer, count in stack.layers
-            for op in times(cores.decode_core_ops(layer.attention, sequences, queries, reads, self.cut), count)
-        ]
+        ops: list[Op] = []
+        for layer, count in stack.layers:
+            selects = entry_reader(layer.attention) in selecting
+            core = cores.decode_core_ops(layer.attention, sequences, queries, reads, self.cut, selects=selects)
+            ops += times(core, count)
+        return ops
 
-    def prefill_ops(self, stack: Stack, values: Sequence[float]) -> list[Op]:
+    def prefill_selecting(self, values: Sequence[float]) -> frozenset[Reader]:
+        """Readers of which some query has more entries than it may select. values: as of prefill_ops."""
+        reads = dict(zip(self.readers, values[3:], strict=True))
+        return frozenset(r for r in self.selectors if reads[Reader(r.ratio, None)] > reads[r])
+
+    def prefill_ops(self, stack: Stack, values: Sequence[float], selecting: frozenset[Reader]) -> list[Op]:
         """values: new tokens, past tokens, chunks, entries read by each reader."""
         new, past, chunks, *pairs = values
         reads: dict[Reader, float] = dict(zip(self.readers, pairs, strict=True))
-        return [
-            op
-            for layer, count in stack.layers
-            for op in times(cores.prefill_core_ops(layer.attention, new, past, chunks, reads, self.cut), count)
-        ]
+        ops: list[Op] = []
+        for layer, count in stack.layers:
+            selects = entry_reader(layer.attention) in selecting
+            core = cores.prefill_core_ops(layer.attention, new, past, chunks, reads, self.cut, selects=selects)
+            ops += times(core, count)
+        return ops
