@@ -35,7 +35,11 @@ BUSIEST = 0.98  # utilisation above which the prefill pool counts as saturated
 
 
 CLASSES = tuple(OpClass)
-ATTENTION = [CLASSES.index(c) for c in (OpClass.ATTENTION_PREFILL, OpClass.ATTENTION_DECODE, OpClass.INDEXER)]
+CORES = (
+    OpClass.ATTENTION_PREFILL, OpClass.ATTENTION_DECODE, OpClass.LATENT_PREFILL, OpClass.LATENT_DECODE,
+    OpClass.SPARSE_PREFILL, OpClass.SPARSE_DECODE, OpClass.INDEXER, OpClass.SELECTION,
+)  # fmt: skip
+ATTENTION = [CLASSES.index(c) for c in CORES]
 EXPERTS = [CLASSES.index(c) for c in (OpClass.GROUPED_GEMM, OpClass.MOE_FUSED)]
 
 

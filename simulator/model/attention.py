@@ -30,11 +30,15 @@ SPARSE_TILE = 64
 # Tiles on the causal diagonal are multiplied in full, and rows fill up to whole tiles: n rows over n entries and tiles
 # of T rows make n^2/2 + n T + 3/8 T^2 pairs on average. The last term counts as 3/8 T rows of a prompt, at a T of 128.
 CORNER_ROWS = 48
-# Where all heads read the same entries they are the rows of one matrix tile, which has at least 64 (Hopper's and
-# Blackwell's instructions): 16 heads take the time of 64, as measured on V4 under tensor parallelism.
+# Kernels that make the heads of shared entries the rows of one matrix tile multiply at least 64 (NVIDIA's
+# instructions): 16 heads of a rank take the time of 64, as measured under tensor parallelism. Decode kernels of
+# Blackwell put the heads in columns, AMD's instructions have 16 rows.
 HEAD_TILE = 64
-
-ONE_TILE_OF_HEADS = (OpClass.LATENT_DECODE, OpClass.SPARSE_DECODE, OpClass.SPARSE_PREFILL)
+HEADS_IN_ROWS = {
+    "hopper": (OpClass.LATENT_DECODE, OpClass.SPARSE_DECODE, OpClass.SPARSE_PREFILL),
+    "blackwell": (OpClass.SPARSE_PREFILL,),
+    "rubin": (OpClass.SPARSE_PREFILL,),
+}
 
 Reads = Mapping[Reader, float]
 
@@ -93,6 +97,7 @@ def decode_core_ops(
                 sequences,
                 kv * share,
                 cut,
+                1 if attention.indexer is not None else queries,
             )
         )
     if attention.state_flops_per_token:
@@ -114,7 +119,8 @@ def prefill_core_ops(
     chunks. Affine in all of them and in reads.
 
     reads: for each reader, entries summed over the queries of all chunks. Context-parallel ranks split the queries
-    and gather the new keys. selects: some query has more entries than it may select. Latent attention runs decompressed unless entries are selected.
+    and gather the new keys. selects: some query has more entries than it may select. Latent attention runs
+    decompressed unless entries are selected.
     """
     cp = cut.parallelism.cp
     rows = new / cp
@@ -176,13 +182,14 @@ def _core(
     ragged: float,
     kv_bytes: float,
     cut: Cut,
+    sharing: int = 1,
 ) -> Op:
     """Score and value products of `pairs` (query, entry) pairs: 2 H (d_qk + d_v) FLOPs each.
 
-    ragged: pairs added by one more row in every tile that may be ragged.
+    ragged: pairs added by one more row in every tile that may be ragged. sharing: rows whose heads are in one tile.
     """
     heads = attention.heads / cut.tp
-    multiplied = max(heads, HEAD_TILE) if op_class in ONE_TILE_OF_HEADS else heads
+    multiplied = max(heads, HEAD_TILE / sharing) if op_class in HEADS_IN_ROWS.get(cut.generation, ()) else heads
     width = sum(dims)
     return Op(
         name,

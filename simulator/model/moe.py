@@ -113,14 +113,12 @@ def unfused_ops(ffn: MoeSpec, load: RankLoad, expert_tp: int) -> list[Op]:
     element = INPUT_BYTES[ffn.expert_compute]
     up = ffn.matrices - 1  # gate and up; one where the activation is not gated
     choices, weights = load.choices, load.touched * ffn.expert_bytes / expert_tp
-    row = load.touched * 2 * width * inner  # every touched expert has a last tile of its own
     return [
         Op(
             "expert up GEMM",
             OpClass.GROUPED_GEMM,
             _flops(ffn, up, choices, expert_tp),
             weights * up / ffn.matrices + choices * (element * width + OUTPUT_BYTES * up * inner),
-            row_flops=row * up,
         ),
         Op(
             "expert activation",
@@ -132,7 +130,6 @@ def unfused_ops(ffn: MoeSpec, load: RankLoad, expert_tp: int) -> list[Op]:
             OpClass.GROUPED_GEMM,
             _flops(ffn, 1, choices, expert_tp),
             weights / ffn.matrices + choices * (element * inner + OUTPUT_BYTES * width),
-            row_flops=row,
         ),
         Op(
             "sum of choices",
