@@ -28,12 +28,13 @@ CLASSES = tuple(OpClass)
 Slot = tuple[str, OpClass, str]
 LOWER = {
     "matrix_fraction": 0.01, "memory_fraction": 0.02, "network_fraction": 0.02, "latency_s": 2e-7, "exponent": 1.0,
-    "tile_rows": 0.01,
+    "tile_rows": 1e-9,  # none
 }  # fmt: skip
 UPPER = {
     "matrix_fraction": 1.0, "memory_fraction": 1.0, "network_fraction": 1.0, "latency_s": 4e-4, "exponent": 8.0,
     "tile_rows": 512.0,
 }  # fmt: skip
+RAGGED = (OpClass.DENSE_GEMM, OpClass.ATTENTION_PREFILL, OpClass.LATENT_PREFILL, OpClass.SPARSE_PREFILL)
 TILE_ROWS = 32.0  # where a fit of them starts
 # Width of the priors in log units: a factor of e in rates and floors, of 1.5 in the exponent. Each weighs as much
 # as one measurement.
@@ -50,6 +51,12 @@ class Measured:
     ops: tuple[Op, ...]
     seconds: float
     label: str
+
+
+def ragged(classes: Mapping[OpClass, ClassEfficiency]) -> dict[OpClass, ClassEfficiency]:
+    """The same rates, with ragged tiles that a fit may then make smaller or larger."""
+    given = {"tile_rows": TILE_ROWS}
+    return {name: rates.model_copy(update=given) if name in RAGGED else rates for name, rates in classes.items()}
 
 
 def at_peak(op: Op, hardware: HardwareProfile) -> tuple[float, float, float]:

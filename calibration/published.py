@@ -7,13 +7,13 @@ from attention modules with everything else held. Classes without a usable table
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from calibration.fit import TILE_ROWS, Array, Fitted, Measured, Parameters, Work, dtypes_of, fit
+from calibration.fit import Array, Fitted, Measured, Parameters, Work, dtypes_of, fit, ragged
 from calibration.gates import Rejected, copied_from, data_sheets_agree, gate_rows, host_bound
 from calibration.op_families import measurements
 from calibration.tables import Tables, read_tables, systems
@@ -63,7 +63,7 @@ def calibrate(system: str, stack: str, folder: Path | None = None) -> Calibratio
     hardware = load(system)
     tables = read_tables(hardware.name, stack, folder)
     measured, rejected, left_out = _gated(tables, hardware, folder)
-    start = Parameters.of(_ragged(hardware.efficiency.classes), dtypes_of(measured))
+    start = Parameters.of(ragged(hardware.efficiency.classes), dtypes_of(measured))
     groups: dict[str, list[Measured]] = {}
     for one in measured:
         groups.setdefault(_group(one), []).append(one)
@@ -86,11 +86,6 @@ def calibrate(system: str, stack: str, folder: Path | None = None) -> Calibratio
         tuple(rejected),
         left_out,
     )
-
-
-def _ragged(classes: Mapping[OpClass, ClassEfficiency]) -> dict[OpClass, ClassEfficiency]:
-    """Assumed rates, with ragged tiles that a fit may then make smaller or larger."""
-    return {name: rates.model_copy(update={"tile_rows": TILE_ROWS}) for name, rates in classes.items()}
 
 
 def _gated(

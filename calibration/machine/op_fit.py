@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calibration.fit import UPPER, Measured, Parameters, Work, at_peak, dtypes_of, fit
+from calibration.fit import UPPER, Measured, Parameters, Work, at_peak, dtypes_of, fit, ragged
 from calibration.machine.measurement import FitError, Measurements
 from hw_profiles.efficiency import OpClass
 from hw_profiles.profile import HardwareProfile
@@ -60,8 +60,8 @@ def class_of(row: Measured) -> OpClass:
 
 
 def fit_ops(rows: Sequence[Measured], hardware: HardwareProfile) -> tuple[Parameters, tuple[OpPoint, ...]]:
-    """Class by class; elementwise first, for it takes part in grouped products' measurements."""
-    parameters = Parameters.of(hardware.efficiency.classes, dtypes_of(rows))
+    """Class by class; elementwise first, for it takes part in other classes' measurements."""
+    parameters = Parameters.of(ragged(hardware.efficiency.classes), dtypes_of(rows))
     upper = {**UPPER, "latency_s": LONGEST_FLOOR_S}
     points: list[OpPoint] = []
     for op_class in sorted({class_of(row) for row in rows}, key=lambda c: (c is not OpClass.ELEMENTWISE, c)):

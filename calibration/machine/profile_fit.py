@@ -154,6 +154,7 @@ def _class(parameters: Parameters, points: Sequence[OpPoint], source: str, befor
             "network_fraction": parameters.value("network_fraction", op_class),
             "latency_s": parameters.value("latency_s", op_class),
             "exponent": round(parameters.value("exponent", op_class), 3),
+            "tile_rows": round(parameters.value("tile_rows", op_class), 2),
             "residual_sigma": round(sigma, 3),
             "source": source,
             "assumed": False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from calibration.machine.capture import Captured
@@ -130,7 +131,7 @@ def _once(ops: list[Op], name: str) -> tuple[Op, ...]:
     found = next((op for op in ops if op.name == name), None)
     if found is None:
         return ()
-    return (Op(found.name, found.op_class, dict(found.flops), found.hbm_bytes, hops=found.hops),)
+    return (replace(found, count=1),)
 
 
 def _linear(arguments: tuple[Any, ...]) -> Op:
@@ -143,4 +144,5 @@ def _linear(arguments: tuple[Any, ...]) -> Op:
         OpClass.DENSE_GEMM,
         {MATRIX_DTYPE[str(weight.dtype)]: 2.0 * rows * inputs * outputs},
         weight.numel() * weight.element_size() + rows * (inputs + outputs) * ACTIVATION_BYTES,
+        row_flops=2.0 * inputs * outputs,
     )

@@ -94,10 +94,9 @@ def decode_core_ops(
                 (attention.qk_dim, attention.v_dim),
                 rows,
                 pairs,
-                sequences,
                 kv * share,
                 cut,
-                1 if attention.indexer is not None else queries,
+                sharing=1 if attention.indexer is not None else queries,
             )
         )
     if attention.state_flops_per_token:
@@ -147,15 +146,13 @@ def prefill_core_ops(
         pairs = (_reads(reads, window) + _reads(reads, entries)) / cp
         ragged = rows + CORNER_ROWS * sequences
         core = core_class(attention, decode=False)
-        ops.append(_core("attention core", core, attention, dims, rows, pairs, ragged, kv, cut))
+        ops.append(_core("attention core", core, attention, dims, rows, pairs, kv, cut, ragged=ragged))
     if attention.state_flops_per_token:
         ops.append(_recurrence(OpClass.ATTENTION_PREFILL, attention, rows, sequences, cut))
     return ops
 
 
-def _stored_once(
-    attention: AttentionSpec, new: float, past: float, window_bytes: float, entry_bytes: float
-) -> float:
+def _stored_once(attention: AttentionSpec, new: float, past: float, window_bytes: float, entry_bytes: float) -> float:
     """Bytes of what every chunk reads at least once: its own keys, and all entries that none may leave out."""
     if not attention.ratio:
         return new * window_bytes
@@ -164,8 +161,10 @@ def _stored_once(
 
 
 def core_class(attention: AttentionSpec, *, decode: bool) -> OpClass:
-    """The kernel that runs an attention core."""
-    if attention.indexer is not None or attention.compressor is not None:
+    """The kernel that runs an attention core. Layers with a window alone run that of their model's sparse layers where
+    all heads share the entries."""
+    shared_window = attention.window and attention.kv_heads == 1
+    if attention.indexer is not None or attention.compressor is not None or shared_window:
         return OpClass.SPARSE_DECODE if decode else OpClass.SPARSE_PREFILL
     if attention.prefill_qk_dim != attention.qk_dim:
         return OpClass.LATENT_DECODE if decode else OpClass.LATENT_PREFILL
@@ -179,9 +178,10 @@ def _core(
     dims: tuple[int, int],
     rows: float,
     pairs: float,
-    ragged: float,
     kv_bytes: float,
     cut: Cut,
+    *,
+    ragged: float = 0.0,
     sharing: int = 1,
 ) -> Op:
     """Score and value products of `pairs` (query, entry) pairs: 2 H (d_qk + d_v) FLOPs each.

@@ -239,9 +239,7 @@ class StepOps:
         by_cap = dict(zip(self.caps, capped, strict=True))
         return frozenset(r for r in self.selectors if r.cap and context > by_cap[r.ratio * r.cap])
 
-    def decode_ops(
-        self, stack: Stack, values: Sequence[float], queries: int, selecting: frozenset[Reader]
-    ) -> list[Op]:
+    def decode_ops(self, stack: Stack, values: Sequence[float], queries: int, selecting: frozenset[Reader]) -> list[Op]:
         """values: sequences, context, capped sums. A reader of ratio r and cap k reads sum(min(s, r k)) / r
         entries: the floor is left out, at most one entry a sequence."""
         sequences, context, *capped = values

@@ -25,7 +25,8 @@ from calibration.machine.timer import Limits, Timer
 def test_every_op_class_of_the_model_is_measured(measured: Measurements) -> None:
     classes = {row.ops[0].op_class.value for row in measured.usable if row.ops}
     assert classes == {
-        "dense_gemm", "grouped_gemm", "attention_prefill", "attention_decode", "indexer", "elementwise",
+        "dense_gemm", "grouped_gemm", "sparse_prefill", "sparse_decode", "indexer", "selection",
+        "elementwise", "mixing",
         "all_reduce", "all_to_all", "point_to_point",
     }  # fmt: skip
     families = {row.family for row in measured.usable}
