@@ -19,6 +19,7 @@ METRICS = (
     "tpot_ms",
     "ttft_ms",
 )
+BLANK = ("", "-")
 PHASES = ("e2e", "prefill", "decode")
 REQUIRED = ("model", "gpu", "isl", "osl", "concurrency")
 # Mean of prompt and output lengths over their nominal values, by what the workload says of them.
@@ -100,11 +101,26 @@ def read_points(path: Path) -> pd.DataFrame:
 
 
 def _number(row: Mapping[str, Any], name: str) -> float | None:
-    try:
-        value = float(row.get(name, math.nan))
-    except (TypeError, ValueError):
+    """A positive number; None where the cell is blank or zero. Raises Unpredictable for anything else."""
+    cell = _text(row, name)
+    if cell in BLANK:
         return None
-    return value if math.isfinite(value) and value > 0 else None
+    try:
+        value = float(cell)
+    except ValueError:
+        raise Unpredictable(f"{name} is {cell!r}, which is no number; correct it or leave it blank") from None
+    if math.isnan(value):
+        return None
+    if value < 0 or math.isinf(value):
+        raise Unpredictable(f"{name} is {value:g}; give a positive number or leave it blank")
+    return value or None
+
+
+def _flag(row: Mapping[str, Any], name: str) -> bool:
+    word = _text(row, name).lower()
+    if word in ("true", "yes"):
+        return True
+    return word not in ("false", "no") and _number(row, name) is not None
 
 
 def _text(row: Mapping[str, Any], name: str) -> str:
@@ -129,7 +145,7 @@ def parse_point(index: int, row: Mapping[str, Any]) -> Point:
             raise Unpredictable(f"no {name}")
     concurrency = _need(row, "concurrency")
     prompt, output = lengths(row)
-    disaggregated = bool(_number(row, "disaggregated")) or _text(row, "disaggregated").lower() == "true"
+    disaggregated = _flag(row, "disaggregated")
     prefill, decode = _pools(row, disaggregated)
     phase = _text(row, "phase").lower() or "e2e"
     if phase not in PHASES:

@@ -51,6 +51,10 @@ def test_lengths(extra: dict[str, str], lengths: tuple[float, float]) -> None:
     ("change", "said"),
     [
         ({"concurrency": None}, "no concurrency"),
+        ({"isl": -5}, "isl is -5; give a positive number"),
+        ({"tpot_ms": "abc"}, "tpot_ms is 'abc', which is no number"),
+        ({"ttft_ms": "inf"}, "ttft_ms is inf; give a positive number"),
+        ({"disaggregated": "perhaps"}, "disaggregated is 'perhaps'"),
         ({"isl": float("nan")}, "no isl"),
         ({"tpot_ms": None}, "no measured metric"),
         ({"disaggregated": 1, "prefill_parallel": ""}, "split into prefill and decode"),
@@ -76,3 +80,9 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     without.write_text("model,gpu,isl,osl,concurrency\nx,y,1,1,1\n")
     with pytest.raises(PointsError, match="no metric column"):
         read_points(without)
+
+
+def test_blank_cells_are_left_out_whatever_stands_for_blank() -> None:
+    point = parse_point(0, {**ROW, "ttft_ms": "-", "n_prefill_gpu": 0, "tok_s_per_user": "", "disaggregated": "False"})
+    assert dict(point.measured) == {"tpot_ms": 12.0}
+    assert not point.disaggregated
