@@ -46,6 +46,7 @@ def levels(gpu: str, stack: str) -> tuple[str, ...]:
     return (
         "all=", f"family={stack}", f"engine={ENGINES.get(stack, stack)}", f"vendor={part.vendor}",
         f"generation={part.generation}", f"gpu={gpu}", f"family+vendor={stack}+{part.vendor}",
+        f"family+generation={stack}+{part.generation}",
         f"family+disaggregated={stack}+colocated", "disaggregated=colocated",
     )  # fmt: skip
 

@@ -7,7 +7,8 @@ B sequences, O output tokens each, T prefill seconds that one prompt takes from 
                  N is where both together are the concurrency
   wait           of M/D/1, or the share of the requests that arrive together (`bunching`) if that is longer; a mean
                  over all requests has a first wave, when all of them arrive at once
-A is tokens per step with drafts, (1 - p^(k+1)) / (1 - p).
+A is tokens per step with drafts, (1 - p^(k+1)) / (1 - p). T lies between that of prompts as they arrive and that of
+steps full of them, as a geometric mean with the share `gathering`; a pool of its own has full steps where it counts.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ IN_FLIGHT_DISAGGREGATED = 0.955
 HALVINGS = 50
 FIRST_WAVE = 0.1  # share of the requests that start together: benchmarks send ten for each in flight
 BUSIEST = 0.98  # utilisation above which the prefill pool counts as saturated
-
+SHORTEST_S = 1e-6  # that a prompt adds to decode: roofs of launches may hide it
+COLUMNS = 3  # kinds of prompts beside the decode grid: own, arriving, packed
+ALL = GRID + COLUMNS
 
 CLASSES = tuple(OpClass)
 CORES = (
@@ -60,11 +63,11 @@ class StepTable:
     for their p-norm.
     """
 
-    latency: Array  # [points, GRID + 2]
-    exits: Array  # [points, GRID + 2] collectives that leave the scale-up domain
-    linear: Array  # [points, GRID + 2, classes, 3]
+    latency: Array  # [points, ALL]
+    exits: Array  # [points, ALL] collectives that leave the scale-up domain
+    linear: Array  # [points, ALL, classes, 3]
     point: NDArray[np.intp]  # of each launch with several roofs
-    step: NDArray[np.intp]  # its step: decode steps, then own, then packed
+    step: NDArray[np.intp]  # its step: decode steps, then prompts
     op_class: NDArray[np.intp]
     count: Array
     roofs: Array  # [launches, 3]
@@ -75,15 +78,15 @@ class StepTable:
         return len(self.linear)
 
     def seconds(self, given: dict[str, Array]) -> Array:
-        """[points, GRID + 2] seconds of each step, host time left out. given: parameters of `stack`."""
+        """[points, ALL] seconds of each step, host time left out. given: parameters of `stack`."""
         rates = rates_of(given)
         times = self.roofs / rates[self.point, self.op_class]
         q = self.exponent
         norm = (times ** q[:, None]).sum(axis=1) ** (1 / q)
-        mixed = np.bincount(self.step, weights=self.count * norm, minlength=self.points * (GRID + 2))
+        mixed = np.bincount(self.step, weights=self.count * norm, minlength=self.points * ALL)
         alone = (self.linear / rates[:, None]).sum(axis=(2, 3)) + self.latency * given["launch"][:, None]
         alone += self.exits * given["exit_latency_s"][:, None]
-        return alone + mixed.reshape(self.points, GRID + 2)
+        return alone + mixed.reshape(self.points, ALL)
 
     def take(self, rows: NDArray[np.intp]) -> StepTable:
         """The points `rows` alone, in that order."""
@@ -93,7 +96,7 @@ class StepTable:
         point = place[self.point[kept]]
         return StepTable(
             self.latency[rows], self.exits[rows], self.linear[rows], point,
-            point * (GRID + 2) + self.step[kept] % (GRID + 2), self.op_class[kept], self.count[kept],
+            point * ALL + self.step[kept] % ALL, self.op_class[kept], self.count[kept],
             self.roofs[kept], self.exponent[kept],
         )  # fmt: skip
 
@@ -113,8 +116,8 @@ class Loop:
     prefill_workers: Array
     decode_gpus: Array
     prefill_gpus: Array
-    packed_prompts: Array
-    data_parallel: NDArray[np.bool_]  # in prefill
+    prompts: Array  # [points, COLUMNS]
+    extra: Array  # [points, COLUMNS] steps beyond those of decode
     phase: NDArray[np.intp]  # index in PHASES
     decode_ranks: Array  # attention ranks of a decode worker
     mean_ttft: NDArray[np.bool_]  # TTFT is a mean over all requests
@@ -136,8 +139,8 @@ def loop_of(steps: Sequence[PointSteps], rates: Sequence[HardwareProfile]) -> Lo
         np.array([float(p.prefill.count) for p in points]),
         np.array([float(p.decode.count * p.decode.gpus) for p in points]),
         np.array([float(p.prefill.count * p.prefill.gpus) for p in points]),
-        np.array([float(s.packed_prompts) for s in steps]),
-        np.array([s.prefill_ranks > 1 for s in steps]),
+        np.array([[one.prompts for one in (s.own, s.arriving, s.packed)] for s in steps]),
+        np.array([[one.extra for one in (s.own, s.arriving, s.packed)] for s in steps]),
         np.array([PHASES.index(p.phase) for p in points]),
         np.array([float(p.decode.gpus if p.decode.data_parallel else 1) for p in points]),
         np.array([p.mean_ttft for p in points]),
@@ -177,24 +180,24 @@ class _Launches:
 
 
 def _table(steps: Sequence[PointSteps], rates: Sequence[HardwareProfile]) -> StepTable:
-    latency, exits = np.zeros((len(steps), GRID + 2)), np.zeros((len(steps), GRID + 2))
-    linear = np.zeros((len(steps), GRID + 2, len(CLASSES), 3))
+    latency, exits = np.zeros((len(steps), ALL)), np.zeros((len(steps), ALL))
+    linear = np.zeros((len(steps), ALL, len(CLASSES), 3))
     point: list[int] = []
     step: list[int] = []
     rows: list[tuple[float, ...]] = []
     known: dict[tuple[int, int], _Launches] = {}
 
-    def add(index: int, place: int, ops: tuple[Op, ...]) -> None:
+    def add(index: int, place: int, ops: tuple[Op, ...], weight: float = 1.0) -> None:
         key = (id(ops), id(rates[index]))
         if key not in known:
             known[key] = _Launches.of(ops, rates[index])
         found = known[key]
-        latency[index, place] += found.latency_s
-        exits[index, place] += found.exits
-        linear[index, place] += found.linear
-        rows.extend(found.mixed)
+        latency[index, place] += weight * found.latency_s
+        exits[index, place] += weight * found.exits
+        linear[index, place] += weight * found.linear
+        rows.extend((weight * count, *rest) for count, *rest in found.mixed)
         point.extend([index] * len(found.mixed))
-        step.extend([index * (GRID + 2) + place] * len(found.mixed))
+        step.extend([index * ALL + place] * len(found.mixed))
 
     for index, one in enumerate(steps):
         for place, ops in enumerate(one.decode):
@@ -202,10 +205,9 @@ def _table(steps: Sequence[PointSteps], rates: Sequence[HardwareProfile]) -> Ste
         if one.point.disaggregated:
             for place in range(len(one.decode), GRID):  # padding repeats the last batch
                 add(index, place, one.decode[-1])
-        for ops in one.own:
-            add(index, GRID, ops)
-        for ops in one.packed:
-            add(index, GRID + 1, ops)
+        for column, prompts in enumerate((one.own, one.arriving, one.packed)):
+            for weight, ops in prompts.steps:
+                add(index, GRID + column, ops, weight)
     data = np.array(rows).reshape(-1, 6)
     return StepTable(
         latency, exits, linear, np.array(point, dtype=np.intp), np.array(step, dtype=np.intp),
@@ -253,11 +255,9 @@ def balance(loop: Loop, theta: Array) -> Prediction:
     each = given["sequence_overhead_s"] / loop.decode_ranks
     step = steps[:, :GRID] + serial[:, None] + each[:, None] * loop.batches
     decode = step / accepted[:, None]  # per token, at each batch
-    own = steps[:, GRID] + host
-    # A pool of its own has prompts waiting for every rank when its capacity counts.
-    spread = np.where(loop.data_parallel & ~loop.disaggregated, given["prefill_balance"], 1.0)
-    taken = (steps[:, GRID + 1] + host) / loop.packed_prompts / spread
-    taken = np.minimum(taken, own)  # ranks that prefill one by one at worst
+    own, arriving, packed = ((steps[:, GRID:] + host[:, None] * loop.extra) / loop.prompts).T
+    arriving, packed = np.maximum(arriving, SHORTEST_S), np.maximum(packed, SHORTEST_S)
+    taken = arriving * (packed / arriving) ** given["gathering"]
     together = _colocated(loop, decode[:, 0], step[:, 0], own, taken, given)
     apart = _disaggregated(loop, decode, own, taken, given)
     first = given["request_overhead_s"] + own

@@ -70,6 +70,7 @@ class Point:
     released: str = "unknown"  # year and month of the measurement: which software it ran
     mean_ttft: bool = False  # TTFT is a mean over all requests, not a median
     token_budget: float | None = None  # tokens that a step of one attention rank may hold, where the row says
+    prefill_chunk: float | None = None  # prompt tokens that a step of one attention rank takes, where the row says
     distrusted: str = ""  # the rule by which the row is scored apart (`trust`)
 
     @property
@@ -128,6 +129,12 @@ def _text(row: Mapping[str, Any], name: str) -> str:
     return "" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value).strip()
 
 
+def _said(row: Mapping[str, Any], pattern: str) -> float | None:
+    """A number that the notes state."""
+    found = re.search(pattern, _text(row, "notes"))
+    return float(next(group for group in found.groups() if group)) if found else None
+
+
 def _need(row: Mapping[str, Any], name: str) -> float:
     value = _number(row, name)
     if value is None:
@@ -168,7 +175,8 @@ def parse_point(index: int, row: Mapping[str, Any]) -> Point:
         measured,
         month[0] if (month := re.search(r"20\d\d-\d\d", _text(row, "date"))) else "unknown",
         "mean" in _text(row, "ttft_stat").lower(),
-        float(budget[1]) if (budget := re.search(r"max-num-batched-tokens[ =](\d+)", _text(row, "notes"))) else None,
+        _said(row, r"max-num-batched-tokens[ =](\d+)"),
+        _said(row, r"chunked prefill (\d+)|chunked-prefill-size[ =](\d+)"),
     )
     label = f"{_text(row, 'prefill_parallel')} {_text(row, 'decode_parallel')}"
     return replace(point, distrusted=distrust(point, _text(row, "date"), _text(row, "notes"), label))

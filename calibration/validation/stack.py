@@ -46,7 +46,7 @@ PARAMETERS = (
     Parameter("matrix", "matrix rate inside the engine over that of kernels alone", 0.7, 0.4),
     Parameter("network", "link rate inside the engine over that of collectives alone", 0.6, 0.5),
     Parameter("acceptance", "chance that a draft token is accepted given that those before it were", 0.68, 0.5),
-    Parameter("prefill_balance", "share of attention ranks that prefill at once under data parallelism", 0.6, 0.4),
+    Parameter("gathering", "share of prompts that engines hold back until a step is full of them", 0.3, 0.6),
     Parameter("request_overhead_s", "time before the first token beyond waiting and prefill [s]", 0.12, 0.8),
     Parameter("bunching", "share of the running requests whose prompts arrive together", 0.15, 0.6),
     Parameter("attention", "rate of attention cores and indexer over that of the stack's other kernels", 1.0, 0.4),
@@ -56,7 +56,7 @@ PARAMETERS = (
     Parameter("exit_latency_s", "added latency of a collective that leaves the scale-up domain [s]", 15e-6, 0.7),
 )
 # Engines beat stand-alone kernels by a little at most (overlap, warm caches).
-LARGEST = {"memory": 1.2, "matrix": 1.2, "network": 1.2, "prefill_balance": 1.0, "bunching": 1.0}
+LARGEST = {"memory": 1.2, "matrix": 1.2, "network": 1.2, "gathering": 1.0, "bunching": 1.0}
 NAMES = tuple(p.name for p in PARAMETERS)
 WIDTHS = np.array([p.width for p in PARAMETERS])
 # Share of each prior width that one level may explain.
@@ -64,11 +64,14 @@ LEVEL_SHARE = {
     "all": 1.0,
     "family": 0.6,
     "engine": 0.4,
-    "vendor": 0.4,
-    "generation": 0.4,
+    "vendor": 0.15,
+    "generation": 0.5,
     "gpu": 0.35,
     "model": 0.5,
-    "family+vendor": 0.5,
+    "family+vendor": 0.2,
+    "family+generation": 0.4,
+    "family+vendor+model": 0.4,
+    "generation+model": 0.3,
     "family+model": 0.4,
     "family+disaggregated": 0.4,
     "disaggregated": 0.4,
@@ -125,6 +128,9 @@ def levels_of(point: Point, hardware: HardwareProfile) -> tuple[str, ...]:
         "gpu": hardware.name,
         "model": model,
         "family+vendor": f"{family}+{part.vendor}",
+        "family+generation": f"{family}+{part.generation}",
+        "family+vendor+model": f"{family}+{part.vendor}+{model}",
+        "generation+model": f"{part.generation}+{model}",
         "family+model": f"{family}+{model}",
         "family+disaggregated": f"{family}+{mode}",
         "disaggregated": mode,

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import cho_factor, cho_solve
 
 from calibration.fit import Array
 from calibration.validation.balance import Loop, balance
@@ -23,7 +24,7 @@ TRIALS = 5  # dampings tried in one iteration
 DAMPING = 0.1
 ROBUST = 0.1  # log error at which a point counts half (Cauchy loss): first-generation software is far off
 NOISE = 0.1  # log error of one measurement, against which priors weigh
-JITTER = 1e-8  # keeps the covariance of alike groups invertible
+JITTER = 1e-4  # share of a group's variance that no level explains: keeps the covariance invertible
 DELTA = 0.02
 FITTED_METRICS = ("tpot_ms", "total_tok_s_per_gpu", "ttft_ms")
 WEIGHTS = np.array([1.0, 1.0, 0.3])
@@ -85,7 +86,9 @@ def fit_stack(
             shifts, group, slopes, errors, each / (1 + (errors / ROBUST) ** 2), stiff, widths
         )
         for _ in range(TRIALS):
-            step = np.linalg.solve(normal + damping * np.diag(curved + alone), gradient)
+            damped = normal.copy()
+            damped[np.diag_indices_from(damped)] += damping * (curved + alone)
+            step = cho_solve(cho_factor(damped, overwrite_a=True, check_finite=False), gradient, check_finite=False)
             trial = shifts - step.reshape(shifts.shape)
             found = errors_of(trial)
             if found[3] < loss:

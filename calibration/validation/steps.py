@@ -1,15 +1,23 @@
-"""Steps that a point's equilibrium needs, as ops: decode at one or several batch sizes, prompts alone and packed."""
+"""Steps that a point's equilibrium needs, as ops: decode at one or several batch sizes, and prompts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 
 from calibration.validation.points import Point, Unpredictable, Worker
+from calibration.validation.prompts import (
+    Prompts,
+    accepted_tokens,
+    arriving,
+    most_at_once,
+    ops_of,
+    shares_steps,
+    together,
+)
 from calibration.validation.variants import UnknownModel, preset_of, variant
 from hw_profiles.catalog import load
 from hw_profiles.loading import CatalogError
@@ -20,14 +28,12 @@ from simulator.model.memory import DoesNotFitError, plan_memory
 from simulator.model.ops import Op
 from simulator.model.parallelism import Parallelism, ParallelismError
 from simulator.model.presets import load_model
-from simulator.model.step import Chunk, DecodeLoad
+from simulator.model.step import DecodeLoad
 
-BUDGET = 8192  # prompt tokens of a packed prefill step, per attention rank
 IN_FLIGHT = 0.975  # X (TTFT + (O-1) TPOT) / C measured over colocated rows: ramp-up and drain
 # Published configurations fit their stated concurrency with little to spare, so room is counted at its most.
 MOST_FILLED = 0.95  # of device memory
 SMALL_STEP = 2048  # tokens of working memory
-ACCEPTANCE = 0.68  # of a draft, in the token budget
 GRID = 7  # batch sizes at which a disaggregated decode pool is priced
 
 
@@ -39,11 +45,10 @@ class PointSteps:
     hardware: HardwareProfile
     batches: tuple[float, ...]  # sequences on one decode instance
     decode: tuple[tuple[Op, ...], ...]  # one step at each of `batches`
-    own: tuple[tuple[Op, ...], ...]  # steps of a prompt alone on an instance
-    packed: tuple[tuple[Op, ...], ...]  # steps of `packed_prompts` prompts on an instance
-    packed_prompts: int
+    own: Prompts  # one prompt, as its request sees it
+    arriving: Prompts  # as many as come in the time of a step
+    packed: Prompts  # as many as a step takes on every attention rank
     limit: float  # sequences whose KV fits on a decode instance
-    prefill_ranks: int = field(default=1)
 
 
 def steps_of(point: Point) -> PointSteps:
@@ -63,20 +68,20 @@ def steps_of(point: Point) -> PointSteps:
     else:
         batches = (max(1.0, min(IN_FLIGHT * point.concurrency / point.decode.count, limit)),)
     context = point.prompt + point.output / 2
-    ranks = prefill.parallelism.dp
-    per_rank = max(1, int(BUDGET // point.prompt))
-    if not point.disaggregated:  # no more prompts at once than there are requests
-        per_rank = max(1, min(per_rank, math.ceil(batches[0] / ranks)))
+    loads = [_load(decode, batch, context) for batch in batches]
+    beside = loads[0] if shares_steps(point) else None
+    engine = decode if beside else prefill
+    running = math.inf if point.disaggregated else batches[0]
+    packed = together(engine, point, most_at_once(engine, point, running), beside)
     return PointSteps(
         point,
         hardware,
         batches,
-        tuple(_ops(decode, [], _load(decode, batch, context), None) for batch in batches),
-        _prompt(prefill, point.prompt, 1, 1),
-        _prompt(prefill, point.prompt, per_rank, ranks),
-        per_rank * ranks,
+        tuple(ops_of(decode, [], load, None) for load in loads),
+        together(engine, point, 1, beside).as_seen(),
+        packed if point.disaggregated else arriving(engine, point, running, beside),
+        packed,
         limit,
-        ranks,
     )
 
 
@@ -125,8 +130,7 @@ def _budget_limit(point: Point, engine: StepLatency) -> float:
     if point.token_budget is None or point.disaggregated:
         return math.inf
     drafts = engine.draft_tokens
-    accepted = (1 - ACCEPTANCE ** (drafts + 1)) / (1 - ACCEPTANCE)
-    each = 1 + drafts + accepted * point.prompt / point.output
+    each = 1 + drafts + accepted_tokens(drafts) * point.prompt / point.output
     return max(1.0, point.token_budget / each * engine.parallelism.dp)
 
 
@@ -137,24 +141,3 @@ def _load(engine: StepLatency, batch: float, context: float) -> DecodeLoad:
     busiest = max(1, round(mean + 0.5 * math.sqrt(mean))) if ranks > 1 else max(1, round(batch))
     capped = tuple(round(busiest * min(context, cap)) for cap in engine.caps)
     return DecodeLoad(busiest, round(busiest * context), capped, max(1, round(batch)))
-
-
-def _prompt(engine: StepLatency, prompt: float, together: int, ranks: int) -> tuple[tuple[Op, ...], ...]:
-    """Steps that prefill `together` prompts on each of `ranks` attention ranks."""
-    length = max(1, round(prompt))
-    if length <= 2 * BUDGET:
-        chunks = [[Chunk(length, 0)] * together]
-    else:
-        chunks = [[Chunk(min(BUDGET, length - past), past)] for past in range(0, length, BUDGET)]
-    return tuple(_ops(engine, step, None, sum(c.new for c in step) * ranks) for step in chunks)
-
-
-def _ops(engine: StepLatency, chunks: Sequence[Chunk], load: DecodeLoad | None, total: int | None) -> tuple[Op, ...]:
-    load = load or DecodeLoad(0, 0, tuple(0 for _ in engine.caps), 0)
-    return _cached_ops(engine, tuple(chunks), load, total)
-
-
-@lru_cache(maxsize=65536)
-def _cached_ops(engine: StepLatency, chunks: tuple[Chunk, ...], load: DecodeLoad, total: int | None) -> tuple[Op, ...]:
-    priced = engine.breakdown(chunks, load, total)
-    return tuple(one.op for one in priced if one.bound != "host")
