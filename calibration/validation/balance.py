@@ -8,7 +8,8 @@ B sequences, O output tokens each, T prefill seconds that one prompt takes from 
   wait           of M/D/1, or the share of the requests that arrive together (`bunching`) if that is longer; a mean
                  over all requests has a first wave, when all of them arrive at once
 A is tokens per step with drafts, (1 - p^(k+1)) / (1 - p). T lies between that of prompts as they arrive and that of
-steps full of them, as a geometric mean with the share `gathering`; a pool of its own has full steps where it counts.
+steps full of them, as a geometric mean with the share `gathering`, times `interruption` where decode has to stop for
+it; a pool of its own has full steps where it counts.
 """
 
 from __future__ import annotations
@@ -258,6 +259,7 @@ def balance(loop: Loop, theta: Array) -> Prediction:
     own, arriving, packed = ((steps[:, GRID:] + host[:, None] * loop.extra) / loop.prompts).T
     arriving, packed = np.maximum(arriving, SHORTEST_S), np.maximum(packed, SHORTEST_S)
     taken = arriving * (packed / arriving) ** given["gathering"]
+    taken *= np.where(loop.disaggregated, 1.0, given["interruption"])
     together = _colocated(loop, decode[:, 0], step[:, 0], own, taken, given)
     apart = _disaggregated(loop, decode, own, taken, given)
     first = given["request_overhead_s"] + own

@@ -47,6 +47,7 @@ PARAMETERS = (
     Parameter("network", "link rate inside the engine over that of collectives alone", 0.6, 0.5),
     Parameter("acceptance", "chance that a draft token is accepted given that those before it were", 0.68, 0.5),
     Parameter("gathering", "share of prompts that engines hold back until a step is full of them", 0.3, 0.6),
+    Parameter("interruption", "time that a prompt takes from running requests over that of its prefill", 1.2, 0.4),
     Parameter("request_overhead_s", "time before the first token beyond waiting and prefill [s]", 0.12, 0.8),
     Parameter("bunching", "share of the running requests whose prompts arrive together", 0.15, 0.6),
     Parameter("attention", "rate of attention cores and indexer over that of the stack's other kernels", 1.0, 0.4),

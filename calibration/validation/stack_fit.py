@@ -27,7 +27,7 @@ NOISE = 0.1  # log error of one measurement, against which priors weigh
 JITTER = 1e-4  # share of a group's variance that no level explains: keeps the covariance invertible
 DELTA = 0.02
 FITTED_METRICS = ("tpot_ms", "total_tok_s_per_gpu", "ttft_ms")
-WEIGHTS = np.array([1.0, 1.0, 0.3])
+WEIGHTS = np.array([1.0, 1.0, 0.6])
 
 
 def observed(metrics: Sequence[dict[str, float]]) -> Array:
