@@ -28,6 +28,7 @@ def measure(
     """Measure the runtime's ops and steps on this machine. Goes on where a killed run stopped."""
     _require_torch()
     from app.output import check_writable, progress_bar, stdout_console
+    from app.render_machine import broken_lines
     from calibration.machine.device import detect
     from calibration.machine.measure import measure as run
     from calibration.machine.preset import preset_of
@@ -40,6 +41,8 @@ def measure(
     console.print(f"{machine.display_name}: {outcome.measured} items measured, {outcome.resumed} on file before")
     for row in outcome.without:
         console.print(f"skipped, {row.status}: {row.key}")
+    for said in broken_lines(outcome.broken):
+        console.print(said)
     console.print(f"next: moeplan calibrate fit {output} --output {machine.name}@moeplan.json")
 
 

@@ -12,11 +12,11 @@ from app.tables import simple_table
 
 if TYPE_CHECKING:
     from calibration.loop.report import LoadReport
-    from calibration.machine.measurement import Measurements
+    from calibration.machine.measurement import BrokenLine, Measurements
     from calibration.machine.profile_fit import MachineFit
     from hw_profiles.efficiency import Efficiency
 
-
+SHOWN_LINES = 5  # broken ones
 SPEED_NOTE = (
     "Step sum: predicted over measured seconds of all steps; below 1 the machine ran slower than when measured.\n"
     "At its speed now: all step times scaled so that this is 1. What is then left is the model's error."
@@ -57,12 +57,18 @@ def fit_report(result: MachineFit, measured: Measurements) -> RenderableType:
             f"Steps of {result.depth.layers} layers predicted from those of {fewer}: median error "
             f"{result.depth.median_error:.1%}, sum ratio {result.depth.sum_ratio:.2f}."
         )
-    if measured.broken:
-        said.append(f"{measured.broken} lines of the file were no measurement and were left out.")
+    said += broken_lines(measured.broken)
     skipped = [row for row in measured.rows if row.status != "ok"]
     said += [f"Without a figure ({row.status}): {row.key}." for row in skipped]
     said += [f"Thrown out ({rule}): {key}." for key, rule in result.rejected]
     return Group(table, Text("\n".join(said)))
+
+
+def broken_lines(broken: Sequence[BrokenLine]) -> list[str]:
+    """A sentence a line, and how many more there are."""
+    said = [f"{str(line)[0].upper()}{str(line)[1:]}." for line in broken[:SHOWN_LINES]]
+    more = len(broken) - SHOWN_LINES
+    return [*said, f"{more} more lines left out."] if more > 0 else said
 
 
 def comparison_table(before: Efficiency, after: Efficiency) -> RenderableType:

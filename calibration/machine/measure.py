@@ -10,7 +10,7 @@ from calibration.machine import models, sweep
 from calibration.machine.bench import Bench
 from calibration.machine.collectives import CollectiveError
 from calibration.machine.device import Machine
-from calibration.machine.measurement import Journal, Measurement, Status
+from calibration.machine.measurement import BrokenLine, Journal, Measurement, Status
 from calibration.machine.preset import Preset
 
 Progress = Callable[[str, int, int], None]  # (what, done, of)
@@ -18,11 +18,12 @@ Progress = Callable[[str, int, int], None]  # (what, done, of)
 
 @dataclass(frozen=True)
 class Outcome:
-    """Items of a sweep: measured now, on file before, and without a figure."""
+    """Items of a sweep: measured now, on file before, and without a figure. broken: lines that the file had."""
 
     measured: int
     resumed: int
     without: tuple[Measurement, ...]
+    broken: tuple[BrokenLine, ...] = ()
 
 
 def measure(machine: Machine, preset: Preset, output: Path, progress: Progress | None = None) -> Outcome:
@@ -50,7 +51,7 @@ def measure(machine: Machine, preset: Preset, output: Path, progress: Progress |
             _free_memory(machine)
     if progress is not None:
         progress("done", len(items), len(items))
-    return Outcome(len(items) - resumed - len(without), resumed, tuple(without))
+    return Outcome(len(items) - resumed - len(without), resumed, tuple(without), journal.broken)
 
 
 def _status(error: BaseException) -> Status | None:

@@ -116,6 +116,16 @@ def test_fit_command(measured_file: Path, tmp_path: Path) -> None:
     assert "fitted roofline" in plot.read_text()
 
 
+def test_fit_names_broken_lines(measured_file: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text(measured_file.read_text() + '{"key": "x"}\n' * 7 + '{"key": "y", "fam')
+    done = CliRunner().invoke(cli, ["calibrate", "fit", str(broken), "--output", str(tmp_path / "p.json")])
+    assert done.exit_code == 0, done.output
+    lines = len(measured_file.read_text().splitlines())
+    assert f"Line {lines + 1} left out: lacks family." in done.stdout
+    assert "3 more lines left out." in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

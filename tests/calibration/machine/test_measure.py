@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import multiprocessing
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -74,17 +75,59 @@ def test_a_killed_run_goes_on(measured_file: Path, tiny_preset: Preset, this_mac
     assert outcome.resumed > 0
     assert outcome.measured > 0
     again = read(cut)
-    assert again.broken == 1
+    assert [str(line) for line in outcome.broken] == [f"line {len(whole) - 29} left out: not a whole JSON object"]
+    assert again.broken == outcome.broken
     assert {row.key for row in again.rows} == {row.key for row in read(measured_file).rows}
 
 
-def test_broken_lines_are_counted_and_left_out(measured_file: Path, tmp_path: Path) -> None:
-    lines = measured_file.read_text().splitlines()
-    lines[3:3] = ["{not json", "[1, 2]", '{"key": "no family"}', '{"key": "x", "family": "y", "unknown": 1}']
-    broken = tmp_path / "broken.jsonl"
-    broken.write_text("\n".join(lines) + "\n")
-    assert read(broken).broken == 4
-    assert read(broken).rows == read(measured_file).rows
+def test_broken_lines_are_left_out_and_named(measured_file: Path, tmp_path: Path) -> None:
+    """Truncated, of another kind, without a field or with one of the wrong kind: each told by number."""
+    lines = measured_file.read_bytes().splitlines()
+    copy = next(line for line in lines if b'"family": "copy"' in line)
+    step = next(line for line in lines if b'"family": "step"' in line)
+    op = next(line for line in lines if b"dense_gemm" in line)
+    wrong = {
+        b"{not json": "not a whole JSON object",
+        b"\xff\x00": "not a whole JSON object",
+        step[:70]: "not a whole JSON object",
+        b"[1, 2]": "the line = [1, 2]: should be an object",
+        b'{"key": "no family"}': "lacks family",
+        b'{"key": "x", "family": "y", "unknown": 1}': "unknown key unknown",
+        re.sub(rb'"repeats": \d+', b'"repeats": "a"', copy): "sample.repeats = 'a'",
+        copy.replace(b'"median_s": ', b'"median_s": -'): "no ascending row of times",
+        copy.replace(b'"num_bytes"', b'"flops"'): "copy without num_bytes",
+        step.replace(b'"layers": ', b'"layers": "two", "note": '): "layers = 'two': should be a valid integer",
+        step.replace(b'"model": "', b'"model": "no/such'): "without its shape, its layers or a model",
+        op.replace(b"dense_gemm", b"dense"): "ops.0.op_class = 'dense'",
+        op.replace(b'"hbm_bytes": ', b'"hbm_bytes": -'): "an amount of work is negative",
+    }
+    path = tmp_path / "broken.jsonl"
+    path.write_bytes(b"\n".join([*lines[:3], *wrong, *lines[3:], b"", b"  "]) + b"\n")
+    found = read(path)
+    assert found.rows == read(measured_file).rows
+    assert [line.number for line in found.broken] == list(range(4, 4 + len(wrong)))
+    for line, why in zip(found.broken, wrong.values(), strict=True):
+        assert why in line.why
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("format", "other", "its first line does not tell the machine"),
+        ("machine", None, "line 1: .* should be an object"),
+        ("configs", [], "line 1: .* should be a valid dictionary"),
+        ("time", "noon", "line 1: time 'noon' is no date and time"),
+        ("threads", "one", "line 1: threads = 'one'"),
+    ],
+)
+def test_a_wrong_first_line_is_one_sentence(key, value, said, measured_file: Path, tmp_path: Path) -> None:
+    first, *rest = measured_file.read_text().splitlines()
+    header = json.loads(first)
+    (header if key in header else header["machine"])[key] = value
+    path = tmp_path / "wrong.jsonl"
+    path.write_text("\n".join([json.dumps(header), *rest]))
+    with pytest.raises(MeasurementError, match=said):
+        read(path)
 
 
 def test_a_file_without_its_first_line_is_refused(measured_file: Path, tmp_path: Path) -> None:
