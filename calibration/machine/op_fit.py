@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from hw_profiles.profile import HardwareProfile
 CONTRADICTION = 4.0  # ratio of two times of the same work
 CONTRADICTING_SHARE = 0.2  # of the work that was measured more than once
 FASTEST = 0.9  # of the time at peak: clocks may exceed the data sheet by less
+PRICED = ("op_class", "hbm_bytes", "network_bytes", "link", "count", "hops", "row_flops")  # and FLOPs by dtype
 LONGEST_FLOOR_S = 5e-3  # ops of plain PyTorch on a CPU are many calls each
 
 
@@ -55,18 +56,25 @@ def gated(measured: Measurements, hardware: HardwareProfile) -> tuple[list[Measu
     return kept, rejected
 
 
+def shape_of(row: Measured) -> Hashable:
+    """Equal for measurements that the simulator prices alike, whichever kernel or step they come from."""
+    return tuple(tuple(getattr(op, key) for key in PRICED) + tuple(sorted(op.flops.items())) for op in row.ops)
+
+
 def class_of(row: Measured) -> OpClass:
     return row.ops[0].op_class
 
 
 def fit_ops(rows: Sequence[Measured], hardware: HardwareProfile) -> tuple[Parameters, tuple[OpPoint, ...]]:
-    """Class by class; elementwise first, for it takes part in other classes' measurements."""
+    """Class by class; elementwise first, for it takes part in other classes' measurements. Errors are of shapes held
+    out: repeats of one in other steps and layers tell nothing of it."""
     parameters = Parameters.of(ragged(hardware.efficiency.classes), dtypes_of(rows))
     upper = {**UPPER, "latency_s": LONGEST_FLOOR_S}
     points: list[OpPoint] = []
     for op_class in sorted({class_of(row) for row in rows}, key=lambda c: (c is not OpClass.ELEMENTWISE, c)):
         mine = [row for row in rows if class_of(row) is op_class]
-        result = fit(Work.of(mine, hardware, parameters), parameters, {op_class}, upper=upper)
+        shapes = [shape_of(row) for row in mine]
+        result = fit(Work.of(mine, hardware, parameters), parameters, {op_class}, upper=upper, shapes=shapes)
         parameters = result.parameters
         points += [
             OpPoint(op_class, row.label, row.seconds, row.seconds * float(np.exp(-inside)), float(np.expm1(-outside)))

@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from calibration.fit import FOLDS, Work
 from calibration.loop.twin import profiled_times
 from calibration.machine import models
 from calibration.machine.measurement import FitError, Measurement, Measurements, StepShape
+from calibration.machine.op_fit import class_of, fit_ops, gated, shape_of
+from calibration.machine.part import base_profile
 from calibration.machine.profile_fit import fit_machine, refit
 from calibration.machine.step_fit import StepRow, classes_of, columns_of, fit_steps
 from calibration.machine.step_ops import StepPricer
@@ -141,11 +144,38 @@ def test_too_little_is_refused_by_name(measured: Measurements) -> None:
     with pytest.raises(FitError, match="has 0 whole steps, at least 30 are needed"):
         fit_machine(few)
     no_experts = tuple(row for row in measured.rows if not row.family.startswith("grouped"))
-    with pytest.raises(FitError, match=r"too few ops of grouped_gemm \(0\)"):
+    with pytest.raises(FitError, match=r"too few shapes of grouped_gemm \(0\)"):
         fit_machine(dataclasses.replace(measured, rows=no_experts))
     bare = tuple(row for row in measured.rows if row.family not in ("copy", "gemm"))
     with pytest.raises(FitError, match="lacks copies"):
         fit_machine(dataclasses.replace(measured, rows=bare))
+
+
+def test_repeats_of_a_shape_are_held_out_together(measured: Measurements, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each fold's two halves none has a shape of the other; the same work of other kernels is the same shape."""
+    hardware = base_profile(measured)
+    rows, _ = gated(measured, hardware)
+    taken: list[np.ndarray] = []
+    take = Work.take
+    monkeypatch.setattr(Work, "take", lambda work, chosen: (taken.append(chosen), take(work, chosen))[1])
+    products = [row for row in rows if class_of(row) is OpClass.DENSE_GEMM]
+    fit_ops(
+        [*products, *(dataclasses.replace(row, label="again", seconds=2 * row.seconds) for row in products)], hardware
+    )
+    assert len(taken) == 2 * FOLDS
+    shapes = [shape_of(row) for row in products] * 2
+    assert len(set(shapes)) < len(products)
+    for fitted, held_out in zip(taken[::2], taken[1::2], strict=True):
+        assert len(fitted) + len(held_out) == len(shapes)
+        assert not {shapes[i] for i in fitted} & {shapes[i] for i in held_out}
+
+
+def test_many_repeats_of_few_shapes_are_too_little(measured: Measurements) -> None:
+    kept = [row for row in measured.rows if row.family != "grouped_gemm1" and row.family != "grouped_gemm2_combine"]
+    expert = next(row for row in measured.rows if row.family == "grouped_gemm1")
+    kept += [dataclasses.replace(expert, key=f"{expert.key} {i}") for i in range(20)]
+    with pytest.raises(FitError, match=r"too few shapes of grouped_gemm \(1\): each class needs 4"):
+        fit_machine(dataclasses.replace(measured, rows=tuple(kept)))
 
 
 def test_contradicting_times_are_refused(measured: Measurements) -> None:
