@@ -41,6 +41,8 @@ def measure(
     console.print(f"{machine.display_name}: {outcome.measured} items measured, {outcome.resumed} on file before")
     for row in outcome.without:
         console.print(f"skipped, {row.status}: {row.key}")
+    if any(row.status == "out of time" for row in outcome.without):
+        console.print("the same command again goes on with them")
     for said in broken_lines(outcome.broken):
         console.print(said)
     console.print(f"next: moeplan calibrate fit {output} --output {machine.name}@moeplan.json")

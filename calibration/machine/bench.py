@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,10 +26,11 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Item:
     """One piece of the sweep. run gives its measurements; the last carries the item's own key, which is known
-    before it runs, so that a resumed sweep skips what is on file."""
+    before it runs, so that a resumed sweep skips what is on file. within_s: of a sweep; later it is not begun."""
 
     key: str
     run: Callable[[], Iterator[Measurement]]
+    within_s: float = math.inf
 
 
 class Bench:

@@ -10,11 +10,12 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from calibration.machine.bench import Bench, Item
 from calibration.machine.measurement import Measurement
-from calibration.machine.timer import FEWEST, SMALL_SPREAD, Limits, Sample
+from calibration.machine.timer import Limits, Sample
 from simulator.model.collectives import Group, all_gather, all_reduce, all_to_all, point_to_point
 from simulator.model.ops import Op
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 CPU_RANKS = 2
+PATIENCE = timedelta(seconds=60)  # with a rank that does not answer
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "point-to-point")
 
 
@@ -100,7 +102,11 @@ def _rank(
     if device == "cuda":
         torch.cuda.set_device(where)
     dist.init_process_group(
-        "nccl" if device == "cuda" else "gloo", init_method=f"file://{store}", rank=rank, world_size=ranks
+        "nccl" if device == "cuda" else "gloo",
+        init_method=f"file://{store}",
+        rank=rank,
+        world_size=ranks,
+        timeout=PATIENCE,
     )
     try:
         for kind, size in calls:
@@ -149,8 +155,6 @@ def _sample(call: Callable[[], object], device: torch.device, limits: Limits) ->
 
     once()
     seconds: list[float] = []
-    while len(seconds) < FEWEST or (
-        len(seconds) < limits.most and sum(seconds) < limits.limit_s and Sample.of(seconds).spread > SMALL_SPREAD
-    ):
+    while not limits.enough(seconds, sum(seconds)):
         seconds.append(once())
     return Sample.of(seconds)

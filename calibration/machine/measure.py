@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,11 +33,16 @@ def measure(machine: Machine, preset: Preset, output: Path, progress: Progress |
     journal = Journal.open(output, machine, {preset.model: config})
     items = sweep.items(Bench(machine, preset, config))
     resumed, without = 0, []
+    begin_s = time.monotonic()
     for number, item in enumerate(items):
         if progress is not None:
             progress(item.key, number, len(items))
         if item.key in journal.done:
             resumed += 1
+            continue
+        if time.monotonic() - begin_s > item.within_s:
+            without.append(Measurement(item.key, "skipped", "out of time", note=f"after {item.within_s:g} s"))
+            journal.add(without[-1])
             continue
         try:
             for row in item.run():

@@ -22,7 +22,7 @@ from calibration.machine.timer import Sample
 from simulator.model.ops import Op
 
 FORMAT = "moeplan measurements 1"
-Status = Literal["ok", "out of memory", "failed"]
+Status = Literal["ok", "out of memory", "out of time", "failed"]
 
 
 class MeasurementError(ValueError):

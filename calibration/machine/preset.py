@@ -19,7 +19,8 @@ class Preset:
 
     model, layers: whose layer shapes, and how many of its first layers. depths: layer counts of whole steps; the
     largest is predicted from the others. contexts, batches: of decode steps. chunks, pasts: of prefill steps.
-    steps: whole steps at each depth. limits: of each timed call. ranks, message_bytes: of collectives.
+    steps: whole steps at each depth. limits: of each timed call. message_bytes: of collectives.
+    ops_s: time after which no op, hand-over or collective is begun any more; steps_s: of the whole steps of a depth.
     """
 
     model: str
@@ -39,6 +40,13 @@ class Preset:
     max_step_tokens: int = 256
     longest_prompt: int = 160
     longest_output: int = 32
+    ops_s: float = 110.0
+    steps_s: float = 12.0
+
+    @property
+    def limit_s(self) -> float:
+        """What a sweep takes at most, but for its last op and the building of models."""
+        return self.ops_s + self.steps_s * len(self.depths)
 
     @property
     def decode_shapes(self) -> tuple[StepShape, ...]:
@@ -74,6 +82,8 @@ CPU_FULL = replace(
     limits=Limits(0.3, 60),
     gemm_sizes=(256, 1024, 2048),
     message_bytes=(4 * KIB, 64 * KIB, 1 * MIB, 16 * MIB),
+    ops_s=360.0,
+    steps_s=40.0,
 )
 CUDA_QUICK = Preset(
     "deepseek-v4-flash",

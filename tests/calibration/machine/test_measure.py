@@ -8,18 +8,19 @@ import multiprocessing
 import re
 import shutil
 import signal
+import time
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
-from calibration.machine import collectives, raw_rates, sweep
+from calibration.machine import collectives, raw_rates, sweep, whole_steps
 from calibration.machine.collectives import KINDS, rank_count
 from calibration.machine.device import DeviceError, Machine, detect
 from calibration.machine.measure import measure
 from calibration.machine.measurement import Journal, MeasurementError, Measurements, read
-from calibration.machine.preset import Preset, PresetError, preset_of
+from calibration.machine.preset import PRESETS, Preset, PresetError, preset_of
 from calibration.machine.timer import Limits, Timer
 
 
@@ -221,3 +222,63 @@ def test_calls_take_turns_and_repeats_are_bounded() -> None:
     assert 5 <= sample.repeats <= 9
     assert made[:2] == [0, 1]  # warm-up
     assert made[2:] == [i % 2 for i in range(sample.repeats)]
+
+
+def test_a_slow_call_is_timed_once_and_not_five_times() -> None:
+    made: list[int] = []
+
+    def slow(number: int) -> None:
+        made.append(number)
+        time.sleep(0.05)
+
+    sample = Timer(torch.device("cpu"), Limits(0.01, 50)).sample([lambda i=i: slow(i) for i in range(4)], flush=False)
+    assert made[0] == 0
+    assert len(made) <= 8
+    one_thread = torch.get_num_threads() == 1  # then sleep counts as nothing, but the warm-up ends all the same
+    assert made.count(1) <= 2 if one_thread else made == [0, 0]
+    assert sample.repeats <= 5
+
+
+@pytest.mark.parametrize(
+    ("seconds", "spent_s", "enough"),
+    [
+        ([], 9.0, False),
+        ([0.2] * 2, 0.4, False),  # too few, though the limit is over
+        ([0.4], 0.4, True),  # one call takes more than its due
+        ([0.01] * 5, 0.05, True),  # no spread
+        ([0.01, 0.02, 0.03, 0.04, 0.05], 0.09, False),
+        ([0.01, 0.02, 0.03, 0.04, 0.05], 0.11, True),  # spread, but the limit is over
+        ([0.001, 0.002] * 5, 0.05, True),  # the most that is allowed
+    ],
+)
+def test_repeats_end_by_spread_time_or_number(seconds: list[float], spent_s: float, enough: bool) -> None:
+    assert Limits(limit_s=0.15 if len(seconds) == 2 else 0.1, most=10).enough(seconds, spent_s) is enough
+
+
+def test_ops_that_time_does_not_allow_are_recorded_and_measured_by_the_next_run(
+    tiny_preset: Preset, this_machine: Machine, tmp_path: Path, monkeypatch
+) -> None:
+    only(monkeypatch, raw_rates, "copy")
+    real = sweep.items
+    monkeypatch.setattr(
+        sweep, "items", lambda bench: [dataclasses.replace(i, within_s=bench.preset.ops_s) for i in real(bench)]
+    )
+    hasty = dataclasses.replace(tiny_preset, ops_s=-1.0)
+    outcome = measure(this_machine, hasty, tmp_path / "m.jsonl")
+    assert [row.status for row in outcome.without] == ["out of time"]
+    assert measure(this_machine, tiny_preset, tmp_path / "m.jsonl").measured == 1
+
+
+def test_whole_steps_are_bounded_by_time_but_for_the_fewest(
+    tiny_preset: Preset, this_machine: Machine, tmp_path: Path, monkeypatch
+) -> None:
+    only(monkeypatch, whole_steps, "of 2 layers")
+    measure(this_machine, dataclasses.replace(tiny_preset, steps_s=0.0), tmp_path / "m.jsonl")
+    assert len(read(tmp_path / "m.jsonl").family("step")) == whole_steps.FEWEST
+
+
+def test_presets_keep_their_time() -> None:
+    """By design: quick below 3 minutes, full below 10, with some to spare for the last op and for building models."""
+    for (_, size), preset in PRESETS.items():
+        assert preset.limit_s <= {"quick": 160, "full": 540}[size]
+        assert len(preset.depths) * whole_steps.FEWEST >= 30
