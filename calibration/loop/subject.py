@@ -47,7 +47,7 @@ class Subject:
 
 def subject_of(machine: Machine, preset: Preset, layers: int, measured: Measurements | None = None) -> Subject:
     """The preset's model cut to `layers`; hand-over as measured, else measured now."""
-    config = models.read_config(preset.model)
+    config = models.config_of(preset)
     bench = Bench(machine, replace(preset, layers=layers), config)
     rows = measured.family("handover") if measured else ()
     points = [(row.num_bytes, row.seconds) for row in rows]

@@ -20,7 +20,9 @@ def _handover(bench: Bench, tokens: int) -> Item:
 
         size = bench.preset.block_size
         blocks = -(-tokens // size)
-        source, target = (KVCache(bench.model.config, blocks, 1, size, bench.device, bench.dtype) for _ in range(2))
+        config = bench.runtime_config
+        source, target = (KVCache(config, blocks, 1, size, bench.device, bench.dtype) for _ in range(2))
+        source.randomise(bench.seed)
         ids = list(range(blocks))
         segment = f"moeplan-calibrate-{os.getpid()}"
         moved = 0

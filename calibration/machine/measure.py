@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calibration.machine import models, sweep
-from calibration.machine.bench import Bench
+from calibration.machine.bench import Bench, Item, Workspace
 from calibration.machine.collectives import CollectiveError
 from calibration.machine.device import Machine
 from calibration.machine.measurement import BrokenLine, Journal, Measurement, Status
@@ -29,9 +29,10 @@ class Outcome:
 
 def measure(machine: Machine, preset: Preset, output: Path, progress: Progress | None = None) -> Outcome:
     """Measure `preset` on this machine, appending to `output`."""
-    config = models.read_config(preset.model)
-    journal = Journal.open(output, machine, {preset.model: config})
-    items = sweep.items(Bench(machine, preset, config))
+    workspace = Workspace()
+    benches = [Bench(machine, one, models.config_of(one), workspace=workspace) for one in (preset, *preset.companions)]
+    journal = Journal.open(output, machine, {bench.preset.model: bench.config for bench in benches})
+    items = sweep.items(*benches)
     resumed, without = 0, []
     begin_s = time.monotonic()
     for number, item in enumerate(items):
@@ -44,20 +45,28 @@ def measure(machine: Machine, preset: Preset, output: Path, progress: Progress |
             without.append(Measurement(item.key, "skipped", "out of time", note=f"after {item.within_s:g} s"))
             journal.add(without[-1])
             continue
-        try:
-            for row in item.run():
-                if row.key not in journal.done:  # else from before a kill in the middle of the item
-                    journal.add(row)
-        except (RuntimeError, MemoryError) as error:
-            status = _status(error)
-            if status is None:
-                raise
-            without.append(Measurement(item.key, "skipped", status, note=str(error).splitlines()[0][:200]))
-            journal.add(without[-1])
-            _free_memory(machine)
+        skipped = _run(item, journal)
+        if skipped is not None:
+            without.append(skipped)
+            journal.add(skipped)
+            _free_memory(machine)  # here, where the error holds no tensor of the item any more
     if progress is not None:
         progress("done", len(items), len(items))
     return Outcome(len(items) - resumed - len(without), resumed, tuple(without), journal.broken)
+
+
+def _run(item: Item, journal: Journal) -> Measurement | None:
+    """Measure into the journal; what does not fit, or ranks that fail, give a line that says so."""
+    try:
+        for row in item.run():
+            if row.key not in journal.done:  # else from before a kill in the middle of the item
+                journal.add(row)
+    except (RuntimeError, MemoryError) as error:
+        status = _status(error)
+        if status is None:
+            raise
+        return Measurement(item.key, "skipped", status, note=str(error).splitlines()[0][:200])
+    return None
 
 
 def _status(error: BaseException) -> Status | None:

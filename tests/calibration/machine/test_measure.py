@@ -11,17 +11,24 @@ import signal
 import time
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 
-from calibration.machine import collectives, raw_rates, sweep, whole_steps
+from calibration.machine import collectives, layer_ops, models, raw_rates, sweep, whole_steps
+from calibration.machine.bench import Bench
+from calibration.machine.capture import Captured
 from calibration.machine.collectives import KINDS, rank_count
 from calibration.machine.device import DeviceError, Machine, detect
 from calibration.machine.measure import measure
 from calibration.machine.measurement import Journal, MeasurementError, Measurements, read
 from calibration.machine.preset import PRESETS, Preset, PresetError, preset_of
-from calibration.machine.timer import Limits, Timer
+from calibration.machine.profile_fit import fit_machine
+from calibration.machine.timer import FLUSH_BYTES, Limits, Timer
+from simulator.model import counts, kv
+from simulator.model.architecture import AttentionSpec, ModelSpec
+from simulator.model.families import ModelError
 
 
 def test_every_op_class_of_the_model_is_measured(measured: Measurements) -> None:
@@ -275,6 +282,91 @@ def test_whole_steps_are_bounded_by_time_but_for_the_fewest(
     only(monkeypatch, whole_steps, "of 2 layers")
     measure(this_machine, dataclasses.replace(tiny_preset, steps_s=0.0), tmp_path / "m.jsonl")
     assert len(read(tmp_path / "m.jsonl").family("step")) == whole_steps.FEWEST
+
+
+def test_gpu_presets_fit_into_80_gb() -> None:
+    """Weights of eight layers at true shapes, KV of the largest step and the workspace of its widest ops, by design."""
+    gpu = dataclasses.replace(detect("cpu"), device="cuda", name="h100_sxm")
+    for preset in (PRESETS["cuda", "quick"], PRESETS["cuda", "full"], *PRESETS["cuda", "full"].companions):
+        spec = models.model_spec(models.cut_to(models.config_of(preset), preset.layers), gpu, preset.model)
+        whole = models.model_spec(models.read_config(preset.model), gpu, preset.model)
+        assert spec.layers[-1].attention == whole.layers[preset.layers - 1].attention
+        mine, true = spec.layers[-1].ffn, whole.layers[preset.layers - 1].ffn
+        router = {
+            "linears": mine.linears,
+            "other_params": mine.other_params,
+            "other_param_bytes": mine.other_param_bytes,
+        }
+        assert mine == dataclasses.replace(true, experts=preset.experts, **router)
+        assert mine.linears[1:] == true.linears[1:]
+        tokens = max(sum(shape.contexts) for shape in preset.decode_shapes)
+        tokens = max(tokens, preset.max_sequences * (preset.longest_prompt + preset.longest_output))
+        longest = max(new + past for shape in preset.prefill_shapes for new, past in shape.prefills)
+        scores = 4 * preset.max_step_tokens * longest / min(a.ratio for a in attentions(spec) if a.ratio)
+        workspace = 3 * scores + 2 * max(preset.copy_bytes) + FLUSH_BYTES["cuda"]
+        assert counts.weight_bytes(spec) + tokens * kv.kv_bytes_per_token(spec) + workspace < 76e9
+        assert (preset.depths, preset.layers) == ((2, 4, 6, 8), 8)
+    assert {"deepseek-v4-flash", "deepseek-v4-pro"} == {p.model for p in with_companions(PRESETS["cuda", "full"])}
+
+
+def attentions(spec: ModelSpec) -> list[AttentionSpec]:
+    return [layer.attention for layer in spec.layers]
+
+
+def with_companions(preset: Preset) -> tuple[Preset, ...]:
+    return preset, *preset.companions
+
+
+def test_a_ranks_share_of_experts_is_refused_beyond_the_model(tiny_preset: Preset) -> None:
+    assert models.config_of(dataclasses.replace(tiny_preset, experts=4))["n_routed_experts"] == 4
+    for experts in (1, 9):
+        with pytest.raises(ModelError, match=f"experts={experts} is out of range; .* has 8 a layer"):
+            models.config_of(dataclasses.replace(tiny_preset, experts=experts))
+
+
+def test_a_companion_is_measured_under_its_name(
+    measured: Measurements, nano_model: str, tiny_preset: Preset, this_machine: Machine, tmp_path: Path, monkeypatch
+) -> None:
+    """Ops of layers and whole steps of a second model; one model is in memory at a time, and both are fitted."""
+    other = tmp_path / "other-v4.json"
+    other.write_text(json.dumps({**json.loads(Path(nano_model).read_text()), "hidden_size": 96}))
+    companion = dataclasses.replace(tiny_preset, model=str(other), experts=4, contexts=(40,), pasts=(0,), steps=20)
+    file = tmp_path / "m.jsonl"
+    real = sweep.items
+    monkeypatch.setattr(sweep, "items", lambda *benches: [i for i in real(*benches) if str(other) in i.key])
+    outcome = measure(this_machine, dataclasses.replace(tiny_preset, companions=(companion,)), file)
+    assert (outcome.measured, outcome.without) == (5, ())  # a decode step, a prefill step, sampling, two depths
+    found = read(file)
+    assert all(row.key.startswith(f"{other}: ") for row in found.rows)
+    assert {"captured", "steps"} < {row.family for row in found.rows}
+    assert found.configs[str(other)]["n_routed_experts"] == 4
+    both = dataclasses.replace(measured, rows=measured.rows + found.rows, configs=measured.configs | found.configs)
+    result = fit_machine(both)
+    assert sum(str(other) in point.label for point in result.points) > 10
+    assert result.depth is not None
+
+
+def test_caches_are_full_of_random_numbers_and_calls_take_turns_on_them(
+    tiny_preset: Preset, this_machine: Machine, monkeypatch
+) -> None:
+    """What attention reads in a timed call is no row of zeros, and two layers of a kind do not read the same."""
+    seen: list[Captured] = []
+    plain = layer_ops.capture
+
+    def spy(*arguments: Any) -> list[Captured]:
+        seen.extend(plain(*arguments))
+        return seen
+
+    monkeypatch.setattr(layer_ops, "capture", spy)
+    bench = Bench(this_machine, tiny_preset, models.config_of(tiny_preset))
+    decode = next(item for item in layer_ops.items(bench) if item.key == "decode of 4 at 200")
+    list(decode.run())
+    cores = [call for call in seen if call.name == "window_attention_decode"]
+    assert cores
+    for core in cores:
+        caches = [x for x in core.arguments if isinstance(x, torch.Tensor) and x.is_floating_point()]
+        assert all(0.5 < float(x.std()) < 2 for x in caches if x.numel() > 1000)
+    assert max(len(core.calls) for core in cores) == 2, "layers 2 and 4 are of a kind"
 
 
 def test_presets_keep_their_time() -> None:
