@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 from calibration.machine.bench import Bench, Item
@@ -24,7 +23,8 @@ def _handover(bench: Bench, tokens: int) -> Item:
         source, target = (KVCache(config, blocks, 1, size, bench.device, bench.dtype) for _ in range(2))
         source.randomise(bench.seed)
         ids = list(range(blocks))
-        segment = f"moeplan-calibrate-{os.getpid()}"
+        handover.remove_orphans()
+        segment = handover.segment_prefix("measure")
         moved = 0
 
         def move() -> None:

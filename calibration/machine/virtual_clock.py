@@ -6,6 +6,7 @@ of `engine.step()` by `timer.clock_of`, scheduling and bookkeeping included.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Sequence
@@ -53,6 +54,9 @@ class Playback(Protocol):
     def result(self) -> VirtualReplay:
         """What has finished; what is under way is dropped."""
 
+    def close(self) -> None:
+        """Leave nothing behind, whatever happened."""
+
 
 class OneEngine:
     """Traffic through one engine."""
@@ -81,6 +85,9 @@ class OneEngine:
         for name in self.book.under_way:
             self.engine.abort(name)
         return self.book.result()
+
+    def close(self) -> None:
+        """The engine is another's to close."""
 
 
 class Book:
@@ -154,9 +161,10 @@ def replay(
 ) -> VirtualReplay:
     """Play to the end, or for `until_steps` steps, or until `limit_s` of real time are over and `at_least` made."""
     made, end_s = 0, time.monotonic() + limit_s
-    while not playback.done and (until_steps is None or made < until_steps):
-        if made >= at_least and time.monotonic() > end_s:
-            break
-        playback.step()
-        made += 1
-    return playback.result()
+    with contextlib.closing(playback):
+        while not playback.done and (until_steps is None or made < until_steps):
+            if made >= at_least and time.monotonic() > end_s:
+                break
+            playback.step()
+            made += 1
+        return playback.result()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from calibration.machine.bench import Bench
 from calibration.machine.measurement import StepShape
 from calibration.machine.profile_fit import fit_machine
 from calibration.machine.virtual_clock import OneEngine, replay
+from runtime.sequence import TokenEvent
 
 
 def test_the_loop_runs_end_to_end(measured, tiny_preset, this_machine) -> None:
@@ -94,6 +96,30 @@ def test_the_pair_gives_the_tokens_of_one_engine(tiny_preset, this_machine, nano
         assert (np.array(done.finish_s) >= np.array(done.first_token_s)).all()
     computed = [sum(len(s.shape.contexts) for s in done.steps) for done in (alone, pair)]
     assert computed == [int((traffic.output_tokens - 1).sum())] * 2
+
+
+def test_a_pair_that_fails_leaves_no_shared_memory(tiny_preset, this_machine, nano_model) -> None:
+    bench = Bench(this_machine, tiny_preset, models.read_config(nano_model))
+    trace = trace_of(at_rate(draw_traffic(tiny_preset, 6, seed=2), 1e6))
+    mine = f"moeplan-virtual-*-{os.getpid()}-*"
+    with contextlib.ExitStack() as stack:
+        prefill, decode = (stack.enter_context(contextlib.closing(bench.engine(2))) for _ in range(2))
+        pair = Pair(prefill, decode, trace)
+        staged: list[int] = []
+
+        def fail() -> list[TokenEvent]:
+            staged.append(len(list(Path("/dev/shm").glob(mine))))
+            raise RuntimeError("the device is gone")
+
+        decode.step = fail  # type: ignore[method-assign]
+        with pytest.raises(RuntimeError, match="the device is gone"):
+            replay(pair)
+        assert staged[0] > 0
+        assert not list(Path("/dev/shm").glob(mine))
+        del decode.step
+        for engine in (prefill, decode):
+            for name in pair.book.names:
+                engine.abort(name)
 
 
 def test_fit_command(measured_file: Path, tmp_path: Path) -> None:
