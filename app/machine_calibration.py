@@ -58,21 +58,23 @@ def fit(
     """Fit the simulator's own formula to measurements; the profile carries its held-out error."""
     _require_torch()
     from app.output import check_writable, stdout_console
-    from app.render_machine import comparison_table, fit_report
+    from app.render_comparison import comparison
+    from app.render_machine import fit_report
     from calibration.machine.measurement import read
     from calibration.machine.profile_fit import fit_machine
+    from hw_profiles import catalog
     from hw_profiles.efficiency import read_fit
 
     check_writable(output, "--output")
     check_writable(plot, "--plot")
     measured = read(measurements)
-    other = read_fit(compare) if compare is not None else None
+    other = catalog.fitted(read_fit(compare)) if compare is not None else None
     result = fit_machine(measured, stack)
     output.write_text(result.to_json(), encoding="utf-8")
     console = stdout_console()
     console.print(fit_report(result, measured))
     if other is not None:
-        console.print(comparison_table(other, result.efficiency))
+        console.print(comparison(other, result.hardware))
     if plot is not None:
         from app.roofline_plot import roofline_figure
 

@@ -1,4 +1,4 @@
-"""A machine's fit, what changed against another profile, and a validation, as tables."""
+"""A machine's fit and a validation, as tables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from calibration.loop.report import LoadReport
     from calibration.machine.measurement import BrokenLine, Measurements
     from calibration.machine.profile_fit import MachineFit
-    from hw_profiles.efficiency import Efficiency
 
 SHOWN_LINES = 5  # broken ones
 SPEED_NOTE = (
@@ -69,22 +68,6 @@ def broken_lines(broken: Sequence[BrokenLine]) -> list[str]:
     said = [f"{str(line)[0].upper()}{str(line)[1:]}." for line in broken[:SHOWN_LINES]]
     more = len(broken) - SHOWN_LINES
     return [*said, f"{more} more lines left out."] if more > 0 else said
-
-
-def comparison_table(before: Efficiency, after: Efficiency) -> RenderableType:
-    """Every parameter that differs."""
-    table = simple_table("Parameter", "Other", "This", "Ratio", title=f"{before.accelerator}@{before.stack} to this")
-    rows = [("step_overhead_s", before.step_overhead_s, after.step_overhead_s)]
-    for op_class, rates in after.classes.items():
-        old = before.classes[op_class]
-        for name in ("matrix_fraction", "memory_fraction", "network_fraction", "latency_s", "exponent"):
-            rows.append((f"{op_class.value}.{name}", getattr(old, name), getattr(rates, name)))
-    changed = [row for row in rows if row[1] != row[2]]
-    if not changed:
-        return Text(f"No parameter differs from {before.accelerator}@{before.stack}.")
-    for name, old_value, value in changed:
-        table.add_row(name, f"{old_value:.4g}", f"{value:.4g}", f"{value / old_value:.2f}" if old_value else "-")
-    return table
 
 
 def validation_table(reports: Sequence[LoadReport]) -> RenderableType:

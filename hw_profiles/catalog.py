@@ -13,7 +13,17 @@ from hw_profiles.loading import CatalogError, build, read_toml
 from hw_profiles.profile import HardwareProfile, profile_of
 from hw_profiles.schema import Accelerator, Price, PriceList
 
-__all__ = ["CatalogError", "fits", "load", "names", "own_names", "read_accelerator", "read_folder", "read_prices"]
+__all__ = [
+    "CatalogError",
+    "fits",
+    "fitted",
+    "load",
+    "names",
+    "own_names",
+    "read_accelerator",
+    "read_folder",
+    "read_prices",
+]
 
 DATA = Path(__file__).parent / "data"
 OWN_PROFILES = "MOEPLAN_PROFILES"  # environment variable: folder of one's own profiles
@@ -38,10 +48,10 @@ def load(name_or_path: str | Path, stack: str = DEFAULT_STACK) -> HardwareProfil
     text = str(name_or_path)
     if text.endswith(".json"):
         path = Path(text).expanduser()
-        return _fitted(complete(read_fit(path), path))
+        return fitted(complete(read_fit(path), path))
     mine = _own_fits_of(text)
     if stack in mine:
-        return _fitted(mine[stack])
+        return fitted(mine[stack])
     part = next((fit.part for fit in mine.values() if fit.part is not None), None) or _find(name_or_path)
     priced = tuple(Price(accelerator=part.name, convention=c, usd_per_hour=f) for c, f in part.prices.items())
     listed = tuple(p for p in _prices() if p.accelerator == part.name and p.convention not in part.prices)
@@ -102,7 +112,7 @@ def _own_fit(path: Path, _changed_ns: int, _size: int) -> Efficiency | None:
     return fit
 
 
-def _fitted(efficiency: Efficiency) -> HardwareProfile:
+def fitted(efficiency: Efficiency) -> HardwareProfile:
     """A fit with the accelerator it carries, or the catalogue's."""
     part = efficiency.part or _find(efficiency.accelerator)
     if part.name != efficiency.accelerator:

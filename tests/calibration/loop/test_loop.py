@@ -133,13 +133,45 @@ def test_fit_command(measured_file: Path, tmp_path: Path) -> None:
     other.write_text(json.dumps(data))
     command = ["calibrate", "fit", str(measured_file), "--output", str(profile), "--compare", str(other)]
     done = CliRunner().invoke(cli, command)
-    assert "No parameter differs" in done.stdout, "the same file gives the same fit"
-    other.write_text(json.dumps(data | {"step_overhead_s": 0.5}))
+    assert "No figure that both have differs" in done.stdout, "the same file gives the same fit"
+    slower = data["classes"]["dense_gemm"]["memory_fraction"] / 2
+    changed = data | {"step_overhead_s": 0.5, "classes": {**data["classes"]}}
+    changed["classes"]["dense_gemm"] = {**data["classes"]["dense_gemm"], "memory_fraction": slower}
+    for missing in ("indexer", "all_to_all"):
+        del changed["classes"][missing]
+    other.write_text(json.dumps(changed))
     done = CliRunner().invoke(cli, [*command, "--plot", str(plot)])
     assert done.exit_code == 0, done.output
-    assert "step_overhead_s" in done.stdout
-    assert "dense_gemm.matrix_fraction" not in done.stdout
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert ["overheads", "of", "a", "step,", "us", "5e+05"] in [line[:6] for line in lines]
+    assert not any("link," in line for line in lines), "no link differs"
+    (product,) = [line for line in lines if line[:3] == ["dense_gemm", "memory,", "GB/s"]]
+    assert product[-1] == "+100.0%"
+    assert "Classes only in this: indexer, all_to_all." in done.stdout
+    assert not any("sparse_decode" in line[0] for line in lines[lines.index(product) :] if line)
     assert "fitted roofline" in plot.read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "not readable JSON"),
+        ("[]", "it holds no classes of ops; give a profile"),
+        ('{"classes": {}, "accelerator": "h100_sxm"}', "stack is missing"),
+        (None, "other.json does not exist; give a profile"),
+    ],
+)
+def test_an_unreadable_profile_to_compare_with_is_one_sentence(text, said, measured_file: Path, tmp_path: Path) -> None:
+    """Said before the fit, which then writes nothing."""
+    other, profile = tmp_path / "other.json", tmp_path / "p.json"
+    if text is not None:
+        other.write_text(text)
+    command = ["calibrate", "fit", str(measured_file), "--output", str(profile), "--compare", str(other)]
+    done = CliRunner().invoke(cli, command)
+    assert done.exit_code == 2
+    assert said in " ".join(done.stderr.split())
+    assert done.stderr.count("\n") == 1
+    assert not profile.exists()
 
 
 def test_fit_names_broken_lines(measured_file: Path, tmp_path: Path) -> None:
