@@ -102,7 +102,7 @@ def validate(
     from calibration.loop.report import validate as run
     from calibration.loop.subject import FORMS, subject_of
     from calibration.loop.traffic import draw_traffic, read_traffic
-    from calibration.machine.device import detect
+    from calibration.machine.device import detect_for
     from calibration.machine.preset import preset_of
     from hw_profiles import catalog
 
@@ -111,12 +111,11 @@ def validate(
         raise InputError(f"--form {form!r} is not known; use colocated, disaggregated or both")
     shares = _shares(loads)
     hardware = catalog.load(str(profile) if profile.suffix == ".json" else f"{profile}.json")
-    machine = detect("cpu" if hardware.name.startswith("cpu_") else "cuda")
-    if machine.name != hardware.name:
-        raise InputError(f"{profile} is a profile of {hardware.display_name}, and this machine is {machine.name}")
+    machine = detect_for(hardware.name)
     sweep = preset_of(machine, preset)
     traffic = draw_traffic(sweep, requests, seed) if trace is None else read_traffic(trace, requests, length_scale)
     subject = subject_of(machine, sweep, layers)
+    subject.check(traffic)
     forms = FORMS if form == "both" else (form,)
     with progress_bar() as progress:
         reports = run(subject, hardware, traffic, shares, forms, seed, progress)  # type: ignore[arg-type]

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 SHOWN_LINES = 5  # broken ones
 SPEED_NOTE = (
     "Step sum: predicted over measured seconds of all steps; below 1 the machine ran slower than when measured.\n"
-    "At its speed now: all step times scaled so that this is 1. What is then left is the model's error."
+    "Core: share of a core that the engine's thread had during steps; other processes had the rest.\n"
+    "At its speed now: all step times scaled so that the step sum is 1. What is then left is the model's error."
 )
 
 
@@ -75,13 +76,14 @@ def validation_table(reports: Sequence[LoadReport]) -> RenderableType:
     from calibration.loop.report import METRICS, median_errors
 
     headings = [metric.replace(" ", "\n") for metric in METRICS]
-    table = simple_table("Form", "Load", *headings, "Step\nsum", title="Predicted / measured")
+    table = simple_table("Form", "Load", *headings, "Step\nsum", "Core", title="Predicted / measured")
     for report in reports:
         ratios = [f"{1 + report.error(metric):.2f}" for metric in METRICS]
-        table.add_row(report.form, f"{report.load:g}", *ratios, f"{report.step_sum_ratio:.2f}")
+        core = "-" if report.core_share is None else f"{report.core_share:.0%}"
+        table.add_row(report.form, f"{report.load:g}", *ratios, f"{report.step_sum_ratio:.2f}", core)
     for form in dict.fromkeys(report.form for report in reports):
         mine = [report for report in reports if report.form == form]
         for label, at_speed in (("median error", False), ("at its speed now", True)):
             errors = median_errors(mine, at_speed)
-            table.add_row(f"{form}: {label}", "", *(f"{errors[m]:.0%}" for m in METRICS), "")
+            table.add_row(f"{form}: {label}", "", *(f"{errors[m]:.0%}" for m in METRICS), "", "")
     return Group(table, Text(SPEED_NOTE, style="dim"))

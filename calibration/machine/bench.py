@@ -27,11 +27,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Item:
     """One piece of the sweep. run gives its measurements; the last carries the item's own key, which is known
-    before it runs, so that a resumed sweep skips what is on file. within_s: of a sweep; later it is not begun."""
+    before it runs, so that a resumed sweep skips what is on file. within_s: of a sweep; later it is not begun.
+    weight: how long it takes, roughly, against the ops of one step."""
 
     key: str
     run: Callable[[], Iterator[Measurement]]
     within_s: float = math.inf
+    weight: int = 1
 
 
 class Workspace:

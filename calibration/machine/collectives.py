@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 CPU_RANKS = 2
+WEIGHT = 4  # starting the ranks
 PATIENCE = timedelta(seconds=60)  # with a rank that does not answer
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "point-to-point")
 
@@ -70,7 +71,7 @@ def _collectives(bench: Bench, ranks: int) -> Item:
             yield Measurement(f"{kind} of {size} bytes, {ranks} ranks", kind, sample=sample, ops=(op,), ranks=ranks)
         yield Measurement(key, "collectives")
 
-    return Item(key, run)
+    return Item(key, run, weight=WEIGHT)
 
 
 def time_calls(device: str, ranks: int, calls: Sequence[tuple[str, int]], limits: Limits) -> list[Sample]:

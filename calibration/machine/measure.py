@@ -33,14 +33,14 @@ def measure(machine: Machine, preset: Preset, output: Path, progress: Progress |
     benches = [Bench(machine, one, models.config_of(one), workspace=workspace) for one in (preset, *preset.companions)]
     journal = Journal.open(output, machine, {bench.preset.model: bench.config for bench in benches})
     items = sweep.items(*benches)
-    resumed, without = 0, []
+    todo = [item for item in items if item.key not in journal.done]
+    without: list[Measurement] = []
+    done, all_of_it = 0, sum(item.weight for item in todo)
     begin_s = time.monotonic()
-    for number, item in enumerate(items):
+    for item in todo:
         if progress is not None:
-            progress(item.key, number, len(items))
-        if item.key in journal.done:
-            resumed += 1
-            continue
+            progress(item.key, done, all_of_it)
+        done += item.weight
         if time.monotonic() - begin_s > item.within_s:
             without.append(Measurement(item.key, "skipped", "out of time", note=f"after {item.within_s:g} s"))
             journal.add(without[-1])
@@ -51,8 +51,8 @@ def measure(machine: Machine, preset: Preset, output: Path, progress: Progress |
             journal.add(skipped)
             _free_memory(machine)  # here, where the error holds no tensor of the item any more
     if progress is not None:
-        progress("done", len(items), len(items))
-    return Outcome(len(items) - resumed - len(without), resumed, tuple(without), journal.broken)
+        progress("done", done, all_of_it)
+    return Outcome(len(todo) - len(without), len(items) - len(todo), tuple(without), journal.broken)
 
 
 def _run(item: Item, journal: Journal) -> Measurement | None:

@@ -117,7 +117,8 @@ class Journal:
         journal = cls(path, machine, configs)
         if path.exists() and path.stat().st_size:
             before = read(path)
-            if not machine.same_as(before.machine) or configs != before.configs:
+            known = before.configs | configs
+            if not machine.same_as(before.machine) or any(known[name] != had for name, had in before.configs.items()):
                 raise MeasurementError(
                     f"{path} holds measurements of {before.machine.display_name} (torch {before.machine.torch}) or of "
                     "other models; give another --output, or remove that file"
@@ -125,9 +126,10 @@ class Journal:
             journal.done = {row.key for row in before.rows if row.status == "ok"}
             journal.broken = before.broken
             _end_last_line(path)
+            if known != before.configs:  # a larger preset goes on with the file of a smaller one
+                _replace_first_line(path, _first_line(before.machine, known))
         else:
-            header = {"format": FORMAT, "machine": machine.to_json(), "configs": configs}
-            path.write_text(json.dumps(header) + "\n", encoding="utf-8")
+            path.write_bytes(_first_line(machine, configs))
         return journal
 
     def add(self, row: Measurement) -> None:
@@ -173,6 +175,17 @@ def _header(path: Path, line: bytes) -> tuple[Machine, dict[str, dict[str, Any]]
     except ValueError:
         raise MeasurementError(f"{path}, line 1: time {machine.time!r} is no date and time; {way_out}") from None
     return machine, configs
+
+
+def _first_line(machine: Machine, configs: dict[str, dict[str, Any]]) -> bytes:
+    return json.dumps({"format": FORMAT, "machine": machine.to_json(), "configs": configs}).encode() + b"\n"
+
+
+def _replace_first_line(path: Path, line: bytes) -> None:
+    """Beside the file and then in its place: a kill in between loses nothing."""
+    beside = path.with_name(path.name + ".part")
+    beside.write_bytes(line + path.read_bytes().partition(b"\n")[2])
+    beside.replace(path)
 
 
 def _end_last_line(path: Path) -> None:

@@ -11,6 +11,7 @@ from calibration.machine.timer import Sample
 from calibration.machine.virtual_clock import OneEngine, replay
 
 WARM_UP_STEPS = 8
+WEIGHT = 4
 FEWEST = 15  # steps, however slow: those of two depths suffice for a fit
 
 
@@ -37,4 +38,4 @@ def _steps(bench: Bench, depth: int) -> Item:
         yield Measurement(name, "steps", layers=depth)
 
     name = f"whole steps of {depth} layers"
-    return Item(name, run)
+    return Item(name, run, weight=WEIGHT)

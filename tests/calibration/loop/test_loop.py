@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from app.cli import cli
 from calibration.loop.interleaved import as_it_ran, play
 from calibration.loop.report import METRICS, compare, median_errors, price, validate
-from calibration.loop.subject import FORMS, capacity, subject_of
+from calibration.loop.subject import FORMS, TrafficError, capacity, subject_of
 from calibration.loop.traffic import at_rate, draw_traffic, trace_of
 from calibration.loop.twin import HandoverCost, ScaledTimes, simulate
 from calibration.loop.virtual_pair import Pair
@@ -32,7 +32,10 @@ def test_the_loop_runs_end_to_end(measured, tiny_preset, this_machine) -> None:
     hardware = fit_machine(measured).hardware
     subject = subject_of(this_machine, tiny_preset, 2, measured)
     traffic = draw_traffic(tiny_preset, 8, seed=3)
-    reports = validate(subject, hardware, traffic, [2.0], seed=1)
+    seen: list[tuple[str, int, int]] = []
+    reports = validate(subject, hardware, traffic, [2.0], seed=1, progress=lambda *now: seen.append(now))
+    assert {stage for stage, *_ in seen} == {"colocated, load 2", "disaggregated, load 2"}
+    assert seen[-1] == ("disaggregated, load 2", 16, 16)
     assert [(r.form, r.load) for r in reports] == [(form, 2.0) for form in FORMS]
     for report in reports:
         for side in (report.predicted, report.measured):
@@ -40,6 +43,8 @@ def test_the_loop_runs_end_to_end(measured, tiny_preset, this_machine) -> None:
             assert all(np.isfinite(value) and value > 0 for value in side.values())
         assert report.step_sum_ratio > 0
     assert tuple(median_errors(reports)) == METRICS
+    assert [report.core_share is None for report in reports] == [False, True]
+    assert 0 < (reports[0].core_share or 0) <= 1
 
 
 def test_steps_timed_between_those_of_a_replay_predict_their_sum(measured, tiny_preset, this_machine) -> None:
@@ -71,6 +76,62 @@ def test_a_machine_at_another_speed_is_told_from_model_error(measured, tiny_pres
         assert report.step_sum_ratio == pytest.approx(1 / 1.6)
         assert report.error("TPOT p50") < -0.3
         assert [report.error_at_speed(metric) for metric in METRICS] == pytest.approx([0.0] * len(METRICS), abs=1e-6)
+
+
+def test_requests_that_the_engine_cannot_take_are_refused_before_the_replay(tiny_preset, this_machine) -> None:
+    """The scale that is named does help."""
+    subject = replace(subject_of(this_machine, tiny_preset, 2), preset=replace(tiny_preset, longest_prompt=1000))
+    traffic = draw_traffic(tiny_preset, 5, seed=3)
+    subject.check(traffic)
+    long = replace(traffic, prompt_tokens=traffic.prompt_tokens * 97)
+    with pytest.raises(
+        TrafficError, match=r"request \d has \d+ prompt and \d output tokens, .* takes 1024 tog"
+    ) as error:
+        subject.check(long)
+    scale = float(str(error.value).rpartition(" ")[2])
+    subject.check(replace(long, prompt_tokens=np.rint(long.prompt_tokens * scale).astype(int)))
+    with pytest.raises(TrafficError, match="no TPOT to compare"):
+        subject.check(replace(traffic, output_tokens=np.ones_like(traffic.output_tokens)))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("t.csv", "TIMESTAMP,ContextTokens\n", "lacks the column GeneratedTokens"),
+        ("t.csv", "TIMESTAMP,ContextTokens,GeneratedTokens\n2024-01-01 00:00:00,many,3\n",
+         "line 2: ContextTokens 'many' is no number of tokens"),
+        ("t.jsonl", '{"timestamp": 0, "input_length": 5}\n', "line 1 lacks 'output_length'"),
+        ("t.jsonl", '{"timestamp": 0, "input_length": 900000, "output_length": 5}\n', "the engine takes"),
+        ("t.jsonl", '{"timestamp": 0, "input_length": 9, "output_length": 1}\n', "no TPOT to compare"),
+        ("t.jsonl", "", "holds no request"),
+        ("t.txt", "", "use .csv (Azure) or .jsonl (Mooncake)"),
+        ("none.csv", None, "none.csv: No such file"),
+    ],
+)  # fmt: skip
+def test_a_trace_that_cannot_be_replayed_is_one_sentence(name, text, said, measured, tmp_path: Path) -> None:
+    profile, trace = tmp_path / "p.json", tmp_path / name
+    profile.write_text(fit_machine(measured).to_json())
+    if text is not None:
+        trace.write_text(text)
+    done = CliRunner().invoke(cli, ["calibrate", "validate", str(profile), "--trace", str(trace)])
+    assert done.exit_code == 2, done.output
+    assert said in " ".join(done.stderr.split())
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_profile_that_cannot_price_the_replay_is_one_sentence(measured, tmp_path: Path) -> None:
+    whole = json.loads(fit_machine(measured).to_json())
+    less = {key: value for key, value in whole["classes"].items() if key != "dense_gemm"}
+    elsewhere = {**whole, "accelerator": "cpu_other_1t", "part": {**whole["part"], "name": "cpu_other_1t"}}
+    for data, said in (
+        (whole | {"classes": less}, "classes lacks dense_gemm; fit it again"),
+        (whole | {"step_overhead_s": "long"}, "step_overhead_s = 'long' should be a valid number"),
+        (elsewhere, "the profile is of cpu_other_1t, and this machine is cpu_"),
+    ):
+        (tmp_path / "p.json").write_text(json.dumps(data))
+        done = CliRunner().invoke(cli, ["calibrate", "validate", str(tmp_path / "p.json")])
+        assert done.exit_code == 2, done.output
+        assert said in " ".join(done.stderr.split())
 
 
 def test_pace_changes_arrivals_alone(tiny_preset) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import multiprocessing
+import os
 import re
 import shutil
 import signal
@@ -20,7 +21,7 @@ from calibration.machine import collectives, layer_ops, models, raw_rates, sweep
 from calibration.machine.bench import Bench
 from calibration.machine.capture import Captured
 from calibration.machine.collectives import KINDS, rank_count
-from calibration.machine.device import DeviceError, Machine, detect
+from calibration.machine.device import DeviceError, Machine, detect, detect_for
 from calibration.machine.measure import measure
 from calibration.machine.measurement import Journal, MeasurementError, Measurements, read
 from calibration.machine.preset import PRESETS, Preset, PresetError, preset_of
@@ -147,6 +148,38 @@ def test_a_file_without_its_first_line_is_refused(measured_file: Path, tmp_path:
         read(tmp_path / "nowhere.jsonl")
 
 
+def test_a_larger_preset_goes_on_with_the_file_of_a_smaller_one(
+    measured_file: Path, this_machine: Machine, measured: Measurements, tmp_path: Path
+) -> None:
+    """Whose models are more; a smaller one afterwards finds its own in it. A model that changed is refused."""
+    file = tmp_path / "m.jsonl"
+    shutil.copy(measured_file, file)
+    (name,) = measured.configs
+    more = measured.configs | {"other": {"hidden_size": 8}}
+    assert Journal.open(file, this_machine, more).done
+    assert read(file).configs == more
+    assert read(file).rows == measured.rows
+    assert Journal.open(file, this_machine, measured.configs).done
+    with pytest.raises(MeasurementError, match="or of other models"):
+        Journal.open(file, this_machine, {name: measured.configs[name] | {"hidden_size": 8}})
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_progress_counts_what_is_left_to_do(
+    measured_file: Path, tiny_preset: Preset, this_machine: Machine, tmp_path: Path
+) -> None:
+    """By weight, so that the time left is no guess from quick items; what is on file does not count."""
+    lines = measured_file.read_text().splitlines(keepends=True)
+    cut = tmp_path / "cut.jsonl"
+    cut.write_text("".join(lines[:-2]))  # without the last of the whole steps
+    seen: list[tuple[str, int, int]] = []
+    measure(this_machine, tiny_preset, cut, lambda *now: seen.append(now))
+    assert seen == [
+        ("whole steps of 4 layers", 0, whole_steps.WEIGHT),
+        ("done", whole_steps.WEIGHT, whole_steps.WEIGHT),
+    ]
+
+
 def test_another_machines_file_is_not_continued(measured_file: Path, this_machine: Machine, measured) -> None:
     other = dataclasses.replace(this_machine, name="h100_sxm")
     with pytest.raises(MeasurementError, match="give another --output"):
@@ -215,6 +248,20 @@ def test_no_cuda_is_one_sentence() -> None:
         detect("cuda")
     with pytest.raises(DeviceError, match="'tpu' is not known"):
         detect("tpu")
+    with pytest.raises(DeviceError, match="the profile is of h100_sxm, and this machine has no CUDA device; make one"):
+        detect_for("h100_sxm")
+
+
+def test_a_profile_tells_how_many_threads_compute(this_machine: Machine) -> None:
+    assert detect_for(this_machine.name).threads == 1
+    two = dataclasses.replace(this_machine, name=this_machine.name.replace("_1t", "_2t"))
+    if len(os.sched_getaffinity(0)) >= 2:
+        found = detect_for(two.name)
+        assert (found.threads, found.name) == (2, two.name)
+    with pytest.raises(DeviceError, match="the profile is of cpu_other_1t, and this machine is cpu_"):
+        detect_for("cpu_other_1t")
+    with pytest.raises(DeviceError, match="100000 threads are more than the"):
+        detect("cpu", 100_000)
 
 
 def test_unknown_preset_names_the_known(this_machine: Machine) -> None:
