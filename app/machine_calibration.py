@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -45,7 +46,8 @@ def measure(
         console.print("the same command again goes on with them")
     for said in broken_lines(outcome.broken):
         console.print(said)
-    console.print(f"next: moeplan calibrate fit {output} --output {machine.name}@moeplan.json")
+    command = shlex.join(["moeplan", "calibrate", "fit", str(output), "--output", f"{machine.name}@moeplan.json"])
+    console.print(f"next: {command}", soft_wrap=True)
 
 
 def fit(

@@ -45,7 +45,8 @@ def comparison(before: HardwareProfile, after: HardwareProfile) -> RenderableTyp
     table.columns[1].justify = "left"
     last = ""
     for part, figure, was, now in changes:
-        table.add_row(part if part != last else "", figure, f"{was:.4g}", f"{now:.4g}", _change(was, now))
+        change = f"{now - was:+.1f} points" if figure.endswith("%") else _change(was, now)
+        table.add_row(part if part != last else "", figure, f"{was:.4g}", f"{now:.4g}", change)
         last = part
     return Group(Text("\n".join(said)), table)
 
@@ -71,8 +72,8 @@ def _differs(change: Change) -> bool:
 
 
 def _figures(before: HardwareProfile, after: HardwareProfile) -> Iterator[Change]:
-    for dtype, peak in after.peaks.items():
-        yield Change("machine", f"{dtype} peak, TFLOP/s", before.peaks[dtype] / TFLOP, peak / TFLOP)
+    for dtype in after.accelerator.matrix:
+        yield Change("machine", f"{dtype} peak, TFLOP/s", before.peaks[dtype] / TFLOP, after.peaks[dtype] / TFLOP)
     yield Change("machine", "memory, GB/s", before.memory_bandwidth / GB, after.memory_bandwidth / GB)
     yield Change("machine", "link, GB/s", before.scale_up_bandwidth / GB, after.scale_up_bandwidth / GB)
     old, new = before.efficiency, after.efficiency

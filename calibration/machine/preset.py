@@ -74,7 +74,7 @@ CPU_QUICK = Preset(
     limits=Limits(0.12, 30),
     gemm_sizes=(256, 1024),
     copy_bytes=(16 * MIB, 128 * MIB),
-    message_bytes=(4 * KIB, 256 * KIB, 16 * MIB),
+    message_bytes=(4 * KIB, 64 * KIB, 512 * KIB, 4 * MIB, 16 * MIB),
 )
 CPU_FULL = replace(
     CPU_QUICK,
@@ -85,7 +85,7 @@ CPU_FULL = replace(
     steps=400,
     limits=Limits(0.3, 60),
     gemm_sizes=(256, 1024, 2048),
-    message_bytes=(4 * KIB, 64 * KIB, 1 * MIB, 16 * MIB),
+    message_bytes=(4 * KIB, 64 * KIB, 256 * KIB, 1 * MIB, 4 * MIB, 16 * MIB),
     ops_s=360.0,
     steps_s=40.0,
 )
@@ -103,7 +103,7 @@ CUDA_QUICK = Preset(
     limits=Limits(0.1, 100),
     gemm_sizes=(2048, 8192),
     copy_bytes=(256 * MIB, 2048 * MIB),
-    message_bytes=(64 * KIB, 4 * MIB, 256 * MIB),
+    message_bytes=(64 * KIB, 1 * MIB, 16 * MIB, 256 * MIB),
     max_sequences=64,
     max_step_tokens=4096,
     longest_prompt=8192,
