@@ -36,8 +36,12 @@ def measure(
 
     check_writable(output, "--output")
     machine = detect(device, threads)
-    with progress_bar() as progress:
-        outcome = run(machine, preset_of(machine, preset), output, progress)
+    try:
+        with progress_bar() as progress:
+            outcome = run(machine, preset_of(machine, preset), output, progress)
+    except KeyboardInterrupt:
+        typer.echo(f"stopped; the same command goes on with {output}", err=True)
+        raise
     console = stdout_console()
     console.print(f"{machine.display_name}: {outcome.measured} items measured, {outcome.resumed} on file before")
     for row in outcome.without:

@@ -115,7 +115,7 @@ class Journal:
     def open(cls, path: Path, machine: Machine, configs: dict[str, dict[str, Any]]) -> Journal:
         """Start a file, or go on with one that the same machine began."""
         journal = cls(path, machine, configs)
-        if path.exists() and path.stat().st_size:
+        if path.exists() and path.stat().st_size and not _only_begun(path):
             before = read(path)
             known = before.configs | configs
             if not machine.same_as(before.machine) or any(known[name] != had for name, had in before.configs.items()):
@@ -175,6 +175,17 @@ def _header(path: Path, line: bytes) -> tuple[Machine, dict[str, dict[str, Any]]
     except ValueError:
         raise MeasurementError(f"{path}, line 1: time {machine.time!r} is no date and time; {way_out}") from None
     return machine, configs
+
+
+def _only_begun(path: Path) -> bool:
+    """Whether a run was killed while it wrote the first line: there is nothing to lose."""
+    with path.open("rb") as file:
+        line = file.readline()
+    return not line.endswith(b"\n") and _first_words().startswith(line[: len(_first_words())])
+
+
+def _first_words() -> bytes:
+    return json.dumps({"format": FORMAT})[:-1].encode()
 
 
 def _first_line(machine: Machine, configs: dict[str, dict[str, Any]]) -> bytes:

@@ -89,6 +89,20 @@ def test_a_killed_run_goes_on(measured_file: Path, tiny_preset: Preset, this_mac
     assert {row.key for row in again.rows} == {row.key for row in read(measured_file).rows}
 
 
+def test_a_run_killed_in_its_first_line_begins_anew(this_machine: Machine, tmp_path: Path) -> None:
+    file = tmp_path / "m.jsonl"
+    Journal.open(file, this_machine, {"x": {}})
+    whole = file.read_bytes()
+    for kept in (5, 40, len(whole) - 1):
+        file.write_bytes(whole[:kept])
+        Journal.open(file, this_machine, {"x": {}})
+        assert file.read_bytes() == whole
+    file.write_bytes(b"my notes")
+    with pytest.raises(MeasurementError, match="its first line does not tell the machine"):
+        Journal.open(file, this_machine, {"x": {}})
+    assert file.read_bytes() == b"my notes"
+
+
 def test_broken_lines_are_left_out_and_named(measured_file: Path, tmp_path: Path) -> None:
     """Truncated, of another kind, without a field or with one of the wrong kind: each told by number."""
     lines = measured_file.read_bytes().splitlines()

@@ -59,6 +59,7 @@ def test_times_of_a_known_machine_give_its_profile_back(measured: Measurements) 
     assert result.step_sum_ratio == pytest.approx(1, abs=0.02)
     for point in result.points:
         assert abs(point.predicted_s / point.measured_s - 1) < 0.15, point.label
+    assert np.median([abs(point.held_out_error) for point in result.points]) < 0.05
     depth = result.depth
     assert depth is not None
     assert (depth.layers, depth.fitted_on) == (4, (2,))
@@ -110,6 +111,8 @@ def test_measured_profile_prices_steps_and_comes_back_from_disk(measured: Measur
     assert not hardware.efficiency.classes[OpClass.GROUPED_GEMM].assumed
     assert result.efficiency.origin == "measured"
     assert set(result.efficiency.held_out_error) >= {"dense_gemm", "grouped_gemm", "whole steps"}
+    held_out = [abs(p.held_out_error) for p in result.points if p.op_class is OpClass.DENSE_GEMM]
+    assert np.median(held_out) < 0.5, "shapes that the fit has not seen, on a busy machine"
     config = measured.configs[next(iter(measured.configs))]
     spec = models.model_spec(config, measured.machine, "nano")
     times = profiled_times(spec, hardware)
@@ -198,6 +201,19 @@ def test_faster_than_the_data_sheet_is_thrown_out(measured: Measurements) -> Non
     wrong = dataclasses.replace(first, key="impossible", sample=Sample(1e-15, 1e-15, 1e-15, 1))
     result = fit_machine(dataclasses.replace(known, rows=(*known.rows, wrong)))
     assert result.rejected == (("impossible", "faster than its FLOPs at peak"),)
+
+
+def test_faster_than_its_bytes_is_thrown_out_where_there_is_a_data_sheet(measured: Measurements) -> None:
+    """A gigabyte in a tenth of the time that the H100's memory needs; a machine that set its own peaks may."""
+    one = next(row for row in measured.rows if row.family == "rms_norm")
+    op = dataclasses.replace(one.ops[0], hbm_bytes=1e9)
+    took = 1e8 / catalog.load("h100_sxm").memory_bandwidth
+    row = dataclasses.replace(one, key="impossible", ops=(op,), sample=Sample(took, took, took, 1))
+    alone = dataclasses.replace(measured, rows=(row,))
+    kept, rejected = gated(alone, catalog.load("h100_sxm"))
+    assert (kept, rejected) == ([], [("impossible", "faster than its bytes at peak")])
+    kept, rejected = gated(alone, base_profile(measured))
+    assert (len(kept), rejected) == (1, [])
 
 
 def test_profile_is_plain_json(measured: Measurements) -> None:
