@@ -6,10 +6,13 @@ Every rank times the same calls between barriers, each by what the slowest rank 
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -82,12 +85,27 @@ def time_calls(device: str, ranks: int, calls: Sequence[tuple[str, int]], limits
     results = multiprocessing.get_context("spawn").SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
         try:
-            multiprocessing.spawn(
-                _rank, (device, ranks, f"{folder}/store", tuple(calls), limits, results), nprocs=ranks
-            )
+            arguments = (device, ranks, f"{folder}/store", tuple(calls), limits, results)
+            with _interrupts_ignored():  # by the ranks: Ctrl-C reaches the whole group, and they end with their parent
+                started = multiprocessing.spawn(_rank, arguments, nprocs=ranks, join=False, daemon=True)
+            while not started.join():
+                pass
         except ProcessException as error:
             raise CollectiveError(str(error).strip().splitlines()[-1]) from None
     return [results.get() for _ in calls]
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Processes that start meanwhile inherit it. Signals are the main thread's to set."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _rank(
