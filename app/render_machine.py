@@ -57,6 +57,8 @@ def fit_report(result: MachineFit, measured: Measurements) -> RenderableType:
             f"Steps of {result.depth.layers} layers predicted from those of {fewer}: median error "
             f"{result.depth.median_error:.1%}, sum ratio {result.depth.sum_ratio:.2f}."
         )
+    else:
+        said.append("Fewer layers for more: not checked, which takes whole steps of several depths.")
     said += broken_lines(measured.broken)
     skipped = [row for row in measured.rows if row.status != "ok"]
     said += [f"Without a figure ({row.status}): {row.key}." for row in skipped]

@@ -78,7 +78,7 @@ def _own_fits() -> list[Efficiency]:
         return []
     path = Path(folder).expanduser()
     if not path.is_dir():
-        raise CatalogError(f"{OWN_PROFILES}={folder} is not a folder; name one with <accelerator>@<stack>.json files")
+        raise CatalogError(f"{folder} (--profiles, {OWN_PROFILES}) is not a folder; name one with profiles in it")
     files: dict[tuple[str, str], Path] = {}
     found = []
     for file in sorted(path.glob("*.json")):

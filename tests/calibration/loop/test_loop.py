@@ -235,6 +235,15 @@ def test_an_unreadable_profile_to_compare_with_is_one_sentence(text, said, measu
     assert not profile.exists()
 
 
+def test_a_fit_of_one_depth_says_that_depths_were_not_checked(measured_file: Path, tmp_path: Path) -> None:
+    kept = [line for line in measured_file.read_text().splitlines() if '"layers": 2' not in line]
+    file = tmp_path / "m.jsonl"
+    file.write_text("\n".join(kept) + "\n")
+    done = CliRunner().invoke(cli, ["calibrate", "fit", str(file), "--output", str(tmp_path / "p.json")])
+    assert done.exit_code == 0, done.output
+    assert "Fewer layers for more: not checked" in done.stdout
+
+
 def test_fit_names_broken_lines(measured_file: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.jsonl"
     broken.write_text(measured_file.read_text() + '{"key": "x"}\n' * 7 + '{"key": "y", "fam')

@@ -243,6 +243,17 @@ def test_what_does_not_fit_in_memory_is_recorded(
     assert (again.resumed, len(again.without)) == (1, 1)
 
 
+def test_a_step_whose_cache_does_not_fit_is_recorded_and_the_others_are_measured(
+    tiny_preset: Preset, this_machine: Machine, tmp_path: Path, monkeypatch
+) -> None:
+    only(monkeypatch, layer_ops, "decode of 4")
+    preset = dataclasses.replace(tiny_preset, contexts=(1 << 44, 40))
+    outcome = measure(this_machine, preset, tmp_path / "m.jsonl")
+    assert [(row.key, row.status) for row in outcome.without] == [(f"decode of 4 at {1 << 44}", "out of memory")]
+    assert outcome.measured == 1
+    assert read(tmp_path / "m.jsonl").family("window_attention_decode")
+
+
 def test_collectives_that_fail_are_recorded(
     tiny_preset: Preset, this_machine: Machine, tmp_path: Path, monkeypatch
 ) -> None:
