@@ -20,7 +20,6 @@ def plan_answer(scenario_json: str) -> dict[str, Any]:
     return plan(Scenario.model_validate_json(scenario_json)).to_json()
 
 
-@st.cache_data(show_spinner=False)
 def offered() -> tuple[list[str], list[str]]:
     """Names of models and accelerators that can be chosen."""
     return presets.names(), [*catalog.names(), *catalog.own_names()]

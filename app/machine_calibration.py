@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -28,19 +29,29 @@ def measure(
     """Measure the runtime's ops and steps on this machine. Goes on where a killed run stopped."""
     _require_torch()
     from app.output import check_writable, progress_bar, stdout_console
+    from app.render_machine import broken_lines
     from calibration.machine.device import detect
     from calibration.machine.measure import measure as run
     from calibration.machine.preset import preset_of
 
     check_writable(output, "--output")
     machine = detect(device, threads)
-    with progress_bar() as progress:
-        outcome = run(machine, preset_of(machine, preset), output, progress)
+    try:
+        with progress_bar() as progress:
+            outcome = run(machine, preset_of(machine, preset), output, progress)
+    except KeyboardInterrupt:
+        typer.echo(f"stopped; the same command goes on with {output}", err=True)
+        raise
     console = stdout_console()
     console.print(f"{machine.display_name}: {outcome.measured} items measured, {outcome.resumed} on file before")
     for row in outcome.without:
         console.print(f"skipped, {row.status}: {row.key}")
-    console.print(f"next: moeplan calibrate fit {output} --output {machine.name}@moeplan.json")
+    if any(row.status == "out of time" for row in outcome.without):
+        console.print("the same command again goes on with them")
+    for said in broken_lines(outcome.broken):
+        console.print(said)
+    command = shlex.join(["moeplan", "calibrate", "fit", str(output), "--output", f"{machine.name}@moeplan.json"])
+    console.print(f"next: {command}", soft_wrap=True)
 
 
 def fit(
@@ -53,21 +64,23 @@ def fit(
     """Fit the simulator's own formula to measurements; the profile carries its held-out error."""
     _require_torch()
     from app.output import check_writable, stdout_console
-    from app.render_machine import comparison_table, fit_report
+    from app.render_comparison import comparison
+    from app.render_machine import fit_report
     from calibration.machine.measurement import read
     from calibration.machine.profile_fit import fit_machine
+    from hw_profiles import catalog
     from hw_profiles.efficiency import read_fit
 
     check_writable(output, "--output")
     check_writable(plot, "--plot")
     measured = read(measurements)
-    other = read_fit(compare) if compare is not None else None
+    other = catalog.fitted(read_fit(compare)) if compare is not None else None
     result = fit_machine(measured, stack)
     output.write_text(result.to_json(), encoding="utf-8")
     console = stdout_console()
     console.print(fit_report(result, measured))
     if other is not None:
-        console.print(comparison_table(other, result.efficiency))
+        console.print(comparison(other, result.hardware))
     if plot is not None:
         from app.roofline_plot import roofline_figure
 
@@ -95,7 +108,7 @@ def validate(
     from calibration.loop.report import validate as run
     from calibration.loop.subject import FORMS, subject_of
     from calibration.loop.traffic import draw_traffic, read_traffic
-    from calibration.machine.device import detect
+    from calibration.machine.device import detect_for
     from calibration.machine.preset import preset_of
     from hw_profiles import catalog
 
@@ -104,12 +117,11 @@ def validate(
         raise InputError(f"--form {form!r} is not known; use colocated, disaggregated or both")
     shares = _shares(loads)
     hardware = catalog.load(str(profile) if profile.suffix == ".json" else f"{profile}.json")
-    machine = detect("cpu" if hardware.name.startswith("cpu_") else "cuda")
-    if machine.name != hardware.name:
-        raise InputError(f"{profile} is a profile of {hardware.display_name}, and this machine is {machine.name}")
+    machine = detect_for(hardware.name)
     sweep = preset_of(machine, preset)
     traffic = draw_traffic(sweep, requests, seed) if trace is None else read_traffic(trace, requests, length_scale)
     subject = subject_of(machine, sweep, layers)
+    subject.check(traffic)
     forms = FORMS if form == "both" else (form,)
     with progress_bar() as progress:
         reports = run(subject, hardware, traffic, shares, forms, seed, progress)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""A machine's fit, what changed against another profile, and a validation, as tables."""
+"""A machine's fit and a validation, as tables."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from app.tables import simple_table
 
 if TYPE_CHECKING:
     from calibration.loop.report import LoadReport
-    from calibration.machine.measurement import Measurements
+    from calibration.machine.measurement import BrokenLine, Measurements
     from calibration.machine.profile_fit import MachineFit
-    from hw_profiles.efficiency import Efficiency
 
-
+SHOWN_LINES = 5  # broken ones
 SPEED_NOTE = (
     "Step sum: predicted over measured seconds of all steps; below 1 the machine ran slower than when measured.\n"
-    "At its speed now: all step times scaled so that this is 1. What is then left is the model's error."
+    "Core: share of a core that the engine's thread had during steps; other processes had the rest.\n"
+    "At its speed now: all step times scaled so that the step sum is 1. What is then left is the model's error."
 )
 
 
@@ -57,28 +57,20 @@ def fit_report(result: MachineFit, measured: Measurements) -> RenderableType:
             f"Steps of {result.depth.layers} layers predicted from those of {fewer}: median error "
             f"{result.depth.median_error:.1%}, sum ratio {result.depth.sum_ratio:.2f}."
         )
-    if measured.broken:
-        said.append(f"{measured.broken} lines of the file were no measurement and were left out.")
+    else:
+        said.append("Fewer layers for more: not checked, which takes whole steps of several depths.")
+    said += broken_lines(measured.broken)
     skipped = [row for row in measured.rows if row.status != "ok"]
     said += [f"Without a figure ({row.status}): {row.key}." for row in skipped]
     said += [f"Thrown out ({rule}): {key}." for key, rule in result.rejected]
     return Group(table, Text("\n".join(said)))
 
 
-def comparison_table(before: Efficiency, after: Efficiency) -> RenderableType:
-    """Every parameter that differs."""
-    table = simple_table("Parameter", "Other", "This", "Ratio", title=f"{before.accelerator}@{before.stack} to this")
-    rows = [("step_overhead_s", before.step_overhead_s, after.step_overhead_s)]
-    for op_class, rates in after.classes.items():
-        old = before.classes[op_class]
-        for name in ("matrix_fraction", "memory_fraction", "network_fraction", "latency_s", "exponent"):
-            rows.append((f"{op_class.value}.{name}", getattr(old, name), getattr(rates, name)))
-    changed = [row for row in rows if row[1] != row[2]]
-    if not changed:
-        return Text(f"No parameter differs from {before.accelerator}@{before.stack}.")
-    for name, old_value, value in changed:
-        table.add_row(name, f"{old_value:.4g}", f"{value:.4g}", f"{value / old_value:.2f}" if old_value else "-")
-    return table
+def broken_lines(broken: Sequence[BrokenLine]) -> list[str]:
+    """A sentence a line, and how many more there are."""
+    said = [f"{str(line)[0].upper()}{str(line)[1:]}." for line in broken[:SHOWN_LINES]]
+    more = len(broken) - SHOWN_LINES
+    return [*said, f"{more} more lines left out."] if more > 0 else said
 
 
 def validation_table(reports: Sequence[LoadReport]) -> RenderableType:
@@ -86,13 +78,14 @@ def validation_table(reports: Sequence[LoadReport]) -> RenderableType:
     from calibration.loop.report import METRICS, median_errors
 
     headings = [metric.replace(" ", "\n") for metric in METRICS]
-    table = simple_table("Form", "Load", *headings, "Step\nsum", title="Predicted / measured")
+    table = simple_table("Form", "Load", *headings, "Step\nsum", "Core", title="Predicted / measured")
     for report in reports:
         ratios = [f"{1 + report.error(metric):.2f}" for metric in METRICS]
-        table.add_row(report.form, f"{report.load:g}", *ratios, f"{report.step_sum_ratio:.2f}")
+        core = "-" if report.core_share is None else f"{report.core_share:.0%}"
+        table.add_row(report.form, f"{report.load:g}", *ratios, f"{report.step_sum_ratio:.2f}", core)
     for form in dict.fromkeys(report.form for report in reports):
         mine = [report for report in reports if report.form == form]
         for label, at_speed in (("median error", False), ("at its speed now", True)):
             errors = median_errors(mine, at_speed)
-            table.add_row(f"{form}: {label}", "", *(f"{errors[m]:.0%}" for m in METRICS), "")
+            table.add_row(f"{form}: {label}", "", *(f"{errors[m]:.0%}" for m in METRICS), "", "")
     return Group(table, Text(SPEED_NOTE, style="dim"))

@@ -9,7 +9,7 @@ measurement sees where they were.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -191,24 +191,37 @@ class Fitted:
 
 
 def fit(
-    work: Work, start: Parameters, free: Collection[OpClass], seed: int = 0, upper: Mapping[str, float] = UPPER
+    work: Work,
+    start: Parameters,
+    free: Collection[OpClass],
+    seed: int = 0,
+    upper: Mapping[str, float] = UPPER,
+    shapes: Sequence[Hashable] | None = None,
 ) -> Fitted:
     """Fit the classes `free` on all measurements, and again without each fold in turn for held-out residuals.
 
-    upper: the largest value of each parameter.
+    upper: the largest value of each parameter. shapes: of each measurement; those of one shape are held out together.
+    Left out, each measurement is a shape of its own.
     """
     seen = np.unique(work.slots)
     open_slots = np.array([i for i in seen if start.slots[i][1] in free], dtype=np.intp)
     everything = np.arange(len(work.log_seconds))
     logs = _solve(work, start, open_slots, start.logs, upper)
     held_out = np.zeros(len(everything))
-    folds = np.random.default_rng(seed).permutation(len(everything)) % FOLDS
+    shape_of = everything if shapes is None else _numbered(shapes)
+    folds = np.random.default_rng(seed).permutation(int(shape_of.max()) + 1)[shape_of] % FOLDS
     for fold in range(FOLDS):
         rest = _solve(work.take(everything[folds != fold]), start, open_slots, logs, upper)
         outside = everything[folds == fold]
         part = work.take(outside)
         held_out[outside] = part.log_seconds - np.log(part.seconds(rest))
     return Fitted(start.with_logs(logs), work.log_seconds - np.log(work.seconds(logs)), held_out)
+
+
+def _numbered(shapes: Sequence[Hashable]) -> Index:
+    """Equal shapes have equal numbers, from 0 in order of appearance."""
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(shape, len(numbers)) for shape in shapes], dtype=np.intp)
 
 
 def _solve(work: Work, prior: Parameters, free: Index, begin: Array, upper: Mapping[str, float]) -> Array:

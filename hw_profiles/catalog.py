@@ -8,15 +8,25 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
-from hw_profiles.efficiency import DEFAULT_STACK, Efficiency, load_efficiency, read_fit
+from hw_profiles.efficiency import DEFAULT_STACK, Efficiency, complete, load_efficiency, read_fit, read_json
 from hw_profiles.loading import CatalogError, build, read_toml
 from hw_profiles.profile import HardwareProfile, profile_of
 from hw_profiles.schema import Accelerator, Price, PriceList
 
-__all__ = ["CatalogError", "fits", "load", "names", "own_names", "read_accelerator", "read_folder", "read_prices"]
+__all__ = [
+    "CatalogError",
+    "fits",
+    "fitted",
+    "load",
+    "names",
+    "own_names",
+    "read_accelerator",
+    "read_folder",
+    "read_prices",
+]
 
 DATA = Path(__file__).parent / "data"
-OWN_PROFILES = "MOEPLAN_PROFILES"  # environment variable: folder of one's own <accelerator>@<stack>.json
+OWN_PROFILES = "MOEPLAN_PROFILES"  # environment variable: folder of one's own profiles
 
 
 def names() -> list[str]:
@@ -26,8 +36,7 @@ def names() -> list[str]:
 
 def own_names() -> list[str]:
     """Machines that the catalogue does not have, but the folder of one's own profiles does."""
-    found = {path.stem.partition("@")[0] for path in _own_fits() if read_fit(path).part is not None}
-    return sorted(found - set(_catalogue()))
+    return sorted({fit.accelerator for fit in _own_fits() if fit.part is not None} - set(_catalogue()))
 
 
 def load(name_or_path: str | Path, stack: str = DEFAULT_STACK) -> HardwareProfile:
@@ -38,11 +47,12 @@ def load(name_or_path: str | Path, stack: str = DEFAULT_STACK) -> HardwareProfil
     """
     text = str(name_or_path)
     if text.endswith(".json"):
-        return _fitted(read_fit(Path(text).expanduser()))
+        path = Path(text).expanduser()
+        return fitted(complete(read_fit(path), path))
     mine = _own_fits_of(text)
     if stack in mine:
-        return _fitted(read_fit(mine[stack]))
-    part = next((fit.part for fit in map(read_fit, mine.values()) if fit.part is not None), None) or _find(name_or_path)
+        return fitted(mine[stack])
+    part = next((fit.part for fit in mine.values() if fit.part is not None), None) or _find(name_or_path)
     priced = tuple(Price(accelerator=part.name, convention=c, usd_per_hour=f) for c, f in part.prices.items())
     listed = tuple(p for p in _prices() if p.accelerator == part.name and p.convention not in part.prices)
     efficiency = load_efficiency(part.name, part.generation, stack, DATA / "efficiency", mine)
@@ -51,33 +61,58 @@ def load(name_or_path: str | Path, stack: str = DEFAULT_STACK) -> HardwareProfil
 
 def fits(name: str) -> dict[str, Efficiency]:
     """Fitted efficiencies of an accelerator by stack: one's own, then the catalogue's."""
-    found = {path.stem.partition("@")[2]: path for path in (DATA / "efficiency").glob(f"{_key(name)}@*.json")}
-    found |= _own_fits_of(name)
-    return {stack: read_fit(path) for stack, path in sorted(found.items())}
+    shipped = (DATA / "efficiency").glob(f"{_key(name)}@*.json")
+    found = {path.stem.partition("@")[2]: read_fit(path) for path in shipped} | _own_fits_of(name)
+    return dict(sorted(found.items()))
 
 
-def _own_fits_of(word: str) -> dict[str, Path]:
+def _own_fits_of(word: str) -> dict[str, Efficiency]:
     """Of one's own profiles those of the accelerator that a word stands for, by stack."""
-    found = {}
-    for path in _own_fits():
-        name, _, stack = path.stem.partition("@")
-        if _key(name) == _key(word):
-            found[stack] = path
-    return found
+    return {fit.stack: fit for fit in _own_fits() if _key(fit.accelerator) == _key(word)}
 
 
-def _own_fits() -> list[Path]:
-    """Profiles in the folder that MOEPLAN_PROFILES names."""
+def _own_fits() -> list[Efficiency]:
+    """Profiles in the folder that MOEPLAN_PROFILES names, whatever their files are called; other JSON is left alone."""
     folder = os.environ.get(OWN_PROFILES, "")
     if not folder:
         return []
     path = Path(folder).expanduser()
     if not path.is_dir():
-        raise CatalogError(f"{OWN_PROFILES}={folder} is not a folder; name one with <accelerator>@<stack>.json files")
-    return sorted(path.glob("*@*.json"))
+        raise CatalogError(f"{folder} (--profiles, {OWN_PROFILES}) is not a folder; name one with profiles in it")
+    files: dict[tuple[str, str], Path] = {}
+    found = []
+    for file in sorted(path.glob("*.json")):
+        about = file.stat()
+        fit = _own_fit(file, about.st_mtime_ns, about.st_size)
+        if fit is None:
+            continue
+        before = files.setdefault((_key(fit.accelerator), fit.stack), file)
+        if before != file:
+            raise CatalogError(
+                f"{before.name} and {file.name} in {folder} both describe {fit.accelerator}@{fit.stack}; remove one, "
+                "or give it another `stack`"
+            )
+        found.append(fit)
+    return found
 
 
-def _fitted(efficiency: Efficiency) -> HardwareProfile:
+@lru_cache(maxsize=64)
+def _own_fit(path: Path, _changed_ns: int, _size: int) -> Efficiency | None:
+    """A profile of one's own; None for JSON of another kind. A name with an @ must tell what the profile describes."""
+    data = read_json(path)
+    part, at, stack = path.stem.partition("@")
+    if not at and not (isinstance(data, dict) and {"accelerator", "stack", "classes"} <= set(data)):
+        return None
+    fit = complete(read_fit(path), path)
+    if at and (_key(part), stack) != (_key(fit.accelerator), fit.stack):
+        raise CatalogError(
+            f"{path.name}: it describes {fit.accelerator}@{fit.stack}, not {path.stem}; rename the file or fix the "
+            "keys accelerator and stack"
+        )
+    return fit
+
+
+def fitted(efficiency: Efficiency) -> HardwareProfile:
     """A fit with the accelerator it carries, or the catalogue's."""
     part = efficiency.part or _find(efficiency.accelerator)
     if part.name != efficiency.accelerator:

@@ -25,6 +25,7 @@ ORIGINS: dict[Origin, str] = {
 
 DEFAULT_STACK = "default"
 DEFAULT_FILE = "default.toml"
+GIVE_A_PROFILE = "give a profile, as `moeplan calibrate fit` writes it"
 WHOLE_STEPS = "whole steps"  # key of `held_out_error` that a calibration of one's own machine fills
 
 
@@ -149,13 +150,24 @@ def load_efficiency(
 
 def read_fit(path: Path) -> Efficiency:
     """One profile file; CatalogError names what is wrong with it."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CatalogError(f"{path} does not exist; give a profile, as `moeplan calibrate fit` writes it") from None
-    except (OSError, ValueError) as error:
-        raise CatalogError(f"{path.name}: not readable JSON: {error}") from None
+    data = read_json(path)
+    if not (isinstance(data, dict) and "classes" in data):
+        raise CatalogError(f"{path.name}: it holds no classes of ops; {GIVE_A_PROFILE}")
     return build(Efficiency, data, path)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; CatalogError where it is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CatalogError(f"{path} does not exist; {GIVE_A_PROFILE}") from None
+    except OSError as error:
+        raise CatalogError(f"{path} cannot be read ({error.strerror}); {GIVE_A_PROFILE}") from None
+    except UnicodeDecodeError:
+        raise CatalogError(f"{path.name}: not readable JSON: it is not UTF-8 text; {GIVE_A_PROFILE}") from None
+    except ValueError as error:
+        raise CatalogError(f"{path.name}: not readable JSON: {error}; {GIVE_A_PROFILE}") from None
 
 
 def _matching(fit: Efficiency, accelerator: str, stack: str, path: Path) -> Efficiency:
@@ -164,9 +176,16 @@ def _matching(fit: Efficiency, accelerator: str, stack: str, path: Path) -> Effi
             f"{path.name}: it describes {fit.accelerator}@{fit.stack}, not {accelerator}@{stack}; "
             "rename the file or fix the keys accelerator and stack"
         )
+    return complete(fit, path)
+
+
+def complete(fit: Efficiency, path: Path) -> Efficiency:
+    """The fit, if it prices every class of ops."""
     missing = [c.value for c in OpClass if c not in fit.classes]
     if missing:
-        raise CatalogError(f"{path.name}: classes lacks {', '.join(missing)}")
+        raise CatalogError(
+            f"{path.name}: classes lacks {', '.join(missing)}; fit it again with `moeplan calibrate fit`"
+        )
     return fit
 
 

@@ -9,7 +9,6 @@ blocks, so a full decode side stops the prefill side instead of filling shared m
 from __future__ import annotations
 
 import itertools
-import os
 import time
 from collections import deque
 from dataclasses import dataclass, field, replace
@@ -98,7 +97,8 @@ class DisaggregatedEngine:
         self._flights: dict[str, _Flight] = {}
         self._held: deque[str] = deque()
         self._segments: set[str] = set()
-        prefix = f"moeplan-{os.getpid()}-{next(_instances)}"
+        handover.remove_orphans()
+        prefix = f"{handover.segment_prefix('serve')}-{next(_instances)}"
         self._segment_names = (f"{prefix}-{i}" for i in itertools.count())
         self._turn: dict[Role, int] = {"prefill": 0, "decode": 0}
         self._events: list[TokenEvent] = []

@@ -1,13 +1,16 @@
 """Cache contents of one sequence in a shared memory segment, on their way from one process to another.
 
 On a GPU the copies stage through host memory: device to segment, segment to device. The proxy names every
-segment and removes it, so that a worker that dies leaves none behind.
+segment and removes it, so that a worker that dies leaves none behind. Where the proxy itself is killed with all its
+processes, the next one removes what it left: names tell whose segments they are.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import re
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +21,7 @@ import torch
 
 _ALIGNMENT = 64  # bytes: a cache line, and any element size
 _SHARED_MEMORY_ROOT = Path("/dev/shm")  # where Linux shows segments as files
+_OWNER = re.compile(r"moeplan-[a-z]+-(?P<namespace>[0-9a-f]+)-(?P<pid>\d+)(-|$)")
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,36 @@ class Handover:
         return sum(place.num_bytes for place in self.places)
 
 
+def segment_prefix(kind: str) -> str:
+    """Start of the names of this process's segments: kind, PID namespace, PID."""
+    return f"moeplan-{kind}-{_namespace():x}-{os.getpid()}"
+
+
+def remove_orphans() -> int:
+    """Remove segments of processes of this machine that are no more; says how many there were."""
+    found = 0
+    for path in _SHARED_MEMORY_ROOT.glob("moeplan-*"):
+        name = _OWNER.match(path.name)
+        # Another container's processes cannot be seen from here: their segments are left alone.
+        if name is None or int(name["namespace"], 16) != _namespace() or Path(f"/proc/{name['pid']}").exists():
+            continue
+        try:
+            path.unlink()
+        except OSError:  # another's, or gone by now
+            continue
+        found += 1
+    return found
+
+
+def _namespace() -> int:
+    try:
+        return Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:
+        return 0
+
+
 def write(segment: str, tensors: Sequence[torch.Tensor]) -> Handover:
-    """Copy tensors into a new segment. Raises OSError when shared memory is full."""
+    """Copy tensors into a new segment. Raises OSError when shared memory is full; on any error there is no segment."""
     places, size = [], 0
     for tensor in tensors:
         places.append(TensorPlace(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), size))
@@ -51,12 +83,20 @@ def write(segment: str, tensors: Sequence[torch.Tensor]) -> Handover:
     memory = SharedMemory(segment, create=True, size=max(size, 1))
     try:
         _reserve(segment, size)
-        for tensor, target in zip(tensors, _views(memory, handover), strict=True):
-            target.copy_(tensor)
-        del target
+        _fill(_views(memory, handover), tensors)
+    except BaseException as error:
+        memory.unlink()
+        traceback.clear_frames(error.__traceback__)  # they hold views, which would keep the segment open
+        raise
     finally:
         memory.close()
     return handover
+
+
+def _fill(views: Iterator[torch.Tensor], tensors: Sequence[torch.Tensor]) -> None:
+    """A function of its own, so that no view outlives it, nor its frame in an error."""
+    for tensor, target in zip(tensors, views, strict=True):
+        target.copy_(tensor)
 
 
 @contextmanager

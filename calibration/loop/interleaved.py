@@ -55,7 +55,7 @@ def play(subject: Subject, form: Form, traffic: Traffic, others: Traffic, seed: 
             trace = trace_of(requests)
             if form == "colocated":
                 return OneEngine(warm_engine(), trace, seed)
-            return Pair(warm_engine(), warm_engine(), trace, seed)
+            return stack.enter_context(contextlib.closing(Pair(warm_engine(), warm_engine(), trace, seed)))
 
         probes: list[Step] = []
         mine, probing = playback(traffic, seed), playback(others, seed + 1)

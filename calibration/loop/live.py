@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,29 +20,42 @@ if TYPE_CHECKING:
     from runtime.bench import Replay
     from runtime.engine import StepRecord
 
-Progress = Callable[[str, int, int], None]
-
 
 class ValidationError(ValueError):
     """A validation that cannot run; the message says why."""
 
 
+@dataclass(frozen=True)
+class Replayed:
+    """Times of the requests, and every step that was made. core_share: of a core, what the one thread that computes
+    had during steps; None where others compute."""
+
+    times: Times
+    steps: list[StepRecord]
+    core_share: float | None
+
+
 def replay(
-    subject: Subject, form: Form, traffic: Traffic, seed: int, progress: Progress | None = None
-) -> tuple[Times, list[StepRecord]]:
-    """The workload through the real engine, on the wall clock; and every step that it made."""
+    subject: Subject, form: Form, traffic: Traffic, seed: int, progress: Callable[[int, int], None] | None = None
+) -> Replayed:
+    """The workload through the real engine, on the wall clock."""
     from runtime.bench import replay as run
     from runtime.bench import warm_up
 
     backend = _backend(subject, form)
     with contextlib.closing(backend):
         warm_up(backend, 2)
-        result = run(backend, trace_of(traffic), seed=seed, progress=progress and (lambda d, n: progress(form, d, n)))
+        begin_s = time.thread_time()
+        result = run(backend, trace_of(traffic), seed=seed, progress=progress)
+        computed_s = time.thread_time() - begin_s
     steps: list[StepRecord] = []
     records: Any = backend.step_records  # type: ignore[attr-defined]
     for one in records.values() if isinstance(records, dict) else [records]:
         steps += [step for step in one if step.start_s >= result.start_s]
-    return _times(result, traffic), steps
+    share = None
+    if form == "colocated" and subject.machine.device == "cpu" and subject.machine.threads == 1:
+        share = min(1.0, computed_s / sum(step.duration_s + step.setup_s for step in steps))
+    return Replayed(_times(result, traffic), steps, share)
 
 
 def _backend(subject: Subject, form: Form) -> Backend:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from calibration.loop import live
-from calibration.loop.live import Progress
 from calibration.loop.subject import FORMS, Form, Subject, capacity
 from calibration.loop.traffic import Traffic, at_rate
 from calibration.loop.twin import ScaledTimes, Times, simulate
@@ -16,6 +15,7 @@ from calibration.machine.measurement import StepShape
 from hw_profiles.profile import HardwareProfile
 from simulator.model.latency import NO_DECODE, Chunk, DecodeLoad, StepLatency
 
+Progress = Callable[[str, int, int], None]  # stage, done, of
 LOADS = (0.3, 0.6, 0.9, 1.5)  # of capacity: light to saturated
 PERCENTILES = (50, 90, 99)
 THROUGHPUT = "output tokens/s"
@@ -39,6 +39,8 @@ class LoadReport:
     step_sum_ratio: predicted over measured, summed over the steps that the engine made.
     at_speed: predicted once more with all step times divided by that ratio: what is left is not a machine that runs
         at another speed than when it was measured (nor a bias of all step times).
+    core_share: what the engine's thread had of a core during steps, where that is known. Measurements of one thread
+        count what it computed, a replay in real time also what it waited for the core.
     """
 
     form: Form
@@ -48,6 +50,7 @@ class LoadReport:
     measured: dict[str, float]
     step_sum_ratio: float
     at_speed: dict[str, float]
+    core_share: float | None = None
 
     def error(self, metric: str) -> float:
         """Relative, signed."""
@@ -97,15 +100,23 @@ def validate(
 ) -> list[LoadReport]:
     """Replay `traffic` in each form at each load, and compare with the simulation. A pure forecast: nothing that
     the replay shows goes into the profile."""
-    reports = []
+    reports: list[LoadReport] = []
+    total = len(forms) * len(loads) * len(traffic.arrival_s)
     for form in forms:
         full = capacity(traffic, subject, subject.times(hardware), form)
         for load in loads:
             paced = at_rate(traffic, load * full)
-            measured, steps = live.replay(subject, form, paced, seed, progress)
-            made = [(StepShape(s.prefills, s.decode_contexts), s.duration_s + s.setup_s) for s in steps]
-            reports.append(compare(form, load, paced, subject, hardware, measured, made))
+            before = len(reports) * len(traffic.arrival_s)
+            done = live.replay(subject, form, paced, seed, _counted(progress, f"{form}, load {load:g}", before, total))
+            made = [(StepShape(s.prefills, s.decode_contexts), s.duration_s + s.setup_s) for s in done.steps]
+            report = compare(form, load, paced, subject, hardware, done.times, made)
+            reports.append(replace(report, core_share=done.core_share))
     return reports
+
+
+def _counted(progress: Progress | None, stage: str, before: int, total: int) -> Callable[[int, int], None] | None:
+    """Progress of one replay as that of all."""
+    return None if progress is None else lambda done, _: progress(stage, before + done, total)
 
 
 def median_errors(reports: Sequence[LoadReport], at_speed: bool = False) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -20,6 +21,10 @@ from simulator.model.latency import StepLatency
 
 Form = Literal["colocated", "disaggregated"]
 FORMS: tuple[Form, ...] = ("colocated", "disaggregated")
+
+
+class TrafficError(ValueError):
+    """Requests that cannot be replayed; the message names one and the way out."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +46,32 @@ class Subject:
         per_sequence = -(-(p.longest_prompt + p.longest_output) // p.block_size) * p.block_size
         return Limits(p.max_sequences, p.max_step_tokens, p.max_sequences * per_sequence)
 
+    def check(self, traffic: Traffic) -> None:
+        """Refuse requests that the engine cannot take, before any is replayed."""
+        tokens = traffic.prompt_tokens + traffic.output_tokens
+        most = min(self.limits.capacity_tokens, int(self.config.get("max_position_embeddings", 1 << 62)))
+        longest = int(tokens.argmax())
+        if tokens[longest] > most:
+            share = 0.99 * most / int(tokens[longest])  # each count is rounded
+            unit = 10.0 ** (math.floor(math.log10(share)) - 1)
+            raise TrafficError(
+                f"request {longest + 1} has {traffic.prompt_tokens[longest]} prompt and "
+                f"{traffic.output_tokens[longest]} output tokens, the engine takes {most} together; make all shorter, "
+                f"for example with --length-scale {math.floor(share / unit) * unit:.2g}"
+            )
+        if not (traffic.output_tokens > 1).any():
+            raise TrafficError(
+                "no request has more than one output token, so there is no TPOT to compare; give a trace with longer "
+                "outputs, or a larger --length-scale"
+            )
+
     def times(self, hardware: HardwareProfile) -> StepLatency:
         return profiled_times(models.model_spec(self.config, self.machine, self.preset.model), hardware)
 
 
 def subject_of(machine: Machine, preset: Preset, layers: int, measured: Measurements | None = None) -> Subject:
     """The preset's model cut to `layers`; hand-over as measured, else measured now."""
-    config = models.read_config(preset.model)
+    config = models.config_of(preset)
     bench = Bench(machine, replace(preset, layers=layers), config)
     rows = measured.family("handover") if measured else ()
     points = [(row.num_bytes, row.seconds) for row in rows]

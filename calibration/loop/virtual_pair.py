@@ -6,7 +6,6 @@ a prefilled request is really written out and read in: writing delays its arriva
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -56,13 +55,18 @@ class Pair:
         return step
 
     def result(self) -> VirtualReplay:
-        from runtime import handover
-
+        self.close()
         for name in self.book.under_way:
-            handover.remove(_segment(name))  # on its way, or waiting to be read
             self.prefill.abort(name)
             self.decode.abort(name)
         return self.book.result()
+
+    def close(self) -> None:
+        """Remove what is in shared memory: caches on their way, or waiting to be read."""
+        from runtime import handover
+
+        for name in self.book.under_way:
+            handover.remove(_segment(name))
 
     def _step_prefill(self, at_s: float) -> Step:
         for request in self.book.arrived(at_s):
@@ -90,7 +94,9 @@ class Pair:
 
 def _segment(name: str) -> str:
     """Shared memory that holds the cache of request `name`."""
-    return f"moeplan-virtual-{os.getpid()}-{name}"
+    from runtime import handover
+
+    return f"{handover.segment_prefix('virtual')}-{name}"
 
 
 def _write_out(engine: Engine, name: str) -> tuple[Handover, float]:

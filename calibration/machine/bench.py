@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ from calibration.machine.timer import Timer
 from hw_profiles import catalog
 
 if TYPE_CHECKING:
+    from runtime.config import ModelConfig
     from runtime.engine import Engine
     from runtime.trace import TraceRequest
 
@@ -25,19 +27,55 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Item:
     """One piece of the sweep. run gives its measurements; the last carries the item's own key, which is known
-    before it runs, so that a resumed sweep skips what is on file."""
+    before it runs, so that a resumed sweep skips what is on file. within_s: of a sweep; later it is not begun.
+    weight: how long it takes, roughly, against the ops of one step."""
 
     key: str
     run: Callable[[], Iterator[Measurement]]
+    within_s: float = math.inf
+    weight: int = 1
+
+
+class Workspace:
+    """The one model that is in memory: two at true layer shapes would not fit."""
+
+    def __init__(self) -> None:
+        self._owner: Bench | None = None
+        self._model: Any = None
+
+    def model_of(self, bench: Bench) -> Any:
+        """The bench's model of the preset's layers, with random weights; that of another bench is let go."""
+        from runtime.models import build
+
+        if self._owner is not bench:
+            self.clear()
+            self._model = build(bench.runtime_config, seed=bench.seed, device=bench.device, dtype=bench.dtype)
+            self._owner = bench
+        return self._model
+
+    def clear(self) -> None:
+        import torch
+
+        self._owner = self._model = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 class Bench:
     """config: config.json of the preset's model, all layers."""
 
-    def __init__(self, machine: Machine, preset: Preset, config: dict[str, Any], seed: int = 0) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        preset: Preset,
+        config: dict[str, Any],
+        seed: int = 0,
+        workspace: Workspace | None = None,
+    ) -> None:
         import torch
 
         self.machine, self.preset, self.config, self.seed = machine, preset, config, seed
+        self.workspace = workspace or Workspace()
         self.device = torch.device(machine.device)
         self.dtype = models.torch_dtype(machine)
         if machine.device == "cpu":
@@ -55,17 +93,18 @@ class Bench:
         return StepPricer(spec, catalog.load(catalog.names()[0]))
 
     @cached_property
-    def model(self) -> Any:
-        """The runtime's model of the preset's layers, with random weights."""
-        from runtime.models import build
+    def runtime_config(self) -> ModelConfig:
+        return models.runtime_config(models.cut_to(self.config, self.preset.layers))
 
-        config = models.runtime_config(models.cut_to(self.config, self.preset.layers))
-        return build(config, seed=self.seed, device=self.device, dtype=self.dtype)
+    @property
+    def model(self) -> Any:
+        return self.workspace.model_of(self)
 
     def engine(self, depth: int) -> Engine:
-        """An engine of the first `depth` layers with room for every sequence of a step."""
+        """An engine of the first `depth` layers with room for every sequence of a step. It has a model of its own."""
         from runtime.engine import Engine, EngineConfig
 
+        self.workspace.clear()
         p = self.preset
         per_sequence = -(-(p.longest_prompt + p.longest_output) // p.block_size)
         config = EngineConfig(

@@ -6,15 +6,19 @@ Every rank times the same calls between barriers, each by what the slowest rank 
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from calibration.machine.bench import Bench, Item
 from calibration.machine.measurement import Measurement
-from calibration.machine.timer import FEWEST, SMALL_SPREAD, Limits, Sample
+from calibration.machine.timer import Limits, Sample
 from simulator.model.collectives import Group, all_gather, all_reduce, all_to_all, point_to_point
 from simulator.model.ops import Op
 
@@ -22,6 +26,8 @@ if TYPE_CHECKING:
     import torch
 
 CPU_RANKS = 2
+WEIGHT = 4  # starting the ranks
+PATIENCE = timedelta(seconds=60)  # with a rank that does not answer
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "point-to-point")
 
 
@@ -68,7 +74,7 @@ def _collectives(bench: Bench, ranks: int) -> Item:
             yield Measurement(f"{kind} of {size} bytes, {ranks} ranks", kind, sample=sample, ops=(op,), ranks=ranks)
         yield Measurement(key, "collectives")
 
-    return Item(key, run)
+    return Item(key, run, weight=WEIGHT)
 
 
 def time_calls(device: str, ranks: int, calls: Sequence[tuple[str, int]], limits: Limits) -> list[Sample]:
@@ -79,12 +85,27 @@ def time_calls(device: str, ranks: int, calls: Sequence[tuple[str, int]], limits
     results = multiprocessing.get_context("spawn").SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
         try:
-            multiprocessing.spawn(
-                _rank, (device, ranks, f"{folder}/store", tuple(calls), limits, results), nprocs=ranks
-            )
+            arguments = (device, ranks, f"{folder}/store", tuple(calls), limits, results)
+            with _interrupts_ignored():  # by the ranks: Ctrl-C reaches the whole group, and they end with their parent
+                started = multiprocessing.spawn(_rank, arguments, nprocs=ranks, join=False, daemon=True)
+            while not started.join():
+                pass
         except ProcessException as error:
             raise CollectiveError(str(error).strip().splitlines()[-1]) from None
     return [results.get() for _ in calls]
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Processes that start meanwhile inherit it. Signals are the main thread's to set."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _rank(
@@ -100,7 +121,11 @@ def _rank(
     if device == "cuda":
         torch.cuda.set_device(where)
     dist.init_process_group(
-        "nccl" if device == "cuda" else "gloo", init_method=f"file://{store}", rank=rank, world_size=ranks
+        "nccl" if device == "cuda" else "gloo",
+        init_method=f"file://{store}",
+        rank=rank,
+        world_size=ranks,
+        timeout=PATIENCE,
     )
     try:
         for kind, size in calls:
@@ -149,8 +174,6 @@ def _sample(call: Callable[[], object], device: torch.device, limits: Limits) ->
 
     once()
     seconds: list[float] = []
-    while len(seconds) < FEWEST or (
-        len(seconds) < limits.most and sum(seconds) < limits.limit_s and Sample.of(seconds).spread > SMALL_SPREAD
-    ):
+    while not limits.enough(seconds, sum(seconds)):
         seconds.append(once())
     return Sample.of(seconds)

@@ -56,6 +56,9 @@ def detect(device: str = "auto", threads: int = 1) -> Machine:
         raise DeviceError(f"--device {device!r} is not known; use auto, cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise DeviceError("--device cuda: this machine has no CUDA device; use --device cpu")
+    cores = len(os.sched_getaffinity(0))
+    if threads > cores:
+        raise DeviceError(f"{threads} threads are more than the {cores} cores of this machine; use {cores} or less")
     facts = machine_facts()
     cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     if cuda:
@@ -77,6 +80,20 @@ def detect(device: str = "auto", threads: int = 1) -> Machine:
         facts["commit"] or "unknown",
         datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def detect_for(accelerator: str) -> Machine:
+    """This machine as a profile of `accelerator` needs it: its device, with as many threads as were measured."""
+    import torch
+
+    measured = re.fullmatch(r"cpu_\w+_(\d+)t", accelerator)
+    way_out = "make one here with `moeplan calibrate measure` and `fit`"
+    if measured is None and not torch.cuda.is_available():
+        raise DeviceError(f"the profile is of {accelerator}, and this machine has no CUDA device; {way_out}")
+    machine = detect("cuda") if measured is None else detect("cpu", int(measured[1]))
+    if machine.name != accelerator:
+        raise DeviceError(f"the profile is of {accelerator}, and this machine is {machine.name}; {way_out}")
+    return machine
 
 
 def slug(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 from calibration.machine.bench import Bench, Item
@@ -20,9 +19,12 @@ def _handover(bench: Bench, tokens: int) -> Item:
 
         size = bench.preset.block_size
         blocks = -(-tokens // size)
-        source, target = (KVCache(bench.model.config, blocks, 1, size, bench.device, bench.dtype) for _ in range(2))
+        config = bench.runtime_config
+        source, target = (KVCache(config, blocks, 1, size, bench.device, bench.dtype) for _ in range(2))
+        source.randomise(bench.seed)
         ids = list(range(blocks))
-        segment = f"moeplan-calibrate-{os.getpid()}"
+        handover.remove_orphans()
+        segment = handover.segment_prefix("measure")
         moved = 0
 
         def move() -> None:

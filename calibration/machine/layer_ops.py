@@ -37,6 +37,7 @@ def _captured(bench: Bench, shape: StepShape) -> Item:
         config = bench.model.config
         slots = max(1, len(shape.contexts))
         cache = KVCache(config, blocks_needed(shape, size), slots, size, bench.device, bench.dtype)
+        cache.randomise(bench.seed)
         runner = ModelRunner(bench.model, cache, cuda_graphs=False)
         inputs = step_inputs(shape, cache, config.vocab_size, bench.seed)
         with torch.inference_mode():

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from calibration.machine import models, sweep
-from calibration.machine.bench import Bench
+from calibration.machine.bench import Bench, Item, Workspace
 from calibration.machine.collectives import CollectiveError
 from calibration.machine.device import Machine
-from calibration.machine.measurement import Journal, Measurement, Status
+from calibration.machine.measurement import BrokenLine, Journal, Measurement, Status
 from calibration.machine.preset import Preset
 
 Progress = Callable[[str, int, int], None]  # (what, done, of)
@@ -18,39 +19,54 @@ Progress = Callable[[str, int, int], None]  # (what, done, of)
 
 @dataclass(frozen=True)
 class Outcome:
-    """Items of a sweep: measured now, on file before, and without a figure."""
+    """Items of a sweep: measured now, on file before, and without a figure. broken: lines that the file had."""
 
     measured: int
     resumed: int
     without: tuple[Measurement, ...]
+    broken: tuple[BrokenLine, ...] = ()
 
 
 def measure(machine: Machine, preset: Preset, output: Path, progress: Progress | None = None) -> Outcome:
     """Measure `preset` on this machine, appending to `output`."""
-    config = models.read_config(preset.model)
-    journal = Journal.open(output, machine, {preset.model: config})
-    items = sweep.items(Bench(machine, preset, config))
-    resumed, without = 0, []
-    for number, item in enumerate(items):
+    workspace = Workspace()
+    benches = [Bench(machine, one, models.config_of(one), workspace=workspace) for one in (preset, *preset.companions)]
+    journal = Journal.open(output, machine, {bench.preset.model: bench.config for bench in benches})
+    items = sweep.items(*benches)
+    todo = [item for item in items if item.key not in journal.done]
+    without: list[Measurement] = []
+    done, all_of_it = 0, sum(item.weight for item in todo)
+    begin_s = time.monotonic()
+    for item in todo:
         if progress is not None:
-            progress(item.key, number, len(items))
-        if item.key in journal.done:
-            resumed += 1
-            continue
-        try:
-            for row in item.run():
-                if row.key not in journal.done:  # else from before a kill in the middle of the item
-                    journal.add(row)
-        except (RuntimeError, MemoryError) as error:
-            status = _status(error)
-            if status is None:
-                raise
-            without.append(Measurement(item.key, "skipped", status, note=str(error).splitlines()[0][:200]))
+            progress(item.key, done, all_of_it)
+        done += item.weight
+        if time.monotonic() - begin_s > item.within_s:
+            without.append(Measurement(item.key, "skipped", "out of time", note=f"after {item.within_s:g} s"))
             journal.add(without[-1])
-            _free_memory(machine)
+            continue
+        skipped = _run(item, journal)
+        if skipped is not None:
+            without.append(skipped)
+            journal.add(skipped)
+            _free_memory(machine)  # here, where the error holds no tensor of the item any more
     if progress is not None:
-        progress("done", len(items), len(items))
-    return Outcome(len(items) - resumed - len(without), resumed, tuple(without))
+        progress("done", done, all_of_it)
+    return Outcome(len(todo) - len(without), len(items) - len(todo), tuple(without), journal.broken)
+
+
+def _run(item: Item, journal: Journal) -> Measurement | None:
+    """Measure into the journal; what does not fit, or ranks that fail, give a line that says so."""
+    try:
+        for row in item.run():
+            if row.key not in journal.done:  # else from before a kill in the middle of the item
+                journal.add(row)
+    except (RuntimeError, MemoryError) as error:
+        status = _status(error)
+        if status is None:
+            raise
+        return Measurement(item.key, "skipped", status, note=str(error).splitlines()[0][:200])
+    return None
 
 
 def _status(error: BaseException) -> Status | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calibration.machine.device import Machine
+from calibration.machine.preset import Preset
 from simulator.model import presets
 from simulator.model.architecture import ModelSpec
 from simulator.model.families import ModelError, spec_from_config
@@ -49,6 +50,17 @@ def read_config(name_or_path: str) -> dict[str, Any]:
     for key in ("quantization_config", "expert_dtype", "torch_dtype"):
         config.pop(key, None)
     return NEUTRAL | {key: value for key, value in config.items() if not key.startswith("_")}
+
+
+def config_of(preset: Preset) -> dict[str, Any]:
+    """All layers of a preset's model, with as many routed experts as it measures."""
+    config = read_config(preset.model)
+    if preset.experts is None:
+        return config
+    total = config.get("n_routed_experts", 0)
+    if not config.get("num_experts_per_tok", 0) <= preset.experts <= total:
+        raise ModelError(f"experts={preset.experts} is out of range; {preset.model} has {total} a layer")
+    return config | {"n_routed_experts": preset.experts}
 
 
 def cut_to(config: dict[str, Any], layers: int) -> dict[str, Any]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from calibration.fit import UPPER, Measured, Parameters, Work, at_peak, dtypes_of, fit, ragged
-from calibration.machine.measurement import FitError, Measurements
+from calibration.gates import CACHE_BYTES, FASTEST
+from calibration.machine.measurement import FitError, Measurement, Measurements
+from hw_profiles import catalog
 from hw_profiles.efficiency import OpClass
 from hw_profiles.profile import HardwareProfile
 
 CONTRADICTION = 4.0  # ratio of two times of the same work
 CONTRADICTING_SHARE = 0.2  # of the work that was measured more than once
-FASTEST = 0.9  # of the time at peak: clocks may exceed the data sheet by less
+PRICED = ("op_class", "hbm_bytes", "network_bytes", "link", "count", "hops", "row_flops")  # and FLOPs by dtype
 LONGEST_FLOOR_S = 5e-3  # ops of plain PyTorch on a CPU are many calls each
 
 
@@ -33,13 +35,14 @@ def gated(measured: Measurements, hardware: HardwareProfile) -> tuple[list[Measu
     """Ops that physics allows. Where many pieces of work have two very different times, the file is refused."""
     kept: list[Measured] = []
     rejected: list[tuple[str, str]] = []
+    data_sheet = hardware.name in catalog.names()
     times: dict[tuple[str, str], list[tuple[str, float]]] = {}
     for row in measured.usable:
         if not row.ops:
             continue
-        floor = sum(op.count * at_peak(op, hardware)[0] for op in row.ops)
-        if row.seconds < FASTEST * floor:
-            rejected.append((row.key, "faster than its FLOPs at peak"))
+        impossible = _impossible(row, hardware, data_sheet)
+        if impossible:
+            rejected.append((row.key, impossible))
             continue
         times.setdefault((row.family, repr(row.ops)), []).append((row.key, row.seconds))
         kept.append(Measured(row.family, row.ops, row.seconds, row.key))
@@ -55,18 +58,40 @@ def gated(measured: Measurements, hardware: HardwareProfile) -> tuple[list[Measu
     return kept, rejected
 
 
+def _impossible(row: Measurement, hardware: HardwareProfile, data_sheet: bool) -> str:
+    """What physics forbids about a row; "" where it allows it.
+
+    Bytes count where they are too many for caches, and on parts with a data sheet: the bandwidth of a machine without
+    one is that of copies, and reads may be faster.
+    """
+    peaks = [(op.count, *at_peak(op, hardware)[:2]) for op in row.ops]
+    if row.seconds < FASTEST * sum(count * compute for count, compute, _ in peaks):
+        return "faster than its FLOPs at peak"
+    streamed = sum(op.count * op.hbm_bytes for op in row.ops) > CACHE_BYTES
+    if data_sheet and streamed and row.seconds < FASTEST * sum(count * memory for count, _, memory in peaks):
+        return "faster than its bytes at peak"
+    return ""
+
+
+def shape_of(row: Measured) -> Hashable:
+    """Equal for measurements that the simulator prices alike, whichever kernel or step they come from."""
+    return tuple(tuple(getattr(op, key) for key in PRICED) + tuple(sorted(op.flops.items())) for op in row.ops)
+
+
 def class_of(row: Measured) -> OpClass:
     return row.ops[0].op_class
 
 
 def fit_ops(rows: Sequence[Measured], hardware: HardwareProfile) -> tuple[Parameters, tuple[OpPoint, ...]]:
-    """Class by class; elementwise first, for it takes part in other classes' measurements."""
+    """Class by class; elementwise first, for it takes part in other classes' measurements. Errors are of shapes held
+    out: repeats of one in other steps and layers tell nothing of it."""
     parameters = Parameters.of(ragged(hardware.efficiency.classes), dtypes_of(rows))
     upper = {**UPPER, "latency_s": LONGEST_FLOOR_S}
     points: list[OpPoint] = []
     for op_class in sorted({class_of(row) for row in rows}, key=lambda c: (c is not OpClass.ELEMENTWISE, c)):
         mine = [row for row in rows if class_of(row) is op_class]
-        result = fit(Work.of(mine, hardware, parameters), parameters, {op_class}, upper=upper)
+        shapes = [shape_of(row) for row in mine]
+        result = fit(Work.of(mine, hardware, parameters), parameters, {op_class}, upper=upper, shapes=shapes)
         parameters = result.parameters
         points += [
             OpPoint(op_class, row.label, row.seconds, row.seconds * float(np.exp(-inside)), float(np.expm1(-outside)))

@@ -17,9 +17,12 @@ class PresetError(ValueError):
 class Preset:
     """How much is measured.
 
-    model, layers: whose layer shapes, and how many of its first layers. depths: layer counts of whole steps; the
-    largest is predicted from the others. contexts, batches: of decode steps. chunks, pasts: of prefill steps.
-    steps: whole steps at each depth. limits: of each timed call. ranks, message_bytes: of collectives.
+    model, layers: whose layer shapes, and how many of its first layers. experts: routed experts of a layer, where a
+    rank of a deployment holds so many of the model's; None: all. companions: more models, of which the ops of layers
+    and whole steps are measured too. depths: layer counts of whole steps; the largest is predicted from the others.
+    contexts, batches: of decode steps. chunks, pasts: of prefill steps.
+    steps: whole steps at each depth. limits: of each timed call. message_bytes: of collectives.
+    ops_s: time after which no op, hand-over or collective is begun any more; steps_s: of the whole steps of a depth.
     """
 
     model: str
@@ -39,6 +42,15 @@ class Preset:
     max_step_tokens: int = 256
     longest_prompt: int = 160
     longest_output: int = 32
+    ops_s: float = 110.0
+    steps_s: float = 12.0
+    experts: int | None = None
+    companions: tuple[Preset, ...] = ()
+
+    @property
+    def limit_s(self) -> float:
+        """What a sweep takes at most, but for its last op and the building of models."""
+        return self.ops_s + sum(p.steps_s * len(p.depths) for p in (self, *self.companions))
 
     @property
     def decode_shapes(self) -> tuple[StepShape, ...]:
@@ -62,7 +74,7 @@ CPU_QUICK = Preset(
     limits=Limits(0.12, 30),
     gemm_sizes=(256, 1024),
     copy_bytes=(16 * MIB, 128 * MIB),
-    message_bytes=(4 * KIB, 256 * KIB, 16 * MIB),
+    message_bytes=(4 * KIB, 64 * KIB, 512 * KIB, 4 * MIB, 16 * MIB),
 )
 CPU_FULL = replace(
     CPU_QUICK,
@@ -73,12 +85,16 @@ CPU_FULL = replace(
     steps=400,
     limits=Limits(0.3, 60),
     gemm_sizes=(256, 1024, 2048),
-    message_bytes=(4 * KIB, 64 * KIB, 1 * MIB, 16 * MIB),
+    message_bytes=(4 * KIB, 64 * KIB, 256 * KIB, 1 * MIB, 4 * MIB, 16 * MIB),
+    ops_s=360.0,
+    steps_s=40.0,
 )
+# True layer shapes in bf16 within 80 GB: 8 layers with the experts that one of 4 (Flash) or of 8 ranks (Pro) holds.
 CUDA_QUICK = Preset(
     "deepseek-v4-flash",
-    layers=6,
-    depths=(3, 4, 5, 6),
+    layers=8,
+    experts=64,
+    depths=(2, 4, 6, 8),
     batches=(1, 16, 64),
     contexts=(1024, 16384),
     chunks=(512, 4096),
@@ -87,7 +103,7 @@ CUDA_QUICK = Preset(
     limits=Limits(0.1, 100),
     gemm_sizes=(2048, 8192),
     copy_bytes=(256 * MIB, 2048 * MIB),
-    message_bytes=(64 * KIB, 4 * MIB, 256 * MIB),
+    message_bytes=(64 * KIB, 1 * MIB, 16 * MIB, 256 * MIB),
     max_sequences=64,
     max_step_tokens=4096,
     longest_prompt=8192,
@@ -104,7 +120,19 @@ CUDA_FULL = replace(
     message_bytes=(16 * KIB, 256 * KIB, 4 * MIB, 64 * MIB, 256 * MIB),
     max_sequences=128,
     max_step_tokens=8192,
+    ops_s=400.0,
+    steps_s=16.0,
 )
+CUDA_FULL_PRO = replace(
+    CUDA_FULL,
+    model="deepseek-v4-pro",
+    experts=48,
+    batches=(1, 16, 128),
+    contexts=(1024, 8192, 65536),
+    chunks=(512, 8192),
+    pasts=(0, 65536),
+)
+CUDA_FULL = replace(CUDA_FULL, companions=(CUDA_FULL_PRO,))
 PRESETS = {
     ("cpu", "quick"): CPU_QUICK,
     ("cpu", "full"): CPU_FULL,

@@ -14,7 +14,7 @@ import numpy as np
 from calibration.fit import Measured, Parameters
 from calibration.machine import models
 from calibration.machine.measurement import FitError, Measurements
-from calibration.machine.op_fit import OpPoint, class_of, fit_ops, gated
+from calibration.machine.op_fit import OpPoint, class_of, fit_ops, gated, shape_of
 from calibration.machine.part import base_profile
 from calibration.machine.step_fit import (
     FEWEST_STEPS,
@@ -34,7 +34,7 @@ from hw_profiles.efficiency import WHOLE_STEPS, ClassEfficiency, Efficiency, OpC
 from hw_profiles.profile import HardwareProfile, profile_of
 
 STACK = "moeplan"
-FEWEST_ROWS = 4  # of a class: it has as many parameters
+FEWEST_SHAPES = 4  # of a class: it has as many parameters
 
 
 @dataclass(frozen=True)
@@ -105,12 +105,12 @@ def _check_enough(rows: Sequence[Measured], steps: Sequence[StepRow]) -> None:
             "measure` on it again: it goes on where it stopped"
         )
     needed = {op.op_class for step in steps for op in step.ops}
-    counts = {op_class: sum(op_class == class_of(row) for row in rows) for op_class in needed}
-    short = [f"{c.value} ({counts[c]})" for c in OpClass if c in needed and counts[c] < FEWEST_ROWS]
+    shapes = {op_class: {shape_of(row) for row in rows if class_of(row) is op_class} for op_class in needed}
+    short = [f"{c.value} ({len(shapes[c])})" for c in OpClass if c in needed and len(shapes[c]) < FEWEST_SHAPES]
     if short:
         raise FitError(
-            f"too few ops of {', '.join(short)}: each class needs {FEWEST_ROWS}; run `moeplan calibrate measure` on "
-            "the file again, or use --preset full"
+            f"too few shapes of {', '.join(short)}: each class needs {FEWEST_SHAPES}; run `moeplan calibrate measure` "
+            "on the file again, or use --preset full"
         )
 
 

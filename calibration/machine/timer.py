@@ -1,4 +1,8 @@
-"""Times of one call: warmed up, caches cold, repeated until the spread is small or the limit is reached."""
+"""Times of one call: warmed up, caches cold, repeated until the spread is small or the limit is reached.
+
+A call that alone takes longer than the limit is warmed up once and timed a few times at most, so that a slow op
+does not take the time of the others.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,8 @@ if TYPE_CHECKING:
 Call = Callable[[], object]
 
 FLUSH_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}  # beyond the last-level caches of the catalogue's parts
-FEWEST = 5
+FEWEST = 5  # repeats, unless these alone take PATIENCE times the limit
+PATIENCE = 3.0
 SMALL_SPREAD = 0.05  # (p80 - p20) / median
 
 
@@ -40,10 +45,18 @@ class Sample:
 
 @dataclass(frozen=True)
 class Limits:
-    """limit_s: time for one sample, warm-up left out. most: repeats at most."""
+    """limit_s: time for one sample, and for its warm-up. most: repeats at most."""
 
     limit_s: float = 0.3
     most: int = 50
+
+    def enough(self, seconds: Sequence[float], spent_s: float) -> bool:
+        """Whether these repeats, which took `spent_s` with flushes between them, will do."""
+        if not seconds:
+            return False
+        if len(seconds) >= self.most or sum(seconds) > PATIENCE * self.limit_s:
+            return True
+        return len(seconds) >= FEWEST and (spent_s > self.limit_s or Sample.of(seconds).spread < SMALL_SPREAD)
 
 
 def clock_of(device: torch.device) -> Callable[[], float]:
@@ -69,17 +82,18 @@ class Timer:
             self._flush = torch.empty(FLUSH_BYTES[device.type], dtype=torch.uint8, device=device)
 
     def sample(self, calls: Sequence[Call], flush: bool = True) -> Sample:
-        for call in calls:
-            call()
         once = self._on_cuda if self.device.type == "cuda" else self._on_cpu
+        begin_s = time.perf_counter()
+        for call in calls:
+            once(call)
+            if time.perf_counter() - begin_s > self.limits.limit_s:
+                break
         seconds: list[float] = []
-        end_s = time.perf_counter() + self.limits.limit_s
-        while len(seconds) < self.limits.most:
+        begin_s = time.perf_counter()
+        while not self.limits.enough(seconds, time.perf_counter() - begin_s):
             if flush:
                 self._flush.fill_(len(seconds) % 251)
             seconds.append(once(calls[len(seconds) % len(calls)]))
-            if len(seconds) >= FEWEST and (time.perf_counter() > end_s or Sample.of(seconds).spread < SMALL_SPREAD):
-                break
         return Sample.of(seconds)
 
     def _on_cpu(self, call: Call) -> float:

@@ -6,6 +6,9 @@ of `engine.step()` by `timer.clock_of`, scheduling and bookkeeping included.
 
 from __future__ import annotations
 
+import contextlib
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -51,6 +54,9 @@ class Playback(Protocol):
     def result(self) -> VirtualReplay:
         """What has finished; what is under way is dropped."""
 
+    def close(self) -> None:
+        """Leave nothing behind, whatever happened."""
+
 
 class OneEngine:
     """Traffic through one engine."""
@@ -79,6 +85,9 @@ class OneEngine:
         for name in self.book.under_way:
             self.engine.abort(name)
         return self.book.result()
+
+    def close(self) -> None:
+        """The engine is another's to close."""
 
 
 class Book:
@@ -147,10 +156,15 @@ def timed_step(engine: Engine, start_s: float) -> tuple[list[TokenEvent], Step]:
     return events, Step(start_s, seconds, StepShape(record.prefills, record.decode_contexts))
 
 
-def replay(playback: Playback, until_steps: int | None = None) -> VirtualReplay:
-    """Play to the end, or for `until_steps` steps."""
-    made = 0
-    while not playback.done and (until_steps is None or made < until_steps):
-        playback.step()
-        made += 1
-    return playback.result()
+def replay(
+    playback: Playback, until_steps: int | None = None, limit_s: float = math.inf, at_least: int = 0
+) -> VirtualReplay:
+    """Play to the end, or for `until_steps` steps, or until `limit_s` of real time are over and `at_least` made."""
+    made, end_s = 0, time.monotonic() + limit_s
+    with contextlib.closing(playback):
+        while not playback.done and (until_steps is None or made < until_steps):
+            if made >= at_least and time.monotonic() > end_s:
+                break
+            playback.step()
+            made += 1
+        return playback.result()

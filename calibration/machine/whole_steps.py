@@ -10,6 +10,10 @@ from calibration.machine.measurement import Measurement
 from calibration.machine.timer import Sample
 from calibration.machine.virtual_clock import OneEngine, replay
 
+WARM_UP_STEPS = 8
+WEIGHT = 4
+FEWEST = 15  # steps, however slow: those of two depths suffice for a fit
+
 
 def items(bench: Bench) -> list[Item]:
     return [_steps(bench, depth) for depth in bench.preset.depths]
@@ -17,10 +21,10 @@ def items(bench: Bench) -> list[Item]:
 
 def _steps(bench: Bench, depth: int) -> Item:
     def run() -> Iterator[Measurement]:
-        count = bench.preset.steps
+        count, limit_s = bench.preset.steps, bench.preset.steps_s
         with contextlib.closing(bench.engine(depth)) as engine:
-            replay(OneEngine(engine, bench.traffic(4, bench.seed + 1)), until_steps=8)  # warm-up
-            steps = replay(OneEngine(engine, bench.traffic(count, bench.seed)), until_steps=count).steps
+            replay(OneEngine(engine, bench.traffic(4, bench.seed + 1)), WARM_UP_STEPS, limit_s, at_least=1)
+            steps = replay(OneEngine(engine, bench.traffic(count, bench.seed)), count, limit_s, FEWEST).steps
         for number, step in enumerate(steps):
             s = step.duration_s
             yield Measurement(
@@ -34,4 +38,4 @@ def _steps(bench: Bench, depth: int) -> Item:
         yield Measurement(name, "steps", layers=depth)
 
     name = f"whole steps of {depth} layers"
-    return Item(name, run)
+    return Item(name, run, weight=WEIGHT)

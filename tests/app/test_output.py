@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from app.errors import InputError, is_input_error, sentence
-from app.output import check_writable, plain, write_json
+from app.output import check_writable, plain, progress_bar, write_json
 from simulator.des.scenario import ScenarioError
 
 
@@ -30,6 +31,20 @@ def test_a_new_file_in_an_existing_folder_is_fine(tmp_path: Path) -> None:
     check_writable(None, "--json")
     with pytest.raises(InputError, match="is a directory"):
         check_writable(tmp_path, "--json")
+
+
+def test_progress_goes_to_stderr_with_the_time_left(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal, to rich
+    with progress_bar() as progress:
+        progress("decode of 4", 1, 4)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "decode of 4" in shown.err
+    assert re.search(r"25%.*(-:--:--|\d:\d\d:\d\d)", shown.err)
+    monkeypatch.delenv("FORCE_COLOR")
+    with progress_bar() as progress:
+        progress("decode of 4", 1, 4)
+    assert capsys.readouterr() == ("", ""), "silent where nobody looks"
 
 
 def test_our_defects_keep_their_traceback() -> None:

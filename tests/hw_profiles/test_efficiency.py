@@ -111,7 +111,7 @@ def test_a_fit_that_is_not_json_is_refused(tmp_path):
         load_efficiency("h100_sxm", "hopper", "sglang", tmp_path)
 
 
-@pytest.mark.parametrize("file_name", ["b200_sxm@mine.json", "dgx-b200@mine.json"])
+@pytest.mark.parametrize("file_name", ["b200_sxm@mine.json", "dgx-b200@mine.json", "tuesday.json"])
 def test_profiles_of_ones_own_are_found_by_every_name_of_the_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file_name: str
 ) -> None:
@@ -130,3 +130,59 @@ def test_profiles_of_ones_own_are_found_by_every_name_of_the_part(
         catalog.CatalogError, match=r"stack 'mine' on h200_sxm; there is default, sglang, trtllm, vllm$"
     ):
         catalog.load("h200", "mine")
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of one's own profiles with one in it."""
+    (tmp_path / "h100_sxm@mine.json").write_text(json.dumps(fit_of("h100_sxm", "mine")))
+    monkeypatch.setenv("MOEPLAN_PROFILES", str(tmp_path))
+    return tmp_path
+
+
+def test_other_json_beside_ones_own_profiles_is_left_alone(own: Path) -> None:
+    (own / "bench.json").write_text('{"rows": []}')
+    (own / "list.json").write_text("[1]")
+    assert catalog.load("h100", "mine").efficiency.step_overhead_s == 0.00123
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("again.json", None, r"again\.json and h100_sxm@mine\.json in .* both describe h100_sxm@mine; remove one"),
+        ("h200_sxm@mine.json", None, "it describes h100_sxm@mine, not h200_sxm@mine; rename the file"),
+        ("cut.json", '{"accelerator": "h1', r"cut\.json: not readable JSON"),
+        ("h200_sxm@mine.json", "[]", "it holds no classes of ops; give a profile"),
+        ("less.json", "less", "less.json: classes lacks dense_gemm; fit it again"),
+    ],
+)
+def test_profiles_of_ones_own_that_cannot_be_used_are_named(own: Path, name: str, text: str | None, said: str) -> None:
+    fit = fit_of("h100_sxm", "mine")
+    if text == "less":
+        fit["stack"] = "less"
+        del fit["classes"]["dense_gemm"]
+    (own / name).write_text(json.dumps(fit) if text in (None, "less") else text)
+    with pytest.raises(catalog.CatalogError, match=said):
+        catalog.load("h100", "mine")
+
+
+def test_a_profile_of_ones_own_that_changes_is_read_again(own: Path) -> None:
+    assert catalog.load("h100", "mine").efficiency.step_overhead_s == 0.00123
+    (own / "h100_sxm@mine.json").write_text(json.dumps(fit_of("h100_sxm", "mine") | {"step_overhead_s": 0.5}))
+    assert catalog.load("h100", "mine").efficiency.step_overhead_s == 0.5
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda p: p.mkdir(), r"p\.json cannot be read \(Is a directory\); give a profile"),
+        (lambda p: p.write_bytes(b"\xff\xfe{"), "not readable JSON: it is not UTF-8 text; give a profile"),
+        (lambda p: p.write_text('{"a": 1}\n{"b": 2}\n'), "not readable JSON: Extra data.*; give a profile"),
+        (lambda p: p.write_text("{}"), "it holds no classes of ops; give a profile"),
+        (lambda p: None, "does not exist; give a profile"),
+    ],
+)
+def test_what_is_no_profile_is_one_sentence(tmp_path: Path, make, said: str) -> None:
+    make(tmp_path / "p.json")
+    with pytest.raises(catalog.CatalogError, match=said):
+        catalog.load(tmp_path / "p.json")

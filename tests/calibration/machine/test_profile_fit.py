@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from calibration.fit import FOLDS, Work
 from calibration.loop.twin import profiled_times
 from calibration.machine import models
 from calibration.machine.measurement import FitError, Measurement, Measurements, StepShape
+from calibration.machine.op_fit import class_of, fit_ops, gated, shape_of
+from calibration.machine.part import base_profile
 from calibration.machine.profile_fit import fit_machine, refit
 from calibration.machine.step_fit import StepRow, classes_of, columns_of, fit_steps
 from calibration.machine.step_ops import StepPricer
@@ -56,6 +59,7 @@ def test_times_of_a_known_machine_give_its_profile_back(measured: Measurements) 
     assert result.step_sum_ratio == pytest.approx(1, abs=0.02)
     for point in result.points:
         assert abs(point.predicted_s / point.measured_s - 1) < 0.15, point.label
+    assert np.median([abs(point.held_out_error) for point in result.points]) < 0.05
     depth = result.depth
     assert depth is not None
     assert (depth.layers, depth.fitted_on) == (4, (2,))
@@ -107,6 +111,8 @@ def test_measured_profile_prices_steps_and_comes_back_from_disk(measured: Measur
     assert not hardware.efficiency.classes[OpClass.GROUPED_GEMM].assumed
     assert result.efficiency.origin == "measured"
     assert set(result.efficiency.held_out_error) >= {"dense_gemm", "grouped_gemm", "whole steps"}
+    held_out = [abs(p.held_out_error) for p in result.points if p.op_class is OpClass.DENSE_GEMM]
+    assert np.median(held_out) < 0.5, "shapes that the fit has not seen, on a busy machine"
     config = measured.configs[next(iter(measured.configs))]
     spec = models.model_spec(config, measured.machine, "nano")
     times = profiled_times(spec, hardware)
@@ -141,11 +147,38 @@ def test_too_little_is_refused_by_name(measured: Measurements) -> None:
     with pytest.raises(FitError, match="has 0 whole steps, at least 30 are needed"):
         fit_machine(few)
     no_experts = tuple(row for row in measured.rows if not row.family.startswith("grouped"))
-    with pytest.raises(FitError, match=r"too few ops of grouped_gemm \(0\)"):
+    with pytest.raises(FitError, match=r"too few shapes of grouped_gemm \(0\)"):
         fit_machine(dataclasses.replace(measured, rows=no_experts))
     bare = tuple(row for row in measured.rows if row.family not in ("copy", "gemm"))
     with pytest.raises(FitError, match="lacks copies"):
         fit_machine(dataclasses.replace(measured, rows=bare))
+
+
+def test_repeats_of_a_shape_are_held_out_together(measured: Measurements, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each fold's two halves none has a shape of the other; the same work of other kernels is the same shape."""
+    hardware = base_profile(measured)
+    rows, _ = gated(measured, hardware)
+    taken: list[np.ndarray] = []
+    take = Work.take
+    monkeypatch.setattr(Work, "take", lambda work, chosen: (taken.append(chosen), take(work, chosen))[1])
+    products = [row for row in rows if class_of(row) is OpClass.DENSE_GEMM]
+    fit_ops(
+        [*products, *(dataclasses.replace(row, label="again", seconds=2 * row.seconds) for row in products)], hardware
+    )
+    assert len(taken) == 2 * FOLDS
+    shapes = [shape_of(row) for row in products] * 2
+    assert len(set(shapes)) < len(products)
+    for fitted, held_out in zip(taken[::2], taken[1::2], strict=True):
+        assert len(fitted) + len(held_out) == len(shapes)
+        assert not {shapes[i] for i in fitted} & {shapes[i] for i in held_out}
+
+
+def test_many_repeats_of_few_shapes_are_too_little(measured: Measurements) -> None:
+    kept = [row for row in measured.rows if row.family != "grouped_gemm1" and row.family != "grouped_gemm2_combine"]
+    expert = next(row for row in measured.rows if row.family == "grouped_gemm1")
+    kept += [dataclasses.replace(expert, key=f"{expert.key} {i}") for i in range(20)]
+    with pytest.raises(FitError, match=r"too few shapes of grouped_gemm \(1\): each class needs 4"):
+        fit_machine(dataclasses.replace(measured, rows=tuple(kept)))
 
 
 def test_contradicting_times_are_refused(measured: Measurements) -> None:
@@ -168,6 +201,19 @@ def test_faster_than_the_data_sheet_is_thrown_out(measured: Measurements) -> Non
     wrong = dataclasses.replace(first, key="impossible", sample=Sample(1e-15, 1e-15, 1e-15, 1))
     result = fit_machine(dataclasses.replace(known, rows=(*known.rows, wrong)))
     assert result.rejected == (("impossible", "faster than its FLOPs at peak"),)
+
+
+def test_faster_than_its_bytes_is_thrown_out_where_there_is_a_data_sheet(measured: Measurements) -> None:
+    """A gigabyte in a tenth of the time that the H100's memory needs; a machine that set its own peaks may."""
+    one = next(row for row in measured.rows if row.family == "rms_norm")
+    op = dataclasses.replace(one.ops[0], hbm_bytes=1e9)
+    took = 1e8 / catalog.load("h100_sxm").memory_bandwidth
+    row = dataclasses.replace(one, key="impossible", ops=(op,), sample=Sample(took, took, took, 1))
+    alone = dataclasses.replace(measured, rows=(row,))
+    kept, rejected = gated(alone, catalog.load("h100_sxm"))
+    assert (kept, rejected) == ([], [("impossible", "faster than its bytes at peak")])
+    kept, rejected = gated(alone, base_profile(measured))
+    assert (len(kept), rejected) == (1, [])
 
 
 def test_profile_is_plain_json(measured: Measurements) -> None:

@@ -120,7 +120,7 @@ def nothing_leaks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     for manager in managers:
         manager.check_idle()
-    assert not list(SHARED_MEMORY.glob(f"moeplan-{os.getpid()}-*"))
+    assert not list(SHARED_MEMORY.glob(f"moeplan-*-{os.getpid()}-*"))
 
 
 @pytest.fixture

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +22,7 @@ from runtime.engine import EngineConfig
 from runtime.sequence import Request, RequestOutput, SamplingParams, SettingError, UnavailableError
 from runtime.worker import WorkerSpec
 
+SHARED_MEMORY = Path("/dev/shm")
 MakeRequests = Callable[[list[list[int]], list[SamplingParams]], list[Request]]
 
 
@@ -157,7 +162,7 @@ def test_tensors_survive_shared_memory_bit_for_bit() -> None:
         torch.empty(0, 4),
         torch.tensor(3.5),
     ]
-    name = f"moeplan-{os.getpid()}-test"
+    name = f"{handover.segment_prefix('test')}-bits"
     written = handover.write(name, tensors)
     assert written.num_bytes == 7 * 4 + 15 * 2 + 12 + 0 + 4
     with handover.opened(written) as found:
@@ -171,8 +176,49 @@ def test_tensors_survive_shared_memory_bit_for_bit() -> None:
 
 
 def test_shared_memory_that_is_full_raises_instead_of_killing() -> None:
-    name = f"moeplan-{os.getpid()}-full"
+    name = f"{handover.segment_prefix('test')}-full"
     huge = torch.empty(1, dtype=torch.uint8).expand(2**50)
     with pytest.raises(OSError, match=r"(?i)space|memory|large"):
         handover.write(name, [huge])
-    handover.remove(name)
+    assert not (SHARED_MEMORY / name).exists()
+
+
+def test_a_copy_that_fails_leaves_no_segment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own error comes out, not one about views that keep the segment open."""
+    name = f"{handover.segment_prefix('test')}-failing"
+    monkeypatch.setattr(torch.Tensor, "copy_", lambda *_: (_ for _ in ()).throw(RuntimeError("the device is gone")))
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        handover.write(name, [torch.zeros(5)])
+    assert not (SHARED_MEMORY / name).exists()
+
+
+WRITER = """
+import os, signal, sys, torch
+from runtime import handover
+name = f"{handover.segment_prefix('test')}-orphan"
+handover.write(name, [torch.zeros(9)])
+print(name, flush=True)
+signal.pause()
+"""
+
+
+def test_segments_of_a_killed_process_group_are_removed_by_the_next_and_those_of_a_live_one_are_not() -> None:
+    """SIGKILL to the whole group takes Python's own resource tracker too."""
+    command = [sys.executable, "-c", WRITER]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stdout is not None
+        name = process.stdout.readline().strip()
+        try:
+            handover.remove_orphans()
+            assert (SHARED_MEMORY / name).exists()
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert (SHARED_MEMORY / name).exists()
+    other = SHARED_MEMORY / name.replace("-test-", "-test-f")  # of another container's processes
+    other.touch()
+    try:
+        assert handover.remove_orphans() >= 1
+        assert not (SHARED_MEMORY / name).exists()
+        assert other.exists()
+    finally:
+        other.unlink()
