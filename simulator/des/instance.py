@@ -1,4 +1,4 @@
-"""One serving instance: continuous batching as a SimPy process with one timeout a step.
+"""One serving instance: continuous batching as a generator that an alarm resumes once a step.
 
 The scheduler decides what a step holds, `price` what it costs, the meter keeps the books.
 """
@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator
-from typing import Any
 
 import simpy
 
 from simulator.des.batching import Prefilling, Rank
+from simulator.des.clock import Alarm
 from simulator.des.intake import Handover, Intake, Losses, Streams
 from simulator.des.journal import Journal, Usage
 from simulator.des.meter import Meter
@@ -77,9 +77,12 @@ class Instance:
         self._fetch = fetch
         self._streams = streams
         self._observe = observe
-        self._wake: simpy.Event | None = None
         self._decodes = False  # the step under way decodes
-        self.process = env.process(self._run())
+        self._idles = False
+        self._story = self._run()
+        next(self._story)
+        self._step_ends, self._wake, self._cut = (Alarm(env, self._story.send) for _ in range(3))
+        self._wake.set_first()
 
     # Requests come in
 
@@ -145,18 +148,17 @@ class Instance:
 
     def _freed(self) -> None:
         """KV was freed, which the books learn now where no step ends soon."""
-        if self._wake is not None:
+        if self._idles:
             self.meter.hold(self.env.now, self.scheduler.settle())
 
     def kick(self) -> None:
-        """Wake the process if it idles."""
-        wake = self._wake
-        if wake is not None and not wake.triggered:
-            wake.succeed()
+        """Wake the instance if it idles."""
+        if self._idles and not self._wake.is_set:
+            self._wake.set()
 
     # The step
 
-    def _run(self) -> Generator[simpy.Event, Any, None]:
+    def _run(self) -> Generator[None, Alarm, None]:
         env = self.env
         batch = self.batch
         scheduler = self.scheduler
@@ -165,6 +167,7 @@ class Instance:
         waiting, recompute, backlog = scheduler.waiting, scheduler.recompute, scheduler.backlog
         intake = self._intake
         incoming, arrived, stages = intake.waiting, intake.arrived, intake.stages
+        yield  # until the clock runs
         while True:
             if stages and incoming:
                 intake.accept()
@@ -188,9 +191,9 @@ class Instance:
             else:
                 if self.emptied is not None and self.holds_nothing:
                     self.emptied()
-                self._wake = env.event()
-                yield self._wake
-                self._wake = None
+                self._idles = True
+                yield
+                self._idles = False
                 continue
             if self.slowdown != 1.0:
                 duration *= self.slowdown
@@ -198,9 +201,8 @@ class Instance:
             if parts and self._streams is not None:
                 self._announce(parts, env.now + duration)
             meter.begun_s = start_s = env.now
-            try:
-                yield env.timeout(duration)
-            except simpy.Interrupt:
+            self._step_ends.set(duration)
+            if (yield) is self._cut:
                 if self._observe is not None:
                     self._observe(self, start_s, 0.0 if decodes else env.now - start_s, 0, 0)
                 continue
@@ -319,7 +321,9 @@ class Instance:
         now = self.env.now
         if self.meter.in_step:
             self.meter.cancel(now, self.batch.size, not self._decodes)
-            self.process.interrupt()
+            self._step_ends.silence()
+            self._step_ends = Alarm(self.env, self._story.send)
+            self._cut.set_first()
         coming = self._intake.drop()
         lost = [*self.scheduler.drop(), *coming.requests, *self._leaving]
         self._announced.clear()
