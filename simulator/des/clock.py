@@ -7,7 +7,7 @@ What SimPy spends on an event is calls: a new object, its scheduling, the proces
 from __future__ import annotations
 
 from collections.abc import Callable
-from heapq import heappush
+from heapq import heappop, heappush
 from typing import Any
 
 import simpy
@@ -15,12 +15,43 @@ from simpy.events import NORMAL, URGENT
 
 
 class Environment(simpy.Environment):
-    """SimPy's, whose `now` is a plain attribute."""
+    """SimPy's, whose `now` is a plain attribute, and which runs up to an event in one loop."""
 
     __slots__ = ("now",)
 
+    def run(self, until: Any = None) -> Any:
+        if not isinstance(until, simpy.Event):
+            return super().run(until)
+        queue = self._queue
+        while until.callbacks is not None:
+            if not queue:
+                raise RuntimeError(f"nothing is left to happen before {until}")
+            self._now, _, _, event = heappop(queue)
+            callbacks = event.callbacks
+            event.callbacks = None  # type: ignore[assignment]
+            for callback in callbacks:
+                callback(event)
+            if not event._ok and not event.defused:
+                raise event._value
+        return until.value
+
 
 setattr(Environment, "_now", Environment.now)  # noqa: B010  # SimPy keeps the time there: the same slot
+
+
+class Timer(simpy.Event):
+    """A timeout that rings for `value` once.
+
+    ring: called with the timer.
+    """
+
+    _ok = True
+
+    def __init__(self, env: simpy.Environment, delay: float, ring: Callable[[Any], Any], value: Any) -> None:
+        self.env = env
+        self.callbacks = [ring]
+        self._value = value
+        heappush(env._queue, (env._now + delay, NORMAL, next(env._eid), self))  # as Environment.schedule does
 
 
 class Alarm(simpy.Event):
@@ -44,7 +75,7 @@ class Alarm(simpy.Event):
     def set(self, delay: float = 0.0) -> None:
         env = self.env
         self.callbacks = self._rings
-        heappush(env._queue, (env._now + delay, NORMAL, next(env._eid), self))  # as Environment.schedule does
+        heappush(env._queue, (env._now + delay, NORMAL, next(env._eid), self))
 
     def set_first(self) -> None:
         """Ring now, before whatever else happens now."""

@@ -32,4 +32,4 @@ class KvSpace:
         used = sequences * self.bytes_per_sequence + tokens * self.bytes_per_token
         if sequences == 1:
             return used <= self.capacity_bytes
-        return used <= self.capacity_bytes * (1 - max(headroom, ADMISSION_WATERMARK))
+        return used <= self.capacity_bytes * (1 - (headroom if headroom > ADMISSION_WATERMARK else ADMISSION_WATERMARK))
