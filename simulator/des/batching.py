@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from simulator.des.kv_cache import KvSpace
+from simulator.des.kv_cache import ADMISSION_WATERMARK, KvSpace
 from simulator.model.latency import DecodeLoad
 
 NEVER = sys.maxsize  # a tick
@@ -61,10 +61,15 @@ class Rank:
 
     def admits(self, tokens: int, tick: int, headroom: float = 0.0) -> bool:
         """Whether one more sequence of `tokens` finds room and leaves a share of `headroom` free."""
+        kv = self.kv
         size = self.size
-        return self.kv.admits(
-            size + self.held_sequences + 1, self.offsets + size * tick + self.held_tokens + tokens, headroom
-        )
+        sequences = size + self.held_sequences + 1
+        tokens += self.offsets + size * tick + self.held_tokens
+        used = sequences * kv.bytes_per_sequence + tokens * kv.bytes_per_token
+        if sequences == 1:
+            return used <= kv.capacity_bytes
+        kept = headroom if headroom > ADMISSION_WATERMARK else ADMISSION_WATERMARK
+        return used <= kv.capacity_bytes * (1 - kept)
 
     def used_bytes(self, tick: int) -> float:
         return self.kv.used_bytes(self.size + self.held_sequences, self.offsets + self.size * tick + self.held_tokens)
@@ -111,19 +116,20 @@ class RunningBatch:
         """Start decoding a sequence with `context` tokens that has `remaining` tokens to emit."""
         tick = self.tick
         offset = context - tick
+        last_tick = tick + remaining
         below = 0
-        for i, cap in enumerate(self.caps):
-            if context < cap:
-                rank.growing[i] += 1
-                rank.capped_fixed[i] += offset
-                below += 1
-            else:
-                rank.capped_fixed[i] += cap
-        sequence = Sequence(request, rank, offset, tick + remaining, below)
+        if self.caps:
+            for i, cap in enumerate(self.caps):
+                if context < cap:
+                    rank.growing[i] += 1
+                    rank.capped_fixed[i] += offset
+                    below += 1
+                else:
+                    rank.capped_fixed[i] += cap
+        sequence = Sequence(request, rank, offset, last_tick, below)
         rank.size += 1
         rank.offsets += offset
         self.size += 1
-        last_tick = sequence.last_tick
         heapq.heappush(self._ends, (last_tick, next(self._serial), sequence))
         if last_tick < self._due:
             self._due = last_tick
@@ -145,6 +151,8 @@ class RunningBatch:
         rank.offsets -= sequence.offset
         self.size -= 1
         sequence.alive = False
+        if not self.caps:
+            return
         reached = len(self.caps) - sequence.below
         for i, cap in enumerate(self.caps):
             if i < reached:

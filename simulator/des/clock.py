@@ -39,33 +39,19 @@ class Environment(simpy.Environment):
 setattr(Environment, "_now", Environment.now)  # noqa: B010  # SimPy keeps the time there: the same slot
 
 
-class Timer(simpy.Event):
-    """A timeout that rings for `value` once.
-
-    ring: called with the timer.
-    """
-
-    _ok = True
-
-    def __init__(self, env: simpy.Environment, delay: float, ring: Callable[[Any], Any], value: Any) -> None:
-        self.env = env
-        self.callbacks = [ring]
-        self._value = value
-        heappush(env._queue, (env._now + delay, NORMAL, next(env._eid), self))  # as Environment.schedule does
-
-
 class Alarm(simpy.Event):
     """An event that happens a given time after each `set`. It may be set again when it has rung.
 
-    ring: called with the alarm; that may be `send` of a generator that yields to wait, which spares a process.
+    ring: called with the alarm, which has `value`; that may be `send` of a generator that yields to wait, which spares
+        a process.
     """
 
     _ok = True
-    _value = None
 
-    def __init__(self, env: simpy.Environment, ring: Callable[[Any], Any]) -> None:
+    def __init__(self, env: simpy.Environment, ring: Callable[[Any], Any], value: Any = None) -> None:
         self.env = env
         self._rings = [ring]
+        self._value = value
         self.callbacks = None  # type: ignore[assignment]
 
     @property
@@ -75,7 +61,7 @@ class Alarm(simpy.Event):
     def set(self, delay: float = 0.0) -> None:
         env = self.env
         self.callbacks = self._rings
-        heappush(env._queue, (env._now + delay, NORMAL, next(env._eid), self))
+        heappush(env._queue, (env._now + delay, NORMAL, next(env._eid), self))  # as Environment.schedule does
 
     def set_first(self) -> None:
         """Ring now, before whatever else happens now."""

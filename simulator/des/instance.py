@@ -38,6 +38,39 @@ class Instance:
         tokens and decoded sequences.
     """
 
+    __slots__ = (
+        "_announced",
+        "_cache_load_s",
+        "_cut",
+        "_decodes",
+        "_ended",
+        "_hand_over",
+        "_idles",
+        "_intake",
+        "_kv_room",
+        "_leaving",
+        "_observe",
+        "_step_ends",
+        "_story",
+        "_streams",
+        "_takes_in",
+        "_times",
+        "_wake",
+        "batch",
+        "cache",
+        "emptied",
+        "env",
+        "index",
+        "journal",
+        "load",
+        "meter",
+        "scheduler",
+        "slowdown",
+        "spec",
+        "speed",
+        "waiting",
+    )  # so many attributes would be slow in a dictionary
+
     def __init__(
         self,
         env: simpy.Environment,
@@ -166,6 +199,7 @@ class Instance:
         scheduler = self.scheduler
         meter = self.meter
         times = self._times
+        decode_s = times.decode_s
         waiting, recompute, backlog = scheduler.waiting, scheduler.recompute, scheduler.backlog
         intake = self._intake
         incoming, arrived, stages = intake.waiting, intake.arrived, intake.stages
@@ -176,21 +210,22 @@ class Instance:
                 intake.accept()
             if arrived:
                 intake.join()
-            prompts = waiting or recompute or scheduler.prefilling
-            if not prompts and backlog is not None:
-                prompts = backlog or scheduler.set_aside
-            parts = scheduler.parts() if prompts else NO_PARTS
+            parts = NO_PARTS
+            prompts = waiting or scheduler.prefilling or recompute
+            if prompts or (backlog is not None and (backlog or scheduler.set_aside)):
+                parts = scheduler.parts()
             size = batch.size
             if parts:
                 self._decodes = decodes = size > 0 and scheduler.mixes
                 duration, prefill_s = price(times, parts, batch.load() if decodes else None)
-                if self._cache_load_s:
+                if cache is not None:
                     duration += self._cache_load_s
                     prefill_s += self._cache_load_s
                     self._cache_load_s = 0.0
             elif size:
                 self._decodes = decodes = True
-                duration, prefill_s = times.decode_s(batch.load()), 0.0
+                duration = decode_s(batch.load())
+                prefill_s = 0.0
             else:
                 if self.emptied is not None and self.holds_nothing:
                     self.emptied()
@@ -201,9 +236,9 @@ class Instance:
             if self.slowdown != 1.0:
                 duration *= self.slowdown
                 prefill_s *= self.slowdown
-            if streams is not None and parts:
-                self._announce(parts, env.now + duration)
             meter.begun_s = start_s = env.now
+            if streams is not None and parts:
+                self._announce(parts, start_s + duration)
             self._step_ends.set(duration)
             if (yield) is self._cut:
                 if observe is not None:
@@ -213,11 +248,12 @@ class Instance:
             if decodes:
                 for sequence in batch.emit():
                     self._end(sequence.request)
-            for rank, prompt, new in parts:
-                if hand_over is not None:
-                    self.load -= new
-                if scheduler.computed(rank, prompt, new):
-                    self._prefilled(rank, prompt)
+            if parts:
+                for rank, prompt, new in parts:
+                    if hand_over is not None:
+                        self.load -= new
+                    if scheduler.computed(rank, prompt, new):
+                        self._prefilled(rank, prompt)
             meter.hold(env.now, scheduler.settle())
             if cache is not None:
                 cache.fit(self._kv_room - meter.kv_bytes)

@@ -7,6 +7,7 @@ host memory stages it, KV is fetched at once and waits there for room.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from simulator.des.batching import Rank
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from simulator.des.instance import Instance
 
 
-class Handover(NamedTuple):
+@dataclass(slots=True, eq=False)
+class Handover:
     """A prefilled sequence whose KV waits on `rank` of `source` for a decode instance to take it."""
 
     request: int

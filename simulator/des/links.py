@@ -14,7 +14,7 @@ from typing import Any
 
 import simpy
 
-from simulator.des.clock import Timer
+from simulator.des.clock import Alarm
 
 
 class Link:
@@ -96,8 +96,8 @@ class Fabric:
             link.flows[flow] = None
         flow.rate = rate
         flow.mark_s = start_s
-        flow.end_s = start_s + flow.left_bytes / rate
-        self._set_timer(flow, flow.end_s, self._ring)
+        flow.end_s = end_s = start_s + flow.left_bytes / rate
+        self._set_timer(flow, end_s, self._ring)
 
     def set_rate(self, link: Link, share: float) -> None:
         """Give a link `share` of its nominal rate from now on: 1 is whole, 0 is down and its flows stand still."""
@@ -115,8 +115,9 @@ class Fabric:
 
     def _set_timer(self, flow: Flow, at_s: float, callback: Callable[[simpy.Event], None]) -> None:
         now = self.env.now
-        flow.timer = Timer(self.env, at_s - now if at_s > now else 0.0, callback, flow)
+        flow.timer = timer = Alarm(self.env, callback, flow)
         flow.timer_s = at_s
+        timer.set(at_s - now if at_s > now else 0.0)
 
     def _begin(self, event: simpy.Event) -> None:
         """Join the links with whoever is there by now."""

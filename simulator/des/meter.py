@@ -35,10 +35,9 @@ class Meter:
         self.begun_s = INFINITE
         self._steps += 1
         self._busy_s += duration
+        self._sequence_s += sequences * duration
         if prefill_s:
             self._prefill_s += prefill_s
-        if sequences:
-            self._sequence_s += sequences * duration
 
     def cancel(self, now: float, sequences: int, prefills: bool) -> None:
         """Book what a step has run that will not end; `sequences` ran in it; prefills: it was prefill's alone."""

@@ -122,8 +122,8 @@ class StepLatency:
         if not sequences:
             return 0.0
         if not capped:
-            line = self._decode_lines.get((sequences, total)) or self._decode_line(sequences, total)
-            seconds, slope, line_terms = line
+            line = self._decode_lines.get((sequences, total))
+            seconds, slope, line_terms = line or self._decode_line(sequences, total)
             seconds += slope * context
             for weight, exponent, root, f0, f1, b0, b1 in line_terms:
                 seconds += weight * ((f0 + f1 * context) ** exponent + (b0 + b1 * context) ** exponent) ** root
