@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import sys
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from simulator.des.kv_cache import KvSpace
+from simulator.des.kv_cache import ADMISSION_WATERMARK, KvSpace
 from simulator.model.latency import DecodeLoad
+
+NEVER = sys.maxsize  # a tick
 
 
 class Sequence:
@@ -58,12 +61,15 @@ class Rank:
 
     def admits(self, tokens: int, tick: int, headroom: float = 0.0) -> bool:
         """Whether one more sequence of `tokens` finds room and leaves a share of `headroom` free."""
-        return self.kv.admits(
-            self.size + self.held_sequences + 1, self.offsets + self.size * tick + self.held_tokens + tokens, headroom
-        )
-
-    def overflows(self, tick: int) -> bool:
-        return not self.kv.fits(self.size + self.held_sequences, self.offsets + self.size * tick + self.held_tokens)
+        kv = self.kv
+        size = self.size
+        sequences = size + self.held_sequences + 1
+        tokens += self.offsets + size * tick + self.held_tokens
+        used = sequences * kv.bytes_per_sequence + tokens * kv.bytes_per_token
+        if sequences == 1:
+            return used <= kv.capacity_bytes
+        kept = headroom if headroom > ADMISSION_WATERMARK else ADMISSION_WATERMARK
+        return used <= kv.capacity_bytes * (1 - kept)
 
     def used_bytes(self, tick: int) -> float:
         return self.kv.used_bytes(self.size + self.held_sequences, self.offsets + self.size * tick + self.held_tokens)
@@ -91,7 +97,7 @@ class RunningBatch:
         # The latency model names its caps in its own order; `load` answers in that order.
         self._order = [self.caps.index(cap) for cap in caps]
         self._kv = kv
-        self.ranks = self._new_ranks(ranks)
+        self._renew(ranks)
         self.size = 0
         self.tick = 0
         self._rate = rate
@@ -99,27 +105,34 @@ class RunningBatch:
         self._serial = serial or itertools.count()  # breaks ties in the heaps by order of joining
         self._ends: list[tuple[int, int, Sequence]] = []
         self._crossings: list[tuple[int, int, Sequence]] = []
+        self._due = NEVER  # no sequence ends or crosses a cap before this tick
 
-    def _new_ranks(self, count: int) -> list[Rank]:
-        return [Rank(i, self._kv, [0] * len(self.caps), [0] * len(self.caps)) for i in range(count)]
+    def _renew(self, count: int) -> None:
+        """Begin with `count` empty ranks; `only` is the one, where there is no other."""
+        self.ranks = [Rank(i, self._kv, [0] * len(self.caps), [0] * len(self.caps)) for i in range(count)]
+        self.only = self.ranks[0] if count == 1 else None
 
     def join(self, request: int, rank: Rank, context: int, remaining: int) -> None:
         """Start decoding a sequence with `context` tokens that has `remaining` tokens to emit."""
         tick = self.tick
         offset = context - tick
+        last_tick = tick + remaining
         below = 0
-        for i, cap in enumerate(self.caps):
-            if context < cap:
-                rank.growing[i] += 1
-                rank.capped_fixed[i] += offset
-                below += 1
-            else:
-                rank.capped_fixed[i] += cap
-        sequence = Sequence(request, rank, offset, tick + remaining, below)
+        if self.caps:
+            for i, cap in enumerate(self.caps):
+                if context < cap:
+                    rank.growing[i] += 1
+                    rank.capped_fixed[i] += offset
+                    below += 1
+                else:
+                    rank.capped_fixed[i] += cap
+        sequence = Sequence(request, rank, offset, last_tick, below)
         rank.size += 1
         rank.offsets += offset
         self.size += 1
-        heapq.heappush(self._ends, (sequence.last_tick, next(self._serial), sequence))
+        heapq.heappush(self._ends, (last_tick, next(self._serial), sequence))
+        if last_tick < self._due:
+            self._due = last_tick
         if below:
             self._expect_crossing(sequence)
 
@@ -128,6 +141,8 @@ class RunningBatch:
         tick = self.caps[-sequence.below] - sequence.offset
         if tick < sequence.last_tick:
             heapq.heappush(self._crossings, (tick, next(self._serial), sequence))
+            if tick < self._due:
+                self._due = tick
 
     def _drop(self, sequence: Sequence) -> None:
         """Take a sequence out of every sum."""
@@ -136,6 +151,8 @@ class RunningBatch:
         rank.offsets -= sequence.offset
         self.size -= 1
         sequence.alive = False
+        if not self.caps:
+            return
         reached = len(self.caps) - sequence.below
         for i, cap in enumerate(self.caps):
             if i < reached:
@@ -146,12 +163,13 @@ class RunningBatch:
 
     def emit(self) -> list[Sequence]:
         """One decode step; returns the sequences that are complete, already dropped."""
-        tokens = 1
         if self._rate != 1.0:
             self._fraction += self._rate
             tokens = int(self._fraction)
             self._fraction -= tokens
-        return self.advance(tokens)
+            return self.advance(tokens)
+        self.tick = tick = self.tick + 1
+        return self._reach(tick) if tick >= self._due else []
 
     def advance(self, tokens: int) -> list[Sequence]:
         """Every running sequence emits `tokens`; returns those that are complete, already dropped.
@@ -159,6 +177,10 @@ class RunningBatch:
         A sequence with fewer tokens left than `tokens` emits only those.
         """
         self.tick = tick = self.tick + tokens
+        return self._reach(tick) if tick >= self._due else []
+
+    def _reach(self, tick: int) -> list[Sequence]:
+        """Let happen what is due by a tick; returns the sequences that end, dropped."""
         crossings = self._crossings
         while crossings and crossings[0][0] <= tick:
             sequence = heapq.heappop(crossings)[2]
@@ -177,6 +199,7 @@ class RunningBatch:
             if sequence.alive:
                 self._drop(sequence)
                 ended.append(sequence)
+        self._due = min(ends[0][0] if ends else NEVER, crossings[0][0] if crossings else NEVER)
         return ended
 
     def preempt(self, rank: Rank, priority: list[int] | None = None) -> tuple[int, int]:
@@ -204,24 +227,23 @@ class RunningBatch:
     def drop(self) -> list[tuple[int, int]]:
         """Drop every sequence and start with new ranks. Returns requests and the tokens that they still had to emit."""
         dropped = [(s.request, s.last_tick - self.tick) for _, _, s in sorted(self._ends) if s.alive]
-        self.ranks = self._new_ranks(len(self.ranks))
+        self._renew(len(self.ranks))
         self.size = 0
         self._ends.clear()
         self._crossings.clear()
+        self._due = NEVER
         return dropped
 
     def load(self) -> DecodeLoad:
         """The load of the busiest rank, which is the one with the largest summed context."""
         tick = self.tick
-        ranks = self.ranks
-        rank = ranks[0]
-        context = rank.offsets + rank.size * tick
-        if len(ranks) > 1:
-            for other in ranks:
-                its = other.offsets + other.size * tick
-                if its > context:
-                    rank, context = other, its
-        if not self._order:
-            return DecodeLoad(rank.size, context, (), self.size)
-        fixed, growing = rank.capped_fixed, rank.growing
-        return DecodeLoad(rank.size, context, tuple([fixed[i] + growing[i] * tick for i in self._order]), self.size)
+        rank = self.only
+        if rank is None:
+            rank = max(self.ranks, key=lambda rank: rank.offsets + rank.size * tick)
+        size = rank.size
+        capped: tuple[int, ...] = ()
+        if self._order:
+            fixed, growing = rank.capped_fixed, rank.growing
+            capped = tuple([fixed[i] + growing[i] * tick for i in self._order])
+        # DecodeLoad(...) in half the time
+        return tuple.__new__(DecodeLoad, (size, rank.offsets + size * tick, capped, self.size))

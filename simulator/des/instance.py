@@ -1,4 +1,4 @@
-"""One serving instance: continuous batching as a SimPy process with one timeout a step.
+"""One serving instance: continuous batching as a generator that an alarm resumes once a step.
 
 The scheduler decides what a step holds, `price` what it costs, the meter keeps the books.
 """
@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator
-from typing import Any
+from functools import partial
 
 import simpy
 
 from simulator.des.batching import Prefilling, Rank
+from simulator.des.clock import Alarm
 from simulator.des.intake import Handover, Intake, Losses, Streams
 from simulator.des.journal import Journal, Usage
 from simulator.des.meter import Meter
@@ -20,6 +21,8 @@ from simulator.des.pricing import Part, price
 from simulator.des.queues import Queue
 from simulator.des.scheduler import Scheduler
 from simulator.des.spec import InstanceSpec
+
+NO_PARTS: list[Part] = []
 
 
 class Instance:
@@ -35,6 +38,39 @@ class Instance:
         tokens and decoded sequences.
     """
 
+    __slots__ = (
+        "_announced",
+        "_cache_load_s",
+        "_cut",
+        "_decodes",
+        "_ended",
+        "_hand_over",
+        "_idles",
+        "_intake",
+        "_kv_room",
+        "_leaving",
+        "_observe",
+        "_step_ends",
+        "_story",
+        "_streams",
+        "_takes_in",
+        "_times",
+        "_wake",
+        "batch",
+        "cache",
+        "emptied",
+        "env",
+        "index",
+        "journal",
+        "load",
+        "meter",
+        "scheduler",
+        "slowdown",
+        "spec",
+        "speed",
+        "waiting",
+    )  # so many attributes would be slow in a dictionary
+
     def __init__(
         self,
         env: simpy.Environment,
@@ -44,7 +80,7 @@ class Instance:
         waiting: Queue[int],
         ended: Callable[[int], None],
         hand_over: Callable[[Handover], None] | None = None,
-        fetch: Callable[[Handover, Instance, Rank], None] | None = None,
+        fetch: Callable[[Instance, Handover, Rank], None] | None = None,
         streams: Streams | None = None,
         stages: bool = False,
         observe: Callable[[Instance, float, float, int, int], None] | None = None,
@@ -69,17 +105,20 @@ class Instance:
         )
         self._cache_load_s = 0.0  # of prompts admitted to the step under way
         self._kv_room = spec.kv.capacity_bytes * spec.ranks
-        self._intake = Intake(self.scheduler, journal, self._begin_fetch, stages)
+        self._intake = Intake(self.scheduler, journal, None if fetch is None else partial(fetch, self), stages)
         self._announced: dict[int, Handover] = {}  # by request; in its last chunk
         self._leaving: dict[int, Handover] = {}  # by request; KV that waits here or is under way from here
         self._ended = ended
         self._hand_over = hand_over
-        self._fetch = fetch
+        self._takes_in = fetch is not None
         self._streams = streams
         self._observe = observe
-        self._wake: simpy.Event | None = None
         self._decodes = False  # the step under way decodes
-        self.process = env.process(self._run())
+        self._idles = False
+        self._story = self._run()
+        next(self._story)
+        self._step_ends, self._wake, self._cut = (Alarm(env, self._story.send) for _ in range(3))
+        self._wake.set_first()
 
     # Requests come in
 
@@ -87,7 +126,8 @@ class Instance:
         """Put a request at the end of the queue of prompts."""
         self.load += self.weight(request)
         self.waiting.append(request)
-        self.kick()
+        if self._idles:
+            self.kick()
 
     @property
     def has_place(self) -> bool:
@@ -115,111 +155,112 @@ class Instance:
         self.load += 1
         self._intake.offer(handover)
 
-    def _begin_fetch(self, handover: Handover, rank: Rank) -> None:
-        assert self._fetch is not None
-        self._fetch(handover, self, rank)
-
     def deliver(self, handover: Handover, rank: Rank) -> None:
         """The KV has arrived on a rank and is freed at its source; decoding starts with the next step."""
         if rank not in self.batch.ranks:
             return  # this instance failed meanwhile; the source keeps the KV for another transfer
         lost = handover.is_lost
-        self._intake.arrive(handover, rank)
+        self._intake.arrive(handover, rank, lost)
         if lost:
-            if not self._intake.stages:
+            if self._idles and not self._intake.stages:
                 self._freed()
             self.load -= 1
         else:
             self.journal.delivered_s[handover.request] = self.env.now
             handover.source.let_go(handover)
-        self.kick()
+        if self._idles:
+            self.kick()
 
     def let_go(self, handover: Handover) -> None:
         """Free the KV of a sequence that has left for another instance."""
         del self._leaving[handover.request]
         handover.rank.release(handover.tokens)
-        self._freed()
-        self._free_cached(handover.request)
+        if self._idles:
+            self._freed()
+        if self.cache is not None:
+            self._free_cached(handover.request)
         if self.waiting or self.scheduler.backlog or self.emptied is not None:
             self.kick()
 
     def _freed(self) -> None:
-        """KV was freed, which the books learn now where no step ends soon."""
-        if self._wake is not None:
-            self.meter.hold(self.env.now, self.scheduler.settle())
+        """KV was freed while the instance idles: the books learn it now, for no step ends soon."""
+        self.meter.hold(self.env.now, self.scheduler.settle())
 
     def kick(self) -> None:
-        """Wake the process if it idles."""
-        wake = self._wake
-        if wake is not None and not wake.triggered:
-            wake.succeed()
+        """Wake the instance if it idles."""
+        if self._idles and self._wake.callbacks is None:
+            self._wake.set()
 
     # The step
 
-    def _run(self) -> Generator[simpy.Event, Any, None]:
+    def _run(self) -> Generator[None, Alarm, None]:
         env = self.env
         batch = self.batch
         scheduler = self.scheduler
         meter = self.meter
         times = self._times
+        decode_s = times.decode_s
         waiting, recompute, backlog = scheduler.waiting, scheduler.recompute, scheduler.backlog
         intake = self._intake
         incoming, arrived, stages = intake.waiting, intake.arrived, intake.stages
+        hand_over, streams, observe, cache = self._hand_over, self._streams, self._observe, self.cache
+        yield  # until the clock runs
         while True:
             if stages and incoming:
                 intake.accept()
             if arrived:
                 intake.join()
-            prompts = waiting or recompute or scheduler.prefilling
-            if not prompts and backlog is not None:
-                prompts = backlog or scheduler.set_aside
-            parts = scheduler.parts() if prompts else []
+            parts = NO_PARTS
+            prompts = waiting or scheduler.prefilling or recompute
+            if prompts or (backlog is not None and (backlog or scheduler.set_aside)):
+                parts = scheduler.parts()
             size = batch.size
             if parts:
                 self._decodes = decodes = size > 0 and scheduler.mixes
                 duration, prefill_s = price(times, parts, batch.load() if decodes else None)
-                if self._cache_load_s:
+                if cache is not None:
                     duration += self._cache_load_s
                     prefill_s += self._cache_load_s
                     self._cache_load_s = 0.0
             elif size:
                 self._decodes = decodes = True
-                duration, prefill_s = times.decode_s(batch.load()), 0.0
+                duration = decode_s(batch.load())
+                prefill_s = 0.0
             else:
                 if self.emptied is not None and self.holds_nothing:
                     self.emptied()
-                self._wake = env.event()
-                yield self._wake
-                self._wake = None
+                self._idles = True
+                yield
+                self._idles = False
                 continue
             if self.slowdown != 1.0:
                 duration *= self.slowdown
                 prefill_s *= self.slowdown
-            if parts and self._streams is not None:
-                self._announce(parts, env.now + duration)
             meter.begun_s = start_s = env.now
-            try:
-                yield env.timeout(duration)
-            except simpy.Interrupt:
-                if self._observe is not None:
-                    self._observe(self, start_s, 0.0 if decodes else env.now - start_s, 0, 0)
+            if streams is not None and parts:
+                self._announce(parts, start_s + duration)
+            self._step_ends.set(duration)
+            if (yield) is self._cut:
+                if observe is not None:
+                    observe(self, start_s, 0.0 if decodes else env.now - start_s, 0, 0)
                 continue
             meter.step(duration, prefill_s, size)
             if decodes:
                 for sequence in batch.emit():
                     self._end(sequence.request)
-            for rank, prompt, new in parts:
-                if self._hand_over is not None:
-                    self.load -= new
-                if scheduler.computed(rank, prompt, new):
-                    self._prefilled(rank, prompt)
+            if parts:
+                for rank, prompt, new in parts:
+                    if hand_over is not None:
+                        self.load -= new
+                    if scheduler.computed(rank, prompt, new):
+                        self._prefilled(rank, prompt)
             meter.hold(env.now, scheduler.settle())
-            if self.cache is not None:
-                self.cache.fit(self._kv_room - meter.kv_bytes)
+            if cache is not None:
+                cache.fit(self._kv_room - meter.kv_bytes)
             if incoming:
                 intake.accept()
-            if self._observe is not None:
-                self._observe(self, start_s, prefill_s, sum(new for _, _, new in parts), size if decodes else 0)
+            if observe is not None:
+                observe(self, start_s, prefill_s, sum(new for _, _, new in parts), size if decodes else 0)
 
     def _begin(self, prompt: Prefilling, routed: bool) -> None:
         """A prompt is admitted: note when and where, and spare what the prefix cache holds of it."""
@@ -227,7 +268,7 @@ class Instance:
         request = prompt.request
         if journal.prefill_instance[request] < 0:
             journal.prefill_start_s[request] = self.env.now
-        if self._fetch is None:  # else it is preempted and computed again where it decodes
+        if not self._takes_in:  # else it is preempted and computed again where it decodes
             journal.prefill_instance[request] = self.index
         if not routed:
             self.load += self.weight(request)
@@ -279,14 +320,16 @@ class Instance:
             self.batch.join(request, rank, context, remaining)
 
     def _end(self, request: int) -> None:
+        journal = self.journal
         self.scheduler.sequences -= 1
-        self.journal.emitted[request] = self.journal.output_tokens[request]
-        self._free_cached(request)
+        journal.emitted[request] = journal.output_tokens[request]
+        if self.cache is not None:
+            self._free_cached(request)
         if self._hand_over is None:
             self.load -= 1
-            self.journal.decode_instance[request] = self.index
-            if self.cache is not None and self.journal.kept_blocks is not None:
-                self.cache.insert(self.journal.kept_blocks[request])
+            journal.decode_instance[request] = self.index
+            if self.cache is not None and journal.kept_blocks is not None:
+                self.cache.insert(journal.kept_blocks[request])
         self._ended(request)
 
     # The prefix cache
@@ -319,7 +362,9 @@ class Instance:
         now = self.env.now
         if self.meter.in_step:
             self.meter.cancel(now, self.batch.size, not self._decodes)
-            self.process.interrupt()
+            self._step_ends.silence()
+            self._step_ends = Alarm(self.env, self._story.send)
+            self._cut.set_first()
         coming = self._intake.drop()
         lost = [*self.scheduler.drop(), *coming.requests, *self._leaving]
         self._announced.clear()

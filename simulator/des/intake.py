@@ -7,6 +7,7 @@ host memory stages it, KV is fetched at once and waits there for room.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from simulator.des.batching import Rank
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from simulator.des.instance import Instance
 
 
-class Handover(NamedTuple):
+@dataclass(slots=True, eq=False)
+class Handover:
     """A prefilled sequence whose KV waits on `rank` of `source` for a decode instance to take it."""
 
     request: int
@@ -52,13 +54,14 @@ class Losses(NamedTuple):
 
 
 class Intake:
-    """fetch: starts a transfer to a rank, whose end is told by `arrive`. stages: by way of host memory.
+    """fetch: starts a transfer to a rank, whose end is told by `arrive`; None where nothing comes in.
+    stages: by way of host memory.
 
     waiting: for room. arrived: with the rank that has room, to join with the next step.
     """
 
     def __init__(
-        self, scheduler: Scheduler, journal: Journal, fetch: Callable[[Handover, Rank], None], stages: bool
+        self, scheduler: Scheduler, journal: Journal, fetch: Callable[[Handover, Rank], None] | None, stages: bool
     ) -> None:
         self.stages = stages
         self.waiting: Queue[Handover] = queue_of(journal.priority, lambda handover: handover.request)
@@ -78,15 +81,23 @@ class Intake:
         if self.stages:
             ranks = self._scheduler.batch.ranks
             self._begin_fetch(handover, ranks[handover.request % len(ranks)])  # spread over the links
-        else:
+            return
+        if self.waiting:
             self._await_room(handover)
             self.accept()
+            return
+        rank = self._scheduler.reserve(handover.request, handover.tokens)
+        if rank is not None:
+            self._begin_fetch(handover, rank)
+        else:
+            self._await_room(handover)
 
     def _await_room(self, handover: Handover) -> None:
         self.waiting.append(handover)
         self.waiting_tokens += handover.tokens
 
     def _begin_fetch(self, handover: Handover, rank: Rank) -> None:
+        assert self._fetch is not None
         self._under_way[handover.request] = handover
         self._fetch(handover, rank)
 
@@ -105,11 +116,11 @@ class Intake:
             else:
                 self._begin_fetch(handover, rank)
 
-    def arrive(self, handover: Handover, rank: Rank) -> None:
-        """The transfer to a rank is over; KV of a source that has failed meanwhile is not there."""
+    def arrive(self, handover: Handover, rank: Rank, lost: bool) -> None:
+        """The transfer to a rank is over; KV of a source that has failed meanwhile, and is lost, is not there."""
         if self._under_way.get(handover.request) is handover:
             del self._under_way[handover.request]
-        if handover.is_lost:
+        if lost:
             if not self.stages:
                 rank.release(handover.tokens)
                 self._scheduler.sequences -= 1

@@ -26,10 +26,3 @@ class KvSpace:
 
     def fits(self, sequences: int, tokens: int) -> bool:
         return sequences * self.bytes_per_sequence + tokens * self.bytes_per_token <= self.capacity_bytes
-
-    def admits(self, sequences: int, tokens: int, headroom: float = 0.0) -> bool:
-        """Whether a newcomer may join so that the rank then holds `sequences` with `tokens`; `headroom` stays free."""
-        used = sequences * self.bytes_per_sequence + tokens * self.bytes_per_token
-        if sequences == 1:
-            return used <= self.capacity_bytes
-        return used <= self.capacity_bytes * (1 - max(headroom, ADMISSION_WATERMARK))

@@ -14,6 +14,8 @@ from typing import Any
 
 import simpy
 
+from simulator.des.clock import Alarm
+
 
 class Link:
     """One direction of a wire."""
@@ -81,23 +83,21 @@ class Fabric:
 
     def send(self, flow: Flow, start_s: float) -> None:
         """Move the flow's bytes over all of its links at once, from `start_s` (now or later) on."""
-        self._sent += 1
-        flow.number = self._sent
+        self._sent = flow.number = self._sent + 1
+        links = flow.links
         rate = math.inf
-        for link in flow.links:
-            if link.flows:
-                rate = 0.0
-            elif link.rate < rate:
+        for link in links:
+            if link.flows or not link.rate:
+                self._set_timer(flow, start_s, self._begin)
+                return
+            if link.rate < rate:
                 rate = link.rate
-        if not rate:
-            self._set_timer(flow, start_s, self._begin)
-            return
-        for link in flow.links:
+        for link in links:
             link.flows[flow] = None
         flow.rate = rate
         flow.mark_s = start_s
-        flow.end_s = start_s + flow.left_bytes / rate
-        self._set_timer(flow, flow.end_s, self._ring)
+        flow.end_s = end_s = start_s + flow.left_bytes / rate
+        self._set_timer(flow, end_s, self._ring)
 
     def set_rate(self, link: Link, share: float) -> None:
         """Give a link `share` of its nominal rate from now on: 1 is whole, 0 is down and its flows stand still."""
@@ -109,15 +109,15 @@ class Fabric:
         flow.timer = None
         if flow.links and flow in flow.links[0].flows:
             self._settle(flow)
-            self._leave(flow)
+            self._leave(flow, 0.0)
 
     # Flows begin and end
 
     def _set_timer(self, flow: Flow, at_s: float, callback: Callable[[simpy.Event], None]) -> None:
         now = self.env.now
-        flow.timer = timer = simpy.Timeout(self.env, at_s - now if at_s > now else 0.0, flow)
+        flow.timer = timer = Alarm(self.env, callback, flow)
         flow.timer_s = at_s
-        timer.callbacks.append(callback)
+        timer.set(at_s - now if at_s > now else 0.0)
 
     def _begin(self, event: simpy.Event) -> None:
         """Join the links with whoever is there by now."""
@@ -144,25 +144,34 @@ class Fabric:
             if flow.end_s < math.inf:
                 self._set_timer(flow, flow.end_s, self._ring)
             return
-        due = {flow}
         for link in flow.links:
             if len(link.flows) > 1:
-                due.update(other for other in link.flows if other.end_s <= now and other.number < flow.number)
-        for ending in sorted(due, key=lambda other: other.number) if len(due) > 1 else due:
-            self._end(ending)
+                self._end_earlier(flow)
+                break
+        self._end(flow)
+
+    def _end_earlier(self, flow: Flow) -> None:
+        """End those that end now as well and were sent before."""
+        now = self.env.now
+        due = {
+            other for link in flow.links for other in link.flows if other.end_s <= now and other.number < flow.number
+        }
+        for other in sorted(due, key=lambda other: other.number):
+            self._end(other)
 
     def _end(self, flow: Flow) -> None:
         flow.timer = None
-        for link in flow.links:
-            link.carried_bytes += flow.left_bytes
-        self._leave(flow)
+        self._leave(flow, flow.left_bytes)
         flow.ended()
 
-    def _leave(self, flow: Flow) -> None:
+    def _leave(self, flow: Flow, moved_bytes: float) -> None:
+        """Take a flow off its links, over which it has moved that much since it was settled last."""
         shared = False
         for link in flow.links:
-            del link.flows[flow]
-            if link.flows:
+            link.carried_bytes += moved_bytes
+            flows = link.flows
+            del flows[flow]
+            if flows:
                 shared = True
         if shared:
             self._share(flow.links)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from simulator.des.journal import Usage
 from simulator.des.links import Link
 
+INFINITE = float("inf")
+
 
 class Meter:
     """The books of one instance. A step is booked as it ends; `usage` adds what the one under way has run.
@@ -18,7 +20,7 @@ class Meter:
                  "links")  # fmt: skip
 
     def __init__(self) -> None:
-        self.begun_s = float("inf")
+        self.begun_s = INFINITE
         self.kv_bytes = 0.0
         self.links: tuple[Link, ...] = ()
         self._busy_s = self._prefill_s = self._sequence_s = self._kv_byte_s = self._kv_mark_s = 0.0
@@ -26,20 +28,21 @@ class Meter:
 
     @property
     def in_step(self) -> bool:
-        return self.begun_s < float("inf")
+        return self.begun_s < INFINITE
 
     def step(self, duration: float, prefill_s: float, sequences: int) -> None:
         """Book a step that has ended: how long it took, prefill's part of that, and the sequences that ran."""
-        self.begun_s = float("inf")
+        self.begun_s = INFINITE
         self._steps += 1
         self._busy_s += duration
-        self._prefill_s += prefill_s
         self._sequence_s += sequences * duration
+        if prefill_s:
+            self._prefill_s += prefill_s
 
     def cancel(self, now: float, sequences: int, prefills: bool) -> None:
         """Book what a step has run that will not end; `sequences` ran in it; prefills: it was prefill's alone."""
         ran = now - self.begun_s
-        self.begun_s = float("inf")
+        self.begun_s = INFINITE
         self._busy_s += ran
         self._prefill_s += ran if prefills else 0.0
         self._sequence_s += sequences * ran

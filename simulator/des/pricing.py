@@ -19,7 +19,7 @@ def price(times: StepTimes, parts: Sequence[Part], load: DecodeLoad | None) -> t
     """
     if len(parts) == 1:
         _, prompt, total = parts[0]
-        busiest = [Chunk(total, prompt.done)]
+        busiest = [tuple.__new__(Chunk, (total, prompt.done))]  # Chunk(...) in half the time
     else:
         by_rank: dict[int, list[Chunk]] = {}
         total = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Protocol
 
 import numpy as np
@@ -35,6 +36,7 @@ class Loaded(Protocol):
 Router = Callable[[int], int]  # from a request to the index of the instance that takes it
 PREFIX_WEIGHT = 2.0
 LOYALTY = 2.0
+load_of: Callable[[Loaded], float] = attrgetter("load")
 
 
 class Homes:
@@ -77,7 +79,7 @@ def _delays(instances: Sequence[Loaded]) -> Callable[[int, Sequence[Loaded]], li
     the time until each has worked off its load and the request, (load + weight) / speed, which is routing by shortest
     expected delay (SED)."""
     if len({instance.speed for instance in instances}) == 1:
-        return lambda request, among: [instance.load for instance in among]
+        return lambda request, among: list(map(load_of, among))
     mean = sum(instance.speed for instance in instances) / len(instances)  # keeps delays on the scale of loads
     return lambda request, among: [(one.load + one.weight(request)) * (mean / one.speed) for one in among]
 
@@ -110,9 +112,10 @@ def _round_robin(instances: Sequence[Loaded], rng: np.random.Generator) -> Route
 
 def _least_loaded(instances: Sequence[Loaded], rng: np.random.Generator) -> Router:
     delays = _delays(instances)
+    alike = len({instance.speed for instance in instances}) == 1
 
     def choose(request: int) -> int:
-        loads = delays(request, instances)
+        loads = list(map(load_of, instances)) if alike else delays(request, instances)
         return loads.index(min(loads))
 
     return choose

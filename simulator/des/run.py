@@ -13,6 +13,7 @@ import simpy
 
 from simulator.des.admission import hopeless
 from simulator.des.autoscale import GroupView, follow_schedule, watch
+from simulator.des.clock import Environment
 from simulator.des.faults import FaultInjector, Incident
 from simulator.des.fleet import Change, Moment
 from simulator.des.journal import Journal, Status, Usage
@@ -76,7 +77,7 @@ class Cluster:
         recorder: Recorder | None = None,
         env: simpy.Environment | None = None,
     ) -> None:
-        self.env = env = env or simpy.Environment()
+        self.env = env = env or Environment()
         self.spec = spec
         self.streams = (requests,) if isinstance(requests, Requests) else tuple(requests)
         self.journal = journal = Journal(self.streams, rng.spawn(1)[0])

@@ -58,6 +58,9 @@ class Scheduler:
             if len(rates) == 1
             else PacedBatch(spec.kv, spec.ranks, spec.times.caps, rates, journal.pace)
         )
+        kv = spec.kv
+        self._capacity = kv.capacity_bytes
+        self._per_token, self._per_sequence = kv.bytes_per_token, kv.bytes_per_sequence
         self.waiting = waiting
         self.backlog = backlog
         self.recompute: deque[int] = deque()  # preempted sequences; they go before `waiting`
@@ -93,9 +96,9 @@ class Scheduler:
                 parts.append((rank, prompt, new))
                 left -= new
             budgets.append(left)
-        all_in = self._take(self.recompute, budgets, parts) and (
-            not self.admits or self._take(self.waiting, budgets, parts)
-        )
+        all_in = not self.recompute or self._take(self.recompute, budgets, parts)
+        if all_in and self.waiting and self.admits:
+            all_in = self._take(self.waiting, budgets, parts)
         if self.backlog is not None:
             self._fill(budgets, parts, all_in)
         return parts
@@ -103,6 +106,7 @@ class Scheduler:
     def _take(self, queue: Queue[int], budgets: list[int], parts: list[Part], headroom: float = 0.0) -> bool:
         """Admit prompts and cut their first chunks while budget and room last; whether the queue is empty then."""
         most = self._most_offline if headroom else self.spec.max_sequences
+        prompt_tokens, emitted = self.journal.prompt_tokens, self.journal.emitted
         while queue:
             if self.sequences >= most:
                 return False
@@ -112,7 +116,7 @@ class Scheduler:
             request = queue[place]
             if self._holds is not None and not self._holds(request):
                 return False
-            tokens = self._tokens(request)
+            tokens = prompt_tokens[request] + emitted[request]
             rank = self._rank_for(tokens + 1, budgets, headroom)
             if rank is None:
                 return False
@@ -166,6 +170,8 @@ class Scheduler:
     def _rank_for(self, tokens: int, budgets: list[int], headroom: float) -> Rank | None:
         """The rank with most of its budget left, then fewest sequences, among those with room for `tokens`."""
         tick = self.batch.tick
+        if self._most_long is None and (rank := self.batch.only) is not None:
+            return rank if budgets[0] > 0 and rank.admits(tokens, tick, headroom) else None
         found: Rank | None = None
         best = (0, 0)
         long = self._most_long is not None and tokens - 1 > self._most_new
@@ -202,13 +208,12 @@ class Scheduler:
         if self.recompute or self.sequences >= (self._most_offline if headroom else self.spec.max_sequences):
             return None
         tick = self.batch.tick
-        ranks = self.batch.ranks
-        rank = ranks[0]
-        if len(ranks) == 1:
+        rank = self.batch.only
+        if rank is not None:
             if not rank.admits(tokens, tick, headroom):
                 return None
         else:
-            open_ranks = [rank for rank in ranks if rank.admits(tokens, tick, headroom)]
+            open_ranks = [rank for rank in self.batch.ranks if rank.admits(tokens, tick, headroom)]
             if not open_ranks:
                 return None
             rank = min(open_ranks, key=lambda r: (r.size + r.held_sequences, r.used_bytes(tick)))
@@ -218,19 +223,24 @@ class Scheduler:
 
     def settle(self) -> float:
         """Preempt where KV has outgrown a rank; what is held then, over all ranks. [B of one accelerator]"""
-        held = 0.0
+        batch = self.batch
+        rank = batch.only
+        if rank is None:
+            return sum([self._fit(rank) for rank in batch.ranks])
+        # as Rank.used_bytes, without its calls: this runs once a step
+        size = rank.size
+        tokens = rank.offsets + size * batch.tick + rank.held_tokens
+        used = (size + rank.held_sequences) * self._per_sequence + tokens * self._per_token
+        return used if used <= self._capacity else self._fit(rank)
+
+    def _fit(self, rank: Rank) -> float:
+        """Preempt until the KV of a rank fits; what is held there then. [B of one accelerator]"""
         tick = self.batch.tick
-        kv = self.spec.kv
-        for rank in self.batch.ranks:
-            # as Rank.used_bytes, without its calls: this runs once a step
-            used = (rank.size + rank.held_sequences) * kv.bytes_per_sequence + (
-                rank.offsets + rank.size * tick + rank.held_tokens
-            ) * kv.bytes_per_token
-            while used > kv.capacity_bytes:
-                self._preempt(rank)
-                used = rank.used_bytes(tick)
-            held += used
-        return held
+        while True:
+            used = rank.used_bytes(tick)
+            if used <= self._capacity:
+                return used
+            self._preempt(rank)
 
     def _preempt(self, rank: Rank) -> None:
         """Drop the newest sequence of the lowest priority, prompts under way first; it is recomputed from its start."""

@@ -166,12 +166,15 @@ class Serving:
             return
         shared = self._shared_queue
         taker = None if shared is not None else self._entry.pick(request)
+        limit = self.spec.max_queue
+        if taker is not None and limit is None:
+            taker.enqueue(request)
+            return
         if shared is None and taker is None:
             self._parked.append(request)
             return
         takers = self._entry.open if taker is None else [taker]
         queue = shared if taker is None else taker.waiting
-        limit = self.spec.max_queue
         assert queue is not None
         if limit is not None and len(queue) >= limit and not any(taker.has_place for taker in takers):
             self._refused(request, f"the queue was full (max_queue={limit})")

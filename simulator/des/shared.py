@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import simpy
-
 from hw_profiles.catalog import CatalogError, load
 from hw_profiles.profile import HardwareProfile
+from simulator.des.clock import Environment
 from simulator.des.cluster import prepare
 from simulator.des.cost import SECONDS_PER_HOUR, usd_per_mtok
 from simulator.des.energy import PowerDraw
@@ -65,7 +64,7 @@ def simulate_shared(
     sizes, parts = _partition(asked)
     seeds = seeds_of(asked.seed if seed is None else seed, len(asked.models))
     scenarios = [asked.scenario(served, own) for served, own in zip(asked.models, seeds, strict=True)]
-    env = simpy.Environment()
+    env = Environment()
     ended = _Sum(progress)
     recorders = recorders or {}
     ready = [prepare(each, each.seed, ended.part(), recorders.get(each.name), env) for each in scenarios]

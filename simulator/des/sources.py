@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Any, Protocol
+from typing import Protocol
 
 import simpy
 
+from simulator.des.clock import Alarm
 from simulator.des.workload import Requests
 
 
@@ -63,17 +64,23 @@ class Clock:
         self._arrival_s = arrival_s
 
     def start(self) -> None:
-        self._desk.env.process(self._run())
+        story = self._run()
+        next(story)
+        self._alarm = Alarm(self._desk.env, story.send)
+        self._alarm.set_first()
 
-    def _run(self) -> Generator[simpy.Event, Any, None]:
+    def _run(self) -> Generator[None, Alarm, None]:
         desk = self._desk
         env = desk.env
         extra = desk.entry_delay_s
+        yield  # until the clock runs
         for request, arrival_s in enumerate(self._arrival_s, start=self._first):
             delay = arrival_s + extra - env.now
             if delay > 0:
-                yield env.timeout(delay)
+                self._alarm.set(delay)
+                yield
             desk.arrive(request)
+        yield  # for ever
 
     def ended(self, request: int) -> None:
         pass

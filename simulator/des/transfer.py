@@ -40,7 +40,9 @@ class _Move(Flow):
         self.body: _Body | None = None
 
     def ended(self) -> None:
-        self.interconnect.arrived(self)
+        """All of the KV is there."""
+        del self.interconnect.moves[self]
+        self.destination.deliver(self.handover, self.rank)
 
 
 class _Body(Flow):
@@ -97,7 +99,8 @@ class Interconnect:
         self._overhead_bytes = keys.half_rate_bytes * (layers if self.streams else 1)
         self._links: dict[Instance, tuple[Link, ...]] = {}
         self.spines = Spines()
-        self._moves: dict[_Move, None] = {}
+        self._paths: dict[tuple[Instance, int, Instance, int], tuple[Link, ...]] = {}
+        self.moves: dict[_Move, None] = {}  # under way
         self._streaming: dict[int, _Stream] = {}  # by request
 
     def links(self, instance: Instance) -> tuple[Link, ...]:
@@ -109,35 +112,29 @@ class Interconnect:
             self._links[instance] = instance.meter.links = links
         return links
 
-    def fetch(self, handover: Handover, destination: Instance, rank: Rank) -> None:
+    def _path(self, source: Instance, out_rank: int, destination: Instance, into_rank: int) -> tuple[Link, ...]:
+        """The links between two ranks."""
+        out, into = self.links(source), self.links(destination)
+        ends = (*out[out_rank : out_rank + 1], *into[into_rank : into_rank + 1])
+        path = self._paths[source, out_rank, destination, into_rank] = (*ends, *self.spines.of(source, out_rank))
+        return path
+
+    def fetch(self, destination: Instance, handover: Handover, rank: Rank) -> None:
         """Start a transfer into reserved room; it ends in `destination.deliver`."""
         size = self._transfer_bytes(handover.tokens - 1)
         if size:
             size += self._overhead_bytes
-        out, into = self.links(handover.source), self.links(destination)
-        spine = self.spines.of(handover.source, handover.rank.index)
-        if out and into:
-            path = (out[handover.rank.index], into[rank.index], *spine)
-        else:
-            path = (
-                *out[handover.rank.index : handover.rank.index + 1],
-                *into[rank.index : rank.index + 1],
-                *spine,
-            )
+        ends = (handover.source, handover.rank.index, destination, rank.index)
+        path = self._paths.get(ends) or self._path(*ends)
         earliest_s = self.env.now + self._handshake_s
         move = _Move(self, handover, destination, rank, path, size, earliest_s)
-        self._moves[move] = None
+        self.moves[move] = None
         stream = self._streaming.get(handover.request)
         if stream is None:
             self.fabric.send(move, earliest_s)
         else:
             stream.move = move
             self._send_body(stream, move)
-
-    def arrived(self, move: _Move) -> None:
-        """All of the KV is there."""
-        del self._moves[move]
-        move.destination.deliver(move.handover, move.rank)
 
     # Layer by layer
 
@@ -179,8 +176,8 @@ class Interconnect:
 
     def drop(self, instance: Instance) -> None:
         """End all transfers from and to an instance that has just failed; room reserved elsewhere is freed."""
-        for move in [m for m in self._moves if instance in (m.handover.source, m.destination)]:
-            del self._moves[move]
+        for move in [m for m in self.moves if instance in (m.handover.source, m.destination)]:
+            del self.moves[move]
             self.fabric.abort(move.body or move)
             stream = self._streaming.get(move.handover.request)
             if stream is not None and stream.move is move:

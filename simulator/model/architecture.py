@@ -5,7 +5,9 @@ Nothing here knows a model family: families are read into these records by `simu
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 WeightDtype = Literal["fp32", "bf16", "fp8", "int8", "fp4", "int4"]
@@ -210,3 +212,8 @@ class ModelSpec:
     published_total: str
     published_active: str
     assumptions: tuple[str, ...] = ()
+
+    @cached_property
+    def attentions(self) -> tuple[tuple[AttentionSpec, int], ...]:
+        """Attention of the layers, with how many there are of each."""
+        return tuple(Counter(layer.attention for layer in self.layers).items())

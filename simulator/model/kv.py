@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from simulator.model.architecture import AttentionSpec, ModelSpec
-
-
-def _attentions(model: ModelSpec) -> Iterator[AttentionSpec]:
-    return (layer.attention for layer in model.layers)
 
 
 def kv_bytes(model: ModelSpec, context: int) -> float:
@@ -17,20 +11,21 @@ def kv_bytes(model: ModelSpec, context: int) -> float:
     A layer of ratio r holds floor(context / r) of them.
     """
     return sum(
-        (context // attention.ratio) * attention.stored_entry_bytes
-        for attention in _attentions(model)
+        count * (context // attention.ratio) * attention.stored_entry_bytes
+        for attention, count in model.attentions
         if attention.ratio
     )
 
 
 def kv_bytes_per_token(model: ModelSpec) -> float:
     """Mean growth of `kv_bytes` with context. [B/token]"""
-    return sum(attention.stored_entry_bytes / attention.ratio for attention in _attentions(model) if attention.ratio)
+    attentions = (layer.attention for layer in model.layers)
+    return sum(attention.stored_entry_bytes / attention.ratio for attention in attentions if attention.ratio)
 
 
 def window_bytes(model: ModelSpec, drafts: bool = False) -> float:
     """Sliding-window KV of one sequence, full windows. [B]"""
-    total = sum((attention.window or 0) * attention.window_entry_bytes for attention in _attentions(model))
+    total = sum((attention.window or 0) * attention.window_entry_bytes * count for attention, count in model.attentions)
     if drafts and model.draft:
         total += sum((layer.attention.window or 0) * layer.attention.window_entry_bytes for layer in model.draft.layers)
     return total
@@ -52,7 +47,7 @@ def state_bytes(model: ModelSpec, drafts: bool = False, online: bool = False) ->
             return compressor.online_bytes
         return ring_rows * compressor.row_bytes
 
-    return sum(one(attention) for attention in _attentions(model))
+    return sum(one(attention) * count for attention, count in model.attentions)
 
 
 def fixed_bytes(model: ModelSpec, drafts: bool = False, online: bool = False) -> float:
@@ -68,17 +63,17 @@ def transfer_bytes(model: ModelSpec, context: int, page_tokens: int = 256, onlin
     page_tokens: tokens of a KV page (256 in SGLang and vLLM for DeepSeek V4).
     """
     total = kv_bytes(model, context)
-    for attention in _attentions(model):
+    for attention, count in model.attentions:
         if attention.window and attention.window_entry_bytes:
             held = min(context, attention.window)
-            total += -(-held // page_tokens) * page_tokens * attention.window_entry_bytes
+            total += count * -(-held // page_tokens) * page_tokens * attention.window_entry_bytes
         compressor = attention.compressor
         if compressor is None:
-            total += attention.state_bytes
+            total += count * attention.state_bytes
             continue
         rows = compressor.overlap_rows + context % attention.ratio
         if not compressor.sent_whole:
-            total += rows * compressor.row_bytes
+            total += count * rows * compressor.row_bytes
         elif rows:
-            total += compressor.online_bytes if online else compressor.ring_rows * compressor.row_bytes
+            total += count * (compressor.online_bytes if online else compressor.ring_rows * compressor.row_bytes)
     return total

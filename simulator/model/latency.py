@@ -57,6 +57,17 @@ class _DecodeForm(NamedTuple):
     terms: list[_FlatTerm]
 
 
+class _DecodeLine(NamedTuple):
+    """A decode step of so many sequences where nothing is capped, as a function of their context alone.
+
+    terms: weight, exponent, 1/exponent, compute (constant, slope), memory (constant, slope)
+    """
+
+    constant_s: float
+    slope_s: float
+    terms: list[tuple[float, float, float, float, float, float, float]]
+
+
 class StepLatency:
     """Step times of one instance of `model` on `hardware` under `parallelism`.
 
@@ -80,7 +91,9 @@ class StepLatency:
         stages = parallelism.pp
         self._imbalance = self._ops.cut.layers_per_stage(len(model.layers)) * stages / len(model.layers)
         self._drain = (2 * stages - 1) / stages
+        self._stages = stages
         self._decode_base: dict[tuple[int, int], float] = {}
+        self._decode_lines: dict[tuple[int, int], _DecodeLine] = {}
         self._rows_s: dict[int, float] = {}
         self._experts = ExpertTimes(self._ops, self._compiled)
         self._one_chunk_s: dict[tuple[Chunk, int | None], float] = {}
@@ -103,11 +116,18 @@ class StepLatency:
 
     def decode_s(self, load: DecodeLoad) -> float:
         """One decode step. [s]"""
-        if self.parallelism.pp > 1:
+        if self._stages > 1:
             load = self._ops.microbatch(load)
         sequences, context, capped, total = load
         if not sequences:
             return 0.0
+        if not capped:
+            line = self._decode_lines.get((sequences, total))
+            seconds, slope, line_terms = line or self._decode_line(sequences, total)
+            seconds += slope * context
+            for weight, exponent, root, f0, f1, b0, b1 in line_terms:
+                seconds += weight * ((f0 + f1 * context) ** exponent + (b0 + b1 * context) ** exponent) ** root
+            return seconds
         step = self._decode_base.get((sequences, total))
         if step is None:
             step = self._fill_decode_base(sequences, total)
@@ -279,6 +299,27 @@ class StepLatency:
         seconds += self._experts.draft_s(step.prefill_rows, step.prefill_tokens, False)
         return seconds + self._prefill_program(step.prefill, draft=True).seconds(step.prefill)
 
+    def _decode_line(self, sequences: int, total: int) -> _DecodeLine:
+        """The same sums as in `decode_s`, begun."""
+        _, constant, slopes, terms = self._none_selects
+        constant += self._fill_decode_base(sequences, total)
+        slope_of = dict(slopes)
+        line = self._decode_lines[sequences, total] = _DecodeLine(
+            constant + slope_of.get(0, 0.0) * sequences,
+            slope_of.get(1, 0.0),
+            [
+                (
+                    weight,
+                    exponent,
+                    root,
+                    *_at(sequences, f0, (i1, f1), (i2, f2)),
+                    *_at(sequences, b0, (j1, b1), (j2, b2)),
+                )
+                for weight, exponent, root, f0, f1, i1, f2, i2, b0, b1, j1, b2, j2, _, _ in terms
+            ],
+        )
+        return line
+
     def _fill_decode_base(self, sequences: int, total: int) -> float:
         """All of a decode step but what grows with context."""
         rows = sequences * self._ops.queries
@@ -288,6 +329,21 @@ class StepLatency:
         base = seconds * self._imbalance + self._host_s
         self._decode_base[sequences, total] = base
         return base
+
+
+def _at(sequences: int, constant: float, *slopes: tuple[int, float]) -> tuple[float, float]:
+    """Constant and slope in context of a sum of constant + slope * (sequences, context)[index], begun with sequences.
+
+    >>> _at(10, 1.0, (0, 2.0), (1, 3.0)), _at(10, 1.0, (1, 3.0), (0, 0.0))
+    ((21.0, 3.0), (1.0, 3.0))
+    """
+    of_context = 0.0
+    for index, slope in slopes:
+        if index == 0:
+            constant += slope * sequences
+        else:
+            of_context = slope
+    return constant, of_context
 
 
 def _remember(table: dict[Key, float], key: Key, seconds: float) -> None:

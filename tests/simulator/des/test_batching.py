@@ -5,7 +5,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator.des.batching import RunningBatch
+from simulator.des.batching import Rank, RunningBatch
 from simulator.des.kv_cache import KvSpace
 from simulator.des.paced_batch import PacedBatch
 
@@ -106,8 +106,12 @@ def test_sums_over_paces_equal_sums_over_a_list(actions: list[Any], pace_of: lis
 
 def test_an_empty_rank_takes_what_fits_and_a_used_one_keeps_room_to_grow() -> None:
     kv = KvSpace(capacity_bytes=1000.0, bytes_per_token=1.0)
-    assert kv.admits(1, 1000)
-    assert not kv.admits(1, 1001)
-    assert kv.admits(2, 990)
-    assert not kv.admits(2, 991)
+    rank = Rank(0, kv, [], [])
+    assert rank.admits(1000, tick=0)
+    assert not rank.admits(1001, tick=0)
+    rank.hold(500)
+    assert rank.admits(490, tick=0)
+    assert not rank.admits(491, tick=0)
+    assert rank.admits(400, tick=0, headroom=0.1)
+    assert not rank.admits(401, tick=0, headroom=0.1)
     assert kv.fits(2, 1000)

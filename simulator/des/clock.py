@@ -1,0 +1,73 @@
+"""SimPy's environment and timeouts at less cost: an alarm takes half the time of a timeout that resumes a process.
+
+What SimPy spends on an event is calls: a new object, its scheduling, the process around the generator, the property
+`now`. The order of events is SimPy's own: by time, then urgent ones first, then in the order of setting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from heapq import heappop, heappush
+from typing import Any
+
+import simpy
+from simpy.events import NORMAL, URGENT
+
+
+class Environment(simpy.Environment):
+    """SimPy's, whose `now` is a plain attribute, and which runs up to an event in one loop."""
+
+    __slots__ = ("now",)
+
+    def run(self, until: Any = None) -> Any:
+        if not isinstance(until, simpy.Event):
+            return super().run(until)
+        queue = self._queue
+        while until.callbacks is not None:
+            if not queue:
+                raise RuntimeError(f"nothing is left to happen before {until}")
+            self._now, _, _, event = heappop(queue)
+            callbacks = event.callbacks
+            event.callbacks = None  # type: ignore[assignment]
+            for callback in callbacks:
+                callback(event)
+            if not event._ok and not event.defused:
+                raise event._value
+        return until.value
+
+
+setattr(Environment, "_now", Environment.now)  # noqa: B010  # SimPy keeps the time there: the same slot
+
+
+class Alarm(simpy.Event):
+    """An event that happens a given time after each `set`. It may be set again when it has rung.
+
+    ring: called with the alarm, which has `value`; that may be `send` of a generator that yields to wait, which spares
+        a process.
+    """
+
+    _ok = True
+
+    def __init__(self, env: simpy.Environment, ring: Callable[[Any], Any], value: Any = None) -> None:
+        self.env = env
+        self._rings = [ring]
+        self._value = value
+        self.callbacks = None  # type: ignore[assignment]
+
+    @property
+    def is_set(self) -> bool:
+        return self.callbacks is not None
+
+    def set(self, delay: float = 0.0) -> None:
+        env = self.env
+        self.callbacks = self._rings
+        heappush(env._queue, (env._now + delay, NORMAL, next(env._eid), self))  # as Environment.schedule does
+
+    def set_first(self) -> None:
+        """Ring now, before whatever else happens now."""
+        self.callbacks = self._rings
+        self.env.schedule(self, URGENT)
+
+    def silence(self) -> None:
+        """Never ring again, also where it is set."""
+        self._rings.clear()
