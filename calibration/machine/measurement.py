@@ -13,12 +13,13 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from calibration.machine.device import Machine
+from calibration.machine.device import Machine, slug
 from calibration.machine.timer import Sample
+from hw_profiles.schema import Dtype
 from simulator.model.ops import Op
 
 FORMAT = "moeplan measurements 1"
@@ -174,6 +175,10 @@ def _header(path: Path, line: bytes) -> tuple[Machine, dict[str, dict[str, Any]]
         raise MeasurementError(f"{path}, line 1: {_problem(error)}; {way_out}") from None
     except ValueError:
         raise MeasurementError(f"{path}, line 1: time {machine.time!r} is no date and time; {way_out}") from None
+    if not machine.name or slug(machine.name) != machine.name:
+        raise MeasurementError(
+            f"{path}, line 1: name {machine.name!r} is not lower-case letters, digits and _; {way_out}"
+        )
     return machine, configs
 
 
@@ -255,6 +260,9 @@ def _unusable(row: Measurement, models: Collection[str]) -> str:
         return "an amount of work is negative or not finite"
     if sample is None or row.status != "ok":
         return ""
+    unknown = {row.dtype, *(dtype for op in row.ops for dtype in op.flops)} - {"", *get_args(Dtype)}
+    if unknown:
+        return f"dtype {min(unknown)!r} is not known"
     if row.family == "step" and (row.step is None or row.layers < 1 or row.model not in models):
         return "a whole step without its shape, its layers or a model of the first line"
     if row.family in ("copy", "handover") and not row.num_bytes:

@@ -122,6 +122,7 @@ def test_broken_lines_are_left_out_and_named(measured_file: Path, tmp_path: Path
         step.replace(b'"layers": ', b'"layers": "two", "note": '): "layers = 'two': should be a valid integer",
         step.replace(b'"model": "', b'"model": "no/such'): "without its shape, its layers or a model",
         op.replace(b"dense_gemm", b"dense"): "ops.0.op_class = 'dense'",
+        op.replace(b'"tf32": ', b'"tf64": '): "dtype 'tf64' is not known",
         op.replace(b'"hbm_bytes": ', b'"hbm_bytes": -'): "an amount of work is negative",
     }
     path = tmp_path / "broken.jsonl"
@@ -141,6 +142,7 @@ def test_broken_lines_are_left_out_and_named(measured_file: Path, tmp_path: Path
         ("configs", [], "line 1: .* should be a valid dictionary"),
         ("time", "noon", "line 1: time 'noon' is no date and time"),
         ("threads", "one", "line 1: threads = 'one'"),
+        ("name", "My Box", "line 1: name 'My Box' is not lower-case"),
     ],
 )
 def test_a_wrong_first_line_is_one_sentence(key, value, said, measured_file: Path, tmp_path: Path) -> None:
