@@ -20,6 +20,7 @@ from simulator.des.journal import Status
 from simulator.des.metrics import SimulationResult
 from simulator.des.recorder import Recorder
 from simulator.des.scenario import SharedCluster, parse_any, parse_scenario
+from simulator.des.series import series
 from simulator.des.shared import simulate_shared
 
 # Sixteen layers with KV of 16 MiB a token, so that 7,000 tokens fill an accelerator.
@@ -206,13 +207,14 @@ def greedy_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 @given(keys=scenarios())
 def test_invariants_of_whole_scenarios(greedy_model: str, keys: Keys) -> None:
     scenario = parse_scenario({"model": greedy_model} | keys)
-    recorder = Recorder()
+    recorder = Recorder(grid_s=0.07)
     # The run itself refuses to end with a request open or KV held, and a request that would end twice.
     result = simulate(scenario, recorder=recorder)
     summary = result.summary()
     said_of(result)
     requests_end_as_they_may(result)
     tokens_are_accounted_for(result, recorder)
+    every_request_stands_somewhere(result, recorder)
     instances_work_while_they_serve(result, recorder)
     groups_add_up(result, summary)
     sources_wait_for_answers(result)
@@ -287,6 +289,18 @@ def tokens_are_accounted_for(result: SimulationResult, recorder: Recorder) -> No
     decoded_s = float(np.nansum(result.finish_s - np.array(journal.first_token_s)))
     integral = sum(usage.sequence_s for pool in result.run.end.usage.values() for usage in pool)
     assert integral <= decoded_s * (1 + EPS_S) + EPS_S
+
+
+def every_request_stands_somewhere(result: SimulationResult, recorder: Recorder) -> None:
+    """At each point of the grid, requests that were sent and have not ended are those that the series counts."""
+    table = series(recorder, result)
+    stages = table[["waiting", "prefilling", "transferring", "running"]].sum(axis=1)
+    seen = stages.groupby(table["time_s"]).sum() + table.groupby("time_s")["unassigned"].first()
+    grid = seen.index.to_numpy()
+    sent, ended = (np.searchsorted(np.sort(times), grid, side="right") for times in (result.arrival_s, result.finish_s))
+    np.testing.assert_array_equal(seen, sent - ended)
+    assert ((table["kv_occupancy"] >= 0) & (table["kv_occupancy"] <= 1)).all()
+    assert (table.loc[table["prefilling"] + table["running"] > 0, "kv_bytes"] > 0).all()
 
 
 def instances_work_while_they_serve(result: SimulationResult, recorder: Recorder) -> None:
