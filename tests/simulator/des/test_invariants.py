@@ -79,7 +79,8 @@ def workloads(draw: st.DrawFn, offline: bool, closed: bool) -> Keys:
         workload["headroom"] = draw(st.sampled_from([0.0, 0.3, 0.9]))
     if kind == "open_loop":
         workload["rate"] = draw(st.sampled_from([30.0, 3.0]))
-        workload["bursts"] = draw(maybe(st.just({"burst_s": 0.3, "quiet_s": 0.5})))
+        shapes = [{}, {"bursts": {"burst_s": 0.3, "quiet_s": 0.5}}, {"burstiness": 4.0}]
+        workload |= draw(st.sampled_from([*shapes, {"diurnal": {"period_s": 2.0, "peak_s": 1.0, "trough": 0.1}}]))
         workload["shared_prefix"] = draw(maybe(st.just({"tokens": 1200, "groups": 2})))
     return workload
 
@@ -116,6 +117,7 @@ def pools(draw: st.DrawFn) -> Keys:
         "instances": draw(st.integers(1, 3)),
         "dp": ranks,
         "ep": ranks,
+        "pp": draw(st.sampled_from([1, 1, 2])),
         "max_tokens_per_step": draw(st.sampled_from([64, 512, 8192])),
         "max_sequences": draw(st.sampled_from([64, 8, 2])),
         "batching": draw(st.sampled_from(["chunked", "prefill_first", "inflight"])),
@@ -167,6 +169,22 @@ def faults(draw: st.DrawFn, names: list[str]) -> Keys:
 
 
 @st.composite
+def transfers(draw: st.DrawFn, deployment: Keys) -> Keys:
+    overlap, staged = draw(st.sampled_from(["none", "layerwise"])), draw(st.booleans())
+    keys: Keys = {"overlap": overlap, "staged": staged}
+    pair = [deployment["prefill"], deployment["decode"]]
+    alike = all(isinstance(pool, dict) for pool in pair)
+    if alike and sum(4 * pool["dp"] * pool["pp"] for pool in pair) <= 8 and draw(st.booleans()):
+        return keys | {"network": "scale_up"}  # the domain of an H200 holds both pools, however they scale
+    keys |= {"efficiency": draw(st.sampled_from([None, 0.05])), "handshake_s": draw(st.sampled_from([0.0, 0.02]))}
+    keys |= {"half_rate_bytes": draw(st.sampled_from([0.0, 1e8]))}
+    keys["oversubscription"] = draw(st.sampled_from([1, 4.0]))
+    if alike and keys["oversubscription"] > 1:
+        keys["rails"] = draw(st.sampled_from([1, 2]))
+    return keys
+
+
+@st.composite
 def scenarios(draw: st.DrawFn) -> Keys:
     limit = draw(maybe(st.integers(0, 5)))
     said = draw(traffic(closed=limit is None))
@@ -179,6 +197,7 @@ def scenarios(draw: st.DrawFn) -> Keys:
         routers.append("prefix_aware")
         host = draw(st.sampled_from([0.0, 2e10]))
         cache = {"share": draw(st.sampled_from([0.1, 0.5])), "host_bytes": host}
+        cache |= {"storage_bytes": draw(st.sampled_from([0.0, 1e11])), "storage_bandwidth": 5e9}
     names = draw(st.sampled_from([["colocated"], ["prefill", "decode"]]))
     deployment: Keys = {name: draw(mixed_pools()) for name in names}
     deployment |= {
@@ -190,7 +209,9 @@ def scenarios(draw: st.DrawFn) -> Keys:
     }
     if len(names) > 1:
         deployment["decode_router"] = draw(st.sampled_from([None, "round_robin", "power_of_two", "kv_aware"]))
-        deployment["transfer"] = {"overlap": draw(st.sampled_from(["none", "layerwise"]))}
+        deployment["transfer"] = draw(transfers(deployment))
+    if draw(st.booleans()):
+        deployment["power"] = {"idle": draw(st.sampled_from([0.0, 0.3])), "prefill": 0.9, "decode": 0.5}
     fraction = draw(st.sampled_from([0.0, 0.3]))
     slo = {"ttft_s": 0.5, "tpot_s": 0.05}
     seed = draw(st.integers(0, 10**6))
@@ -233,7 +254,7 @@ def test_models_on_parts_of_a_cluster_run_as_if_alone(greedy_model: str, first: 
         {"name": name, "model": greedy_model} | {key: keys[key] for key in own if key in keys}
         for name, keys in (("first", first), ("second", second))
     ]
-    asked = parse_any({"cluster": {"gpus": dict.fromkeys(["h100", "h200", "b200"], 99)}, "models": models})
+    asked = parse_any({"cluster": {"gpus": dict.fromkeys(["h100", "h200", "b200"], 199)}, "models": models})
     assert isinstance(asked, SharedCluster)
     whole = simulate_shared(asked)
     json.dumps(whole.summary(), allow_nan=False)
@@ -250,6 +271,7 @@ def said_of(result: SimulationResult) -> None:
     event(f"retries: {any(journal.retries)}")
     event(f"rejections: {bool(result.rejections)}")
     event(f"cache hits: {any(journal.cached_tokens)}")
+    event(f"transfers: {not np.isnan(journal.delivered_s).all()}")
     event(f"mixed pools: {any(len(pool) > 1 for pool in result.spec.pools)}")
 
 
