@@ -27,7 +27,9 @@ class Records:
     def recorder(self) -> Recorder | None:
         from simulator.des.recorder import Recorder
 
-        return Recorder() if self.timeline is not None or self.series is not None else None
+        if self.series is not None:
+            return Recorder(self.grid_s)
+        return Recorder() if self.timeline is not None else None
 
     def write(self, runs: dict[str, tuple[SimulationResult, Recorder | None]]) -> None:
         """runs: by model, "" where there is but one."""
@@ -41,5 +43,5 @@ class Records:
         if self.timeline is not None:
             write_timeline(self.timeline, {model: (own, result.run) for model, (result, own) in recorded.items()})
         if self.series is not None:
-            grids = {model: series(own, result, self.grid_s) for model, (result, own) in recorded.items()}
+            grids = {model: series(own, result) for model, (result, own) in recorded.items()}
             write_table(joined(grids), self.series)

@@ -68,6 +68,11 @@ class Alarm(simpy.Event):
         self.callbacks = self._rings
         self.env.schedule(self, URGENT)
 
+    def set_last(self, delay: float) -> None:
+        """Ring after all else that happens then."""
+        self.callbacks = self._rings
+        self.env.schedule(self, NORMAL + 1, delay)  # type: ignore[arg-type]
+
     def silence(self) -> None:
         """Never ring again, also where it is set."""
         self._rings.clear()

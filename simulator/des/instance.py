@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator
 from functools import partial
+from typing import NamedTuple
 
 import simpy
 
@@ -23,6 +24,16 @@ from simulator.des.scheduler import Scheduler
 from simulator.des.spec import InstanceSpec
 
 NO_PARTS: list[Part] = []
+
+
+class Standing(NamedTuple):
+    """Requests of an instance. transferring: with KV that waits here for room elsewhere or is on its way from here, or
+    that has come here for the next step."""
+
+    waiting: int
+    prefilling: int
+    transferring: int
+    running: int
 
 
 class Instance:
@@ -65,6 +76,7 @@ class Instance:
         "load",
         "meter",
         "scheduler",
+        "shares_queue",
         "slowdown",
         "spec",
         "speed",
@@ -95,6 +107,7 @@ class Instance:
         self.scheduler = Scheduler(spec, journal, waiting, self._begin, self._free_cached, backlog, holds)
         self.batch = self.scheduler.batch
         self.waiting = waiting
+        self.shares_queue = False
         self.meter = Meter()
         self._times = spec.times_of_one(journal.rng)
         self.load = 0  # prompt tokens to compute (prefill), or requests under way (elsewhere): what routers look at
@@ -154,6 +167,7 @@ class Instance:
         """Take a prefilled sequence: its KV is fetched once there is room, or at once where host memory stages it."""
         self.load += 1
         self._intake.offer(handover)
+        self._book()
 
     def deliver(self, handover: Handover, rank: Rank) -> None:
         """The KV has arrived on a rank and is freed at its source; decoding starts with the next step."""
@@ -162,8 +176,7 @@ class Instance:
         lost = handover.is_lost
         self._intake.arrive(handover, rank, lost)
         if lost:
-            if self._idles and not self._intake.stages:
-                self._freed()
+            self._book()
             self.load -= 1
         else:
             self.journal.delivered_s[handover.request] = self.env.now
@@ -175,15 +188,14 @@ class Instance:
         """Free the KV of a sequence that has left for another instance."""
         del self._leaving[handover.request]
         handover.rank.release(handover.tokens)
-        if self._idles:
-            self._freed()
+        self._book()
         if self.cache is not None:
             self._free_cached(handover.request)
         if self.waiting or self.scheduler.backlog or self.emptied is not None:
             self.kick()
 
-    def _freed(self) -> None:
-        """KV was freed while the instance idles: the books learn it now, for no step ends soon."""
+    def _book(self) -> None:
+        """KV was reserved or freed."""
         self.meter.hold(self.env.now, self.scheduler.settle())
 
     def kick(self) -> None:
@@ -208,6 +220,7 @@ class Instance:
         while True:
             if stages and incoming:
                 intake.accept()
+                self._book()
             if arrived:
                 intake.join()
             parts = NO_PARTS
@@ -216,6 +229,7 @@ class Instance:
                 parts = scheduler.parts()
             size = batch.size
             if parts:
+                meter.hold(env.now, scheduler.settle())  # with the prompts that begin
                 self._decodes = decodes = size > 0 and scheduler.mixes
                 duration, prefill_s = price(times, parts, batch.load() if decodes else None)
                 if cache is not None:
@@ -259,6 +273,7 @@ class Instance:
                 cache.fit(self._kv_room - meter.kv_bytes)
             if incoming:
                 intake.accept()
+                self._book()
             if observe is not None:
                 observe(self, start_s, prefill_s, sum(new for _, _, new in parts), size if decodes else 0)
 
@@ -384,6 +399,7 @@ class Instance:
         """Drop hand-overs that wait for room here and whose KV has gone with their source."""
         if not self._intake.stages:
             self.load -= self._intake.forget_lost()
+            self._book()
             self.kick()
 
     # What others may ask
@@ -398,9 +414,19 @@ class Instance:
         """Preempted sequences to compute again, but for offline ones, and prefilled sequences that wait for room."""
         return len(self.scheduler.recompute) + len(self._intake.waiting)
 
+    def standing(self) -> Standing:
+        """Where the requests of this instance stand now; prompts of a queue that it shares are not its own."""
+        scheduler, intake = self.scheduler, self._intake
+        waiting = len(scheduler.recompute) + len(scheduler.set_aside)
+        if not self.shares_queue:
+            waiting += len(self.waiting)
+        if intake.stages:  # else their KV is at its source
+            waiting += len(intake.waiting)
+        return Standing(waiting, scheduler.prefilling, len(self._leaving) + len(intake.arrived), self.batch.size)
+
     @property
     def kv_bytes(self) -> float:
-        """KV held, over all ranks, as of the last step's end or of what left after it. [B of one accelerator]"""
+        """KV held or reserved, over all ranks, without what the step under way adds. [B of one accelerator]"""
         return self.meter.kv_bytes
 
     @property

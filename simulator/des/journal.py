@@ -112,7 +112,7 @@ class Usage:
     prefill_s: float  # the part of busy_s that prefill is charged with
     steps: int
     sequence_s: float  # running sequences, integrated over time
-    kv_byte_s: float  # KV held, integrated over time (as of the last step end, or of what left after it)
+    kv_byte_s: float  # KV held or reserved, integrated over time; what a step adds counts from its end
     link_s: float  # KV arriving or leaving, as seconds at the full rate of the links; mean over the instance's ranks
 
     @classmethod

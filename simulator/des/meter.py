@@ -12,7 +12,7 @@ class Meter:
     """The books of one instance. A step is booked as it ends; `usage` adds what the one under way has run.
 
     begun_s: when the step under way began; infinite between steps.
-    kv_bytes: KV held over all ranks, as of the last step's end or of what left after it. [B of one accelerator]
+    kv_bytes: KV held or reserved over all ranks, without what the step under way adds. [B of one accelerator]
     links: of each rank, over which KV is handed over.
     """
 

@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import simpy
@@ -88,9 +89,11 @@ class Cluster:
         if paces > 1:
             journal.pace = journal.rng.integers(paces, size=self._total).tolist()
         self._progress = progress
+        self._recorder = recorder
         self._progress_every = max(1, self._total // 100)
         self._done = 0
         self._sent = 0
+        self._outside = 0  # sent, or to be sent again, and not yet queued; without those of clocks
         self._strikes = 0  # random faults since a request last came or ended
         self._rejected, self._reasons = hopeless(spec, journal)
         self.rejections: Counter[str] = Counter()
@@ -118,8 +121,15 @@ class Cluster:
         """Play all requests to their end."""
         return play_together([self])[0]
 
+    @property
+    def unassigned(self) -> int:
+        """Requests under way that no instance has."""
+        return self._outside + self.serving.unassigned + sum(source.on_the_way() for source in self._sources)
+
     def start(self) -> None:
         self._opened = self._closed = self._snapshot()
+        if self._recorder is not None:
+            self._recorder.begin(self.env, self.serving.fleets, lambda: self.unassigned)
         for source in self._sources:
             source.start()
         assert self.over.callbacks is not None
@@ -129,6 +139,8 @@ class Cluster:
         """The last request has ended. What may go on for ever counts no more: faults, autoscaling, timers."""
         if not self.serving.is_empty:
             raise AssertionError("KV was left behind")
+        if self._recorder is not None:
+            self._recorder.end()
         self.ended = Run(
             self.streams,
             self.journal,
@@ -160,10 +172,18 @@ class Cluster:
         if self._rejected[request]:
             self._refuse(request, self._reasons[self._rejected[request]])
             return False
-        timeout = env.timeout(self.entry_delay_s, request)
+        self._outside += 1
+        timeout = env.timeout(self.entry_delay_s, [request])
         assert timeout.callbacks is not None
-        timeout.callbacks.append(lambda event: self.serving.enter(event.value))
+        timeout.callbacks.append(self._let_in)
         return True
+
+    def _let_in(self, event: simpy.Event) -> None:
+        """Queue requests that were sent a while ago."""
+        requests: Any = event.value
+        self._outside -= len(requests)
+        for request in requests:
+            self.serving.enter(request)
 
     def pile(self, request: int) -> None:
         """Take an offline request, which waits for a gap."""
@@ -196,14 +216,11 @@ class Cluster:
             else:
                 again.append(request)
 
-        def enter(_: simpy.Event) -> None:
-            for request in again:
-                self.serving.enter(request)
-
         if again:
-            timeout = self.env.timeout(keys.retry_delay_s)
+            self._outside += len(again)
+            timeout = self.env.timeout(keys.retry_delay_s, again)
             assert timeout.callbacks is not None
-            timeout.callbacks.append(enter)
+            timeout.callbacks.append(self._let_in)
 
     def _refuse(self, request: int, reason: str) -> None:
         self.rejections[reason] += 1

@@ -1,4 +1,4 @@
-"""The state of every instance on a fixed grid of time, from the steps of a recorded run."""
+"""The state of every instance on a fixed grid of time, from the samples and steps of a recorded run."""
 
 from __future__ import annotations
 
@@ -11,21 +11,33 @@ from numpy.typing import NDArray
 
 from simulator.des.fleet import Change, State
 from simulator.des.metrics import SimulationResult
-from simulator.des.recorder import Recorder, Step
+from simulator.des.recorder import Recorder, Sample, Step
 
 Floats = NDArray[np.float64]
 
 
-def series(recorder: Recorder, result: SimulationResult, grid_s: float) -> pd.DataFrame:
-    """State of each instance at 0, grid_s, 2 grid_s, ...: queues, batch and KV as they stood at the last step's end.
+STANDING = ("waiting", "prefilling", "transferring", "running", "kv_bytes", "cached_bytes")
 
+
+def series(recorder: Recorder, result: SimulationResult) -> pd.DataFrame:
+    """State of each instance at 0, grid_s, 2 grid_s, ..., as it stands there once all has happened that happens then.
+
+    Requests that are waiting, prefilling, transferring or running, over all instances, and `unassigned`, which stands
+    beside each instance, are all that have been sent and have not ended.
     busy_fraction and power_w (of all its accelerators; NaN where the TDP is not known) are means over the interval
     that ends there. Nothing counts after the run's end, so power_w x grid_s adds up to the energy of the run.
     """
-    if not (grid_s > 0 and math.isfinite(grid_s)):
-        raise ValueError(f"grid_s={grid_s:g} is not a finite number above 0; give the seconds between two samples")
+    grid_s = recorder.grid_s
+    if grid_s is None:
+        raise ValueError("the run was recorded without a grid; give Recorder its grid_s")
     end_s = result.run.end.time_s
     grid: Floats = np.arange(math.ceil(end_s / grid_s) + 1, dtype=np.float64) * grid_s
+    seen = [min(i, len(recorder.samples) - 1) for i in range(len(grid))]
+    samples: dict[tuple[str, int], list[Sample]] = {}
+    for i in seen:
+        for sample in recorder.samples[i]:
+            samples.setdefault((sample.group, sample.instance), []).append(sample)
+    unassigned = [recorder.unassigned[i] for i in seen]
     steps = recorder.by_instance()
     frames = []
     for group in result.spec.groups:
@@ -33,7 +45,6 @@ def series(recorder: Recorder, result: SimulationResult, grid_s: float) -> pd.Da
         changes = result.run.changes[group.name]
         for instance in dict.fromkeys(change.instance for change in changes):
             own = steps.get((group.name, instance), [])
-            ended = np.searchsorted([step.end_s for step in own], grid, side="right")
             busy_s, prefill_s = _step_time(own, grid)
             mine = [change for change in changes if change.instance == instance]
             columns: dict[str, Any] = {
@@ -42,9 +53,10 @@ def series(recorder: Recorder, result: SimulationResult, grid_s: float) -> pd.Da
                 "instance": instance,
                 "state": _states(mine, grid),
             }
-            for name in ("running", "waiting", "kv_bytes", "cached_bytes"):
-                columns[name] = np.array([0, *(getattr(step, name) for step in own)])[ended]
-            columns["kv_occupancy"] = columns["kv_bytes"] / room
+            columns["unassigned"] = unassigned
+            for name in STANDING:
+                columns[name] = [getattr(sample, name) for sample in samples[group.name, instance]]
+            columns["kv_occupancy"] = np.array(columns["kv_bytes"]) / room
             columns["busy_fraction"] = np.diff(busy_s, prepend=0.0) / grid_s
             power_w: Any = np.nan
             if group.power is not None:

@@ -100,6 +100,8 @@ class Serving:
         self._decode = Dispatch(lambda among: make_router(decode_picks, among, rng), self._all_tokens)
         self.entry = self._enlist(self._entry, spec.entry, entry)
         self.decode = self._enlist(self._decode, spec.decode, decode)
+        for instance in self.entry:
+            instance.shares_queue = shared
         self.links.spines = make_spines(self.link_rates, spec.transfer.oversubscription, spec.transfer.rails)
 
     def _new_queue(self) -> Queue[int]:
@@ -132,6 +134,11 @@ class Serving:
     def is_empty(self) -> bool:
         """No request and no KV left."""
         return all(instance.is_empty for instance in (*self.entry, *self.decode))
+
+    @property
+    def unassigned(self) -> int:
+        """Requests that no instance has yet: they wait for one to serve, or in a place that instances share."""
+        return len(self._parked) + len(self._shared_queue or ()) + len(self._backlog or ())
 
     def usage(self) -> dict[str, list[Usage]]:
         """Of every instance, by group."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Generator
 from typing import Protocol
 
@@ -43,6 +44,10 @@ class Source(Protocol):
         """One of its requests has ended, other than by being refused."""
         ...
 
+    def on_the_way(self) -> int:
+        """Requests that have been sent and will `arrive`."""
+        ...
+
 
 def make_source(requests: Requests, first: int, desk: Desk) -> Source:
     """The source of `requests`, whose numbers in the run start at `first`."""
@@ -62,6 +67,7 @@ class Clock:
         self._desk = desk
         self._first = first
         self._arrival_s = arrival_s
+        self._arrived = 0
 
     def start(self) -> None:
         story = self._run()
@@ -79,11 +85,15 @@ class Clock:
             if delay > 0:
                 self._alarm.set(delay)
                 yield
+            self._arrived += 1
             desk.arrive(request)
         yield  # for ever
 
     def ended(self, request: int) -> None:
         pass
+
+    def on_the_way(self) -> int:
+        return bisect_right(self._arrival_s, self._desk.env.now) - self._arrived
 
 
 class Clients:
@@ -101,6 +111,9 @@ class Clients:
 
     def ended(self, request: int) -> None:
         self._send_next()
+
+    def on_the_way(self) -> int:
+        return 0
 
     def _send_next(self) -> None:
         while self._next < self._end:
@@ -138,6 +151,9 @@ class Talkers:
         elif plan.begin_s is None:
             self._begin()
 
+    def on_the_way(self) -> int:
+        return 0
+
     def _begin(self) -> None:
         """A person begins the next session, after a pause."""
         plan = self._plan
@@ -171,3 +187,6 @@ class Heap:
 
     def ended(self, request: int) -> None:
         pass
+
+    def on_the_way(self) -> int:
+        return 0

@@ -7,6 +7,7 @@ the stages of requests. Times are in microseconds.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from bisect import bisect_left
@@ -142,11 +143,16 @@ def _lifecycle(run: Run, names: _Names) -> Iterator[Event]:
                     yield _slice(change.state.value, names.thread(pid, i, f"instance {i}"), change.time_s, last_s)
     if run.incidents:
         pid = names.process("faults")
-        units: dict[tuple[str, str, int], int] = {}
-        for seen in run.incidents:
-            tid = units.setdefault((seen.group, seen.kind, seen.unit), len(units))
-            where = names.thread(pid, tid, f"{seen.group} {seen.kind} {seen.unit}")
+        free_from: dict[tuple[str, str, int, int], float] = {}  # the end of the last fault by unit and lane
+        threads: dict[tuple[str, str, int, int], int] = {}
+        for seen in sorted(run.incidents, key=lambda incident: incident.begin_s):
             last_s = end_s if seen.end_s is None else seen.end_s
+            lanes = ((seen.group, seen.kind, seen.unit, number) for number in itertools.count(1))
+            # Slices of a thread must not overlap but by nesting, which faults of one unit may do: each then has a lane.
+            lane = next(lane for lane in lanes if free_from.get(lane, 0.0) <= seen.begin_s)
+            free_from[lane] = last_s
+            name = f"{seen.group} {seen.kind} {seen.unit}" + (f" ({lane[-1]})" if lane[-1] > 1 else "")
+            where = names.thread(pid, threads.setdefault(lane, len(threads)), name)
             yield _slice(f"{seen.kind} fault", where, seen.begin_s, last_s, speed=seen.speed)
 
 

@@ -35,7 +35,7 @@ def test_prefill_decode_and_idle_time_are_charged_with_their_levels(
     The last one arrives at 99 s and ends at 99.3 s: energy 2 x (2 x 99.3 x 100 + 100 x (0.1 x 600 + 0.2 x 300)) J.
     """
     spec = powered(colocated(instance(times(per_prompt_token_s=MS, decode_base_s=10 * MS), gpus=2), 2))
-    recorder = Recorder()
+    recorder = Recorder(0.1)
     result = play(spec, [100] * 100, [21] * 100, np.arange(100.0), recorder=recorder)
     energy = result.summary()["energy"]
     joules = 2 * (2 * 99.3 * 100 + 100 * (0.1 * 600 + 0.2 * 300))
@@ -46,7 +46,7 @@ def test_prefill_decode_and_idle_time_are_charged_with_their_levels(
     assert energy["joule_per_request"] == pytest.approx(watts)
     assert energy["joule_per_token"] == pytest.approx(watts / 121)
     assert energy["joule_per_output_token"] == pytest.approx(watts / 21)
-    table = series(recorder, result, 0.1)
+    table = series(recorder, result)
     busy = table[(table["instance"] == 0) & (table["time_s"] < 98.95)]["power_w"].to_numpy()[1:]
     assert busy[:10] == pytest.approx([1400, 800, 800, *[200] * 7])
 
@@ -54,13 +54,13 @@ def test_prefill_decode_and_idle_time_are_charged_with_their_levels(
 def test_a_cluster_that_does_nothing_draws_idle_power_all_the_time(instance: Any, colocated: Any, play: Any) -> None:
     """Every prompt is too long for the KV room: three instances of 4 accelerators idle for 50 s."""
     spec = powered(colocated(instance(capacity=5.0, gpus=4), 3))
-    recorder = Recorder()
+    recorder = Recorder(10.0)
     result = play(spec, [10] * 6, [1] * 6, np.arange(6) * 10.0, recorder=recorder)
     energy = result.summary()["energy"]
     assert energy["kwh"] == pytest.approx(3 * 4 * 100.0 * 50 / 3.6e6)
     assert energy["power_kw"] == pytest.approx(1.2)
     assert energy["joule_per_token"] is energy["joule_per_request"] is None
-    assert series(recorder, result, 10.0)["power_w"].to_numpy()[1:6] == pytest.approx([400.0] * 5)
+    assert series(recorder, result)["power_w"].to_numpy()[1:6] == pytest.approx([400.0] * 5)
 
 
 @pytest.mark.parametrize("grid_s", [0.25, 1.7])
@@ -75,7 +75,7 @@ def test_the_power_series_adds_up_to_the_energy_whatever_breaks(
     spec = powered(disaggregated(first, second, (3, 3)), begins_with=1, startup_s=2.0, autoscale=scale)
     slow = PlannedFault(kind="slow", pool="decode", index=1, at_s=5, duration_s=20, speed=0.25)
     spec = replace(spec, faults=Faults(instance=Outages(mtbf_s=20, mttr_s=2), retries=99, events=(slow,)))
-    recorder = Recorder()
+    recorder = Recorder(grid_s)
     result = play(
         spec,
         rng.integers(1, 900, 300),
@@ -85,7 +85,7 @@ def test_the_power_series_adds_up_to_the_energy_whatever_breaks(
     )
     assert len(result.run.incidents) > 5
     assert result.summary()["preemptions"] > 0
-    table = series(recorder, result, grid_s)
+    table = series(recorder, result)
     for pool, part in table.groupby("pool"):
         joules = result.summary()["energy"]["pools"][pool]["kwh"] * 3.6e6
         assert part["power_w"].sum() * grid_s == pytest.approx(joules)
@@ -102,10 +102,13 @@ def test_the_power_series_adds_up_to_the_energy_whatever_breaks(
     assert len(pd.read_csv(tmp_path / "series.csv")) == len(table)
 
 
-def test_a_grid_must_move(instance: Any, colocated: Any, play: Any) -> None:
-    result = play(colocated(instance()), [1], [1], [0.0])
+def test_a_grid_must_move_and_be_there(instance: Any, colocated: Any, play: Any) -> None:
     with pytest.raises(ValueError, match="grid_s=0 is not a finite number above 0"):
-        series(Recorder(), result, 0.0)
+        Recorder(0.0)
+    recorder = Recorder()
+    result = play(colocated(instance()), [1], [1], [0.0], recorder=recorder)
+    with pytest.raises(ValueError, match="give Recorder its grid_s"):
+        series(recorder, result)
 
 
 def test_power_comes_from_the_catalogue_and_its_shares_from_the_scenario() -> None:

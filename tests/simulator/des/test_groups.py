@@ -262,7 +262,7 @@ def mixed(times: Build, instance: Build, play: Build, **fields: Any) -> tuple[Cl
         faults=fields.get("faults"),
     )
     rng = np.random.default_rng(0)
-    recorder = Recorder()
+    recorder = Recorder(0.1)
     load = rng.integers(1, 200, 300).tolist(), rng.integers(2, 40, 300).tolist(), np.cumsum(rng.exponential(0.02, 300))
     result = play(spec, *load, warmup=20, recorder=recorder)
     prices = {group.name: Price(float(i + 1), 1000.0) for i, group in enumerate(spec.groups)}
@@ -296,7 +296,7 @@ def test_groups_add_up_to_the_cluster(times: Build, instance: Build, play: Build
         rows = table[table["decode_instance"].between(first, first + count - 1)]
         decoded = sum(step.sequences for step in recorder.steps if step.group == name)
         assert decoded == (rows["output_tokens"] - 1).sum()
-    grid = series(recorder, result, 0.1)
+    grid = series(recorder, result)
     assert grid["power_w"].sum() * 0.1 == pytest.approx(summary["energy"]["kwh"] * 3.6e6)
     assert grid.groupby("pool")["instance"].unique().map(list).to_dict()["decode.g2"] == [3, 4, 5]
 

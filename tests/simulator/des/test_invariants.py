@@ -20,6 +20,7 @@ from simulator.des.journal import Status
 from simulator.des.metrics import SimulationResult
 from simulator.des.recorder import Recorder
 from simulator.des.scenario import SharedCluster, parse_any, parse_scenario
+from simulator.des.series import series
 from simulator.des.shared import simulate_shared
 
 # Sixteen layers with KV of 16 MiB a token, so that 7,000 tokens fill an accelerator.
@@ -78,7 +79,8 @@ def workloads(draw: st.DrawFn, offline: bool, closed: bool) -> Keys:
         workload["headroom"] = draw(st.sampled_from([0.0, 0.3, 0.9]))
     if kind == "open_loop":
         workload["rate"] = draw(st.sampled_from([30.0, 3.0]))
-        workload["bursts"] = draw(maybe(st.just({"burst_s": 0.3, "quiet_s": 0.5})))
+        shapes = [{}, {"bursts": {"burst_s": 0.3, "quiet_s": 0.5}}, {"burstiness": 4.0}]
+        workload |= draw(st.sampled_from([*shapes, {"diurnal": {"period_s": 2.0, "peak_s": 1.0, "trough": 0.1}}]))
         workload["shared_prefix"] = draw(maybe(st.just({"tokens": 1200, "groups": 2})))
     return workload
 
@@ -115,6 +117,7 @@ def pools(draw: st.DrawFn) -> Keys:
         "instances": draw(st.integers(1, 3)),
         "dp": ranks,
         "ep": ranks,
+        "pp": draw(st.sampled_from([1, 1, 2])),
         "max_tokens_per_step": draw(st.sampled_from([64, 512, 8192])),
         "max_sequences": draw(st.sampled_from([64, 8, 2])),
         "batching": draw(st.sampled_from(["chunked", "prefill_first", "inflight"])),
@@ -166,6 +169,22 @@ def faults(draw: st.DrawFn, names: list[str]) -> Keys:
 
 
 @st.composite
+def transfers(draw: st.DrawFn, deployment: Keys) -> Keys:
+    overlap, staged = draw(st.sampled_from(["none", "layerwise"])), draw(st.booleans())
+    keys: Keys = {"overlap": overlap, "staged": staged}
+    pair = [deployment["prefill"], deployment["decode"]]
+    alike = all(isinstance(pool, dict) for pool in pair)
+    if alike and sum(4 * pool["dp"] * pool["pp"] for pool in pair) <= 8 and draw(st.booleans()):
+        return keys | {"network": "scale_up"}  # the domain of an H200 holds both pools, however they scale
+    keys |= {"efficiency": draw(st.sampled_from([None, 0.05])), "handshake_s": draw(st.sampled_from([0.0, 0.02]))}
+    keys |= {"half_rate_bytes": draw(st.sampled_from([0.0, 1e8]))}
+    keys["oversubscription"] = draw(st.sampled_from([1, 4.0]))
+    if alike and keys["oversubscription"] > 1:
+        keys["rails"] = draw(st.sampled_from([1, 2]))
+    return keys
+
+
+@st.composite
 def scenarios(draw: st.DrawFn) -> Keys:
     limit = draw(maybe(st.integers(0, 5)))
     said = draw(traffic(closed=limit is None))
@@ -178,6 +197,7 @@ def scenarios(draw: st.DrawFn) -> Keys:
         routers.append("prefix_aware")
         host = draw(st.sampled_from([0.0, 2e10]))
         cache = {"share": draw(st.sampled_from([0.1, 0.5])), "host_bytes": host}
+        cache |= {"storage_bytes": draw(st.sampled_from([0.0, 1e11])), "storage_bandwidth": 5e9}
     names = draw(st.sampled_from([["colocated"], ["prefill", "decode"]]))
     deployment: Keys = {name: draw(mixed_pools()) for name in names}
     deployment |= {
@@ -189,7 +209,9 @@ def scenarios(draw: st.DrawFn) -> Keys:
     }
     if len(names) > 1:
         deployment["decode_router"] = draw(st.sampled_from([None, "round_robin", "power_of_two", "kv_aware"]))
-        deployment["transfer"] = {"overlap": draw(st.sampled_from(["none", "layerwise"]))}
+        deployment["transfer"] = draw(transfers(deployment))
+    if draw(st.booleans()):
+        deployment["power"] = {"idle": draw(st.sampled_from([0.0, 0.3])), "prefill": 0.9, "decode": 0.5}
     fraction = draw(st.sampled_from([0.0, 0.3]))
     slo = {"ttft_s": 0.5, "tpot_s": 0.05}
     seed = draw(st.integers(0, 10**6))
@@ -206,13 +228,14 @@ def greedy_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 @given(keys=scenarios())
 def test_invariants_of_whole_scenarios(greedy_model: str, keys: Keys) -> None:
     scenario = parse_scenario({"model": greedy_model} | keys)
-    recorder = Recorder()
+    recorder = Recorder(grid_s=0.07)
     # The run itself refuses to end with a request open or KV held, and a request that would end twice.
     result = simulate(scenario, recorder=recorder)
     summary = result.summary()
     said_of(result)
     requests_end_as_they_may(result)
     tokens_are_accounted_for(result, recorder)
+    every_request_stands_somewhere(result, recorder)
     instances_work_while_they_serve(result, recorder)
     groups_add_up(result, summary)
     sources_wait_for_answers(result)
@@ -231,7 +254,7 @@ def test_models_on_parts_of_a_cluster_run_as_if_alone(greedy_model: str, first: 
         {"name": name, "model": greedy_model} | {key: keys[key] for key in own if key in keys}
         for name, keys in (("first", first), ("second", second))
     ]
-    asked = parse_any({"cluster": {"gpus": dict.fromkeys(["h100", "h200", "b200"], 99)}, "models": models})
+    asked = parse_any({"cluster": {"gpus": dict.fromkeys(["h100", "h200", "b200"], 199)}, "models": models})
     assert isinstance(asked, SharedCluster)
     whole = simulate_shared(asked)
     json.dumps(whole.summary(), allow_nan=False)
@@ -248,6 +271,7 @@ def said_of(result: SimulationResult) -> None:
     event(f"retries: {any(journal.retries)}")
     event(f"rejections: {bool(result.rejections)}")
     event(f"cache hits: {any(journal.cached_tokens)}")
+    event(f"transfers: {not np.isnan(journal.delivered_s).all()}")
     event(f"mixed pools: {any(len(pool) > 1 for pool in result.spec.pools)}")
 
 
@@ -287,6 +311,18 @@ def tokens_are_accounted_for(result: SimulationResult, recorder: Recorder) -> No
     decoded_s = float(np.nansum(result.finish_s - np.array(journal.first_token_s)))
     integral = sum(usage.sequence_s for pool in result.run.end.usage.values() for usage in pool)
     assert integral <= decoded_s * (1 + EPS_S) + EPS_S
+
+
+def every_request_stands_somewhere(result: SimulationResult, recorder: Recorder) -> None:
+    """At each point of the grid, requests that were sent and have not ended are those that the series counts."""
+    table = series(recorder, result)
+    stages = table[["waiting", "prefilling", "transferring", "running"]].sum(axis=1)
+    seen = stages.groupby(table["time_s"]).sum() + table.groupby("time_s")["unassigned"].first()
+    grid = seen.index.to_numpy()
+    sent, ended = (np.searchsorted(np.sort(times), grid, side="right") for times in (result.arrival_s, result.finish_s))
+    np.testing.assert_array_equal(seen, sent - ended)
+    assert ((table["kv_occupancy"] >= 0) & (table["kv_occupancy"] <= 1)).all()
+    assert (table.loc[table["prefilling"] + table["running"] > 0, "kv_bytes"] > 0).all()
 
 
 def instances_work_while_they_serve(result: SimulationResult, recorder: Recorder) -> None:

@@ -75,6 +75,26 @@ def test_steps_stages_and_hand_overs(times: Any, instance: Any, disaggregated: A
         assert begin["ts"] < journal.first_token_s[request] * 1e6 <= end["ts"]
 
 
+def test_faults_of_one_instance_that_overlap_lie_on_lanes_of_their_own(
+    times: Any, instance: Any, colocated: Any, written: Any
+) -> None:
+    """Of five brown-outs the second outlasts the first, the third is inside the second, the others follow."""
+    spans = [(1.0, 3.0), (2.0, 5.0), (2.5, 1.0), (6.0, 7.0), (7.0, 1.0)]
+    events = tuple(
+        PlannedFault(kind="slow", pool="colocated", index=0, at_s=at_s, duration_s=duration_s, speed=0.5)
+        for at_s, duration_s in spans
+    )
+    spec = replace(colocated(instance(times(per_prompt_token_s=MS))), faults=Faults(events=events))
+    trace, _, result = written(spec, [1000] * 10, [1] * 10, np.arange(10) * 3.0)
+    assert result.run.end.time_s > 14.0
+    lanes = {name: slices for (process, name), slices in trace.slices.items() if process == "faults"}
+    assert lanes == {
+        "colocated slow 0": [("slow fault", 1.0, 4.0), ("slow fault", 6.0, 13.0)],
+        "colocated slow 0 (2)": [("slow fault", 2.0, 7.0), ("slow fault", 7.0, 8.0)],
+        "colocated slow 0 (3)": [("slow fault", 2.5, 3.5)],
+    }
+
+
 def test_faults_restarts_brown_outs_and_changes_of_size(
     times: Any, instance: Any, colocated: Any, written: Any
 ) -> None:

@@ -29,8 +29,10 @@ def test_a_transfer_takes_handshake_plus_bytes_over_rate(
     assert result.requests["transfer_s"][0] == pytest.approx(10.25)
     assert result.finish_s[0] == pytest.approx(0.1 + 10.25 + 2 * 0.1)
     assert result.ttft_s[0] == pytest.approx(0.1)
-    # 101 B of KV stay on the idle prefill instance until they have left, and no longer.
-    assert result.run.end.usage["prefill"][0].kv_byte_s == pytest.approx(101 * 10.25)
+    # Room for 101 B is taken on the prefill instance from the prompt's beginning until its KV has left, and on the
+    # decode instance from its end on, to which two steps add a byte each as they end.
+    assert result.run.end.usage["prefill"][0].kv_byte_s == pytest.approx(101 * (0.1 + 10.25))
+    assert result.run.end.usage["decode"][0].kv_byte_s == pytest.approx(101 * (10.25 + 0.1) + 102 * 0.1)
 
 
 def test_transfers_of_one_prefill_instance_share_its_link(
@@ -349,4 +351,4 @@ def test_a_staged_newcomer_misses_no_step(
     result = play(spec, [40, 60], [3, 3], [0.0, 0.0])
     np.testing.assert_allclose(result.finish_s, [2.5, 4.5] if staged else [2.3, 4.6])
     held = result.run.end.usage["prefill"][0].kv_byte_s
-    assert held == pytest.approx(41 * 0.4 + 61 * 0.5 if staged else 41 * 0.2 + 61 * 2.5)
+    assert held == pytest.approx((41 + 61) * 0.1 + (41 * 0.4 + 61 * 0.5 if staged else 41 * 0.2 + 61 * 2.5))
