@@ -200,7 +200,7 @@ class Instance:
 
     def kick(self) -> None:
         """Wake the instance if it idles."""
-        if self._idles and self._wake.callbacks is None:
+        if self._idles and not self._wake.is_set:
             self._wake.set()
 
     # The step
