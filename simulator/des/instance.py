@@ -315,10 +315,10 @@ class Instance:
         context = prompt.tokens + 1
         if self.cache is not None and journal.blocks is not None:
             self.cache.keep(request, journal.blocks[request])
-        if not journal.emitted[request]:
+        journal.emitted[request] = emitted = journal.emitted[request] + 1
+        if emitted == 1:
             journal.first_token_s[request] = self.env.now
-        journal.emitted[request] += 1
-        remaining = journal.output_tokens[request] - journal.emitted[request]
+        remaining = journal.output_tokens[request] - emitted
         if not remaining:
             rank.release(context)
             self._end(request)

@@ -122,17 +122,18 @@ class Scheduler:
             rank = self._rank_for(tokens + 1, budgets, headroom)
             if rank is None:
                 return False
-            if self._whole:
-                if budgets[rank.index] < tokens and rank.prefilling:
+            left = budgets[rank.index]
+            if self._whole and left < tokens:
+                if rank.prefilling:
                     return False
-                budgets[rank.index] = max(budgets[rank.index], tokens)
+                left = tokens
             if place:
                 del queue[place]
             else:
                 queue.popleft()
             prompt = self._admit(request, rank, tokens, routed=queue is not self.backlog)
-            new = min(budgets[rank.index], tokens - prompt.done, self._most_new)
-            budgets[rank.index] -= new
+            new = min(left, tokens - prompt.done, self._most_new)
+            budgets[rank.index] = left - new
             parts.append((rank, prompt, new))
         return True
 
