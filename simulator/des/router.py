@@ -128,9 +128,8 @@ def _place_of_least(instances: Sequence[Loaded]) -> int:
     found = 0
     least = instances[0].load
     for place, instance in enumerate(instances):
-        load = instance.load
-        if load < least:
-            found, least = place, load
+        if instance.load < least:
+            found, least = place, instance.load
     return found
 
 
