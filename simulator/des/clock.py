@@ -24,9 +24,10 @@ class Environment(simpy.Environment):
             return super().run(until)
         queue = self._queue
         while until.callbacks is not None:
-            if not queue:
-                raise RuntimeError(f"nothing is left to happen before {until}")
-            self._now, _, _, event = heappop(queue)
+            try:
+                self._now, _, _, event = heappop(queue)
+            except IndexError:
+                raise RuntimeError(f"nothing is left to happen before {until}") from None
             callbacks = event.callbacks
             event.callbacks = None  # type: ignore[assignment]
             for callback in callbacks:
@@ -46,11 +47,10 @@ class Alarm(simpy.Event):
         a process.
     """
 
-    _ok = True
-
     def __init__(self, env: simpy.Environment, ring: Callable[[Any], Any], value: Any = None) -> None:
         self.env = env
         self._rings = [ring]
+        self._ok = True  # on the instance, where CPython finds it sooner than on the class
         self._value = value
         self.callbacks = None  # type: ignore[assignment]
 

@@ -196,7 +196,7 @@ class Instance:
 
     def _book(self) -> None:
         """KV was reserved or freed."""
-        self.meter.hold(self.env.now, self.scheduler.settle())
+        self.scheduler.settle(self.env.now)
 
     def kick(self) -> None:
         """Wake the instance if it idles."""
@@ -229,7 +229,7 @@ class Instance:
                 parts = scheduler.parts()
             size = batch.size
             if parts:
-                meter.hold(env.now, scheduler.settle())  # with the prompts that begin
+                scheduler.settle(env.now)  # with the prompts that begin
                 self._decodes = decodes = size > 0 and scheduler.mixes
                 duration, prefill_s = price(times, parts, batch.load() if decodes else None)
                 if cache is not None:
@@ -268,9 +268,9 @@ class Instance:
                         self.load -= new
                     if scheduler.computed(rank, prompt, new):
                         self._prefilled(rank, prompt)
-            meter.hold(env.now, scheduler.settle())
+            scheduler.settle(env.now)
             if cache is not None:
-                cache.fit(self._kv_room - meter.kv_bytes)
+                cache.fit(self._kv_room - scheduler.kv_bytes)
             if incoming:
                 intake.accept()
                 self._book()
@@ -315,10 +315,10 @@ class Instance:
         context = prompt.tokens + 1
         if self.cache is not None and journal.blocks is not None:
             self.cache.keep(request, journal.blocks[request])
-        if not journal.emitted[request]:
+        journal.emitted[request] = emitted = journal.emitted[request] + 1
+        if emitted == 1:
             journal.first_token_s[request] = self.env.now
-        journal.emitted[request] += 1
-        remaining = journal.output_tokens[request] - journal.emitted[request]
+        remaining = journal.output_tokens[request] - emitted
         if not remaining:
             rank.release(context)
             self._end(request)
@@ -384,7 +384,7 @@ class Instance:
         lost = [*self.scheduler.drop(), *coming.requests, *self._leaving]
         self._announced.clear()
         self._leaving.clear()
-        self.meter.hold(now, 0.0)
+        self.scheduler.settle(now)
         self._cache_load_s = 0.0
         self.load = sum(map(self.weight, self.waiting))
         return Losses(sorted(lost), coming.handovers)
@@ -427,7 +427,7 @@ class Instance:
     @property
     def kv_bytes(self) -> float:
         """KV held or reserved, over all ranks, without what the step under way adds. [B of one accelerator]"""
-        return self.meter.kv_bytes
+        return self.scheduler.kv_bytes
 
     @property
     def cached_bytes(self) -> float:
@@ -444,7 +444,8 @@ class Instance:
 
     def usage(self) -> Usage:
         """Integrals up to now; the step and the transfers under way count for the time that they have run."""
-        return self.meter.usage(self.env.now, self.batch.size, not self._decodes)
+        now = self.env.now
+        return self.meter.usage(now, self.batch.size, not self._decodes, self.scheduler.kv_byte_s(now))
 
     @property
     def is_empty(self) -> bool:

@@ -115,10 +115,22 @@ def _least_loaded(instances: Sequence[Loaded], rng: np.random.Generator) -> Rout
     alike = len({instance.speed for instance in instances}) == 1
 
     def choose(request: int) -> int:
-        loads = list(map(load_of, instances)) if alike else delays(request, instances)
+        if alike:
+            return _place_of_least(instances)
+        loads = delays(request, instances)
         return loads.index(min(loads))
 
     return choose
+
+
+def _place_of_least(instances: Sequence[Loaded]) -> int:
+    """Place of the first of the smallest load. A plain loop over a few takes half the time of a list and its `min`."""
+    found = 0
+    least = instances[0].load
+    for place, instance in enumerate(instances):
+        if instance.load < least:
+            found, least = place, instance.load
+    return found
 
 
 def _kv_aware(instances: Sequence[Loaded], rng: np.random.Generator) -> Router:

@@ -252,12 +252,13 @@ class Cluster:
         assert journal.status[request] == 0, f"request {request} ends twice"
         journal.status[request] = status
         journal.finish_s[request] = self.env.now
-        self._done += 1
+        self._done = done = self._done + 1
         self._strikes = 0
-        if self._done == self._total:
+        is_last = done == self._total
+        if is_last:
             self.over.succeed()
-        if self._progress is not None and (self._done % self._progress_every == 0 or self._done == self._total):
-            self._progress(self._done, self._total)
+        if self._progress is not None and (is_last or done % self._progress_every == 0):
+            self._progress(done, self._total)
 
     def _struck(self) -> None:
         """A random fault took instances down. Refuse to wait for ever where requests are open that none will serve."""

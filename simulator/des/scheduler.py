@@ -68,6 +68,8 @@ class Scheduler:
         self.admits = True  # whether newcomers are taken from `waiting`
         self.sequences = 0  # in prefill, in transfer to the instance or running
         self.prefilling = 0
+        self.kv_bytes = 0.0  # held or reserved over all ranks when it was settled last [B of one accelerator]
+        self._kv_byte_s = self._settled_s = 0.0
         self.mixes = spec.batching != "prefill_first"
         self._whole = spec.batching == "inflight"
         self._most_offline = max(1, round(spec.max_sequences * (1 - journal.headroom)))
@@ -120,17 +122,18 @@ class Scheduler:
             rank = self._rank_for(tokens + 1, budgets, headroom)
             if rank is None:
                 return False
-            if self._whole:
-                if budgets[rank.index] < tokens and rank.prefilling:
+            left = budgets[rank.index]
+            if self._whole and left < tokens:
+                if rank.prefilling:
                     return False
-                budgets[rank.index] = max(budgets[rank.index], tokens)
+                left = tokens
             if place:
                 del queue[place]
             else:
                 queue.popleft()
             prompt = self._admit(request, rank, tokens, routed=queue is not self.backlog)
-            new = min(budgets[rank.index], tokens - prompt.done, self._most_new)
-            budgets[rank.index] -= new
+            new = min(left, tokens - prompt.done, self._most_new)
+            budgets[rank.index] = left - new
             parts.append((rank, prompt, new))
         return True
 
@@ -221,17 +224,24 @@ class Scheduler:
         self.sequences += 1
         return rank
 
-    def settle(self) -> float:
-        """Preempt where KV has outgrown a rank; what is held then, over all ranks. [B of one accelerator]"""
+    def settle(self, now: float) -> None:
+        """Preempt where KV has outgrown a rank, and book what is held from now on."""
+        self._kv_byte_s += self.kv_bytes * (now - self._settled_s)
+        self._settled_s = now
         batch = self.batch
         rank = batch.only
         if rank is None:
-            return sum([self._fit(rank) for rank in batch.ranks])
+            self.kv_bytes = sum([self._fit(rank) for rank in batch.ranks])
+            return
         # as Rank.used_bytes, without its calls: this runs once a step
         size = rank.size
         tokens = rank.offsets + size * batch.tick + rank.held_tokens
         used = (size + rank.held_sequences) * self._per_sequence + tokens * self._per_token
-        return used if used <= self._capacity else self._fit(rank)
+        self.kv_bytes = used if used <= self._capacity else self._fit(rank)
+
+    def kv_byte_s(self, now: float) -> float:
+        """KV held or reserved, integrated up to now."""
+        return self._kv_byte_s + self.kv_bytes * (now - self._settled_s)
 
     def _fit(self, rank: Rank) -> float:
         """Preempt until the KV of a rank fits; what is held there then. [B of one accelerator]"""
