@@ -1,8 +1,9 @@
 """Speed of the discrete-event cluster: `python -m benchmarks.des --requests N [N ...] --json FILE`.
 
 Plays N requests with the lengths of a public conversation trace on 8 prefill and 8 decode instances. CPU seconds
-and peak memory are of one process, drawing of the workload and percentiles included, reading of presets not. Several
-numbers of requests run one after the other in a process each; the file has them as `runs`.
+and peak memory are of one process, drawing of the workload and percentiles included, reading of presets not. Machines
+differ and drift, so half of `bare_simpy` runs before and half after, and the ratio to it is reported. Several numbers
+of requests run one after the other in a process each; the file has them as `runs`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import bare_simpy
 from hw_profiles.catalog import load
 from simulator.des.cluster import play
 from simulator.des.scenario import Deployment, Scenario, parse_scenario
@@ -71,6 +73,8 @@ def measure(count: int, seed: int = 0) -> dict[str, Any]:
     assert isinstance(deployment, Deployment)
     model = load_model(chosen.model)
     profiles = {f"{pool.gpu}@{pool.stack}": load(pool.gpu, pool.stack) for pool in deployment.groups}
+    half = conversation(max(1, count // 2), seed)
+    bare_s = bare_simpy.cpu_s(half)
     start = time.process_time()
     requests = conversation(count, seed)
     ended: list[tuple[int, float]] = [(0, time.process_time())]
@@ -85,11 +89,15 @@ def measure(count: int, seed: int = 0) -> dict[str, Any]:
     )
     summary = result.summary()
     cpu_s = time.process_time() - start
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    bare_s = (bare_s + bare_simpy.cpu_s(half)) / (2 * len(half)) * count
     return {
         "requests": count,
         "requests_per_s": count / cpu_s,
         "cpu_s": cpu_s,
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "bare_simpy_cpu_s": bare_s,
+        "over_bare_simpy": cpu_s / bare_s,
+        "peak_mib": peak_mib,
         "second_half_over_first": _growth(ended),
         "steps": sum(int(pool["steps"]) for pool in summary["utilization"].values()),
         "p99": {name: spread["p99"] for name, spread in summary["metrics"].items()},
@@ -133,6 +141,7 @@ def main() -> None:
         print(
             f"{report['requests']:,} requests: {report['cpu_s']:.2f} s of CPU, "
             f"{report['requests_per_s']:,.0f} requests/s, {report['peak_mib']:.0f} MiB, "
+            f"{report['over_bare_simpy']:.1f} times bare SimPy ({report['bare_simpy_cpu_s']:.1f} s), "
             f"{report['steps'] / report['requests']:.1f} steps a request, "
             f"second half / first half of the run {report['second_half_over_first']:.2f} (linear: 1)",
             flush=True,
