@@ -55,8 +55,14 @@ def load(name_or_path: str | Path, stack: str = DEFAULT_STACK) -> HardwareProfil
     part = next((fit.part for fit in mine.values() if fit.part is not None), None) or _find(name_or_path)
     priced = tuple(Price(accelerator=part.name, convention=c, usd_per_hour=f) for c, f in part.prices.items())
     listed = tuple(p for p in _prices() if p.accelerator == part.name and p.convention not in part.prices)
-    efficiency = load_efficiency(part.name, part.generation, stack, DATA / "efficiency", mine)
+    efficiency = _shipped(part.name, part.generation, stack, tuple(mine))
     return profile_of(part, efficiency, priced + listed)
+
+
+@lru_cache(maxsize=256)
+def _shipped(accelerator: str, generation: str, stack: str, elsewhere: tuple[str, ...]) -> Efficiency:
+    """The catalogue's own; read once, for plans ask for the same few hundreds of times."""
+    return load_efficiency(accelerator, generation, stack, DATA / "efficiency", elsewhere)
 
 
 def fits(name: str) -> dict[str, Efficiency]:

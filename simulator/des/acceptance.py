@@ -11,8 +11,6 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
-from scipy.special import betainc, betaincinv
 
 CLASSES = 8
 LEAST_CONCENTRATION = 0.5  # below it nearly all requests have p = 0 or p = 1, and quantiles round to these
@@ -36,6 +34,8 @@ def class_chances(mean: float, spread: float) -> Floats:
     With a = mean * n, b = (1 - mean) * n, n = mean (1 - mean) / spread^2 - 1, the part of the mean below a quantile q
     is I_q(a + 1, b), the regularised incomplete beta function.
     """
+    from scipy.special import betainc, betaincinv  # SciPy takes a second to import, and few runs spread acceptance
+
     if mean > 0.5:  # quantiles near 1 would round to it
         return 1 - class_chances(1 - mean, spread)[::-1]
     concentration = mean * (1 - mean) / spread**2 - 1
@@ -55,6 +55,8 @@ def class_rates(length: float, drafts: int, spread: float) -> tuple[float, ...]:
         return (length,)
     if not drafts:
         raise ValueError(f"acceptance_spread={spread:g} is of drafts, of which there are none; set draft_tokens")
+
+    from scipy.optimize import brentq
 
     def gap(mean: float) -> float:
         return float(np.mean(1 / tokens_per_step(class_chances(mean, spread), drafts))) - 1 / length

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtrit
 
 from hw_profiles.catalog import load
 from hw_profiles.uncertainty import Form, Metric, Spread, Uncertainty, uncertainty_of, widest
 from simulator.des.metrics import METRICS, SimulationResult
-from simulator.des.noise import Floats, relative_error
+from simulator.des.noise import Floats, relative_error, student
 from simulator.des.replications import Replications, headline
 from simulator.des.scenario import Deployment, Pool, Scenario
 from simulator.des.shares import PERCENTILES, Share
@@ -107,7 +106,7 @@ def of_runs(seen: Replications, scenario: Scenario) -> dict[str, Any]:
     bands = bands_of(scenario.deployment)
     means = {key: found.mean for key, found in seen.estimates.items()}
     errors = {
-        key: found.relative / float(stdtrit(found.runs - 1, (1 + seen.confidence) / 2))
+        key: found.relative / student(found.runs, seen.confidence)
         for key, found in seen.estimates.items()
         if found.mean
     }

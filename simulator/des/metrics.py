@@ -17,10 +17,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from simulator.des.cost import Cost, PoolCost, cost_of
@@ -28,11 +27,13 @@ from simulator.des.energy import energy_report
 from simulator.des.group_books import GroupBooks
 from simulator.des.group_results import group_results
 from simulator.des.journal import Status
-from simulator.des.request_table import request_table
 from simulator.des.run import Run
 from simulator.des.scenario import Slo
 from simulator.des.shares import Floats, Mask, Share, spread
 from simulator.des.spec import ClusterSpec
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 METRICS = ("ttft_s", "tpot_s", "e2e_s", "tok_s_per_user")
 
@@ -98,6 +99,8 @@ class SimulationResult:
 
     @cached_property
     def requests(self) -> pd.DataFrame:
+        from simulator.des.request_table import request_table  # brings pandas, which plans do without
+
         return request_table(self)
 
     @cached_property

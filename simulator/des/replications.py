@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
 from simulator.des.cluster import simulate
 from simulator.des.metrics import SimulationResult
+from simulator.des.noise import student
 from simulator.des.scenario import Scenario, ScenarioError
 
 FEWEST = 3  # runs before the width of an interval is trusted
@@ -40,7 +40,7 @@ class Estimate:
 def estimate(values: list[float], confidence: float) -> Estimate:
     """Student's interval of the mean of independent values, at least two."""
     count = len(values)
-    half = float(stdtrit(count - 1, (1 + confidence) / 2)) * float(np.std(values, ddof=1)) / np.sqrt(count)
+    half = student(count, confidence) * float(np.std(values, ddof=1)) / np.sqrt(count)
     return Estimate(float(np.mean(values)), float(half), count)
 
 

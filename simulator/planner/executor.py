@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing.context import BaseContext
 from typing import TypeVar
 
 Task = TypeVar("Task")
@@ -16,15 +17,13 @@ Result = TypeVar("Result")
 
 
 def run_all(function: Callable[[Task], Result], tasks: Iterable[Task]) -> list[Result]:
-    """function(task) for every task, in order, on as many processes as there are cores.
-
-    Processes are spawned, not forked: the dashboard calls this from a thread.
-    """
+    """function(task) for every task, in order, on as many processes as there are cores."""
     todo = list(tasks)
     workers = min(len(todo), os.cpu_count() or 1)
     if workers < 2:
         return [function(task) for task in todo]
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = _context(function.__module__)
+    with ProcessPoolExecutor(workers, context, initializer=_adopt, initargs=(dict(os.environ),)) as pool:
         try:
             with _interrupts_held():
                 results = pool.map(function, todo)
@@ -33,6 +32,25 @@ def run_all(function: Callable[[Task], Result], tasks: Iterable[Task]) -> list[R
             for worker in multiprocessing.active_children():
                 worker.terminate()
             raise
+
+
+def _context(module: str) -> BaseContext:
+    """How processes start. Not by forking this one, which may have threads: the dashboard's has.
+
+    Where the system has such, a server that has imported the module forks each process in no time. It stays for later
+    calls and ends with this process.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([module])
+    return context
+
+
+def _adopt(environment: dict[str, str]) -> None:
+    """Make the caller's environment one's own: the server has that of the first call."""
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 @contextmanager

@@ -236,12 +236,30 @@ def test_interrupting_ends_quietly(tmp_path: Path) -> None:
     assert stderr == ""
 
 
+def children(process: int) -> list[int]:
+    """Its child processes; none where it has ended."""
+    try:
+        return [
+            int(child)
+            for task in Path(f"/proc/{process}/task").iterdir()
+            for child in (task / "children").read_text().split()
+        ]
+    except FileNotFoundError:
+        return []
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds worker processes in /proc")
 def test_interrupting_ends_the_worker_processes_quietly(tmp_path: Path) -> None:
+    seen: list[int] = []
+
     def workers_run(process: subprocess.Popen[str]) -> None:
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        while process.poll() is None and len(children.read_text().split()) < 2:
+        while process.poll() is None and len(seen) < 2:
             time.sleep(0.02)
+            seen[:] = [worker for child in children(process.pid) for worker in children(child)]
         assert process.returncode is None, process.communicate()
 
     assert interrupted(tmp_path, "plan", "--rate", "200", when=workers_run) == ""
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{worker}").exists() for worker in seen):
+        assert time.monotonic() < deadline, "workers outlive the command"
+        time.sleep(0.02)
