@@ -1,8 +1,8 @@
 """A yardstick for `benchmarks.des`: the same requests in plain SimPy, one event a decode step and no mechanism at all.
 
 Prefill servers take one prompt at a time, a hand-over is a delay, and a decode step takes a constant time whatever
-its batch. No KV, no caches, no records, no step times from ops: what is left is what SimPy itself costs. The seconds it
-takes tell how fast a machine is; the ratio of the cluster model to it does not depend on the machine.
+its batch. No KV, no caches, no records, no step times from ops: what is left is what SimPy itself costs. Its seconds
+tell how fast a machine is at the moment, and the ratio of the cluster model to them depends less on that.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import simpy
 
 from simulator.des.workload import Requests
 
-# Near what the cluster model of `benchmarks.des` gives, so that both take about as many steps a request.
+# Chosen near what the cluster model of `benchmarks.des` gives, so that both take about as many steps a request.
 DECODE_STEP_S = 0.032
 PREFILL_S_PER_TOKEN = 25e-6
 TRANSFER_S_PER_TOKEN = 0.2e-6

@@ -73,8 +73,7 @@ def measure(count: int, seed: int = 0) -> dict[str, Any]:
     assert isinstance(deployment, Deployment)
     model = load_model(chosen.model)
     profiles = {f"{pool.gpu}@{pool.stack}": load(pool.gpu, pool.stack) for pool in deployment.groups}
-    half = conversation(max(1, count // 2), seed)
-    bare_s = bare_simpy.cpu_s(half)
+    bare_s = _bare_s(count, seed)
     start = time.process_time()
     requests = conversation(count, seed)
     ended: list[tuple[int, float]] = [(0, time.process_time())]
@@ -90,7 +89,7 @@ def measure(count: int, seed: int = 0) -> dict[str, Any]:
     summary = result.summary()
     cpu_s = time.process_time() - start
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    bare_s = (bare_s + bare_simpy.cpu_s(half)) / (2 * len(half)) * count
+    bare_s += _bare_s(count, seed)
     return {
         "requests": count,
         "requests_per_s": count / cpu_s,
@@ -102,6 +101,12 @@ def measure(count: int, seed: int = 0) -> dict[str, Any]:
         "steps": sum(int(pool["steps"]) for pool in summary["utilization"].values()),
         "p99": {name: spread["p99"] for name, spread in summary["metrics"].items()},
     }
+
+
+def _bare_s(count: int, seed: int) -> float:
+    """CPU seconds of the bare model for half of `count` requests; none of it is left in memory."""
+    half = max(1, count // 2)
+    return bare_simpy.cpu_s(conversation(half, seed)) * count / (2 * half)
 
 
 def _growth(ended: list[tuple[int, float]]) -> float:

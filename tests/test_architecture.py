@@ -164,6 +164,12 @@ def test_works_without_torch(module: str, tmp_path: Path) -> None:
     run_python(f"{blocked}import {module}", tmp_path)
 
 
+def test_planning_imports_neither_scipy_nor_pandas(tmp_path: Path) -> None:
+    """They take longer to import than a small plan takes, in each process that checks designs."""
+    code = "import sys, simulator.planner.check\nassert not {'scipy', 'pandas'} & set(sys.modules)"
+    run_python(code, tmp_path)
+
+
 def test_help_needs_no_heavy_import(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom app.cli import main\nsys.argv = ['moeplan', '--help']\n"
