@@ -140,6 +140,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    if min(options.requests) < 1:
+        parser.error(f"--requests {min(options.requests)} is none to play; give 1 or more")
     runs = []
     for report in measure_all(options.requests, options.seed):
         runs.append(report)
