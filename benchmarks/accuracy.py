@@ -27,11 +27,11 @@ from calibration.validation.balance import Loop, loop_of, take
 from calibration.validation.points import read_points
 from calibration.validation.run import Z90, engines, log_spread, prepare
 from calibration.validation.stack import NAMES, StackFit
-from calibration.validation.stack_fit import FITTED_METRICS, fit_stack, log_predictions, observed
+from calibration.validation.stack_fit import SCORED_METRICS, fit_stack, log_predictions, observed
 
 RESULTS = Path(__file__).resolve().parent / "results"
-SPLIT_ITERATIONS = 8
-SHIP_ITERATIONS = 15
+SPLIT_ITERATIONS = 16
+SHIP_ITERATIONS = 30
 # TTFT above this share of the decode time is queueing for admission, not service.
 SATURATED = 0.5
 FEWEST_TEST = 8
@@ -55,7 +55,7 @@ class Study:
         self.loop: Loop = take(self.everything.loop, self.rows)
         self.steps = [self.everything.steps[i] for i in self.rows]
         self.levels = [self.everything.levels[i] for i in self.rows]
-        self.target = observed([s.point.measured for s in self.steps])
+        self.target = observed([s.point for s in self.steps])
         points = [s.point for s in self.steps]
         self.gpu = np.array([s.hardware.name for s in self.steps])
         self.engine = np.array([s.point.engine for s in self.steps])
@@ -80,9 +80,10 @@ class Study:
         return other
 
     def errors(self, fit: StackFit, test: Index) -> Array:
-        """[test, metrics] log(predicted / measured)."""
+        """[test, SCORED_METRICS] log(predicted / measured)."""
         loop = take(self.loop, test)
-        return log_predictions(loop, fit.theta([self.levels[i] for i in test])) - self.target[test]
+        found = log_predictions(loop, fit.theta([self.levels[i] for i in test])) - self.target[test]
+        return found[:, : len(SCORED_METRICS)]
 
 
 Fold = tuple[str, Index, Index]  # name, train, test
@@ -115,7 +116,7 @@ def held_out(study: Study, split: Sequence[Fold], frozen: Sequence[str] = ()) ->
 def score(errors: Array, bands: Array) -> dict[str, dict[str, float]]:
     """By metric; bands: [rows, metrics] sigma."""
     out = {}
-    for i, metric in enumerate(FITTED_METRICS):
+    for i, metric in enumerate(SCORED_METRICS):
         seen = np.isfinite(errors[:, i])
         if not seen.any():
             continue
@@ -135,11 +136,11 @@ def scored(study: Study, found: Sequence[tuple[str, Index, Array]], fallback: Ar
     bands = []
     for k in range(len(found)):
         others = [errors for j, (_, _, errors) in enumerate(found) if j != k]
-        spread = [log_spread(np.concatenate(others)[:, i]) for i in range(len(FITTED_METRICS))] if others else fallback
+        spread = [log_spread(np.concatenate(others)[:, i]) for i in range(len(SCORED_METRICS))] if others else fallback
         bands.append(np.tile(np.array(spread), (len(found[k][1]), 1)))
     test = np.concatenate([rows for _, rows, _ in found])
     errors, band = np.concatenate([e for _, _, e in found]), np.concatenate(bands)
-    errors[np.ix_(study.saturated[test], [FITTED_METRICS.index("ttft_ms")])] = np.nan
+    errors[np.ix_(study.saturated[test], [SCORED_METRICS.index("ttft_ms")])] = np.nan
     kept = study.trusted[test]
     return {
         "overall": score(errors[kept], band[kept]),
@@ -154,7 +155,7 @@ def scored(study: Study, found: Sequence[tuple[str, Index, Array]], fallback: Ar
 
 def spreads(study: Study, found: Sequence[tuple[str, Index, Array]]) -> Array:
     errors = np.concatenate([e[study.trusted[test]] for _, test, e in found])
-    return np.array([log_spread(errors[:, i]) for i in range(len(FITTED_METRICS))])
+    return np.array([log_spread(errors[:, i]) for i in range(len(SCORED_METRICS))])
 
 
 def ablations(study: Study, split: Sequence[Fold]) -> dict[str, dict[str, float]]:
@@ -172,7 +173,7 @@ def ablations(study: Study, split: Sequence[Fold]) -> dict[str, dict[str, float]
         changed, frozen = change(study)
         errors = np.concatenate([e[study.trusted[test]] for _, test, e in held_out(changed, split, frozen)])
         medians = np.nanmedian(np.abs(np.expm1(errors)), axis=0)
-        out[name] = {metric: round(float(m), 4) for metric, m in zip(FITTED_METRICS, medians, strict=True)}
+        out[name] = {metric: round(float(m), 4) for metric, m in zip(SCORED_METRICS, medians, strict=True)}
         print(f"{name:32s} {out[name]}", flush=True)
     return out
 

@@ -18,7 +18,7 @@ from benchmarks.accuracy import Study
 from calibration.in_engine import in_engine
 from calibration.validation.points import Point, Worker
 from calibration.validation.stack import NOTHING_FITTED, StackFit, family_of, values
-from calibration.validation.stack_fit import FITTED_METRICS
+from calibration.validation.stack_fit import SCORED_METRICS
 from calibration.validation.steps import parallelism_of
 from calibration.validation.variants import preset_of, variant
 from hw_profiles.efficiency import Efficiency
@@ -40,7 +40,7 @@ Index = NDArray[np.intp]
 
 
 def log_ratios(study: Study, fit: StackFit | None, rows: Index) -> Iterator[tuple[int, Array]]:
-    """(row, logs of measured / simulated by FITTED_METRICS) of those rows whose memory plan fits.
+    """(row, logs of measured / simulated by SCORED_METRICS) of those rows whose memory plan fits.
 
     fit: gives the profile of each stack, as `calibration.in_engine` writes it; None: assumed profiles.
     """
@@ -62,14 +62,17 @@ def log_ratios(study: Study, fit: StackFit | None, rows: Index) -> Iterator[tupl
             simulated = simulate_point(point, hardware, acceptance)
         except DoesNotFitError:
             continue
-        ratios = study.target[row] - np.log(simulated)
+        measured = [point.measured.get(name, math.nan) for name in SCORED_METRICS]
+        if point.median_ttft_ms is not None:  # simulated in its steady state, without the first wave
+            measured[SCORED_METRICS.index("ttft_ms")] = point.median_ttft_ms
+        ratios = np.log(measured) - np.log(simulated)
         if study.saturated[row]:
-            ratios[FITTED_METRICS.index("ttft_ms")] = np.nan
+            ratios[SCORED_METRICS.index("ttft_ms")] = np.nan
         yield int(row), ratios
 
 
 def simulate_point(point: Point, hardware: HardwareProfile, acceptance: float) -> Array:
-    """FITTED_METRICS of a closed loop at the point's concurrency, medians as published."""
+    """SCORED_METRICS of a closed loop at the point's concurrency, medians as published."""
     drafts = point.drafts if load_model(preset_of(point.model)).draft else 0
     decode = _pool(point, point.decode, hardware, drafts, acceptance)
     pools = (
@@ -106,7 +109,7 @@ def simulate_point(point: Point, hardware: HardwareProfile, acceptance: float) -
         np.random.default_rng(router),
     )
     latency, rates = result.metrics(), result.throughput()
-    ttft = latency["ttft_s"]["mean" if point.mean_ttft else "p50"]
+    ttft = latency["ttft_s"]["mean" if point.mean_ttft and point.median_ttft_ms is None else "p50"]
     tpot = latency["tpot_s"]["p50"]
     return np.array(
         [

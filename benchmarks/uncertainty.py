@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from benchmarks.accuracy import Fold, Study, folds
 from benchmarks.simulated_points import log_ratios
 from calibration.validation.stack import family_of
-from calibration.validation.stack_fit import FITTED_METRICS
+from calibration.validation.stack_fit import SCORED_METRICS
 from hw_profiles.uncertainty import FILE, Evidence, Form, Kind, Metric, Spread
 
 NAMED: dict[str, Metric] = {
@@ -43,7 +43,7 @@ SOURCES: dict[tuple[Kind, Form], str] = {
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
-Errors = tuple[Index, Array]  # rows, [rows, FITTED_METRICS] logs of measured / simulated
+Errors = tuple[Index, Array]  # rows, [rows, SCORED_METRICS] logs of measured / simulated
 
 
 def write(study: Study) -> Path:
@@ -59,8 +59,8 @@ def write(study: Study) -> Path:
     for (kind, form), (rows, errors) in found.items():
         of_form = study.disaggregated[rows] == (form == "disaggregated")
         rows, errors = rows[of_form], errors[of_form]
-        spreads[kind][form] = {NAMED[m]: spread(errors[:, i]) for i, m in enumerate(FITTED_METRICS)}
-        coverage[kind][form] = {NAMED[m]: covered(errors[:, i], study.gpu[rows]) for i, m in enumerate(FITTED_METRICS)}
+        spreads[kind][form] = {NAMED[m]: spread(errors[:, i]) for i, m in enumerate(SCORED_METRICS)}
+        coverage[kind][form] = {NAMED[m]: covered(errors[:, i], study.gpu[rows]) for i, m in enumerate(SCORED_METRICS)}
         print(kind, form, {m: (s.p10, s.p50, s.p90, s.n) for m, s in spreads[kind][form].items()}, coverage[kind][form])
     evidence = Evidence(
         source="published serving points, simulated as closed loops with profiles that had not seen them",
@@ -126,7 +126,7 @@ def _drawn(study: Study, rows: Index) -> Index:
 def _collect(ratios: Iterable[tuple[int, Array]]) -> Errors:
     found = list(ratios)
     rows = np.array([row for row, _ in found], dtype=np.intp)
-    return rows, np.array([errors for _, errors in found]).reshape(len(found), len(FITTED_METRICS))
+    return rows, np.array([errors for _, errors in found]).reshape(len(found), len(SCORED_METRICS))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ B sequences, O output tokens each, T prefill seconds that one prompt takes from 
   disaggregated  N decoding: X = N / (O t(N/workers) / A); those in prefill hold X (T0 + own + wait);
                  N is where both together are the concurrency
   wait           of M/D/1, or the share of the requests that arrive together (`bunching`) if that is longer; a mean
-                 over all requests has a first wave, when all of them arrive at once
+                 over all requests has a first wave, when all of them arrive at once and the engine warms up
 A is tokens per step with drafts, (1 - p^(k+1)) / (1 - p). T lies between that of prompts as they arrive and that of
 steps full of them, as a geometric mean with the share `gathering`, times `interruption` where decode has to stop for
 it; a pool of its own has full steps where it counts.
@@ -218,15 +218,20 @@ def _table(steps: Sequence[PointSteps], rates: Sequence[HardwareProfile]) -> Ste
 
 @dataclass(frozen=True)
 class Prediction:
-    """Arrays over points. [requests/s over all instances, s, s, s]"""
+    """Arrays over points. [requests/s over all instances, s, s, s, s]
+
+    ttft_s: the statistic of the point, a mean with the first wave or the median.
+    """
 
     rate: Array
     tpot_s: Array
     ttft_s: Array
+    median_ttft_s: Array
     own_prefill_s: Array
 
     def metrics(self, loop: Loop) -> dict[str, Array]:
-        """Every metric of a points file; output and input rates over all accelerators (see `per_pool`)."""
+        """Every metric of a points file; output and input rates over all accelerators (see `per_pool`). The median
+        TTFT stands beside a mean."""
         gpus = np.where(loop.disaggregated, loop.decode_gpus + loop.prefill_gpus, loop.decode_gpus)
         return {
             "total_tok_s_per_gpu": self.rate * (loop.prompt + loop.output) / gpus,
@@ -235,6 +240,7 @@ class Prediction:
             "tok_s_per_user": 1 / self.tpot_s,
             "tpot_ms": self.tpot_s * 1e3,
             "ttft_ms": self.ttft_s * 1e3,
+            "median_ttft_ms": self.median_ttft_s * 1e3,
         }
 
     def per_pool(self, loop: Loop) -> dict[str, Array]:
@@ -263,12 +269,13 @@ def balance(loop: Loop, theta: Array) -> Prediction:
     together = _colocated(loop, decode[:, 0], step[:, 0], own, taken, given)
     apart = _disaggregated(loop, decode, own, taken, given)
     first = given["request_overhead_s"] + own
-    prefill = (loop.prefill_workers / taken, decode[:, 0], first)  # the pool alone, always busy
+    prefill = (loop.prefill_workers / taken, decode[:, 0], first, first)  # the pool alone, always busy
     batch = loop.batches[:, 0] * loop.decode_workers
-    generating = (batch / (decode[:, 0] * loop.output), decode[:, 0], first)  # no prompt ever
+    generating = (batch / (decode[:, 0] * loop.output), decode[:, 0], first, first)  # no prompt ever
     which = np.where(loop.phase == 0, np.where(loop.disaggregated, 1, 0), loop.phase + 1)
-    rate, tpot, ttft = (np.choose(which, choices) for choices in zip(together, apart, prefill, generating, strict=True))
-    return Prediction(rate, tpot, ttft, own)
+    every = zip(together, apart, prefill, generating, strict=True)
+    rate, tpot, median, mean = (np.choose(which, choices) for choices in every)
+    return Prediction(rate, tpot, np.where(loop.mean_ttft, mean, median), median, own)
 
 
 def _wait(served_s: Array, busy: Array, ahead: Array, bunching: Array) -> Array:
@@ -279,15 +286,17 @@ def _wait(served_s: Array, busy: Array, ahead: Array, bunching: Array) -> Array:
     return np.maximum(queue, bunching * together)
 
 
-def _first_wave(loop: Loop, served_s: Array, ahead: Array, waited: Array) -> Array:
-    """What the first wave adds to a mean TTFT: then all requests in flight arrive at once."""
+def _first_wave(loop: Loop, served_s: Array, ahead: Array, waited: Array, warm_up_s: Array) -> Array:
+    """What the first wave adds to a mean TTFT: all requests in flight arrive at once, and meet for the first time the
+    batch sizes for which kernels and graphs are kept, one for each doubling."""
     beyond: Array = np.maximum(0.0, np.maximum(ahead, 0.0) * served_s / 2 - waited)
-    return FIRST_WAVE * loop.mean_ttft * beyond
+    doublings = np.log2(np.maximum(1.0, loop.concurrency))
+    return FIRST_WAVE * (beyond + doublings * warm_up_s)
 
 
 def _colocated(
     loop: Loop, per_token: Array, step: Array, own: Array, taken: Array, given: dict[str, Array]
-) -> tuple[Array, Array, Array]:
+) -> tuple[Array, Array, Array, Array]:
     running = loop.batches[:, 0]
     output = loop.output
     cycle = running * taken + output * per_token
@@ -298,12 +307,13 @@ def _colocated(
     first = given["request_overhead_s"] + own + wait
     inside = np.minimum(first, 0.5 * cycle)
     tpot = (cycle - inside) / np.maximum(output - 1, 1)
-    return rate, tpot, first + waiting / rate + _first_wave(loop, taken, held - 1, wait)
+    median = first + waiting / rate
+    return rate, tpot, median, median + _first_wave(loop, taken, held - 1, wait, given["warm_up_s"])
 
 
 def _disaggregated(
     loop: Loop, decode: Array, own: Array, taken: Array, given: dict[str, Array]
-) -> tuple[Array, Array, Array]:
+) -> tuple[Array, Array, Array, Array]:
     grid, times = np.log(loop.batches), np.log(np.maximum(decode, 1e-9))
     held = IN_FLIGHT_DISAGGREGATED * loop.concurrency
     rows = np.arange(len(held))
@@ -334,7 +344,8 @@ def _disaggregated(
         high, low = np.where(over, middle, high), np.where(over, low, middle)
     rate, token, wait, first, _ = state(low)
     waiting = np.maximum(0.0, held - low - rate * first)
-    return rate, token, first + waiting / rate + _first_wave(loop, taken, ahead, wait)
+    median = first + waiting / rate
+    return rate, token, median, median + _first_wave(loop, taken, ahead, wait, given["warm_up_s"])
 
 
 def take(loop: Loop, rows: NDArray[np.intp]) -> Loop:

@@ -69,6 +69,7 @@ class Point:
     measured: Mapping[str, float]
     released: str = "unknown"  # year and month of the measurement: which software it ran
     mean_ttft: bool = False  # TTFT is a mean over all requests, not a median
+    median_ttft_ms: float | None = None  # beside a mean, where the row says
     token_budget: float | None = None  # tokens that a step of one attention rank may hold, where the row says
     prefill_chunk: float | None = None  # prompt tokens that a step of one attention rank takes, where the row says
     distrusted: str = ""  # the rule by which the row is scored apart (`trust`)
@@ -135,6 +136,11 @@ def _said(row: Mapping[str, Any], pattern: str) -> float | None:
     return float(next(group for group in found.groups() if group)) if found else None
 
 
+def _median_ttft_ms(row: Mapping[str, Any]) -> float | None:
+    seconds = _said(row, r"median TTFT ([\d.]+) ?s\b")
+    return None if seconds is None else seconds * 1e3
+
+
 def _need(row: Mapping[str, Any], name: str) -> float:
     value = _number(row, name)
     if value is None:
@@ -174,7 +180,8 @@ def parse_point(index: int, row: Mapping[str, Any]) -> Point:
         concurrency,
         measured,
         month[0] if (month := re.search(r"20\d\d-\d\d", _text(row, "date"))) else "unknown",
-        "mean" in _text(row, "ttft_stat").lower(),
+        mean_ttft := "mean" in _text(row, "ttft_stat").lower(),
+        _median_ttft_ms(row) if mean_ttft else None,
         _said(row, r"max-num-batched-tokens[ =](\d+)"),
         _said(row, r"chunked prefill (\d+)|chunked-prefill-size[ =](\d+)"),
     )

@@ -49,7 +49,8 @@ PARAMETERS = (
     Parameter("gathering", "share of prompts that engines hold back until a step is full of them", 0.3, 0.6),
     Parameter("interruption", "time that a prompt takes from running requests over that of its prefill", 1.2, 0.4),
     Parameter("request_overhead_s", "time before the first token beyond waiting and prefill [s]", 0.12, 0.8),
-    Parameter("bunching", "share of the running requests whose prompts arrive together", 0.15, 0.6),
+    Parameter("bunching", "share of the running requests whose prompts arrive together", 0.06, 1.2),
+    Parameter("warm_up_s", "wait of the first wave for kernels and graphs of one more batch size [s]", 0.3, 0.8),
     Parameter("attention", "rate of attention cores and indexer over that of the stack's other kernels", 1.0, 0.4),
     Parameter("experts", "rate of expert GEMMs over that of the stack's other kernels", 1.0, 0.3),
     Parameter("sequence_overhead_s", "host time of one step for each sequence of a rank [s]", 2e-5, 0.8),
@@ -79,7 +80,7 @@ LEVEL_SHARE = {
     "gpu+engine+model": 0.5,
     "family+precision": 0.4,  # other kernels
     "attention": 0.4,  # data-parallel ranks wait for each other
-    "family+attention": 0.4,
+    "family+attention": 0.4,  # here and with experts: in this form of serving
     "gpu+engine+model+attention": 0.4,
     "family+drafts": 0.4,  # drafting keeps the host from running ahead
     "gpu+engine+model+drafts": 0.4,
@@ -138,11 +139,11 @@ def levels_of(point: Point, hardware: HardwareProfile) -> tuple[str, ...]:
         "gpu+engine+model": stack,
         "family+precision": f"{family}+{bits_of(point.precision)}",
         "attention": attention,
-        "family+attention": f"{family}+{attention}",
+        "family+attention": f"{family}+{attention}+{mode}",
         "gpu+engine+model+attention": f"{stack}+{attention}",
         "family+drafts": f"{family}+{drafts}",
         "gpu+engine+model+drafts": f"{stack}+{drafts}",
-        "family+experts": f"{family}+{experts}",
+        "family+experts": f"{family}+{experts}+{mode}",
         "gpu+engine+model+experts": f"{stack}+{experts}",
         "gpu+engine+model+precision": f"{stack}+{bits_of(point.precision)}",
         "engine+release": f"{point.engine}+{point.released}",

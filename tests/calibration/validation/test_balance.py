@@ -113,7 +113,7 @@ def test_bands_hold_the_prediction_and_widen_away_from_what_was_fitted() -> None
 
 def test_a_mean_over_all_requests_has_the_first_wave() -> None:
     """Ten requests for each in flight: a tenth of them waits for half the others' prompts."""
-    none = fit_with(bunching=1e-9)
+    none = fit_with(bunching=1e-9, warm_up_s=1e-12)
     prepared = prepare(pd.DataFrame([{**ROW, "concurrency": 201}, {**ROW, "concurrency": 201, "ttft_stat": "mean"}]))
     assert prepared.loop is not None
     found = balance(prepared.loop, none.theta(prepared.levels))
@@ -121,6 +121,17 @@ def test_a_mean_over_all_requests_has_the_first_wave() -> None:
     added = found.ttft_s[1] - found.ttft_s[0]
     every = (0.975 * 201 - 1) * found.own_prefill_s[0] / 2
     assert 0 < added < 0.1 * every
+    assert found.median_ttft_s == pytest.approx([found.ttft_s[0]] * 2)
+
+
+@pytest.mark.parametrize("row", [ROW, SPLIT])
+def test_the_first_wave_warms_up_for_each_doubling_of_the_batch(row: dict[str, Any]) -> None:
+    """One request meets nothing new; 64 meet batch sizes 2, 4, 8, 16, 32 and 64, and are a tenth of all."""
+    prepared = prepare(pd.DataFrame([{**row, "concurrency": c, "ttft_stat": "mean"} for c in (1, 64)]))
+    assert prepared.loop is not None
+    cold, warm = (balance(prepared.loop, fit_with(warm_up_s=s).theta(prepared.levels)) for s in (2.0, 1e-12))
+    assert cold.ttft_s - warm.ttft_s == pytest.approx([0.0, 0.1 * 6 * 2.0], abs=1e-9)
+    assert cold.median_ttft_s == pytest.approx(warm.median_ttft_s)
 
 
 def test_a_token_budget_bounds_the_running_requests() -> None:

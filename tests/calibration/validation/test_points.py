@@ -86,3 +86,16 @@ def test_blank_cells_are_left_out_whatever_stands_for_blank() -> None:
     point = parse_point(0, {**ROW, "ttft_ms": "-", "n_prefill_gpu": 0, "tok_s_per_user": "", "disaggregated": "False"})
     assert dict(point.measured) == {"tpot_ms": 12.0}
     assert not point.disaggregated
+
+
+@pytest.mark.parametrize(
+    ("stat", "notes", "median_ms"),
+    [
+        ("mean", "p99 TTFT 1.48 s, p99 TPOT 7.86 ms, median TTFT 0.342 s", 342.0),
+        ("mean", "p99 TTFT 1.48 s", None),
+        ("p50", "median TTFT 0.342 s", None),
+    ],
+)
+def test_a_median_beside_a_mean_is_read_from_the_notes(stat: str, notes: str, median_ms: float | None) -> None:
+    point = parse_point(0, {**ROW, "ttft_stat": stat, "notes": notes})
+    assert point.median_ttft_ms == (None if median_ms is None else pytest.approx(median_ms))
