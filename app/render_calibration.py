@@ -26,11 +26,14 @@ def _classes(result: Calibration) -> Table:
         table.add_column(heading, justify="right")
     table.add_column("from")
     for op_class, rates in efficiency.classes.items():
-        by = " ".join(f"{dtype} {value:.2f}" for dtype, value in rates.matrix_fraction_by.items())
+        matrix, memory = (
+            " ".join(f"{dtype} {value:.2f}" for dtype, value in by.items())
+            for by in (rates.matrix_fraction_by, rates.memory_fraction_by)
+        )
         table.add_row(
             op_class.value,
-            by or f"{rates.matrix_fraction:.2f}",
-            f"{rates.memory_fraction:.2f}",
+            matrix or f"{rates.matrix_fraction:.2f}",
+            memory or f"{rates.memory_fraction:.2f}",
             f"{rates.network_fraction:.2f}",
             f"{rates.latency_s * 1e6:.1f}",
             f"{rates.exponent:.1f}",

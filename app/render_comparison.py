@@ -117,8 +117,14 @@ def _work_figures(
         yield Change(name, f"{dtype}, TFLOP/s", *rates)
     if not (was.matrix_fraction_by or now.matrix_fraction_by):
         yield Change(name, "matrix, % of peak", *_percent(was.matrix_fraction, now.matrix_fraction))
-    memory = [one.memory_fraction * hw.memory_bandwidth / GB for one, hw in ((was, before), (now, after))]
-    yield Change(name, "memory, GB/s", *memory)
+    sides = ((was, before), (now, after))
+    dtypes = sorted({*was.memory_fraction_by, *now.memory_fraction_by})
+    for dtype in dtypes:
+        memory = [one.memory_fraction_of(dtype) * hw.memory_bandwidth / GB for one, hw in sides]
+        yield Change(name, f"memory under {dtype}, GB/s", *memory)
+    if not dtypes:
+        memory = [one.memory_fraction * hw.memory_bandwidth / GB for one, hw in sides]
+        yield Change(name, "memory, GB/s", *memory)
 
 
 def _percent(before: float, after: float) -> tuple[float, float]:

@@ -18,14 +18,18 @@ from scipy.optimize import least_squares
 
 from hw_profiles.efficiency import ClassEfficiency, OpClass
 from hw_profiles.profile import HardwareProfile
-from simulator.model.ops import Op
+from simulator.model.ops import Op, operand_dtype
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
 
 CLASSES = tuple(OpClass)
-# One parameter: field, class, and the operand dtype of a matrix fraction ("" for a class that multiplies nothing).
+# One parameter: field, class, and the operand dtype of a fraction ("" for ops that multiply nothing, and for fields
+# that all dtypes share).
 Slot = tuple[str, OpClass, str]
+FIELDS = ("matrix_fraction", "memory_fraction", "network_fraction", "latency_s", "exponent", "tile_rows")
+# Classes whose dtypes share a memory fraction: dense products stream their weights alike in every precision.
+SHARED_MEMORY = (OpClass.DENSE_GEMM,)
 LOWER = {
     "matrix_fraction": 0.01, "memory_fraction": 0.02, "network_fraction": 0.02, "latency_s": 2e-7, "exponent": 1.0,
     "tile_rows": 1e-9,  # none
@@ -34,7 +38,10 @@ UPPER = {
     "matrix_fraction": 1.0, "memory_fraction": 1.0, "network_fraction": 1.0, "latency_s": 4e-4, "exponent": 8.0,
     "tile_rows": 512.0,
 }  # fmt: skip
-RAGGED = (OpClass.DENSE_GEMM, OpClass.ATTENTION_PREFILL, OpClass.LATENT_PREFILL, OpClass.SPARSE_PREFILL)
+RAGGED = (
+    OpClass.DENSE_GEMM, OpClass.ATTENTION_PREFILL, OpClass.LATENT_PREFILL, OpClass.SPARSE_PREFILL,
+    OpClass.ATTENTION_DECODE, OpClass.LATENT_DECODE,
+)  # fmt: skip
 TILE_ROWS = 32.0  # where a fit of them starts
 # Width of the priors in log units: a factor of e in rates and floors, of 1.5 in the exponent. Each weighs as much
 # as one measurement.
@@ -72,9 +79,10 @@ def row_at_peak(op: Op, hardware: HardwareProfile) -> float:
     return sum(op.row_flops / hardware.matrix_peak(dtype) for dtype in op.flops)
 
 
-def _dtype(op: Op) -> str:
-    """Operand dtype of most of the op's FLOPs."""
-    return max(op.flops, key=lambda dtype: op.flops[dtype], default="")
+def _dtype_of(field: str, op_class: OpClass, dtype: str) -> str:
+    """`dtype` where each has a `field` of its own in the class, else that of all."""
+    own = field == "matrix_fraction" or (field == "memory_fraction" and op_class not in SHARED_MEMORY)
+    return dtype if own else ""
 
 
 class Parameters:
@@ -89,12 +97,14 @@ class Parameters:
         slots: list[Slot] = []
         values: list[float] = []
         for op_class, rates in classes.items():
-            for dtype in sorted(dtypes.get(op_class, set()) | {""}):
-                slots.append(("matrix_fraction", op_class, dtype))
-                values.append(rates.matrix_fraction_of(dtype))
-            for field in ("memory_fraction", "network_fraction", "latency_s", "exponent", "tile_rows"):
-                slots.append((field, op_class, ""))
-                values.append(getattr(rates, field))
+            given = {
+                "matrix_fraction": rates.matrix_fraction_of,
+                "memory_fraction": rates.memory_fraction_of,
+            }
+            for field in FIELDS:
+                for dtype in sorted({_dtype_of(field, op_class, d) for d in dtypes.get(op_class, {""})}):
+                    slots.append((field, op_class, dtype))
+                    values.append(given[field](dtype) if field in given else getattr(rates, field))
         low = np.array([LOWER[field] for field, _, _ in slots])
         high = np.array([UPPER[field] for field, _, _ in slots])
         return cls(slots, np.log(np.clip(values, low, high)))
@@ -104,6 +114,30 @@ class Parameters:
 
     def value(self, field: str, op_class: OpClass, dtype: str = "") -> float:
         return float(np.exp(self.logs[self.place[field, op_class, dtype]]))
+
+    def place_for(self, field: str, op: Op) -> int:
+        """Place of the parameter that prices `op`."""
+        return self.place[field, op.op_class, _dtype_of(field, op.op_class, operand_dtype(op))]
+
+    def by_dtype(self, field: str, op_class: OpClass) -> dict[str, float]:
+        """Values of the operand dtypes that have one of their own."""
+        found = sorted(d for f, c, d in self.slots if (f, c) == (field, op_class) and d)
+        return {dtype: self.value(field, op_class, dtype) for dtype in found}
+
+    def fractions(self, op_class: OpClass, before: ClassEfficiency) -> dict[str, float | dict[str, float]]:
+        """Matrix and memory fractions as fields of a `ClassEfficiency`, rounded. Precisions without a row take the
+        least of those that have one; of memory, what ops that multiply nothing reach, where the class has such."""
+        matrix, memory = ({d: round(v, 4) for d, v in self.by_dtype(f, op_class).items()} for f in FIELDS[:2])
+        if ("memory_fraction", op_class, "") in self.place:
+            rest = round(self.value("memory_fraction", op_class), 4)
+        else:
+            rest = min(memory.values())
+        return {
+            "matrix_fraction": min(matrix.values(), default=before.matrix_fraction),
+            "matrix_fraction_by": matrix,
+            "memory_fraction": rest,
+            "memory_fraction_by": memory,
+        }
 
 
 @dataclass(frozen=True)
@@ -115,7 +149,7 @@ class Work:
     hops: Array
     roofs: Array  # [ops, 3]: compute, memory, network
     row: Array  # compute of one more row in each ragged tile
-    slots: Index  # [ops, 6]: matrix, memory, network, latency, exponent, tile rows
+    slots: Index  # [ops, 6]: of FIELDS
     log_seconds: Array  # [measurements]
 
     @classmethod
@@ -128,10 +162,7 @@ class Work:
                 hops.append(float(op.hops))
                 roofs.append(at_peak(op, hardware))
                 row.append(row_at_peak(op, hardware))
-                place = parameters.place
-                matrix = place["matrix_fraction", op.op_class, _dtype(op)]
-                rest = ("memory_fraction", "network_fraction", "latency_s", "exponent", "tile_rows")
-                slots.append([matrix, *(place[field, op.op_class, ""] for field in rest)])
+                slots.append([parameters.place_for(field, op) for field in FIELDS])
         return cls(
             np.array(owner, dtype=np.intp),
             np.array(count),
@@ -177,7 +208,7 @@ def dtypes_of(measured: Sequence[Measured]) -> dict[OpClass, set[str]]:
     found: dict[OpClass, set[str]] = {}
     for one in measured:
         for op in one.ops:
-            found.setdefault(op.op_class, set()).add(_dtype(op))
+            found.setdefault(op.op_class, set()).add(operand_dtype(op))
     return found
 
 

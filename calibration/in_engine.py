@@ -89,6 +89,7 @@ def _scaled(op_class: OpClass, rates: ClassEfficiency, given: Mapping[str, float
             "matrix_fraction": share(rates.matrix_fraction, "matrix"),
             "matrix_fraction_by": {d: share(f, "matrix") for d, f in rates.matrix_fraction_by.items()},
             "memory_fraction": share(rates.memory_fraction, "memory"),
+            "memory_fraction_by": {d: share(f, "memory") for d, f in rates.memory_fraction_by.items()},
             "network_fraction": share(rates.network_fraction, "network"),
             "latency_s": float(np.format_float_positional(rates.latency_s * given["launch"], 4, fractional=False)),
             "source": f"{rates.source}; taken to the engine's share (see provenance)",

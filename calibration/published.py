@@ -181,14 +181,9 @@ def _efficiency(
 def _class(
     parameters: Parameters, op_class: OpClass, sigma: float, source: str, before: ClassEfficiency
 ) -> ClassEfficiency:
-    dtypes = {d for field, c, d in parameters.slots if field == "matrix_fraction" and c == op_class and d}
-    by = {dtype: round(parameters.value("matrix_fraction", op_class, dtype), 4) for dtype in sorted(dtypes)}
     return before.model_copy(
         update={
-            # precisions without a row take the least of those that have one
-            "matrix_fraction": min(by.values(), default=before.matrix_fraction),
-            "matrix_fraction_by": by,
-            "memory_fraction": round(parameters.value("memory_fraction", op_class), 4),
+            **parameters.fractions(op_class, before),
             "network_fraction": round(parameters.value("network_fraction", op_class), 4),
             "latency_s": float(f"{parameters.value('latency_s', op_class):.4g}"),
             "exponent": round(parameters.value("exponent", op_class), 3),

@@ -77,12 +77,18 @@ class ClassEfficiency(Strict):
     tile_rows: Annotated[FiniteFloat, Field(ge=0, le=1024)] = 0.0
     # operand dtypes whose fraction of their own peak differs
     matrix_fraction_by: dict[str, Fraction] = Field(default_factory=dict)
+    # operand dtypes whose kernels reach another fraction of the memory bandwidth
+    memory_fraction_by: dict[str, Fraction] = Field(default_factory=dict)
     source: Source
     assumed: bool
 
     def matrix_fraction_of(self, dtype: str) -> float:
         """Fraction of the peak of `dtype`."""
         return self.matrix_fraction_by.get(dtype, self.matrix_fraction)
+
+    def memory_fraction_of(self, dtype: str) -> float:
+        """Fraction of the memory bandwidth that kernels with operands of `dtype` reach."""
+        return self.memory_fraction_by.get(dtype, self.memory_fraction)
 
 
 class Efficiency(Strict):

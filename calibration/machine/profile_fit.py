@@ -143,14 +143,10 @@ def _alone(
 
 def _class(parameters: Parameters, points: Sequence[OpPoint], source: str, before: ClassEfficiency) -> ClassEfficiency:
     op_class = points[0].op_class
-    dtypes = {d for field, c, d in parameters.slots if field == "matrix_fraction" and c == op_class and d}
-    by = {dtype: parameters.value("matrix_fraction", op_class, dtype) for dtype in sorted(dtypes)}
     sigma = float(np.std([np.log(p.measured_s / p.predicted_s) for p in points]))
     return before.model_copy(
         update={
-            "matrix_fraction": min(by.values(), default=before.matrix_fraction),
-            "matrix_fraction_by": by,
-            "memory_fraction": parameters.value("memory_fraction", op_class),
+            **parameters.fractions(op_class, before),
             "network_fraction": parameters.value("network_fraction", op_class),
             "latency_s": parameters.value("latency_s", op_class),
             "exponent": round(parameters.value("exponent", op_class), 3),

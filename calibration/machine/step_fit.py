@@ -122,6 +122,7 @@ def within_steps(rates: ClassEfficiency, floor: float, slow: float) -> ClassEffi
             "matrix_fraction": fraction(rates.matrix_fraction),
             "matrix_fraction_by": {dtype: fraction(value) for dtype, value in rates.matrix_fraction_by.items()},
             "memory_fraction": fraction(rates.memory_fraction),
+            "memory_fraction_by": {dtype: fraction(value) for dtype, value in rates.memory_fraction_by.items()},
             "network_fraction": fraction(rates.network_fraction),
             "latency_s": float(f"{rates.latency_s * floor:.4g}"),
         }

@@ -24,9 +24,11 @@ from simulator.model.ops import (
 
 # Queries that share one pass over keys in HBM in prefill kernels. Dense cores and the indexer work on 128-row tiles,
 # of which neighbours find the keys in L2: measured MLA prefill at 32k tokens takes 0.8 of matrix peak, which bounds
-# the passes to fewer than one per 1,024 rows. Rows of the sparse core select for themselves, in tiles of 64.
+# the passes to fewer than one per 1,024 rows. Tiles of sparse cores are the heads of one row, which gathers its entries
+# for itself, whatever its heads: measured modules of a long past take 1.8 times as long with 128 heads as with 64, and
+# as long with 8 or 16 as with 64 (see HEAD_TILE).
 DENSE_TILE = 1024
-SPARSE_TILE = 64
+SPARSE_TILE = 1
 # Tiles on the causal diagonal are multiplied in full, and rows fill up to whole tiles: n rows over n entries and tiles
 # of T rows make n^2/2 + n T + 3/8 T^2 pairs on average. The last term counts as 3/8 T rows of a prompt, at a T of 128.
 CORNER_ROWS = 48
@@ -74,6 +76,8 @@ def decode_core_ops(
 
     reads: for each reader, entries summed over sequences. The rows of one sequence share each KV read, except
     that each selects for itself (see `entry_reader`). selects: some row has more entries than it may select.
+    Dense cores begin and end tiles of entries, and merge their splits, once for every sequence: a thousand short ones
+    take up to twice as long as their entries alone.
     """
     rows = sequences * queries
     ops: list[Op] = []
@@ -86,16 +90,18 @@ def decode_core_ops(
         kv = _reads(reads, window) * (attention.window_entry_bytes or attention.entry_bytes)
         kv += _reads(reads, entry_reader(attention, queries)) * attention.entry_bytes
         pairs = queries * (_reads(reads, window) + _reads(reads, entries))
+        core = core_class(attention, decode=True)
         ops.append(
             _core(
                 "attention core",
-                core_class(attention, decode=True),
+                core,
                 attention,
                 (attention.qk_dim, attention.v_dim),
                 rows,
                 pairs,
                 kv * share,
                 cut,
+                ragged=0.0 if core is OpClass.SPARSE_DECODE else rows,
                 sharing=1 if attention.indexer is not None else queries,
             )
         )
@@ -135,7 +141,8 @@ def prefill_core_ops(
     if window is not None or entries is not None:
         absorbed = (attention.qk_dim, attention.v_dim)
         dims = absorbed if attention.indexer else (attention.prefill_qk_dim, attention.prefill_v_dim)
-        tile = SPARSE_TILE if attention.indexer else DENSE_TILE
+        core = core_class(attention, decode=False)
+        tile = SPARSE_TILE if core is OpClass.SPARSE_PREFILL else DENSE_TILE
         if decompressed:
             entry_bytes = attention.heads / cut.tp * sum(dims) * ACTIVATION_BYTES
         else:
@@ -145,7 +152,6 @@ def prefill_core_ops(
         kv += _stored_once(attention, new, past, window_bytes, entry_bytes)
         pairs = (_reads(reads, window) + _reads(reads, entries)) / cp
         ragged = rows + CORNER_ROWS * sequences
-        core = core_class(attention, decode=False)
         ops.append(_core("attention core", core, attention, dims, rows, pairs, kv, cut, ragged=ragged))
     if attention.state_flops_per_token:
         ops.append(_recurrence(OpClass.ATTENTION_PREFILL, attention, rows, sequences, cut))
@@ -186,7 +192,8 @@ def _core(
 ) -> Op:
     """Score and value products of `pairs` (query, entry) pairs: 2 H (d_qk + d_v) FLOPs each.
 
-    ragged: pairs added by one more row in every tile that may be ragged. sharing: rows whose heads are in one tile.
+    ragged: pairs added by one more row (in decode: entry) in every tile that may be ragged. sharing: rows whose heads
+    are in one tile.
     """
     heads = attention.heads / cut.tp
     multiplied = max(heads, HEAD_TILE / sharing) if op_class in HEADS_IN_ROWS.get(cut.generation, ()) else heads

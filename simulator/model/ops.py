@@ -41,6 +41,11 @@ class Op:
     row_flops: float = 0.0  # of one more row in every tile that may be ragged, in the dtype of `flops`
 
 
+def operand_dtype(op: Op) -> str:
+    """Operand dtype of most of the op's FLOPs, which says what kernel runs it; "" where it multiplies nothing."""
+    return max(op.flops, key=lambda dtype: op.flops[dtype], default="")
+
+
 class Reader(NamedTuple):
     """Entries a query at position p reads: min(floor(p / ratio), cap). A window of W is Reader(1, W)."""
 

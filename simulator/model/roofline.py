@@ -2,7 +2,8 @@
 
     t = t0 + ((FLOPs/F)^q + (bytes/B)^q + (net/N)^q)^(1/q)
 
-F, B, N are data-sheet peaks times the achieved fractions of the op's class, t0 its latency floor, q its exponent.
+F, B, N are data-sheet peaks times the achieved fractions of the op's class, t0 its latency floor, q its exponent. F and
+B differ by operand dtype where the class says so.
 FLOPs are those of the op and of the rows that fill up its ragged tiles.
 Reference: Williams et al., "Roofline", CACM 2009; the p-norm between sum (q = 1) and maximum (q = infinity).
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from hw_profiles.profile import HardwareProfile
-from simulator.model.ops import Op
+from simulator.model.ops import Op, operand_dtype
 
 Bound = Literal["compute", "memory", "network", "latency", "host"]
 
@@ -58,7 +59,7 @@ def roof_times(op: Op, hardware: HardwareProfile) -> RoofTimes:
         (flops + rates.tile_rows * op.row_flops) / (hardware.matrix_peak(dtype) * rates.matrix_fraction_of(dtype))
         for dtype, flops in op.flops.items()
     )
-    memory_s = op.hbm_bytes / (hardware.memory_bandwidth * rates.memory_fraction)
+    memory_s = op.hbm_bytes / (hardware.memory_bandwidth * rates.memory_fraction_of(operand_dtype(op)))
     network_s = 0.0
     if op.link is not None:
         peak = hardware.scale_up_bandwidth if op.link == "scale_up" else hardware.scale_out_bandwidth

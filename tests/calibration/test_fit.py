@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from calibration.fit import Measured, Parameters, Work, dtypes_of, fit
 from calibration.gates import copied_from, data_sheets_agree, gate_rows
-from calibration.op_families import gemm, measurements, power_law_counts
+from calibration.op_families import gemm, measurements, one_kernel, power_law_counts
 from hw_profiles.catalog import load
 from hw_profiles.efficiency import OpClass
 from hw_profiles.profile import HardwareProfile
+from simulator.model.ops import Op, operand_dtype
 from simulator.model.roofline import op_seconds
 
 B200 = load("b200_sxm")
@@ -26,12 +29,9 @@ def shapes() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["gemm_dtype", "m", "n", "k"])
 
 
-def with_rates(**changes: object) -> HardwareProfile:
-    from dataclasses import replace
-
+def with_rates(op_class: OpClass, **changes: object) -> HardwareProfile:
     efficiency = B200.efficiency
-    rates = efficiency.classes[OpClass.DENSE_GEMM].model_copy(update=changes)
-    classes = {**efficiency.classes, OpClass.DENSE_GEMM: rates}
+    classes = {**efficiency.classes, op_class: efficiency.classes[op_class].model_copy(update=changes)}
     return replace(B200, efficiency=efficiency.model_copy(update={"classes": classes}))
 
 
@@ -42,8 +42,9 @@ def timed(frame: pd.DataFrame, truth: HardwareProfile) -> pd.DataFrame:
 
 def test_fit_recovers_the_rates_that_made_the_times() -> None:
     truth = with_rates(
-        matrix_fraction=0.6, matrix_fraction_by={"fp8": 0.45}, memory_fraction=0.8, latency_s=5e-6, exponent=2.5
-    )
+        OpClass.DENSE_GEMM,
+        matrix_fraction=0.6, matrix_fraction_by={"fp8": 0.45}, memory_fraction=0.8, latency_s=5e-6, exponent=2.5,
+    )  # fmt: skip
     measured = measurements("gemm", timed(shapes(), truth), B200)
     start = Parameters.of(B200.efficiency.classes, dtypes_of(measured))
     found = fit(Work.of(measured, B200, start), start, {OpClass.DENSE_GEMM})
@@ -53,6 +54,32 @@ def test_fit_recovers_the_rates_that_made_the_times() -> None:
     assert at("memory_fraction", OpClass.DENSE_GEMM) == pytest.approx(0.8, rel=0.03)
     assert at("latency_s", OpClass.DENSE_GEMM) == pytest.approx(5e-6, rel=0.05)
     assert np.median(np.abs(found.held_out)) < 0.02
+
+
+def cores(truth: HardwareProfile) -> list[Measured]:
+    """Decode cores from bound by bytes to bound by FLOPs, in two precisions."""
+    ops = [
+        Op("core", OpClass.LATENT_DECODE, {dtype: work * intensity}, work)
+        for dtype in ("bf16", "fp8")
+        for intensity in (1.0, 30.0, 3000.0)
+        for work in (1e6, 1e7, 1e8, 1e9)
+    ]
+    return [Measured("generation_mla", (op,), op_seconds(op, truth), str(i)) for i, op in enumerate(ops)]
+
+
+def test_each_dtype_has_a_memory_fraction_of_its_own_but_in_dense_products() -> None:
+    truth = with_rates(OpClass.LATENT_DECODE, memory_fraction=0.7, memory_fraction_by={"fp8": 0.4})
+    measured = cores(truth)
+    start = Parameters.of(B200.efficiency.classes, dtypes_of(measured))
+    found = fit(Work.of(measured, B200, start), start, {OpClass.LATENT_DECODE}).parameters
+    assert found.by_dtype("memory_fraction", OpClass.LATENT_DECODE) == pytest.approx(
+        {"bf16": 0.7, "fp8": 0.4}, rel=0.03
+    )
+    fractions = found.fractions(OpClass.LATENT_DECODE, B200.efficiency.classes[OpClass.LATENT_DECODE])
+    assert fractions["memory_fraction"] == pytest.approx(0.4, rel=0.03)  # an unseen precision takes the least
+    products = measurements("gemm", timed(shapes(), B200), B200)
+    shared = Parameters.of(B200.efficiency.classes, dtypes_of(products))
+    assert shared.by_dtype("memory_fraction", OpClass.DENSE_GEMM) == {}
 
 
 def test_work_prices_ops_as_the_simulator_does() -> None:
@@ -109,3 +136,37 @@ def test_power_law_counts_add_up_and_are_uneven() -> None:
     counts = power_law_counts(8192.0, 256, 1.2, 800.0)
     assert counts.sum() == pytest.approx(8192.0)
     assert counts.max() > 20 * np.median(counts)
+
+
+def test_missing_choices_go_to_idle_experts() -> None:
+    """16 tokens with 6 of 256 experts each: rounded loads fall 17 short of 96."""
+    counts = power_law_counts(96.0, 256, 1.2, 12.8)
+    assert counts.sum() == pytest.approx(96.0)
+    assert 70 <= (counts > 0).sum() <= 96
+
+
+def test_of_two_kernels_of_the_same_shapes_the_faster_stands_for_the_stack() -> None:
+    frame = pd.DataFrame({"batch_size": [1, 2, 4], "kernel_source": "fast", "latency": [1.0, 2.0, 4.0]})
+    slow = frame.assign(kernel_source="slow", latency=frame["latency"] * 1.4)
+    elsewhere = frame.assign(batch_size=[8, 16, 32], kernel_source="other")
+    kept = one_kernel(pd.concat([slow, frame, elsewhere], ignore_index=True))
+    assert set(kept["kernel_source"]) == {"fast", "other"}
+
+
+def attention_rows(**columns: object) -> pd.DataFrame:
+    fixed = {"num_heads": 64, "kernel_source": "k", "latency": 1.0, "step": 1023, "isl": 1024, "batch_size": 4}
+    return pd.DataFrame({**fixed, **columns})
+
+
+def test_cores_over_fp8_entries_multiply_in_fp8() -> None:
+    frame = attention_rows(
+        num_key_value_heads=8, head_dim=128, attn_dtype="bfloat16", kv_cache_dtype=["bfloat16", "fp8"]
+    )
+    for family in ("generation_attention", "context_attention"):
+        dtypes = [operand_dtype(one.ops[0]) for one in measurements(family, frame, B200)]
+        assert dtypes == ["bf16", "fp8"]
+
+
+def test_prompts_shorter_than_a_tile_are_no_prefill() -> None:
+    frame = attention_rows(model="deepseek-ai/DeepSeek-V4-Pro", compress_ratio=128, isl=[1, 1024], step=0)
+    assert len(measurements("dsv4_hca_context_module", frame, B200)) == 1

@@ -8,9 +8,11 @@ from collections.abc import Callable
 import pytest
 
 from hw_profiles.catalog import load
+from hw_profiles.profile import HardwareProfile
 from simulator.model import counts
 from simulator.model.attention import HEAD_TILE
 from simulator.model.latency import NO_DECODE, Chunk, DecodeLoad, PricedOp, StepLatency
+from simulator.model.ops import Op
 from simulator.model.parallelism import Parallelism
 from simulator.model.presets import load_model
 
@@ -184,3 +186,41 @@ def test_drafts_run_their_layers_and_verify_more_rows(decode_load: Callable[...,
     linears = sum(x.params for x in (*layer.attention.linears, *layer.ffn.linears))
     per_draft += 2 * (linears + layer.ffn.experts_per_token * layer.ffn.expert_params)
     assert two == pytest.approx(3 * one + 2 * per_draft, rel=0.01)
+
+
+def _core(priced: list[PricedOp]) -> Op:
+    return next(p.op for p in priced if p.op.name == "attention core")
+
+
+@pytest.mark.parametrize(
+    ("name", "begins"), [("llama-3.1-8b", True), ("deepseek-v3", True), ("deepseek-v4-pro", False)]
+)
+def test_dense_decode_cores_begin_tiles_for_each_sequence(
+    name: str, begins: bool, decode_load: Callable[..., DecodeLoad]
+) -> None:
+    """One more entry of every sequence is worth a share 1 / context of all FLOPs."""
+    latency = _step(name)
+    core = _core(latency.breakdown([], decode_load(latency, [1000] * 8)))
+    assert core.row_flops == pytest.approx(sum(core.flops.values()) / 1000 if begins else 0.0)
+
+
+@pytest.mark.parametrize("tp", [1, 8])
+def test_rows_of_sparse_prefill_gather_their_own_entries(tp: int) -> None:
+    """HCA after a million tokens: 1,024 rows with 7,812 to 7,820 entries of 584 bytes and 128 of the window each,
+    however many heads the rank has; a twentieth more for queries and results."""
+    latency = _step("deepseek-v4-pro", Parallelism(tp=tp))
+    priced = latency.breakdown([Chunk(1024, 1_000_000)], NO_DECODE)
+    most = max(p.op.hbm_bytes for p in priced if p.op.name == "attention core")
+    assert most == pytest.approx(1024 * (7816 + 128) * 584, rel=0.06)
+
+
+def test_compiled_decode_adds_up_with_ragged_tiles(
+    with_classes: Callable[..., HardwareProfile], decode_load: Callable[..., DecodeLoad]
+) -> None:
+    part = with_classes(load("b200"), tile_rows=200.0, memory_fraction_by={"bf16": 0.5})
+    for name in ("deepseek-v3", "gpt-oss-120b", "deepseek-v4-pro"):
+        latency = StepLatency(load_model(name), part, Parallelism(dp=8, ep=8))
+        for contexts in ([700] * 300, [90_000] * 7):
+            load_ = decode_load(latency, contexts)
+            total = sum(p.seconds for p in latency.breakdown([], load_))
+            assert latency.decode_s(load_) == pytest.approx(total, rel=1e-9)

@@ -60,3 +60,11 @@ def test_p_norm_lies_between_maximum_and_sum() -> None:
 
 def test_small_op_is_bound_by_latency() -> None:
     assert roof_times(linear_op(Linear("tiny", 64, 64, "bf16"), 1), load("h200_sxm")).bound == "latency"
+
+
+def test_memory_rate_is_that_of_the_operands_dtype(with_classes: Callable[..., HardwareProfile]) -> None:
+    """4 ms of bytes at the data sheet: 8 ms at half of it, 5 ms with FP8 operands, which reach 0.8."""
+    part = with_classes(load("h200_sxm"), memory_fraction=0.5, memory_fraction_by={"fp8": 0.8}, latency_s=0.0)
+    for flops, seconds in (({}, 8e-3), ({"bf16": 0.0}, 8e-3), ({"fp8": 0.0}, 5e-3)):
+        op = Op("op", OpClass.LATENT_DECODE, flops, 4e-3 * 4.8e12)
+        assert op_seconds(op, part) == pytest.approx(seconds, rel=1e-6)
