@@ -105,7 +105,12 @@ class RunningBatch:
         self._serial = serial or itertools.count()  # breaks ties in the heaps by order of joining
         self._ends: list[tuple[int, int, Sequence]] = []
         self._crossings: list[tuple[int, int, Sequence]] = []
-        self._due = NEVER  # no sequence ends or crosses a cap before this tick
+        self.due = NEVER  # no sequence ends or crosses a cap before this tick
+
+    @property
+    def is_even(self) -> bool:
+        """Whether each step emits one token to each sequence."""
+        return self._rate == 1.0
 
     def _renew(self, count: int) -> None:
         """Begin with `count` empty ranks; `only` is the one, where there is no other."""
@@ -131,8 +136,8 @@ class RunningBatch:
         rank.offsets += offset
         self.size += 1
         heapq.heappush(self._ends, (last_tick, next(self._serial), sequence))
-        if last_tick < self._due:
-            self._due = last_tick
+        if last_tick < self.due:
+            self.due = last_tick
         if below:
             self._expect_crossing(sequence)
 
@@ -141,8 +146,8 @@ class RunningBatch:
         tick = self.caps[-sequence.below] - sequence.offset
         if tick < sequence.last_tick:
             heapq.heappush(self._crossings, (tick, next(self._serial), sequence))
-            if tick < self._due:
-                self._due = tick
+            if tick < self.due:
+                self.due = tick
 
     def _drop(self, sequence: Sequence) -> None:
         """Take a sequence out of every sum."""
@@ -169,7 +174,7 @@ class RunningBatch:
             self._fraction -= tokens
             return self.advance(tokens)
         self.tick = tick = self.tick + 1
-        return self._reach(tick) if tick >= self._due else []
+        return self.reach(tick) if tick >= self.due else []
 
     def advance(self, tokens: int) -> list[Sequence]:
         """Every running sequence emits `tokens`; returns those that are complete, already dropped.
@@ -177,9 +182,9 @@ class RunningBatch:
         A sequence with fewer tokens left than `tokens` emits only those.
         """
         self.tick = tick = self.tick + tokens
-        return self._reach(tick) if tick >= self._due else []
+        return self.reach(tick) if tick >= self.due else []
 
-    def _reach(self, tick: int) -> list[Sequence]:
+    def reach(self, tick: int) -> list[Sequence]:
         """Let happen what is due by a tick; returns the sequences that end, dropped."""
         crossings = self._crossings
         while crossings and crossings[0][0] <= tick:
@@ -199,7 +204,7 @@ class RunningBatch:
             if sequence.alive:
                 self._drop(sequence)
                 ended.append(sequence)
-        self._due = min(ends[0][0] if ends else NEVER, crossings[0][0] if crossings else NEVER)
+        self.due = min(ends[0][0] if ends else NEVER, crossings[0][0] if crossings else NEVER)
         return ended
 
     def preempt(self, rank: Rank, priority: list[int] | None = None) -> tuple[int, int]:
@@ -231,7 +236,7 @@ class RunningBatch:
         self.size = 0
         self._ends.clear()
         self._crossings.clear()
-        self._due = NEVER
+        self.due = NEVER
         return dropped
 
     def load(self) -> DecodeLoad:

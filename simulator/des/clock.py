@@ -49,7 +49,7 @@ class Alarm(simpy.Event):
 
     def __init__(self, env: simpy.Environment, ring: Callable[[Any], Any], value: Any = None) -> None:
         self.env = env
-        self._rings = [ring]
+        self.rings = [ring]
         self._ok = True  # on the instance, where CPython finds it sooner than on the class
         self._value = value
         self.callbacks = None  # type: ignore[assignment]
@@ -60,19 +60,19 @@ class Alarm(simpy.Event):
 
     def set(self, delay: float = 0.0) -> None:
         env = self.env
-        self.callbacks = self._rings
+        self.callbacks = self.rings
         heappush(env._queue, (env._now + delay, NORMAL, next(env._eid), self))  # as Environment.schedule does
 
     def set_first(self) -> None:
         """Ring now, before whatever else happens now."""
-        self.callbacks = self._rings
+        self.callbacks = self.rings
         self.env.schedule(self, URGENT)
 
     def set_last(self, delay: float) -> None:
         """Ring after all else that happens then."""
-        self.callbacks = self._rings
+        self.callbacks = self.rings
         self.env.schedule(self, NORMAL + 1, delay)  # type: ignore[arg-type]
 
     def silence(self) -> None:
         """Never ring again, also where it is set."""
-        self._rings.clear()
+        self.rings.clear()
