@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from heapq import heappop, heappush
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import simpy
 from simpy.events import NORMAL, URGENT
+
+T = TypeVar("T")
 
 
 class Environment(simpy.Environment):
@@ -76,3 +78,18 @@ class Alarm(simpy.Event):
     def silence(self) -> None:
         """Never ring again, also where it is set."""
         self.rings.clear()
+
+
+class Timer(Generic[T]):
+    """An alarm that rings once, a given time after it is made: what SimPy's loop asks of an event, and nothing else.
+
+    rings: called with the timer; a list that many timers share.
+    """
+
+    __slots__ = ("_ok", "callbacks", "value")
+
+    def __init__(self, env: simpy.Environment, rings: list[Callable[[Timer[T]], None]], value: T, delay: float) -> None:
+        self._ok = True
+        self.callbacks = rings
+        self.value = value
+        heappush(env._queue, (env._now + delay, NORMAL, next(env._eid), self))  # type: ignore[misc]
