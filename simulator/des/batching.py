@@ -8,12 +8,12 @@ context grows past a cap) waits in a heap.
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import sys
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 
 from simulator.des.kv_cache import ADMISSION_WATERMARK, KvSpace
 from simulator.model.latency import DecodeLoad
@@ -65,11 +65,13 @@ class Rank:
         size = self.size
         sequences = size + self.held_sequences + 1
         tokens += self.offsets + size * tick + self.held_tokens
-        used = sequences * kv.bytes_per_sequence + tokens * kv.bytes_per_token
+        used = tokens * kv.bytes_per_token
+        if kv.bytes_per_sequence:
+            used += sequences * kv.bytes_per_sequence
         if sequences == 1:
             return used <= kv.capacity_bytes
         kept = headroom if headroom > ADMISSION_WATERMARK else ADMISSION_WATERMARK
-        return used <= kv.capacity_bytes * (1 - kept)
+        return used <= kv.capacity_bytes * (1.0 - kept)
 
     def used_bytes(self, tick: int) -> float:
         return self.kv.used_bytes(self.size + self.held_sequences, self.offsets + self.size * tick + self.held_tokens)
@@ -135,7 +137,7 @@ class RunningBatch:
         rank.size += 1
         rank.offsets += offset
         self.size += 1
-        heapq.heappush(self._ends, (last_tick, next(self._serial), sequence))
+        heappush(self._ends, (last_tick, next(self._serial), sequence))
         if last_tick < self.due:
             self.due = last_tick
         if below:
@@ -145,7 +147,7 @@ class RunningBatch:
         """Note the tick at which the sequence reaches its next cap, if it lives that long."""
         tick = self.caps[-sequence.below] - sequence.offset
         if tick < sequence.last_tick:
-            heapq.heappush(self._crossings, (tick, next(self._serial), sequence))
+            heappush(self._crossings, (tick, next(self._serial), sequence))
             if tick < self.due:
                 self.due = tick
 
@@ -188,7 +190,7 @@ class RunningBatch:
         """Let happen what is due by a tick; returns the sequences that end, dropped."""
         crossings = self._crossings
         while crossings and crossings[0][0] <= tick:
-            sequence = heapq.heappop(crossings)[2]
+            sequence = heappop(crossings)[2]
             if sequence.alive:
                 i = len(self.caps) - sequence.below
                 rank = sequence.rank
@@ -200,7 +202,7 @@ class RunningBatch:
         ends = self._ends
         ended = []
         while ends and ends[0][0] <= tick:
-            sequence = heapq.heappop(ends)[2]
+            sequence = heappop(ends)[2]
             if sequence.alive:
                 self._drop(sequence)
                 ended.append(sequence)

@@ -43,7 +43,8 @@ def decode_alone(instance: Instance) -> Generator[None, Alarm, None]:
     meter.begun_s = now = env.now
     while batch.size:  # once for each change of the sequences that run
         size = batch.size
-        context = rank.offsets + size * batch.tick
+        running = float(size)  # CPython multiplies floats by floats sooner than by integers
+        context = float(rank.offsets + size * batch.tick)
         if line_of is not None:
             constant_s, slope, terms = line_of(size, size)
         changed = False
@@ -63,19 +64,21 @@ def decode_alone(instance: Instance) -> Generator[None, Alarm, None]:
             meter.begun_s = now  # of the next step; as Meter.step
             meter.steps += 1
             meter.busy_s += duration
-            meter.sequence_s += size * duration
+            meter.sequence_s += running * duration
             batch.tick = tick = batch.tick + 1
             if tick < batch.due:
-                context += size
+                context += running
             else:
                 for sequence in batch.reach(tick):
                     instance.end(sequence.request)
                 size = batch.size
-                context = rank.offsets + size * tick
+                context = float(rank.offsets + size * tick)
                 changed = True
             scheduler.kv_integral += scheduler.kv_bytes * (now - scheduler.settled_s)  # as Scheduler.settle
             scheduler.settled_s = now
-            used = (size + rank.held_sequences) * per_sequence + (context + rank.held_tokens) * per_token
+            used = (context + rank.held_tokens) * per_token
+            if per_sequence:
+                used += (size + rank.held_sequences) * per_sequence
             if used <= capacity:
                 scheduler.kv_bytes = used
             else:

@@ -138,7 +138,11 @@ class Scheduler:
             self.sequences += 1
             self.prefilling += 1
             self._begin(prompt, queue is not self.backlog)
-            new = min(left, tokens - prompt.done, self._most_new)
+            new = tokens - prompt.done
+            if new > left:
+                new = left
+            if new > self._most_new:
+                new = self._most_new
             budgets[rank.index] = left - new
             parts.append((rank, prompt, new))
         return True
@@ -233,7 +237,9 @@ class Scheduler:
         # as Rank.used_bytes, without its calls: this runs once a step
         size = rank.size
         tokens = rank.offsets + size * batch.tick + rank.held_tokens
-        used = (size + rank.held_sequences) * self.per_sequence + tokens * self.per_token
+        used = tokens * self.per_token
+        if self.per_sequence:
+            used += (size + rank.held_sequences) * self.per_sequence
         self.kv_bytes = used if used <= self.capacity else self._fit(rank)
 
     def kv_byte_s(self, now: float) -> float:
