@@ -18,7 +18,7 @@ from benchmarks.des import measure
 PERIOD_S = 0.002
 PARTS = {
     "SimPy: events and clock": ("simpy/", "des/clock.py"),
-    "the step of an instance": ("des/instance.py", "des/meter.py"),
+    "the step of an instance": ("des/instance.py", "des/decoding.py", "des/meter.py"),
     "what a step holds, KV, preemption": ("des/scheduler.py", "des/kv_cache.py", "des/queues.py"),
     "running sequences": ("des/batching.py", "des/paced_batch.py"),
     "what a step takes": ("des/pricing.py", "simulator/model/"),

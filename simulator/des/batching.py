@@ -8,12 +8,12 @@ context grows past a cap) waits in a heap.
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import sys
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 
 from simulator.des.kv_cache import ADMISSION_WATERMARK, KvSpace
 from simulator.model.latency import DecodeLoad
@@ -65,11 +65,13 @@ class Rank:
         size = self.size
         sequences = size + self.held_sequences + 1
         tokens += self.offsets + size * tick + self.held_tokens
-        used = sequences * kv.bytes_per_sequence + tokens * kv.bytes_per_token
+        used = tokens * kv.bytes_per_token
+        if kv.bytes_per_sequence:
+            used += sequences * kv.bytes_per_sequence
         if sequences == 1:
             return used <= kv.capacity_bytes
         kept = headroom if headroom > ADMISSION_WATERMARK else ADMISSION_WATERMARK
-        return used <= kv.capacity_bytes * (1 - kept)
+        return used <= kv.capacity_bytes * (1.0 - kept)
 
     def used_bytes(self, tick: int) -> float:
         return self.kv.used_bytes(self.size + self.held_sequences, self.offsets + self.size * tick + self.held_tokens)
@@ -105,7 +107,12 @@ class RunningBatch:
         self._serial = serial or itertools.count()  # breaks ties in the heaps by order of joining
         self._ends: list[tuple[int, int, Sequence]] = []
         self._crossings: list[tuple[int, int, Sequence]] = []
-        self._due = NEVER  # no sequence ends or crosses a cap before this tick
+        self.due = NEVER  # no sequence ends or crosses a cap before this tick
+
+    @property
+    def is_even(self) -> bool:
+        """Whether each step emits one token to each sequence."""
+        return self._rate == 1.0
 
     def _renew(self, count: int) -> None:
         """Begin with `count` empty ranks; `only` is the one, where there is no other."""
@@ -130,9 +137,9 @@ class RunningBatch:
         rank.size += 1
         rank.offsets += offset
         self.size += 1
-        heapq.heappush(self._ends, (last_tick, next(self._serial), sequence))
-        if last_tick < self._due:
-            self._due = last_tick
+        heappush(self._ends, (last_tick, next(self._serial), sequence))
+        if last_tick < self.due:
+            self.due = last_tick
         if below:
             self._expect_crossing(sequence)
 
@@ -140,9 +147,9 @@ class RunningBatch:
         """Note the tick at which the sequence reaches its next cap, if it lives that long."""
         tick = self.caps[-sequence.below] - sequence.offset
         if tick < sequence.last_tick:
-            heapq.heappush(self._crossings, (tick, next(self._serial), sequence))
-            if tick < self._due:
-                self._due = tick
+            heappush(self._crossings, (tick, next(self._serial), sequence))
+            if tick < self.due:
+                self.due = tick
 
     def _drop(self, sequence: Sequence) -> None:
         """Take a sequence out of every sum."""
@@ -169,7 +176,7 @@ class RunningBatch:
             self._fraction -= tokens
             return self.advance(tokens)
         self.tick = tick = self.tick + 1
-        return self._reach(tick) if tick >= self._due else []
+        return self.reach(tick) if tick >= self.due else []
 
     def advance(self, tokens: int) -> list[Sequence]:
         """Every running sequence emits `tokens`; returns those that are complete, already dropped.
@@ -177,13 +184,13 @@ class RunningBatch:
         A sequence with fewer tokens left than `tokens` emits only those.
         """
         self.tick = tick = self.tick + tokens
-        return self._reach(tick) if tick >= self._due else []
+        return self.reach(tick) if tick >= self.due else []
 
-    def _reach(self, tick: int) -> list[Sequence]:
+    def reach(self, tick: int) -> list[Sequence]:
         """Let happen what is due by a tick; returns the sequences that end, dropped."""
         crossings = self._crossings
         while crossings and crossings[0][0] <= tick:
-            sequence = heapq.heappop(crossings)[2]
+            sequence = heappop(crossings)[2]
             if sequence.alive:
                 i = len(self.caps) - sequence.below
                 rank = sequence.rank
@@ -195,11 +202,11 @@ class RunningBatch:
         ends = self._ends
         ended = []
         while ends and ends[0][0] <= tick:
-            sequence = heapq.heappop(ends)[2]
+            sequence = heappop(ends)[2]
             if sequence.alive:
                 self._drop(sequence)
                 ended.append(sequence)
-        self._due = min(ends[0][0] if ends else NEVER, crossings[0][0] if crossings else NEVER)
+        self.due = min(ends[0][0] if ends else NEVER, crossings[0][0] if crossings else NEVER)
         return ended
 
     def preempt(self, rank: Rank, priority: list[int] | None = None) -> tuple[int, int]:
@@ -231,7 +238,7 @@ class RunningBatch:
         self.size = 0
         self._ends.clear()
         self._crossings.clear()
-        self._due = NEVER
+        self.due = NEVER
         return dropped
 
     def load(self) -> DecodeLoad:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from heapq import heappop, heappush
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import simpy
 from simpy.events import NORMAL, URGENT
+
+T = TypeVar("T")
 
 
 class Environment(simpy.Environment):
@@ -49,7 +51,7 @@ class Alarm(simpy.Event):
 
     def __init__(self, env: simpy.Environment, ring: Callable[[Any], Any], value: Any = None) -> None:
         self.env = env
-        self._rings = [ring]
+        self.rings = [ring]
         self._ok = True  # on the instance, where CPython finds it sooner than on the class
         self._value = value
         self.callbacks = None  # type: ignore[assignment]
@@ -60,19 +62,34 @@ class Alarm(simpy.Event):
 
     def set(self, delay: float = 0.0) -> None:
         env = self.env
-        self.callbacks = self._rings
+        self.callbacks = self.rings
         heappush(env._queue, (env._now + delay, NORMAL, next(env._eid), self))  # as Environment.schedule does
 
     def set_first(self) -> None:
         """Ring now, before whatever else happens now."""
-        self.callbacks = self._rings
+        self.callbacks = self.rings
         self.env.schedule(self, URGENT)
 
     def set_last(self, delay: float) -> None:
         """Ring after all else that happens then."""
-        self.callbacks = self._rings
+        self.callbacks = self.rings
         self.env.schedule(self, NORMAL + 1, delay)  # type: ignore[arg-type]
 
     def silence(self) -> None:
         """Never ring again, also where it is set."""
-        self._rings.clear()
+        self.rings.clear()
+
+
+class Timer(Generic[T]):
+    """An alarm that rings once, a given time after it is made: what SimPy's loop asks of an event, and nothing else.
+
+    rings: called with the timer; a list that many timers share.
+    """
+
+    __slots__ = ("_ok", "callbacks", "value")
+
+    def __init__(self, env: simpy.Environment, rings: list[Callable[[Timer[T]], None]], value: T, delay: float) -> None:
+        self._ok = True
+        self.callbacks = rings
+        self.value = value
+        heappush(env._queue, (env._now + delay, NORMAL, next(env._eid), self))  # type: ignore[misc]

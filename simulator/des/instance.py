@@ -14,9 +14,10 @@ import simpy
 
 from simulator.des.batching import Prefilling, Rank
 from simulator.des.clock import Alarm
+from simulator.des.decoding import can_decode_alone, decode_alone
 from simulator.des.intake import Handover, Intake, Losses, Streams
 from simulator.des.journal import Journal, Usage
-from simulator.des.meter import Meter
+from simulator.des.meter import INFINITE, Meter
 from simulator.des.prefix_cache import BLOCK_TOKENS, Loss, PrefixCache
 from simulator.des.pricing import Part, price
 from simulator.des.queues import Queue
@@ -52,34 +53,34 @@ class Instance:
     __slots__ = (
         "_announced",
         "_cache_load_s",
-        "_cut",
         "_decodes",
         "_ended",
         "_hand_over",
         "_idles",
-        "_intake",
         "_kv_room",
         "_leaving",
-        "_observe",
-        "_step_ends",
         "_story",
         "_streams",
         "_takes_in",
-        "_times",
         "_wake",
         "batch",
         "cache",
+        "cut",
         "emptied",
         "env",
         "index",
+        "intake",
         "journal",
         "load",
         "meter",
+        "observe",
         "scheduler",
         "shares_queue",
         "slowdown",
         "spec",
         "speed",
+        "step_ends",
+        "times",
         "waiting",
     )  # so many attributes would be slow in a dictionary
 
@@ -109,7 +110,7 @@ class Instance:
         self.waiting = waiting
         self.shares_queue = False
         self.meter = Meter()
-        self._times = spec.times_of_one(journal.rng)
+        self.times = spec.times_of_one(journal.rng)
         self.load = 0  # prompt tokens to compute (prefill), or requests under way (elsewhere): what routers look at
         self.slowdown = 1.0  # steps last this many times as long
         self.emptied: Callable[[], None] | None = None  # called when nothing is held any more, while it drains
@@ -118,19 +119,19 @@ class Instance:
         )
         self._cache_load_s = 0.0  # of prompts admitted to the step under way
         self._kv_room = spec.kv.capacity_bytes * spec.ranks
-        self._intake = Intake(self.scheduler, journal, None if fetch is None else partial(fetch, self), stages)
+        self.intake = Intake(self.scheduler, journal, None if fetch is None else partial(fetch, self), stages)
         self._announced: dict[int, Handover] = {}  # by request; in its last chunk
         self._leaving: dict[int, Handover] = {}  # by request; KV that waits here or is under way from here
         self._ended = ended
         self._hand_over = hand_over
         self._takes_in = fetch is not None
         self._streams = streams
-        self._observe = observe
+        self.observe = observe
         self._decodes = False  # the step under way decodes
         self._idles = False
         self._story = self._run()
         next(self._story)
-        self._step_ends, self._wake, self._cut = (Alarm(env, self._story.send) for _ in range(3))
+        self.step_ends, self._wake, self.cut = (Alarm(env, self._story.send) for _ in range(3))
         self._wake.set_first()
 
     # Requests come in
@@ -166,15 +167,15 @@ class Instance:
     def offer(self, handover: Handover) -> None:
         """Take a prefilled sequence: its KV is fetched once there is room, or at once where host memory stages it."""
         self.load += 1
-        self._intake.offer(handover)
-        self._book()
+        self.intake.offer(handover)
+        self.scheduler.settle(self.env.now)
 
     def deliver(self, handover: Handover, rank: Rank) -> None:
         """The KV has arrived on a rank and is freed at its source; decoding starts with the next step."""
         if rank not in self.batch.ranks:
             return  # this instance failed meanwhile; the source keeps the KV for another transfer
-        lost = handover.is_lost
-        self._intake.arrive(handover, rank, lost)
+        lost = handover.rank not in handover.source.batch.ranks  # as is_lost, without its call
+        self.intake.arrive(handover, rank, lost)
         if lost:
             self._book()
             self.load -= 1
@@ -188,7 +189,7 @@ class Instance:
         """Free the KV of a sequence that has left for another instance."""
         del self._leaving[handover.request]
         handover.rank.release(handover.tokens)
-        self._book()
+        self.scheduler.settle(self.env.now)
         if self.cache is not None:
             self._free_cached(handover.request)
         if self.waiting or self.scheduler.backlog or self.emptied is not None:
@@ -210,12 +211,13 @@ class Instance:
         batch = self.batch
         scheduler = self.scheduler
         meter = self.meter
-        times = self._times
+        times = self.times
         decode_s = times.decode_s
         waiting, recompute, backlog = scheduler.waiting, scheduler.recompute, scheduler.backlog
-        intake = self._intake
+        intake = self.intake
         incoming, arrived, stages = intake.waiting, intake.arrived, intake.stages
-        hand_over, streams, observe, cache = self._hand_over, self._streams, self._observe, self.cache
+        hand_over, streams, observe, cache = self._hand_over, self._streams, self.observe, self.cache
+        decodes_alone = can_decode_alone(self)
         yield  # until the clock runs
         while True:
             if stages and incoming:
@@ -227,6 +229,11 @@ class Instance:
             prompts = waiting or scheduler.prefilling or recompute
             if prompts or (backlog is not None and (backlog or scheduler.set_aside)):
                 parts = scheduler.parts()
+            elif decodes_alone and batch.size:
+                self._decodes = True
+                yield from decode_alone(self)
+                meter.begun_s = INFINITE
+                continue
             size = batch.size
             if parts:
                 scheduler.settle(env.now)  # with the prompts that begin
@@ -253,15 +260,15 @@ class Instance:
             meter.begun_s = start_s = env.now
             if streams is not None and parts:
                 self._announce(parts, start_s + duration)
-            self._step_ends.set(duration)
-            if (yield) is self._cut:
+            self.step_ends.set(duration)
+            if (yield) is self.cut:
                 if observe is not None:
                     observe(self, start_s, 0.0 if decodes else env.now - start_s, 0, 0)
                 continue
             meter.step(duration, prefill_s, size)
             if decodes:
                 for sequence in batch.emit():
-                    self._end(sequence.request)
+                    self.end(sequence.request)
             if parts:
                 for rank, prompt, new in parts:
                     if hand_over is not None:
@@ -321,7 +328,7 @@ class Instance:
         remaining = journal.output_tokens[request] - emitted
         if not remaining:
             rank.release(context)
-            self._end(request)
+            self.end(request)
         elif self._hand_over is not None:
             self.scheduler.sequences -= 1
             announced = self._announced.pop(request, None)
@@ -334,7 +341,7 @@ class Instance:
             rank.release(context)
             self.batch.join(request, rank, context, remaining)
 
-    def _end(self, request: int) -> None:
+    def end(self, request: int) -> None:
         journal = self.journal
         self.scheduler.sequences -= 1
         journal.emitted[request] = journal.output_tokens[request]
@@ -377,10 +384,10 @@ class Instance:
         now = self.env.now
         if self.meter.in_step:
             self.meter.cancel(now, self.batch.size, not self._decodes)
-            self._step_ends.silence()
-            self._step_ends = Alarm(self.env, self._story.send)
-            self._cut.set_first()
-        coming = self._intake.drop()
+            self.step_ends.silence()
+            self.step_ends = Alarm(self.env, self._story.send)
+            self.cut.set_first()
+        coming = self.intake.drop()
         lost = [*self.scheduler.drop(), *coming.requests, *self._leaving]
         self._announced.clear()
         self._leaving.clear()
@@ -397,8 +404,8 @@ class Instance:
 
     def forget_lost(self) -> None:
         """Drop hand-overs that wait for room here and whose KV has gone with their source."""
-        if not self._intake.stages:
-            self.load -= self._intake.forget_lost()
+        if not self.intake.stages:
+            self.load -= self.intake.forget_lost()
             self._book()
             self.kick()
 
@@ -412,11 +419,11 @@ class Instance:
     @property
     def stalled_count(self) -> int:
         """Preempted sequences to compute again, but for offline ones, and prefilled sequences that wait for room."""
-        return len(self.scheduler.recompute) + len(self._intake.waiting)
+        return len(self.scheduler.recompute) + len(self.intake.waiting)
 
     def standing(self) -> Standing:
         """Where the requests of this instance stand now; prompts of a queue that it shares are not its own."""
-        scheduler, intake = self.scheduler, self._intake
+        scheduler, intake = self.scheduler, self.intake
         waiting = len(scheduler.recompute) + len(scheduler.set_aside)
         if not self.shares_queue:
             waiting += len(self.waiting)
@@ -440,7 +447,7 @@ class Instance:
         kv = self.spec.kv
         tick = self.batch.tick
         held = sum(rank.used_bytes(tick) for rank in self.batch.ranks)
-        return (held + kv.used_bytes(len(self._intake.waiting), self._intake.waiting_tokens)) / self._kv_room
+        return (held + kv.used_bytes(len(self.intake.waiting), self.intake.waiting_tokens)) / self._kv_room
 
     def usage(self) -> Usage:
         """Integrals up to now; the step and the transfers under way count for the time that they have run."""
@@ -455,4 +462,4 @@ class Instance:
     @property
     def holds_nothing(self) -> bool:
         """No KV, nor anything to bring or compute again; what waits has not begun."""
-        return self.scheduler.is_idle and self._intake.is_empty and not (self._announced or self._leaving)
+        return self.scheduler.is_idle and self.intake.is_empty and not (self._announced or self._leaving)

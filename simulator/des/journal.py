@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 from enum import IntEnum
@@ -24,14 +25,17 @@ class Status(IntEnum):
 
 
 class Journal:
-    """Columns that the cluster writes while it runs. Times are seconds of the simulated clock."""
+    """Columns that the cluster writes while it runs. Times are seconds of the simulated clock.
+
+    Times are in arrays: a list of a million floats is one of a million objects, which Python's garbage collector walks.
+    """
 
     def __init__(self, streams: Sequence[Requests], rng: np.random.Generator | None = None) -> None:
         self.rng = rng or np.random.default_rng(0)  # of what instances draw while they run
         self.prompt_tokens = _joined(stream.prompt_tokens for stream in streams)
         self.output_tokens = _joined(stream.output_tokens for stream in streams)
         count = len(self.prompt_tokens)
-        self.arrival_s = [NAN] * count
+        self.arrival_s = _unknown(count)
         self.priority = _priorities(streams)  # of each request; None where all are equal
         self.offline = range(0)  # requests that fill gaps, and the share of an instance that they leave free
         self.headroom = 0.0
@@ -40,12 +44,12 @@ class Journal:
             if stream.headroom is not None:
                 self.offline, self.headroom = range(first, first + len(stream)), stream.headroom
             if stream.arrival_s is not None:
-                self.arrival_s[first : first + len(stream)] = stream.arrival_s.tolist()
+                self.arrival_s[first : first + len(stream)] = array("d", stream.arrival_s)
             first += len(stream)
-        self.prefill_start_s = [NAN] * count
-        self.first_token_s = [NAN] * count
-        self.delivered_s = [NAN] * count  # KV has reached the decode instance
-        self.finish_s = [NAN] * count
+        self.prefill_start_s = _unknown(count)
+        self.first_token_s = _unknown(count)
+        self.delivered_s = _unknown(count)  # KV has reached the decode instance
+        self.finish_s = _unknown(count)
         self.status = bytearray(count)  # one Status a request; all WAITING
         self.blocks = _blocks(streams)  # prefix block ids of each prompt; None where no prompt has any
         self.kept_blocks = _kept_blocks(streams)  # blocks of prompt and answer, which a session's next turn begins with
@@ -57,6 +61,10 @@ class Journal:
         self.retries = [0] * count  # times that a fault took the request's KV or place in a queue
         self.prefill_instance = [-1] * count
         self.decode_instance = [-1] * count
+
+
+def _unknown(count: int) -> array[float]:
+    return array("d", [NAN]) * count
 
 
 def _joined(columns: Iterable[NDArray[np.int64]]) -> list[int]:

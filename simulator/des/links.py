@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import simpy
 
-from simulator.des.clock import Alarm
+from simulator.des.clock import Timer
 
 
 class Link:
@@ -46,7 +45,7 @@ class Flow:
         self.mark_s = 0.0  # lies ahead for a flow that is alone on its links and about to begin
         self.end_s = self.timer_s = math.inf
         self.number = 0  # in order of sending
-        self.timer: simpy.Event | None = None  # the one that counts: a replaced one rings in vain
+        self.timer: Timer[Flow] | None = None  # the one that counts: a replaced one rings in vain
 
     def ended(self) -> None:
         """Called when all is moved."""
@@ -80,24 +79,27 @@ class Fabric:
     def __init__(self, env: simpy.Environment) -> None:
         self.env = env
         self._sent = 0
+        self._begins: list[Callable[[Timer[Flow]], None]] = [self._begin]
+        self._rings: list[Callable[[Timer[Flow]], None]] = [self._ring]
 
     def send(self, flow: Flow, start_s: float) -> None:
         """Move the flow's bytes over all of its links at once, from `start_s` (now or later) on."""
         self._sent = flow.number = self._sent + 1
         links = flow.links
-        rate = math.inf
+        least = math.inf
         for link in links:
-            if link.flows or not link.rate:
-                self._set_timer(flow, start_s, self._begin)
+            rate = link.rate
+            if link.flows or not rate:
+                self._set_timer(flow, start_s, self._begins)
                 return
-            if link.rate < rate:
-                rate = link.rate
+            if rate < least:
+                least = rate
         for link in links:
             link.flows[flow] = None
-        flow.rate = rate
+        flow.rate = least
         flow.mark_s = start_s
-        flow.end_s = end_s = start_s + flow.left_bytes / rate
-        self._set_timer(flow, end_s, self._ring)
+        flow.end_s = end_s = start_s + flow.left_bytes / least
+        self._set_timer(flow, end_s, self._rings)
 
     def set_rate(self, link: Link, share: float) -> None:
         """Give a link `share` of its nominal rate from now on: 1 is whole, 0 is down and its flows stand still."""
@@ -113,16 +115,15 @@ class Fabric:
 
     # Flows begin and end
 
-    def _set_timer(self, flow: Flow, at_s: float, callback: Callable[[simpy.Event], None]) -> None:
+    def _set_timer(self, flow: Flow, at_s: float, rings: list[Callable[[Timer[Flow]], None]]) -> None:
         now = self.env.now
-        flow.timer = timer = Alarm(self.env, callback, flow)
         flow.timer_s = at_s
-        timer.set(at_s - now if at_s > now else 0.0)
+        flow.timer = Timer(self.env, rings, flow, at_s - now if at_s > now else 0.0)
 
-    def _begin(self, event: simpy.Event) -> None:
+    def _begin(self, timer: Timer[Flow]) -> None:
         """Join the links with whoever is there by now."""
-        flow: Any = event.value
-        if flow.timer is not event:
+        flow = timer.value
+        if flow.timer is not timer:
             return
         flow.timer = None
         flow.mark_s = self.env.now
@@ -130,19 +131,19 @@ class Fabric:
             link.flows[flow] = None
         self._share(flow.links)
 
-    def _ring(self, event: simpy.Event) -> None:
+    def _ring(self, timer: Timer[Flow]) -> None:
         """The end of a flow, unless its rate has changed since the timer was set.
 
         Those that end with it on its links go first where they were sent before.
         """
-        flow: Any = event.value
-        if flow.timer is not event:
+        flow = timer.value
+        if flow.timer is not timer:
             return
         flow.timer = None
         now = self.env.now
         if flow.end_s > now:
             if flow.end_s < math.inf:
-                self._set_timer(flow, flow.end_s, self._ring)
+                self._set_timer(flow, flow.end_s, self._rings)
             return
         for link in flow.links:
             if len(link.flows) > 1:
@@ -201,7 +202,7 @@ class Fabric:
             flow.end_s = now + flow.left_bytes / rate if rate > 0 else math.inf
             # A timer that rings too early sets itself anew; one that would ring too late is replaced.
             if flow.end_s < math.inf and (flow.timer is None or flow.end_s < flow.timer_s):
-                self._set_timer(flow, flow.end_s, self._ring)
+                self._set_timer(flow, flow.end_s, self._rings)
 
     def _concerned(self, links: Iterable[Link]) -> dict[Flow, None]:
         """Flows under way on `links`, on the other links of those, and so on.
@@ -218,7 +219,7 @@ class Fabric:
                     for own in flow.links:
                         del own.flows[flow]
                     flow.rate = 0.0
-                    self._set_timer(flow, flow.mark_s, self._begin)
+                    self._set_timer(flow, flow.mark_s, self._begins)
                 elif flow not in flows:
                     flows[flow] = None
                     for other in flow.links:

@@ -15,13 +15,13 @@ class Meter:
     links: of each rank, over which KV is handed over.
     """
 
-    __slots__ = ("_busy_s", "_prefill_s", "_sequence_s", "_steps", "begun_s", "links")
+    __slots__ = ("_prefill_s", "begun_s", "busy_s", "links", "sequence_s", "steps")
 
     def __init__(self) -> None:
         self.begun_s = INFINITE
         self.links: tuple[Link, ...] = ()
-        self._busy_s = self._prefill_s = self._sequence_s = 0.0
-        self._steps = 0
+        self.busy_s = self._prefill_s = self.sequence_s = 0.0
+        self.steps = 0
 
     @property
     def in_step(self) -> bool:
@@ -30,9 +30,9 @@ class Meter:
     def step(self, duration: float, prefill_s: float, sequences: int) -> None:
         """Book a step that has ended: how long it took, prefill's part of that, and the sequences that ran."""
         self.begun_s = INFINITE
-        self._steps += 1
-        self._busy_s += duration
-        self._sequence_s += sequences * duration
+        self.steps += 1
+        self.busy_s += duration
+        self.sequence_s += sequences * duration
         if prefill_s:
             self._prefill_s += prefill_s
 
@@ -40,19 +40,19 @@ class Meter:
         """Book what a step has run that will not end; `sequences` ran in it; prefills: it was prefill's alone."""
         ran = now - self.begun_s
         self.begun_s = INFINITE
-        self._busy_s += ran
+        self.busy_s += ran
         self._prefill_s += ran if prefills else 0.0
-        self._sequence_s += sequences * ran
+        self.sequence_s += sequences * ran
 
     def usage(self, now: float, sequences: int, prefills: bool, kv_byte_s: float) -> Usage:
         """Integrals up to now, where `sequences` run; prefills: the step under way is prefill's alone; kv_byte_s: of
         KV, which the scheduler books."""
         running = max(0.0, now - self.begun_s)
         return Usage(
-            self._busy_s + running,
+            self.busy_s + running,
             self._prefill_s + (running if prefills else 0.0),
-            self._steps,
-            self._sequence_s + running * sequences,
+            self.steps,
+            self.sequence_s + running * sequences,
             kv_byte_s,
             sum(link.busy_s(now) for link in self.links) / len(self.links) if self.links else 0.0,
         )

@@ -27,6 +27,10 @@ class PacedBatch(RunningBatch):
         serial = itertools.count()
         self._lanes = [RunningBatch(kv, ranks, caps, rate, serial) for rate in rates]
 
+    @property
+    def is_even(self) -> bool:
+        return False
+
     def join(self, request: int, rank: Rank, context: int, remaining: int) -> None:
         lane = self._lanes[self._pace_of[request]]
         lane.join(request, lane.ranks[rank.index], context, remaining)

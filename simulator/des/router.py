@@ -112,25 +112,25 @@ def _round_robin(instances: Sequence[Loaded], rng: np.random.Generator) -> Route
 
 def _least_loaded(instances: Sequence[Loaded], rng: np.random.Generator) -> Router:
     delays = _delays(instances)
-    alike = len({instance.speed for instance in instances}) == 1
 
     def choose(request: int) -> int:
-        if alike:
-            return _place_of_least(instances)
         loads = delays(request, instances)
         return loads.index(min(loads))
 
-    return choose
+    def choose_of_alike(request: int) -> int:
+        # A plain loop over a few takes half the time of a list and its `min`.
+        found = 0
+        least = instances[0].load
+        if not least:
+            return 0  # nobody has less than nothing
+        for place, instance in enumerate(instances):
+            if instance.load < least:
+                found, least = place, instance.load
+                if not least:
+                    break
+        return found
 
-
-def _place_of_least(instances: Sequence[Loaded]) -> int:
-    """Place of the first of the smallest load. A plain loop over a few takes half the time of a list and its `min`."""
-    found = 0
-    least = instances[0].load
-    for place, instance in enumerate(instances):
-        if instance.load < least:
-            found, least = place, instance.load
-    return found
+    return choose_of_alike if len({instance.speed for instance in instances}) == 1 else choose
 
 
 def _kv_aware(instances: Sequence[Loaded], rng: np.random.Generator) -> Router:

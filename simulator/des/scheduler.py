@@ -59,8 +59,8 @@ class Scheduler:
             else PacedBatch(spec.kv, spec.ranks, spec.times.caps, rates, journal.pace)
         )
         kv = spec.kv
-        self._capacity = kv.capacity_bytes
-        self._per_token, self._per_sequence = kv.bytes_per_token, kv.bytes_per_sequence
+        self.capacity = kv.capacity_bytes
+        self.per_token, self.per_sequence = kv.bytes_per_token, kv.bytes_per_sequence
         self.waiting = waiting
         self.backlog = backlog
         self.recompute: deque[int] = deque()  # preempted sequences; they go before `waiting`
@@ -69,8 +69,11 @@ class Scheduler:
         self.sequences = 0  # in prefill, in transfer to the instance or running
         self.prefilling = 0
         self.kv_bytes = 0.0  # held or reserved over all ranks when it was settled last [B of one accelerator]
-        self._kv_byte_s = self._settled_s = 0.0
+        self.kv_integral = self.settled_s = 0.0
         self.mixes = spec.batching != "prefill_first"
+        self._budget = spec.max_tokens_per_step  # of one rank in a step
+        self._rows = 1 + spec.draft_tokens  # of it, for each running sequence
+        self._most = spec.max_sequences
         self._whole = spec.batching == "inflight"
         self._most_offline = max(1, round(spec.max_sequences * (1 - journal.headroom)))
         self._most_new = spec.long_prefill_token_threshold or sys.maxsize  # of one prompt in a step
@@ -81,14 +84,12 @@ class Scheduler:
 
     def parts(self) -> list[Part]:
         """The prompt chunks of the next step: prompts under way first, then newcomers while budget and room last."""
-        spec = self.spec
-        per_sequence = 1 + spec.draft_tokens
         parts: list[Part] = []
         budgets = []
         for rank in self.batch.ranks:
-            left = spec.max_tokens_per_step
+            left = self._budget
             if self.mixes:
-                left -= rank.size * per_sequence
+                left -= rank.size * self._rows
             for prompt in rank.prefilling:
                 if left <= 0:
                     break
@@ -107,8 +108,8 @@ class Scheduler:
 
     def _take(self, queue: Queue[int], budgets: list[int], parts: list[Part], headroom: float = 0.0) -> bool:
         """Admit prompts and cut their first chunks while budget and room last; whether the queue is empty then."""
-        most = self._most_offline if headroom else self.spec.max_sequences
-        prompt_tokens, emitted = self.journal.prompt_tokens, self.journal.emitted
+        most = self._most_offline if headroom else self._most
+        journal = self.journal
         while queue:
             if self.sequences >= most:
                 return False
@@ -118,7 +119,7 @@ class Scheduler:
             request = queue[place]
             if self._holds is not None and not self._holds(request):
                 return False
-            tokens = prompt_tokens[request] + emitted[request]
+            tokens = journal.prompt_tokens[request] + journal.emitted[request]
             rank = self._rank_for(tokens + 1, budgets, headroom)
             if rank is None:
                 return False
@@ -131,8 +132,17 @@ class Scheduler:
                 del queue[place]
             else:
                 queue.popleft()
-            prompt = self._admit(request, rank, tokens, routed=queue is not self.backlog)
-            new = min(left, tokens - prompt.done, self._most_new)
+            prompt = Prefilling(request, tokens, 0, request in journal.offline)
+            rank.prefilling.append(prompt)
+            rank.hold(tokens + 1)
+            self.sequences += 1
+            self.prefilling += 1
+            self._begin(prompt, queue is not self.backlog)
+            new = tokens - prompt.done
+            if new > left:
+                new = left
+            if new > self._most_new:
+                new = self._most_new
             budgets[rank.index] = left - new
             parts.append((rank, prompt, new))
         return True
@@ -187,15 +197,6 @@ class Scheduler:
                 found, best = rank, key
         return found
 
-    def _admit(self, request: int, rank: Rank, tokens: int, routed: bool) -> Prefilling:
-        prompt = Prefilling(request, tokens, offline=request in self.journal.offline)
-        rank.prefilling.append(prompt)
-        rank.hold(tokens + 1)
-        self.sequences += 1
-        self.prefilling += 1
-        self._begin(prompt, routed)
-        return prompt
-
     def computed(self, rank: Rank, prompt: Prefilling, new: int) -> bool:
         """Book a computed chunk; whether it was the prompt's last. The prompt's KV is still held then."""
         prompt.done += new
@@ -208,7 +209,7 @@ class Scheduler:
     def reserve(self, request: int, tokens: int) -> Rank | None:
         """Hold room for a prefilled sequence on the rank with fewest of them; None where there is no room."""
         headroom = self.journal.headroom if request in self.journal.offline else 0.0
-        if self.recompute or self.sequences >= (self._most_offline if headroom else self.spec.max_sequences):
+        if self.recompute or self.sequences >= (self._most_offline if headroom else self._most):
             return None
         tick = self.batch.tick
         rank = self.batch.only
@@ -226,8 +227,8 @@ class Scheduler:
 
     def settle(self, now: float) -> None:
         """Preempt where KV has outgrown a rank, and book what is held from now on."""
-        self._kv_byte_s += self.kv_bytes * (now - self._settled_s)
-        self._settled_s = now
+        self.kv_integral += self.kv_bytes * (now - self.settled_s)
+        self.settled_s = now
         batch = self.batch
         rank = batch.only
         if rank is None:
@@ -236,19 +237,21 @@ class Scheduler:
         # as Rank.used_bytes, without its calls: this runs once a step
         size = rank.size
         tokens = rank.offsets + size * batch.tick + rank.held_tokens
-        used = (size + rank.held_sequences) * self._per_sequence + tokens * self._per_token
-        self.kv_bytes = used if used <= self._capacity else self._fit(rank)
+        used = tokens * self.per_token
+        if self.per_sequence:
+            used += (size + rank.held_sequences) * self.per_sequence
+        self.kv_bytes = used if used <= self.capacity else self._fit(rank)
 
     def kv_byte_s(self, now: float) -> float:
         """KV held or reserved, integrated up to now."""
-        return self._kv_byte_s + self.kv_bytes * (now - self._settled_s)
+        return self.kv_integral + self.kv_bytes * (now - self.settled_s)
 
     def _fit(self, rank: Rank) -> float:
         """Preempt until the KV of a rank fits; what is held there then. [B of one accelerator]"""
         tick = self.batch.tick
         while True:
             used = rank.used_bytes(tick)
-            if used <= self._capacity:
+            if used <= self.capacity:
                 return used
             self._preempt(rank)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_right
 from collections.abc import Generator
 from typing import Protocol
@@ -52,7 +53,7 @@ class Source(Protocol):
 def make_source(requests: Requests, first: int, desk: Desk) -> Source:
     """The source of `requests`, whose numbers in the run start at `first`."""
     if requests.arrival_s is not None:
-        return Clock(desk, first, requests.arrival_s.tolist())
+        return Clock(desk, first, array("d", requests.arrival_s))
     if requests.concurrency is not None:
         return Clients(desk, first, len(requests), requests.concurrency)
     if requests.sessions is not None:
@@ -63,7 +64,7 @@ def make_source(requests: Requests, first: int, desk: Desk) -> Source:
 class Clock:
     """Open loop: sends each request at its time, whatever becomes of the others."""
 
-    def __init__(self, desk: Desk, first: int, arrival_s: list[float]) -> None:
+    def __init__(self, desk: Desk, first: int, arrival_s: array[float]) -> None:
         self._desk = desk
         self._first = first
         self._arrival_s = arrival_s

@@ -29,7 +29,7 @@ from simulator.model.program import Program, compile_program
 from simulator.model.roofline import Bound, roof_times
 from simulator.model.step import NO_DECODE, Chunk, DecodeLoad, LoadError, StepOps, StepShape, times
 
-__all__ = ["NO_DECODE", "Chunk", "DecodeLoad", "LoadError", "PricedOp", "StepLatency"]
+__all__ = ["NO_DECODE", "Chunk", "DecodeLine", "DecodeLoad", "LoadError", "PricedOp", "StepLatency"]
 
 
 REMEMBERED = 1 << 16  # answers that one table holds
@@ -60,7 +60,7 @@ class _DecodeForm(NamedTuple):
 # A decode step of so many sequences where nothing is capped, as a function of their context alone: constant, slope and
 # terms of weight, exponent, 1/exponent, compute (constant, slope), memory (constant, slope). CPython unpacks a plain
 # tuple in a third of the time of a named one.
-_DecodeLine = tuple[float, float, list[tuple[float, float, float, float, float, float, float]]]
+DecodeLine = tuple[float, float, list[tuple[float, float, float, float, float, float, float]]]
 
 
 class StepLatency:
@@ -88,7 +88,7 @@ class StepLatency:
         self._drain = (2 * stages - 1) / stages
         self._stages = stages
         self._decode_base: dict[tuple[int, int], float] = {}
-        self._decode_lines: dict[tuple[int, int], _DecodeLine] = {}
+        self._decode_lines: dict[tuple[int, int], DecodeLine] = {}
         self._rows_s: dict[int, float] = {}
         self._experts = ExpertTimes(self._ops, self._compiled)
         self._one_chunk_s: dict[tuple[Chunk, int | None], float] = {}
@@ -120,7 +120,7 @@ class StepLatency:
             try:
                 seconds, slope, line_terms = self._decode_lines[sequences, total]
             except KeyError:
-                seconds, slope, line_terms = self._decode_line(sequences, total)
+                seconds, slope, line_terms = self._draw_line(sequences, total)
             seconds += slope * context
             for weight, exponent, root, f0, f1, b0, b1 in line_terms:
                 seconds += weight * ((f0 + f1 * context) ** exponent + (b0 + b1 * context) ** exponent) ** root
@@ -148,6 +148,16 @@ class StepLatency:
                 ** root
             )
         return step
+
+    @property
+    def has_lines(self) -> bool:
+        """Whether `decode_line` tells decode steps."""
+        return self._stages == 1 and not self.caps
+
+    def decode_line(self, sequences: int, total: int) -> DecodeLine:
+        """Decode steps of so many sequences, as a function of their context."""
+        line = self._decode_lines.get((sequences, total))
+        return self._draw_line(sequences, total) if line is None else line
 
     def prefill_s(self, chunks: Sequence[Chunk], total_tokens: int | None = None) -> float:
         """One prefill step: chunks of the busiest data-parallel rank; total_tokens over all ranks (default: all
@@ -296,7 +306,7 @@ class StepLatency:
         seconds += self._experts.draft_s(step.prefill_rows, step.prefill_tokens, False)
         return seconds + self._prefill_program(step.prefill, draft=True).seconds(step.prefill)
 
-    def _decode_line(self, sequences: int, total: int) -> _DecodeLine:
+    def _draw_line(self, sequences: int, total: int) -> DecodeLine:
         """The same sums as in `decode_s`, begun."""
         _, constant, slopes, terms = self._none_selects
         constant += self._fill_decode_base(sequences, total)

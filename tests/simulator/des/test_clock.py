@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import simpy
 
-from simulator.des.clock import Alarm, Environment
+from simulator.des.clock import Alarm, Environment, Timer
 
 
 @pytest.mark.parametrize("environment", [simpy.Environment, Environment])
@@ -67,6 +67,19 @@ def test_an_alarm_can_ring_first_or_not_at_all() -> None:
     env.run()
     assert rung == ["first", "late"]
     assert not late.is_set
+
+
+@pytest.mark.parametrize("environment", [simpy.Environment, Environment])
+def test_timers_ring_among_alarms_in_the_order_of_setting(environment: Callable[[], simpy.Environment]) -> None:
+    env = environment()
+    rung: list[tuple[float, str]] = []
+    Alarm(env, lambda _: rung.append((env.now, "alarm"))).set(1.0)
+    rings = [lambda timer: rung.append((env.now, timer.value))]
+    Timer(env, rings, "first", 1.0)
+    Timer(env, rings, "second", 1.0)
+    Timer(env, rings, "soon", 0.5)
+    env.run(env.timeout(1.0))
+    assert rung == [(0.5, "soon"), (1.0, "alarm"), (1.0, "first"), (1.0, "second")]
 
 
 def test_what_goes_wrong_behind_an_alarm_ends_the_run() -> None:
