@@ -28,8 +28,8 @@ CLASSES = tuple(OpClass)
 # that all dtypes share).
 Slot = tuple[str, OpClass, str]
 FIELDS = ("matrix_fraction", "memory_fraction", "network_fraction", "latency_s", "exponent", "tile_rows")
-# Classes whose dtypes share a memory fraction: dense products stream their weights alike in every precision.
-SHARED_MEMORY = (OpClass.DENSE_GEMM,)
+# Classes whose dtypes share a memory fraction: products stream their weights alike in every precision.
+SHARED_MEMORY = (OpClass.DENSE_GEMM, OpClass.GROUPED_GEMM)
 LOWER = {
     "matrix_fraction": 0.01, "memory_fraction": 0.02, "network_fraction": 0.02, "latency_s": 2e-7, "exponent": 1.0,
     "tile_rows": 1e-9,  # none
@@ -38,10 +38,7 @@ UPPER = {
     "matrix_fraction": 1.0, "memory_fraction": 1.0, "network_fraction": 1.0, "latency_s": 4e-4, "exponent": 8.0,
     "tile_rows": 512.0,
 }  # fmt: skip
-RAGGED = (
-    OpClass.DENSE_GEMM, OpClass.ATTENTION_PREFILL, OpClass.LATENT_PREFILL, OpClass.SPARSE_PREFILL,
-    OpClass.ATTENTION_DECODE, OpClass.LATENT_DECODE,
-)  # fmt: skip
+RAGGED = (OpClass.DENSE_GEMM, OpClass.ATTENTION_PREFILL, OpClass.LATENT_PREFILL, OpClass.SPARSE_PREFILL)
 TILE_ROWS = 32.0  # where a fit of them starts
 # Width of the priors in log units: a factor of e in rates and floors, of 1.5 in the exponent. Each weighs as much
 # as one measurement.

@@ -76,8 +76,6 @@ def decode_core_ops(
 
     reads: for each reader, entries summed over sequences. The rows of one sequence share each KV read, except
     that each selects for itself (see `entry_reader`). selects: some row has more entries than it may select.
-    Dense cores begin and end tiles of entries, and merge their splits, once for every sequence: a thousand short ones
-    take up to twice as long as their entries alone.
     """
     rows = sequences * queries
     ops: list[Op] = []
@@ -90,18 +88,16 @@ def decode_core_ops(
         kv = _reads(reads, window) * (attention.window_entry_bytes or attention.entry_bytes)
         kv += _reads(reads, entry_reader(attention, queries)) * attention.entry_bytes
         pairs = queries * (_reads(reads, window) + _reads(reads, entries))
-        core = core_class(attention, decode=True)
         ops.append(
             _core(
                 "attention core",
-                core,
+                core_class(attention, decode=True),
                 attention,
                 (attention.qk_dim, attention.v_dim),
                 rows,
                 pairs,
                 kv * share,
                 cut,
-                ragged=0.0 if core is OpClass.SPARSE_DECODE else rows,
                 sharing=1 if attention.indexer is not None else queries,
             )
         )
@@ -192,8 +188,7 @@ def _core(
 ) -> Op:
     """Score and value products of `pairs` (query, entry) pairs: 2 H (d_qk + d_v) FLOPs each.
 
-    ragged: pairs added by one more row (in decode: entry) in every tile that may be ragged. sharing: rows whose heads
-    are in one tile.
+    ragged: pairs added by one more row in every tile that may be ragged. sharing: rows whose heads are in one tile.
     """
     heads = attention.heads / cut.tp
     multiplied = max(heads, HEAD_TILE / sharing) if op_class in HEADS_IN_ROWS.get(cut.generation, ()) else heads

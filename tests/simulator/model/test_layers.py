@@ -192,18 +192,6 @@ def _core(priced: list[PricedOp]) -> Op:
     return next(p.op for p in priced if p.op.name == "attention core")
 
 
-@pytest.mark.parametrize(
-    ("name", "begins"), [("llama-3.1-8b", True), ("deepseek-v3", True), ("deepseek-v4-pro", False)]
-)
-def test_dense_decode_cores_begin_tiles_for_each_sequence(
-    name: str, begins: bool, decode_load: Callable[..., DecodeLoad]
-) -> None:
-    """One more entry of every sequence is worth a share 1 / context of all FLOPs."""
-    latency = _step(name)
-    core = _core(latency.breakdown([], decode_load(latency, [1000] * 8)))
-    assert core.row_flops == pytest.approx(sum(core.flops.values()) / 1000 if begins else 0.0)
-
-
 @pytest.mark.parametrize("tp", [1, 8])
 def test_rows_of_sparse_prefill_gather_their_own_entries(tp: int) -> None:
     """HCA after a million tokens: 1,024 rows with 7,812 to 7,820 entries of 584 bytes and 128 of the window each,
