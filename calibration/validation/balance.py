@@ -5,8 +5,9 @@ B sequences, O output tokens each, T prefill seconds that one prompt takes from 
                  cycle = B T + O t(B) / A,  X = B / cycle
   disaggregated  N decoding: X = N / (O t(N/workers) / A); those in prefill hold X (T0 + own + wait);
                  N is where both together are the concurrency
-  wait           of M/D/1, or the share of the requests that arrive together (`bunching`) if that is longer; a mean
-                 over all requests has a first wave, when all of them arrive at once and the engine warms up
+  wait           of M/D/1 (the mean, or the median where TTFT is one), or the share of the requests that arrive
+                 together (`bunching`) if that is longer; a mean over all requests has a first wave, when all of
+                 them arrive at once and the engine warms up
 A is tokens per step with drafts, (1 - p^(k+1)) / (1 - p). T lies between that of prompts as they arrive and that of
 steps full of them, as a geometric mean with the share `gathering`, times `interruption` where decode has to stop for
 it; a pool of its own has full steps where it counts.
@@ -278,12 +279,19 @@ def balance(loop: Loop, theta: Array) -> Prediction:
     return Prediction(rate, tpot, np.where(loop.mean_ttft, mean, median), median, own)
 
 
-def _wait(served_s: Array, busy: Array, ahead: Array, bunching: Array) -> Array:
-    """Mean wait of a prompt. served_s: of one prompt; ahead: others of which it finds half if all come at once."""
+def _wait(served_s: Array, busy: Array, ahead: Array, bunching: Array) -> tuple[Array, Array]:
+    """Mean and median wait of a prompt. served_s: of one prompt; ahead: others of which it finds half if all come at
+    once.
+
+    Of Poisson arrivals a share `busy` waits at all, W / busy in the mean; taken as exponential, the median of all is
+    W / busy ln(2 busy), and nothing up to half busy.
+    """
     capped = np.minimum(busy, BUSIEST)
     together = np.maximum(ahead, 0.0) * served_s / 2
-    queue: Array = np.minimum(served_s * capped / (2 * (1 - capped)), together)
-    return np.maximum(queue, bunching * together)
+    mean = served_s * capped / (2 * (1 - capped))
+    median = mean / np.maximum(capped, 0.5) * np.log(np.maximum(2 * capped, 1.0))
+    bunched = bunching * together
+    return np.maximum(np.minimum(mean, together), bunched), np.maximum(np.minimum(median, together), bunched)
 
 
 def _first_wave(loop: Loop, served_s: Array, ahead: Array, waited: Array, warm_up_s: Array) -> Array:
@@ -303,12 +311,14 @@ def _colocated(
     rate = running / cycle * loop.decode_workers
     held = IN_FLIGHT_COLOCATED * loop.concurrency / loop.decode_workers
     waiting = np.maximum(0.0, held - running) * loop.decode_workers
-    wait = _wait(taken, running * taken / cycle, np.minimum(held, running) - 1, given["bunching"]) + step / 2
-    first = given["request_overhead_s"] + own + wait
+    mean, median = _wait(taken, running * taken / cycle, np.minimum(held, running) - 1, given["bunching"])
+    alone = given["request_overhead_s"] + own + step / 2
+    first = alone + mean
     inside = np.minimum(first, 0.5 * cycle)
     tpot = (cycle - inside) / np.maximum(output - 1, 1)
-    median = first + waiting / rate
-    return rate, tpot, median, median + _first_wave(loop, taken, held - 1, wait, given["warm_up_s"])
+    queued = waiting / rate
+    wave = _first_wave(loop, taken, held - 1, mean + step / 2, given["warm_up_s"])
+    return rate, tpot, alone + median + queued, first + queued + wave
 
 
 def _disaggregated(
@@ -332,20 +342,24 @@ def _disaggregated(
         token = per_token(running / loop.decode_workers)
         rate = running / (loop.output * token)
         busy = rate * taken / prefill_workers
-        wait = _wait(taken, busy, ahead, given["bunching"])
-        return rate, token, wait, given["request_overhead_s"] + own + wait + token, busy
+        mean, median = _wait(taken, busy, ahead, given["bunching"])
+        return rate, token, mean, median, busy
+
+    def alone(token: Array) -> Array:
+        return np.asarray(given["request_overhead_s"] + own + token)
 
     low, high = np.full_like(held, 1e-3), np.maximum(held, 2e-3)
     high = np.minimum(high, loop.batches[:, -1] * loop.decode_workers)
     for _ in range(HALVINGS):
         middle = 0.5 * (low + high)
-        rate, _, _, first, busy = state(middle)
-        over = (middle + rate * first > held) | (busy > BUSIEST)
+        rate, token, mean, _, busy = state(middle)
+        over = (middle + rate * (alone(token) + mean) > held) | (busy > BUSIEST)
         high, low = np.where(over, middle, high), np.where(over, low, middle)
-    rate, token, wait, first, _ = state(low)
-    waiting = np.maximum(0.0, held - low - rate * first)
-    median = first + waiting / rate
-    return rate, token, median, median + _first_wave(loop, taken, ahead, wait, given["warm_up_s"])
+    rate, token, mean, median, _ = state(low)
+    first = alone(token) + mean
+    queued = np.maximum(0.0, held - low - rate * first) / rate
+    wave = _first_wave(loop, taken, ahead, mean, given["warm_up_s"])
+    return rate, token, alone(token) + median + queued, first + queued + wave
 
 
 def take(loop: Loop, rows: NDArray[np.intp]) -> Loop:
