@@ -279,7 +279,7 @@ def balance(loop: Loop, theta: Array) -> Prediction:
     return Prediction(rate, tpot, np.where(loop.mean_ttft, mean, median), median, own)
 
 
-def _wait(served_s: Array, busy: Array, ahead: Array, bunching: Array) -> tuple[Array, Array]:
+def waits(served_s: Array, busy: Array, ahead: Array, bunching: Array) -> tuple[Array, Array]:
     """Mean and median wait of a prompt. served_s: of one prompt; ahead: others of which it finds half if all come at
     once.
 
@@ -311,7 +311,7 @@ def _colocated(
     rate = running / cycle * loop.decode_workers
     held = IN_FLIGHT_COLOCATED * loop.concurrency / loop.decode_workers
     waiting = np.maximum(0.0, held - running) * loop.decode_workers
-    mean, median = _wait(taken, running * taken / cycle, np.minimum(held, running) - 1, given["bunching"])
+    mean, median = waits(taken, running * taken / cycle, np.minimum(held, running) - 1, given["bunching"])
     alone = given["request_overhead_s"] + own + step / 2
     first = alone + mean
     inside = np.minimum(first, 0.5 * cycle)
@@ -342,7 +342,7 @@ def _disaggregated(
         token = per_token(running / loop.decode_workers)
         rate = running / (loop.output * token)
         busy = rate * taken / prefill_workers
-        mean, median = _wait(taken, busy, ahead, given["bunching"])
+        mean, median = waits(taken, busy, ahead, given["bunching"])
         return rate, token, mean, median, busy
 
     def alone(token: Array) -> Array:

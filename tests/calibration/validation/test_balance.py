@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from calibration.validation.balance import balance
+from calibration.validation.balance import balance, waits
 from calibration.validation.run import predictions, prepare, report
 from calibration.validation.stack import NOTHING_FITTED, PARAMETERS, StackFit, shipped, values
 from calibration.validation.steps import hardware_of, parallelism_of
@@ -112,15 +112,16 @@ def test_bands_hold_the_prediction_and_widen_away_from_what_was_fitted() -> None
 
 
 def test_a_mean_over_all_requests_has_the_first_wave() -> None:
-    """Ten requests for each in flight: a tenth of them waits for half the others' prompts."""
-    none = fit_with(bunching=1e-9, warm_up_s=1e-12)
+    """Ten requests for each in flight: a tenth of them waits for half the others' prompts, the rest, mean and median,
+    for a fifth of that."""
+    bunched = fit_with(bunching=0.2, gathering=1e-9, interruption=1.0, warm_up_s=1e-12)
     prepared = prepare(pd.DataFrame([{**ROW, "concurrency": 201}, {**ROW, "concurrency": 201, "ttft_stat": "mean"}]))
     assert prepared.loop is not None
-    found = balance(prepared.loop, none.theta(prepared.levels))
+    found = balance(prepared.loop, bunched.theta(prepared.levels))
     assert found.tpot_s[0] == pytest.approx(found.tpot_s[1])
     added = found.ttft_s[1] - found.ttft_s[0]
     every = (0.975 * 201 - 1) * found.own_prefill_s[0] / 2
-    assert 0 < added < 0.1 * every
+    assert added == pytest.approx(0.1 * (1 - 0.2) * every, rel=0.1)  # prompts that share a step take a little less
     assert found.median_ttft_s == pytest.approx([found.ttft_s[0]] * 2)
 
 
@@ -132,6 +133,19 @@ def test_the_first_wave_warms_up_for_each_doubling_of_the_batch(row: dict[str, A
     cold, warm = (balance(prepared.loop, fit_with(warm_up_s=s).theta(prepared.levels)) for s in (2.0, 1e-12))
     assert cold.ttft_s - warm.ttft_s == pytest.approx([0.0, 0.1 * 6 * 2.0], abs=1e-9)
     assert cold.median_ttft_s == pytest.approx(warm.median_ttft_s)
+
+
+@pytest.mark.parametrize("busy", [0.2, 0.45, 0.7, 0.9])
+def test_waits_are_those_of_a_queue_with_poisson_arrivals(busy: float) -> None:
+    """Lindley's recursion over 400,000 prompts of one second. The median is good to a fifth of a prompt."""
+    gaps = np.random.default_rng(0).exponential(1 / busy, 400_000)
+    seen = np.empty(len(gaps))
+    wait = 0.0
+    for i, gap in enumerate(gaps):
+        seen[i] = wait = max(0.0, wait + 1.0 - gap)
+    mean, median = waits(np.array([1.0]), np.array([busy]), np.array([1e9]), np.array([0.0]))
+    assert mean[0] == pytest.approx(seen.mean(), rel=0.05)
+    assert median[0] == pytest.approx(np.median(seen), abs=0.2)
 
 
 def test_a_token_budget_bounds_the_running_requests() -> None:
