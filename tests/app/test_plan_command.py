@@ -186,6 +186,6 @@ def test_a_confidence_that_is_no_chance_is_refused(chance: str, scenario_file: C
 
 
 def test_a_confidence_that_no_design_reaches_says_what_the_best_has(scenario_file: Callable[..., Path]) -> None:
-    result = run(scenario_file(), "--confidence", "0.999", "--max-gpus", "64")
+    result = run(scenario_file(), "--confidence", "0.9999999", "--max-gpus", "64")
     assert result.exit_code == 1
     assert "No design meets the limits" in result.stdout

@@ -107,7 +107,7 @@ def test_a_simulated_design_holds_the_demanded_chance_noise_counted() -> None:
 
 
 def test_a_chance_that_nothing_reaches_names_the_limit_and_what_it_would_take() -> None:
-    answer = ask(0.999)
+    answer = ask(0.9999999)
     assert answer.designs == ()
     assert answer.binding is not None
     assert "for the chance demanded" in answer.binding
