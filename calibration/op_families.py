@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from calibration.fit import Measured
+from calibration.gates import NOT_SHAPE
 from hw_profiles.efficiency import OpClass
 from hw_profiles.profile import HardwareProfile
 from hw_profiles.units import MS, US
@@ -164,12 +165,9 @@ def _gqa(row: Any) -> AttentionSpec:
     )  # fmt: skip
 
 
-NOT_SHAPE = ("kernel_source", "db_version", "latency", "power", "power_limit")
-
-
 def one_kernel(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows of the kernel that is fastest where several ran the same shapes: a stack runs one of them."""
-    shape = [column for column in map(str, frame) if column not in NOT_SHAPE]
+    shape = [column for column in map(str, frame) if column not in (*NOT_SHAPE, "kernel_source", "db_version")]
     best = frame.groupby(shape, dropna=False)["latency"].transform("min")
     slower = (frame["latency"] / best).groupby(frame["kernel_source"]).median()
     return frame[frame["kernel_source"].map(slower) == slower.min()]

@@ -342,6 +342,7 @@ class Instance:
             self.batch.join(request, rank, context, remaining)
 
     def end(self, request: int) -> None:
+        """A request has emitted its last token here."""
         journal = self.journal
         self.scheduler.sequences -= 1
         journal.emitted[request] = journal.output_tokens[request]
