@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
-from simulator.des.kv_cache import ADMISSION_WATERMARK, KvSpace
+from simulator.des.kv_cache import KvBooks, KvSpace
 from simulator.model.latency import DecodeLoad
 
 NEVER = sys.maxsize  # a tick
@@ -51,6 +51,7 @@ class Rank:
 
     index: int
     kv: KvSpace
+    books: KvBooks
     capped_fixed: list[int]  # per cap: sum over sequences of min(context, cap), less growing * tick
     growing: list[int]  # per cap: sequences whose context is below it
     size: int = 0  # running sequences
@@ -59,19 +60,15 @@ class Rank:
     held_tokens: int = 0
     prefilling: deque[Prefilling] = field(default_factory=deque)
 
-    def admits(self, tokens: int, tick: int, headroom: float = 0.0) -> bool:
-        """Whether one more sequence of `tokens` finds room and leaves a share of `headroom` free."""
+    def admits(self, tokens: int, tick: int, room: float) -> bool:
+        """Whether one more sequence of `tokens` fits: into `room` beside others, into all there is alone."""
         kv = self.kv
         size = self.size
         sequences = size + self.held_sequences + 1
-        tokens += self.offsets + size * tick + self.held_tokens
-        used = tokens * kv.bytes_per_token
+        used = (tokens + self.offsets + size * tick + self.held_tokens) * kv.bytes_per_token
         if kv.bytes_per_sequence:
             used += sequences * kv.bytes_per_sequence
-        if sequences == 1:
-            return used <= kv.capacity_bytes
-        kept = headroom if headroom > ADMISSION_WATERMARK else ADMISSION_WATERMARK
-        return used <= kv.capacity_bytes * (1.0 - kept)
+        return used <= (room if sequences > 1 else kv.capacity_bytes)
 
     def used_bytes(self, tick: int) -> float:
         return self.kv.used_bytes(self.size + self.held_sequences, self.offsets + self.size * tick + self.held_tokens)
@@ -79,10 +76,14 @@ class Rank:
     def hold(self, tokens: int) -> None:
         self.held_sequences += 1
         self.held_tokens += tokens
+        books = self.books
+        books.byte_s -= (books.per_sequence + books.per_token * tokens) * books.clock.now
 
     def release(self, tokens: int) -> None:
         self.held_sequences -= 1
         self.held_tokens -= tokens
+        books = self.books
+        books.byte_s += (books.per_sequence + books.per_token * tokens) * books.clock.now
 
 
 class RunningBatch:
@@ -93,12 +94,19 @@ class RunningBatch:
     """
 
     def __init__(
-        self, kv: KvSpace, ranks: int, caps: tuple[int, ...], rate: float = 1.0, serial: Iterator[int] | None = None
+        self,
+        kv: KvSpace,
+        books: KvBooks,
+        ranks: int,
+        caps: tuple[int, ...],
+        rate: float = 1.0,
+        serial: Iterator[int] | None = None,
     ) -> None:
         self.caps = tuple(sorted(caps))
         # The latency model names its caps in its own order; `load` answers in that order.
         self._order = [self.caps.index(cap) for cap in caps]
         self._kv = kv
+        self.books = books
         self._renew(ranks)
         self.size = 0
         self.tick = 0
@@ -116,11 +124,12 @@ class RunningBatch:
 
     def _renew(self, count: int) -> None:
         """Begin with `count` empty ranks; `only` is the one, where there is no other."""
-        self.ranks = [Rank(i, self._kv, [0] * len(self.caps), [0] * len(self.caps)) for i in range(count)]
+        nothing = [0] * len(self.caps)
+        self.ranks = [Rank(i, self._kv, self.books, [*nothing], [*nothing]) for i in range(count)]
         self.only = self.ranks[0] if count == 1 else None
 
     def join(self, request: int, rank: Rank, context: int, remaining: int) -> None:
-        """Start decoding a sequence with `context` tokens that has `remaining` tokens to emit."""
+        """Start decoding a sequence whose `context` tokens the rank holds and that has `remaining` tokens to emit."""
         tick = self.tick
         offset = context - tick
         last_tick = tick + remaining
@@ -134,6 +143,8 @@ class RunningBatch:
                 else:
                     rank.capped_fixed[i] += cap
         sequence = Sequence(request, rank, offset, last_tick, below)
+        rank.held_sequences -= 1
+        rank.held_tokens -= context
         rank.size += 1
         rank.offsets += offset
         self.size += 1
@@ -154,9 +165,12 @@ class RunningBatch:
     def _drop(self, sequence: Sequence) -> None:
         """Take a sequence out of every sum."""
         rank = sequence.rank
+        offset = sequence.offset
         rank.size -= 1
-        rank.offsets -= sequence.offset
+        rank.offsets -= offset
         self.size -= 1
+        books = self.books
+        books.byte_s += (books.per_sequence + books.per_token * (offset + self.tick)) * books.clock.now
         sequence.alive = False
         if not self.caps:
             return
@@ -166,7 +180,7 @@ class RunningBatch:
                 rank.capped_fixed[i] -= cap
             else:
                 rank.growing[i] -= 1
-                rank.capped_fixed[i] -= sequence.offset
+                rank.capped_fixed[i] -= offset
 
     def emit(self) -> list[Sequence]:
         """One decode step; returns the sequences that are complete, already dropped."""
@@ -175,14 +189,15 @@ class RunningBatch:
             tokens = int(self._fraction)
             self._fraction -= tokens
             return self.advance(tokens)
-        self.tick = tick = self.tick + 1
-        return self.reach(tick) if tick >= self.due else []
+        return self.advance(1)
 
     def advance(self, tokens: int) -> list[Sequence]:
         """Every running sequence emits `tokens`; returns those that are complete, already dropped.
 
         A sequence with fewer tokens left than `tokens` emits only those.
         """
+        books = self.books
+        books.byte_s -= self.size * tokens * books.per_token * books.clock.now
         self.tick = tick = self.tick + tokens
         return self.reach(tick) if tick >= self.due else []
 
@@ -234,12 +249,19 @@ class RunningBatch:
     def drop(self) -> list[tuple[int, int]]:
         """Drop every sequence and start with new ranks. Returns requests and the tokens that they still had to emit."""
         dropped = [(s.request, s.last_tick - self.tick) for _, _, s in sorted(self._ends) if s.alive]
+        self.books.byte_s += self.used_bytes * self.books.clock.now
         self._renew(len(self.ranks))
         self.size = 0
         self._ends.clear()
         self._crossings.clear()
         self.due = NEVER
         return dropped
+
+    @property
+    def used_bytes(self) -> float:
+        """KV held or reserved, over all ranks. [B of one accelerator]"""
+        tick = self.tick
+        return sum([rank.used_bytes(tick) for rank in self.ranks])
 
     def load(self) -> DecodeLoad:
         """The load of the busiest rank, which is the one with the largest summed context."""

@@ -1,7 +1,8 @@
 """Steps of one instance that only decode, one after the other in one loop: most steps are such.
 
-It does to the bit what `Instance._run` does in such steps, in the same order. It is faster because nothing is asked
-again that cannot have changed, and because it does itself what is a call there.
+It does what `Instance._run` does in such steps, in the same order. It is faster because nothing is asked again that
+cannot have changed, because it does itself what is a call there, and because time is booked once for all steps of the
+same sequences.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def decode_alone(instance: Instance) -> Generator[None, Alarm, None]:
     rank = batch.only
     assert rank is not None
     incoming, arrived, waiting, recompute = intake.waiting, intake.arrived, scheduler.waiting, scheduler.recompute
-    per_token, per_sequence, capacity = scheduler.per_token, scheduler.per_sequence, scheduler.capacity
+    books, capacity = scheduler.books, scheduler.capacity
+    per_token, per_sequence = books.per_token, books.per_sequence
     times = instance.times
     line_of = times.decode_line if isinstance(times, StepLatency) and times.has_lines else None
     alarm, cut = instance.step_ends, instance.cut
@@ -44,51 +46,40 @@ def decode_alone(instance: Instance) -> Generator[None, Alarm, None]:
     while batch.size:  # once for each change of the sequences that run
         size = batch.size
         running = float(size)  # CPython multiplies floats by floats sooner than by integers
+        grown = running * per_token
         context = float(rank.offsets + size * batch.tick)
         if line_of is not None:
             constant_s, slope, terms = line_of(size, size)
-        changed = False
-        while not changed:
+        while True:
             if line_of is None:
                 duration = times.decode_s(batch.load())
             else:  # as StepLatency.decode_s
                 duration = constant_s + slope * context
                 for weight, exponent, root, f0, f1, b0, b1 in terms:
                     duration += weight * ((f0 + f1 * context) ** exponent + (b0 + b1 * context) ** exponent) ** root
-            duration *= instance.slowdown
             alarm.callbacks = rings  # as Alarm.set
-            heappush(queue, (now + duration, NORMAL, next(number), alarm))
+            heappush(queue, (now + duration * instance.slowdown, NORMAL, next(number), alarm))
             if (yield) is cut:
                 return
             now = env.now
-            meter.begun_s = now  # of the next step; as Meter.step
             meter.steps += 1
-            meter.busy_s += duration
-            meter.sequence_s += running * duration
-            batch.tick = tick = batch.tick + 1
-            if tick < batch.due:
-                context += running
-            else:
-                for sequence in batch.reach(tick):
-                    instance.end(sequence.request)
-                size = batch.size
-                context = float(rank.offsets + size * tick)
-                changed = True
-            scheduler.kv_integral += scheduler.kv_bytes * (now - scheduler.settled_s)  # as Scheduler.settle
-            scheduler.settled_s = now
+            batch.tick = tick = batch.tick + 1  # as RunningBatch.advance
+            books.byte_s -= grown * now
+            context += running
             used = (context + rank.held_tokens) * per_token
             if per_sequence:
                 used += (size + rank.held_sequences) * per_sequence
-            if used <= capacity:
-                scheduler.kv_bytes = used
-            else:
-                scheduler.settle(now)
-                changed = True
-            if incoming:
-                intake.accept()
-                scheduler.settle(now)
-            if waiting or recompute:
-                return
-            if arrived:
-                intake.join()
-                changed = True
+            if tick >= batch.due or used > capacity or arrived or incoming or waiting or recompute:
+                break
+        meter.ran(now, size)
+        if tick >= batch.due:
+            for sequence in batch.reach(tick):
+                instance.end(sequence.request)
+        if used > capacity:
+            scheduler.fit()
+        if incoming:
+            intake.accept()
+        if waiting or recompute:
+            return
+        if arrived:
+            intake.join()

@@ -8,16 +8,19 @@ from simulator.des.fleet import Fleet
 from simulator.des.instance import Instance
 from simulator.des.router import Router
 
+MakeRouter = Callable[[Sequence[Instance], list[int] | None], Router]
+
 
 class Dispatch:
     """The instances of a pool that serve, and the router among them.
 
-    make_router: picks among the instances it is given; asked anew whenever others are up.
+    make_router: picks among the instances it is given, whose loads stand in a list in their order if there is one;
+        asked anew whenever others are up.
     kv_tokens: KV that a request comes to need where it goes. Where groups have unlike room, only instances that can
         hold it are asked.
     """
 
-    def __init__(self, make_router: Callable[[Sequence[Instance]], Router], kv_tokens: Callable[[int], int]) -> None:
+    def __init__(self, make_router: MakeRouter, kv_tokens: Callable[[int], int]) -> None:
         self.fleets: list[Fleet] = []
         self.open: list[Instance] = []
         self._make_router = make_router
@@ -35,8 +38,14 @@ class Dispatch:
         """Others may be up than before."""
         self.open = [instance for fleet in self.fleets for instance in fleet.open]
         self._partial.clear()
+        for fleet in self.fleets:
+            for instance in fleet.instances:
+                instance.post_load([0], 0)
+        loads = [0] * len(self.open)
+        for place, instance in enumerate(self.open):
+            instance.post_load(loads, place)
         if self.open:
-            self._route = self._make_router(self.open)
+            self._route = self._make_router(self.open, loads)
 
     def pick(self, request: int) -> Instance | None:
         """The instance that takes the request; None where none serves that could."""
@@ -50,7 +59,7 @@ class Dispatch:
         found = self._partial.get(groups)
         if found is None:
             chosen = [i for fleet, fits in zip(self.fleets, groups, strict=True) if fits for i in fleet.open]
-            found = self._partial[groups] = (chosen, self._make_router(chosen) if chosen else _nobody)
+            found = self._partial[groups] = (chosen, self._make_router(chosen, None) if chosen else _nobody)
         instances, route = found
         return instances[route(request)] if instances else None
 

@@ -59,6 +59,8 @@ class Instance:
         "_idles",
         "_kv_room",
         "_leaving",
+        "_loads",
+        "_place",
         "_story",
         "_streams",
         "_takes_in",
@@ -71,7 +73,6 @@ class Instance:
         "index",
         "intake",
         "journal",
-        "load",
         "meter",
         "observe",
         "scheduler",
@@ -105,13 +106,13 @@ class Instance:
         self.spec = spec
         self.speed = spec.speed
         self.journal = journal
-        self.scheduler = Scheduler(spec, journal, waiting, self._begin, self._free_cached, backlog, holds)
+        self.scheduler = Scheduler(env, spec, journal, waiting, self._begin, self._free_cached, backlog, holds)
         self.batch = self.scheduler.batch
         self.waiting = waiting
         self.shares_queue = False
         self.meter = Meter()
         self.times = spec.times_of_one(journal.rng)
-        self.load = 0  # prompt tokens to compute (prefill), or requests under way (elsewhere): what routers look at
+        self._loads, self._place = [0], 0  # where `load` is noted
         self.slowdown = 1.0  # steps last this many times as long
         self.emptied: Callable[[], None] | None = None  # called when nothing is held any more, while it drains
         self.cache = (
@@ -138,7 +139,7 @@ class Instance:
 
     def enqueue(self, request: int) -> None:
         """Put a request at the end of the queue of prompts."""
-        self.load += self.weight(request)
+        self._loads[self._place] += self.weight(request)
         self.waiting.append(request)
         if self._idles:
             self.kick()
@@ -149,6 +150,16 @@ class Instance:
         scheduler = self.scheduler
         free = scheduler.sequences < self.spec.max_sequences
         return free and scheduler.admits and not (self.waiting or scheduler.recompute)
+
+    @property
+    def load(self) -> int:
+        """What routers look at: prompt tokens to compute (prefill), or requests under way (elsewhere)."""
+        return self._loads[self._place]
+
+    def post_load(self, loads: list[int], place: int) -> None:
+        """Note the load at a place of a list from now on, where it can be compared without asking."""
+        loads[place] = self.load
+        self._loads, self._place = loads, place
 
     def weight(self, request: int) -> int:
         """What a request adds to the load."""
@@ -166,9 +177,8 @@ class Instance:
 
     def offer(self, handover: Handover) -> None:
         """Take a prefilled sequence: its KV is fetched once there is room, or at once where host memory stages it."""
-        self.load += 1
+        self._loads[self._place] += 1
         self.intake.offer(handover)
-        self.scheduler.settle(self.env.now)
 
     def deliver(self, handover: Handover, rank: Rank) -> None:
         """The KV has arrived on a rank and is freed at its source; decoding starts with the next step."""
@@ -177,8 +187,7 @@ class Instance:
         lost = handover.rank not in handover.source.batch.ranks  # as is_lost, without its call
         self.intake.arrive(handover, rank, lost)
         if lost:
-            self._book()
-            self.load -= 1
+            self._loads[self._place] -= 1
         else:
             self.journal.delivered_s[handover.request] = self.env.now
             handover.source.let_go(handover)
@@ -189,20 +198,16 @@ class Instance:
         """Free the KV of a sequence that has left for another instance."""
         del self._leaving[handover.request]
         handover.rank.release(handover.tokens)
-        self.scheduler.settle(self.env.now)
         if self.cache is not None:
             self._free_cached(handover.request)
         if self.waiting or self.scheduler.backlog or self.emptied is not None:
             self.kick()
 
-    def _book(self) -> None:
-        """KV was reserved or freed."""
-        self.scheduler.settle(self.env.now)
-
     def kick(self) -> None:
         """Wake the instance if it idles."""
-        if self._idles and not self._wake.is_set:
-            self._wake.set()
+        wake = self._wake
+        if self._idles and wake.callbacks is None:
+            wake.set()
 
     # The step
 
@@ -222,7 +227,6 @@ class Instance:
         while True:
             if stages and incoming:
                 intake.accept()
-                self._book()
             if arrived:
                 intake.join()
             parts = NO_PARTS
@@ -236,7 +240,6 @@ class Instance:
                 continue
             size = batch.size
             if parts:
-                scheduler.settle(env.now)  # with the prompts that begin
                 self._decodes = decodes = size > 0 and scheduler.mixes
                 duration, prefill_s = price(times, parts, batch.load() if decodes else None)
                 if cache is not None:
@@ -272,15 +275,15 @@ class Instance:
             if parts:
                 for rank, prompt, new in parts:
                     if hand_over is not None:
-                        self.load -= new
+                        self._loads[self._place] -= new
                     if scheduler.computed(rank, prompt, new):
                         self._prefilled(rank, prompt)
-            scheduler.settle(env.now)
+            if decodes:
+                scheduler.fit()
             if cache is not None:
-                cache.fit(self._kv_room - scheduler.kv_bytes)
+                self._fit_cache()
             if incoming:
                 intake.accept()
-                self._book()
             if observe is not None:
                 observe(self, start_s, prefill_s, sum(new for _, _, new in parts), size if decodes else 0)
 
@@ -293,7 +296,7 @@ class Instance:
         if not self._takes_in:  # else it is preempted and computed again where it decodes
             journal.prefill_instance[request] = self.index
         if not routed:
-            self.load += self.weight(request)
+            self._loads[self._place] += self.weight(request)
         if self.cache is not None and journal.blocks is not None:
             hit = self.cache.take(request, journal.blocks[request])
             self._fit_cache()
@@ -301,7 +304,7 @@ class Instance:
             self._cache_load_s += hit.load_s
             journal.cached_tokens[request] += prompt.done
             if self._hand_over is not None:
-                self.load -= prompt.done
+                self._loads[self._place] -= prompt.done
 
     def _announce(self, parts: list[Part], ready_s: float) -> None:
         """Offer what this step completes by `ready_s`, so that KV can leave while it is computed."""
@@ -338,7 +341,6 @@ class Instance:
             else:
                 self._streams.computed(handover)
         else:
-            rank.release(context)
             self.batch.join(request, rank, context, remaining)
 
     def end(self, request: int) -> None:
@@ -349,7 +351,7 @@ class Instance:
         if self.cache is not None:
             self._free_cached(request)
         if self._hand_over is None:
-            self.load -= 1
+            self._loads[self._place] -= 1
             journal.decode_instance[request] = self.index
             if self.cache is not None and journal.kept_blocks is not None:
                 self.cache.insert(journal.kept_blocks[request])
@@ -360,8 +362,7 @@ class Instance:
     def _fit_cache(self) -> None:
         """Leave past prompts what requests hold no KV in."""
         assert self.cache is not None
-        tick = self.batch.tick
-        self.cache.fit(self._kv_room - sum(rank.used_bytes(tick) for rank in self.batch.ranks))
+        self.cache.fit(self._kv_room - self.batch.used_bytes)
 
     def _free_cached(self, request: int) -> None:
         """A request's KV has been freed; its blocks stay while there is room."""
@@ -392,22 +393,20 @@ class Instance:
         lost = [*self.scheduler.drop(), *coming.requests, *self._leaving]
         self._announced.clear()
         self._leaving.clear()
-        self.scheduler.settle(now)
         self._cache_load_s = 0.0
-        self.load = sum(map(self.weight, self.waiting))
+        self._loads[self._place] = sum(map(self.weight, self.waiting))
         return Losses(sorted(lost), coming.handovers)
 
     def unqueue(self) -> list[int]:
         """Take back every request of the waiting queue."""
         requests = [self.waiting.popleft() for _ in range(len(self.waiting))]
-        self.load -= sum(map(self.weight, requests))
+        self._loads[self._place] -= sum(map(self.weight, requests))
         return requests
 
     def forget_lost(self) -> None:
         """Drop hand-overs that wait for room here and whose KV has gone with their source."""
         if not self.intake.stages:
-            self.load -= self.intake.forget_lost()
-            self._book()
+            self._loads[self._place] -= self.intake.forget_lost()
             self.kick()
 
     # What others may ask
@@ -435,7 +434,7 @@ class Instance:
     @property
     def kv_bytes(self) -> float:
         """KV held or reserved, over all ranks, without what the step under way adds. [B of one accelerator]"""
-        return self.scheduler.kv_bytes
+        return self.batch.used_bytes
 
     @property
     def cached_bytes(self) -> float:
@@ -445,15 +444,15 @@ class Instance:
     @property
     def kv_claimed(self) -> float:
         """Share of the KV room that is held now or waited for by sequences that are to come here."""
-        kv = self.spec.kv
-        tick = self.batch.tick
-        held = sum(rank.used_bytes(tick) for rank in self.batch.ranks)
-        return (held + kv.used_bytes(len(self.intake.waiting), self.intake.waiting_tokens)) / self._kv_room
+        intake = self.intake
+        awaited = self.spec.kv.used_bytes(len(intake.waiting), intake.waiting_tokens)
+        return (self.batch.used_bytes + awaited) / self._kv_room
 
     def usage(self) -> Usage:
         """Integrals up to now; the step and the transfers under way count for the time that they have run."""
         now = self.env.now
-        return self.meter.usage(now, self.batch.size, not self._decodes, self.scheduler.kv_byte_s(now))
+        kv_byte_s = self.scheduler.books.until(now, self.batch.used_bytes)
+        return self.meter.usage(now, self.batch.size, not self._decodes, kv_byte_s)
 
     @property
     def is_empty(self) -> bool:

@@ -134,7 +134,6 @@ class Intake:
         journal = self._journal
         for handover, rank in self.arrived:
             request = handover.request
-            rank.release(handover.tokens)
             left = journal.output_tokens[request] - journal.emitted[request]
             self._scheduler.batch.join(request, rank, handover.tokens, left)
         self.arrived.clear()

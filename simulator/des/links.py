@@ -34,18 +34,24 @@ class Link:
 
 
 class Flow:
-    """`left_bytes` to move over `links` as of `mark_s`, at `rate` from then on, which ends at `end_s`."""
+    """`left_bytes` to move over `links` as of `mark_s`, at `rate` from then on, which ends at `end_s`.
+
+    mark_s lies ahead for a flow that is alone on its links and about to begin. number: in order of sending.
+    timer: the one that counts, at timer_s; a replaced one rings in vain.
+    """
+
+    rate: float
+    mark_s: float
+    end_s: float
+    timer_s: float
+    number: int
 
     __slots__ = ("end_s", "left_bytes", "links", "mark_s", "number", "rate", "timer", "timer_s")
 
     def __init__(self, links: tuple[Link, ...], size: float) -> None:
         self.links = links
         self.left_bytes = size
-        self.rate = 0.0
-        self.mark_s = 0.0  # lies ahead for a flow that is alone on its links and about to begin
-        self.end_s = self.timer_s = math.inf
-        self.number = 0  # in order of sending
-        self.timer: Timer[Flow] | None = None  # the one that counts: a replaced one rings in vain
+        self.timer: Timer[Flow] | None = None
 
     def ended(self) -> None:
         """Called when all is moved."""
@@ -98,8 +104,10 @@ class Fabric:
             link.flows[flow] = None
         flow.rate = least
         flow.mark_s = start_s
-        flow.end_s = end_s = start_s + flow.left_bytes / least
-        self._set_timer(flow, end_s, self._rings)
+        flow.end_s = flow.timer_s = end_s = start_s + flow.left_bytes / least
+        env = self.env
+        now = env.now
+        flow.timer = Timer(env, self._rings, flow, end_s - now if end_s > now else 0.0)  # as _set_timer
 
     def set_rate(self, link: Link, share: float) -> None:
         """Give a link `share` of its nominal rate from now on: 1 is whole, 0 is down and its flows stand still."""
@@ -127,6 +135,8 @@ class Fabric:
             return
         flow.timer = None
         flow.mark_s = self.env.now
+        flow.rate = 0.0
+        flow.end_s = flow.timer_s = math.inf
         for link in flow.links:
             link.flows[flow] = None
         self._share(flow.links)
@@ -145,11 +155,17 @@ class Fabric:
             if flow.end_s < math.inf:
                 self._set_timer(flow, flow.end_s, self._rings)
             return
-        for link in flow.links:
+        links = flow.links
+        for link in links:
             if len(link.flows) > 1:
                 self._end_earlier(flow)
-                break
-        self._end(flow)
+                self._end(flow)
+                return
+        moved_bytes = flow.left_bytes
+        for link in links:  # as _leave, of one that is alone
+            link.carried_bytes += moved_bytes
+            link.flows.clear()
+        flow.ended()
 
     def _end_earlier(self, flow: Flow) -> None:
         """End those that end now as well and were sent before."""

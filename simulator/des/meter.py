@@ -11,7 +11,7 @@ INFINITE = float("inf")
 class Meter:
     """The books of one instance. A step is booked as it ends; `usage` adds what the one under way has run.
 
-    begun_s: when the step under way began; infinite between steps.
+    begun_s: when the step under way began, or the steps that decode the same sequences; infinite between steps.
     links: of each rank, over which KV is handed over.
     """
 
@@ -35,6 +35,13 @@ class Meter:
         self.sequence_s += sequences * duration
         if prefill_s:
             self._prefill_s += prefill_s
+
+    def ran(self, now: float, sequences: int) -> None:
+        """Book the time of decode steps that followed one another with the same sequences; the next one begins now."""
+        ran = now - self.begun_s
+        self.begun_s = now
+        self.busy_s += ran
+        self.sequence_s += sequences * ran
 
     def cancel(self, now: float, sequences: int, prefills: bool) -> None:
         """Book what a step has run that will not end; `sequences` ran in it; prefills: it was prefill's alone."""

@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Sequence as Sequences
 
 from simulator.des.batching import Rank, RunningBatch, Sequence
-from simulator.des.kv_cache import KvSpace
+from simulator.des.kv_cache import KvBooks, KvSpace
 
 
 class PacedBatch(RunningBatch):
@@ -20,12 +20,18 @@ class PacedBatch(RunningBatch):
     """
 
     def __init__(
-        self, kv: KvSpace, ranks: int, caps: tuple[int, ...], rates: Sequences[float], pace_of: Sequences[int]
+        self,
+        kv: KvSpace,
+        books: KvBooks,
+        ranks: int,
+        caps: tuple[int, ...],
+        rates: Sequences[float],
+        pace_of: Sequences[int],
     ) -> None:
-        super().__init__(kv, ranks, caps)
+        super().__init__(kv, books, ranks, caps)
         self._pace_of = pace_of
         serial = itertools.count()
-        self._lanes = [RunningBatch(kv, ranks, caps, rate, serial) for rate in rates]
+        self._lanes = [RunningBatch(kv, books, ranks, caps, rate, serial) for rate in rates]
 
     @property
     def is_even(self) -> bool:
@@ -33,7 +39,12 @@ class PacedBatch(RunningBatch):
 
     def join(self, request: int, rank: Rank, context: int, remaining: int) -> None:
         lane = self._lanes[self._pace_of[request]]
-        lane.join(request, lane.ranks[rank.index], context, remaining)
+        part = lane.ranks[rank.index]
+        rank.held_sequences -= 1
+        rank.held_tokens -= context
+        part.held_sequences += 1
+        part.held_tokens += context
+        lane.join(request, part, context, remaining)
         self._sum(rank)
         self.size += 1
 
@@ -58,8 +69,11 @@ class PacedBatch(RunningBatch):
         return max((last for last in found if last is not None), default=None)
 
     def drop(self) -> list[tuple[int, int]]:
+        dropped = [each for lane in self._lanes for each in lane.drop()]
+        for rank in self.ranks:
+            self._sum(rank)
         super().drop()
-        return [dropped for lane in self._lanes for dropped in lane.drop()]
+        return dropped
 
     def _sum(self, rank: Rank) -> None:
         """Bring the sums of a rank up to date with its lanes."""

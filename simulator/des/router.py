@@ -50,8 +50,16 @@ class Homes:
         self.instance: dict[int, Loaded] = {}
 
 
-def make_router(name: str, instances: Sequence[Loaded], rng: np.random.Generator, homes: Homes | None = None) -> Router:
+def make_router(
+    name: str,
+    instances: Sequence[Loaded],
+    rng: np.random.Generator,
+    homes: Homes | None = None,
+    loads: list[int] | None = None,
+) -> Router:
     """A router by its name. Where instances are unlike in speed, load is the expected delay, see `_delays`.
+
+    loads: where the instances keep theirs, in their order; none: they are asked.
 
     round_robin. least_loaded: ties go to the lowest index. power_of_two: the better of two drawn at random.
     kv_aware: the smallest claimed share of KV room, among equals the least loaded.
@@ -64,6 +72,8 @@ def make_router(name: str, instances: Sequence[Loaded], rng: np.random.Generator
         return _session_affinity(instances, homes)  # also of one instance: sessions come to be at home there
     if count == 1:
         return lambda request: 0
+    if name == "least_loaded" and loads is not None and _are_alike(instances):
+        return lambda request: loads.index(min(loads))
     makers = {
         "round_robin": _round_robin,
         "least_loaded": _least_loaded,
@@ -74,11 +84,15 @@ def make_router(name: str, instances: Sequence[Loaded], rng: np.random.Generator
     return makers[name](instances, rng)
 
 
+def _are_alike(instances: Sequence[Loaded]) -> bool:
+    return len({instance.speed for instance in instances}) == 1
+
+
 def _delays(instances: Sequence[Loaded]) -> Callable[[int, Sequence[Loaded]], list[float]]:
     """What routers compare among some of the instances. Where all are equally fast: their load. Where they are unlike:
     the time until each has worked off its load and the request, (load + weight) / speed, which is routing by shortest
     expected delay (SED)."""
-    if len({instance.speed for instance in instances}) == 1:
+    if _are_alike(instances):
         return lambda request, among: list(map(load_of, among))
     mean = sum(instance.speed for instance in instances) / len(instances)  # keeps delays on the scale of loads
     return lambda request, among: [(one.load + one.weight(request)) * (mean / one.speed) for one in among]
@@ -117,20 +131,7 @@ def _least_loaded(instances: Sequence[Loaded], rng: np.random.Generator) -> Rout
         loads = delays(request, instances)
         return loads.index(min(loads))
 
-    def choose_of_alike(request: int) -> int:
-        # A plain loop over a few takes half the time of a list and its `min`.
-        found = 0
-        least = instances[0].load
-        if not least:
-            return 0  # nobody has less than nothing
-        for place, instance in enumerate(instances):
-            if instance.load < least:
-                found, least = place, instance.load
-                if not least:
-                    break
-        return found
-
-    return choose_of_alike if len({instance.speed for instance in instances}) == 1 else choose
+    return choose
 
 
 def _kv_aware(instances: Sequence[Loaded], rng: np.random.Generator) -> Router:
@@ -165,7 +166,7 @@ def _power_of_two(instances: Sequence[Loaded], rng: np.random.Generator) -> Rout
 def _session_affinity(instances: Sequence[Loaded], homes: Homes) -> Router:
     places = {id(instance): index for index, instance in enumerate(instances)}
     delays = _delays(instances)
-    unlike = len({instance.speed for instance in instances}) > 1
+    unlike = not _are_alike(instances)
 
     def choose(request: int) -> int:
         loads = delays(request, instances)

@@ -23,6 +23,7 @@ from collections.abc import Callable
 
 from simulator.des.batching import Prefilling, Rank, RunningBatch
 from simulator.des.journal import Journal
+from simulator.des.kv_cache import Clock, KvBooks
 from simulator.des.paced_batch import PacedBatch
 from simulator.des.pricing import Part
 from simulator.des.queues import Queue
@@ -42,6 +43,7 @@ class Scheduler:
 
     def __init__(
         self,
+        clock: Clock,
         spec: InstanceSpec,
         journal: Journal,
         waiting: Queue[int],
@@ -53,14 +55,14 @@ class Scheduler:
         self.spec = spec
         self.journal = journal
         rates = spec.rates
+        self.books = books = KvBooks(clock, spec.kv)
         self.batch = (
-            RunningBatch(spec.kv, spec.ranks, spec.times.caps, rates[0])
+            RunningBatch(spec.kv, books, spec.ranks, spec.times.caps, rates[0])
             if len(rates) == 1
-            else PacedBatch(spec.kv, spec.ranks, spec.times.caps, rates, journal.pace)
+            else PacedBatch(spec.kv, books, spec.ranks, spec.times.caps, rates, journal.pace)
         )
-        kv = spec.kv
-        self.capacity = kv.capacity_bytes
-        self.per_token, self.per_sequence = kv.bytes_per_token, kv.bytes_per_sequence
+        self.capacity = spec.kv.capacity_bytes
+        self._room, self._offline_room = spec.kv.room(), spec.kv.room(journal.headroom)
         self.waiting = waiting
         self.backlog = backlog
         self.recompute: deque[int] = deque()  # preempted sequences; they go before `waiting`
@@ -68,8 +70,6 @@ class Scheduler:
         self.admits = True  # whether newcomers are taken from `waiting`
         self.sequences = 0  # in prefill, in transfer to the instance or running
         self.prefilling = 0
-        self.kv_bytes = 0.0  # held or reserved over all ranks when it was settled last [B of one accelerator]
-        self.kv_integral = self.settled_s = 0.0
         self.mixes = spec.batching != "prefill_first"
         self._budget = spec.max_tokens_per_step  # of one rank in a step
         self._rows = 1 + spec.draft_tokens  # of it, for each running sequence
@@ -106,9 +106,9 @@ class Scheduler:
             self._fill(budgets, parts, all_in)
         return parts
 
-    def _take(self, queue: Queue[int], budgets: list[int], parts: list[Part], headroom: float = 0.0) -> bool:
+    def _take(self, queue: Queue[int], budgets: list[int], parts: list[Part], offline: bool = False) -> bool:
         """Admit prompts and cut their first chunks while budget and room last; whether the queue is empty then."""
-        most = self._most_offline if headroom else self._most
+        most, room = (self._most_offline, self._offline_room) if offline else (self._most, self._room)
         journal = self.journal
         while queue:
             if self.sequences >= most:
@@ -120,7 +120,7 @@ class Scheduler:
             if self._holds is not None and not self._holds(request):
                 return False
             tokens = journal.prompt_tokens[request] + journal.emitted[request]
-            rank = self._rank_for(tokens + 1, budgets, headroom)
+            rank = self._rank_for(tokens + 1, budgets, room)
             if rank is None:
                 return False
             left = budgets[rank.index]
@@ -150,8 +150,7 @@ class Scheduler:
     def _fill(self, budgets: list[int], parts: list[Part], admits: bool) -> None:
         """Offline prompts in what the others have left of the step; newcomers only if it `admits` them."""
         assert self.backlog is not None
-        headroom = self.journal.headroom
-        kept = int(headroom * self.spec.max_tokens_per_step)
+        kept = int(self.journal.headroom * self.spec.max_tokens_per_step)
         for rank in self.batch.ranks:
             left = budgets[rank.index] - kept
             for prompt in rank.prefilling:
@@ -162,8 +161,8 @@ class Scheduler:
                     parts.append((rank, prompt, new))
                     left -= new
             budgets[rank.index] = left
-        if admits and self._take(self.set_aside, budgets, parts, headroom) and self.admits:
-            self._take(self.backlog, budgets, parts, headroom)
+        if admits and self._take(self.set_aside, budgets, parts, True) and self.admits:
+            self._take(self.backlog, budgets, parts, True)
 
     def _tokens(self, request: int) -> int:
         """What a prompt has to compute, with what it had emitted before it was preempted or lost."""
@@ -180,11 +179,11 @@ class Scheduler:
         most = self._most_long
         return most is None or sum(p.tokens - p.done > self._most_new for p in rank.prefilling) < most
 
-    def _rank_for(self, tokens: int, budgets: list[int], headroom: float) -> Rank | None:
+    def _rank_for(self, tokens: int, budgets: list[int], room: float) -> Rank | None:
         """The rank with most of its budget left, then fewest sequences, among those with room for `tokens`."""
         tick = self.batch.tick
         if self._most_long is None and (rank := self.batch.only) is not None:
-            return rank if budgets[0] > 0 and rank.admits(tokens, tick, headroom) else None
+            return rank if budgets[0] > 0 and rank.admits(tokens, tick, room) else None
         found: Rank | None = None
         best = (0, 0)
         long = self._most_long is not None and tokens - 1 > self._most_new
@@ -193,7 +192,7 @@ class Scheduler:
             key = (left, -rank.size - rank.held_sequences)
             if long and not self._takes_long(rank):
                 continue
-            if left > 0 and (found is None or key > best) and rank.admits(tokens, tick, headroom):
+            if left > 0 and (found is None or key > best) and rank.admits(tokens, tick, room):
                 found, best = rank, key
         return found
 
@@ -208,16 +207,17 @@ class Scheduler:
 
     def reserve(self, request: int, tokens: int) -> Rank | None:
         """Hold room for a prefilled sequence on the rank with fewest of them; None where there is no room."""
-        headroom = self.journal.headroom if request in self.journal.offline else 0.0
-        if self.recompute or self.sequences >= (self._most_offline if headroom else self._most):
+        offline = request in self.journal.offline
+        if self.recompute or self.sequences >= (self._most_offline if offline else self._most):
             return None
+        room = self._offline_room if offline else self._room
         tick = self.batch.tick
         rank = self.batch.only
         if rank is not None:
-            if not rank.admits(tokens, tick, headroom):
+            if not rank.admits(tokens, tick, room):
                 return None
         else:
-            open_ranks = [rank for rank in self.batch.ranks if rank.admits(tokens, tick, headroom)]
+            open_ranks = [rank for rank in self.batch.ranks if rank.admits(tokens, tick, room)]
             if not open_ranks:
                 return None
             rank = min(open_ranks, key=lambda r: (r.size + r.held_sequences, r.used_bytes(tick)))
@@ -225,35 +225,12 @@ class Scheduler:
         self.sequences += 1
         return rank
 
-    def settle(self, now: float) -> None:
-        """Preempt where KV has outgrown a rank, and book what is held from now on."""
-        self.kv_integral += self.kv_bytes * (now - self.settled_s)
-        self.settled_s = now
-        batch = self.batch
-        rank = batch.only
-        if rank is None:
-            self.kv_bytes = sum([self._fit(rank) for rank in batch.ranks])
-            return
-        # as Rank.used_bytes, without its calls: this runs once a step
-        size = rank.size
-        tokens = rank.offsets + size * batch.tick + rank.held_tokens
-        used = tokens * self.per_token
-        if self.per_sequence:
-            used += (size + rank.held_sequences) * self.per_sequence
-        self.kv_bytes = used if used <= self.capacity else self._fit(rank)
-
-    def kv_byte_s(self, now: float) -> float:
-        """KV held or reserved, integrated up to now."""
-        return self.kv_integral + self.kv_bytes * (now - self.settled_s)
-
-    def _fit(self, rank: Rank) -> float:
-        """Preempt until the KV of a rank fits; what is held there then. [B of one accelerator]"""
+    def fit(self) -> None:
+        """Preempt where a decode step has let KV outgrow a rank."""
         tick = self.batch.tick
-        while True:
-            used = rank.used_bytes(tick)
-            if used <= self.capacity:
-                return used
-            self._preempt(rank)
+        for rank in self.batch.ranks:
+            while rank.used_bytes(tick) > self.capacity:
+                self._preempt(rank)
 
     def _preempt(self, rank: Rank) -> None:
         """Drop the newest sequence of the lowest priority, prompts under way first; it is recomputed from its start."""

@@ -94,10 +94,12 @@ class Serving:
         decode_picks = spec.decode_router or ("least_loaded" if picks in CACHE_ROUTERS else picks)
         homes = None if journal.session is None else Homes(journal.session)
         self._entry = Dispatch(
-            lambda among: make_router(picks, among, rng, homes),
+            lambda among, loads: make_router(picks, among, rng, homes, loads),
             self._prompt_tokens if spec.decode else self._all_tokens,
         )
-        self._decode = Dispatch(lambda among: make_router(decode_picks, among, rng), self._all_tokens)
+        self._decode = Dispatch(
+            lambda among, loads: make_router(decode_picks, among, rng, loads=loads), self._all_tokens
+        )
         self.entry = self._enlist(self._entry, spec.entry, entry)
         self.decode = self._enlist(self._decode, spec.decode, decode)
         for instance in self.entry:

@@ -129,7 +129,7 @@ class Interconnect:
         earliest_s = self.env.now + self._handshake_s
         move = _Move(self, handover, destination, rank, path, size, earliest_s)
         self.moves[move] = None
-        stream = self._streaming.get(handover.request)
+        stream = self._streaming.get(handover.request) if self.streams else None
         if stream is None:
             self.fabric.send(move, earliest_s)
         else:

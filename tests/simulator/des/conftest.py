@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import isclose
 from typing import Any
 
 import numpy as np
@@ -118,3 +119,35 @@ def play() -> Callable[..., SimulationResult]:
 def serve() -> Callable[..., SimulationResult]:
     """As `play`, for streams of several tenants."""
     return _serve
+
+
+def _leaves(tree: Any, at: str = "") -> dict[str, Any]:
+    """Values in nested dictionaries and lists, by their path.
+
+    >>> _leaves({"a": {"b": 1}, "c": [2, 3]})
+    {'/a/b': 1, '/c/0': 2, '/c/1': 3}
+    """
+    if not isinstance(tree, dict | list):
+        return {at: tree}
+    found: dict[str, Any] = {}
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        found |= _leaves(value, f"{at}/{key}")
+    return found
+
+
+def _differences(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
+    """What two summaries say otherwise. Sums of time may round otherwise, as they are taken over other spans."""
+    ours, others = _leaves(left), _leaves(right)
+
+    def same(path: str) -> bool:
+        one, other = ours.get(path), others.get(path)
+        return one == other or (
+            isinstance(one, float) and isinstance(other, float) and isclose(one, other, rel_tol=1e-12, abs_tol=1e-12)
+        )
+
+    return {path: (ours.get(path), others.get(path)) for path in ours | others if not same(path)}
+
+
+@pytest.fixture(scope="session")
+def differences() -> Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]:
+    return _differences

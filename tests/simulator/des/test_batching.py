@@ -6,9 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.des.batching import Rank, RunningBatch
-from simulator.des.kv_cache import KvSpace
+from simulator.des.clock import Environment
+from simulator.des.kv_cache import KvBooks, KvSpace
 from simulator.des.paced_batch import PacedBatch
 
+KV = KvSpace(1e9, 1.0, 10.0)
 CAPS = (40, 8, 128)  # in the order of a latency model that does not sort them
 
 
@@ -48,11 +50,12 @@ action = st.one_of(
 @settings(max_examples=300)
 @given(st.lists(action, max_size=60))
 def test_running_sums_equal_sums_over_a_list(actions: list[Any]) -> None:
-    batch = RunningBatch(KvSpace(1e9, 1.0, 10.0), 3, CAPS)
+    batch = RunningBatch(KV, KvBooks(Environment(), KV), 3, CAPS)
     plain = PlainBatch(3)
     for number, (name, *values) in enumerate(actions):
         if name == "join":
             rank, context, remaining = values
+            batch.ranks[rank].hold(context)
             batch.join(number, batch.ranks[rank], context, remaining)
             plain.rows.append([number, rank, context, remaining])
         elif name == "advance":
@@ -76,11 +79,12 @@ def test_running_sums_equal_sums_over_a_list(actions: list[Any]) -> None:
 @given(st.lists(action, max_size=60), st.lists(st.integers(0, 2), min_size=60, max_size=60))
 def test_sums_over_paces_equal_sums_over_a_list(actions: list[Any], pace_of: list[int]) -> None:
     rates = (1.0, 2.0, 5.0)
-    batch = PacedBatch(KvSpace(1e9, 1.0, 10.0), 3, CAPS, rates, pace_of)
+    batch = PacedBatch(KV, KvBooks(Environment(), KV), 3, CAPS, rates, pace_of)
     plain = PlainBatch(3)
     for number, (name, *values) in enumerate(actions):
         if name == "join":
             rank, context, remaining = values
+            batch.ranks[rank].hold(context)
             batch.join(number, batch.ranks[rank], context, remaining)
             plain.rows.append([number, rank, context, remaining])
         elif name == "advance":
@@ -106,12 +110,12 @@ def test_sums_over_paces_equal_sums_over_a_list(actions: list[Any], pace_of: lis
 
 def test_an_empty_rank_takes_what_fits_and_a_used_one_keeps_room_to_grow() -> None:
     kv = KvSpace(capacity_bytes=1000.0, bytes_per_token=1.0)
-    rank = Rank(0, kv, [], [])
-    assert rank.admits(1000, tick=0)
-    assert not rank.admits(1001, tick=0)
+    rank = Rank(0, kv, KvBooks(Environment(), kv), [], [])
+    assert rank.admits(1000, 0, kv.room())
+    assert not rank.admits(1001, 0, kv.room())
     rank.hold(500)
-    assert rank.admits(490, tick=0)
-    assert not rank.admits(491, tick=0)
-    assert rank.admits(400, tick=0, headroom=0.1)
-    assert not rank.admits(401, tick=0, headroom=0.1)
+    assert rank.admits(490, 0, kv.room())
+    assert not rank.admits(491, 0, kv.room())
+    assert rank.admits(400, 0, kv.room(headroom=0.1))
+    assert not rank.admits(401, 0, kv.room(headroom=0.1))
     assert kv.fits(2, 1000)
