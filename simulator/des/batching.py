@@ -59,6 +59,7 @@ class Rank:
     held_sequences: int = 0  # sequences whose KV is held but that do not decode: in prefill, in transfer
     held_tokens: int = 0
     prefilling: deque[Prefilling] = field(default_factory=deque)
+    left: int = 0  # of the tokens of the step that is being put together
 
     def admits(self, tokens: int, tick: int, room: float) -> bool:
         """Whether one more sequence of `tokens` fits: into `room` beside others, into all there is alone."""
@@ -216,12 +217,19 @@ class RunningBatch:
                     self._expect_crossing(sequence)
         ends = self._ends
         ended = []
-        while ends and ends[0][0] <= tick:
+        due = NEVER
+        while ends:
+            due = ends[0][0]
+            if due > tick:
+                break
+            due = NEVER
             sequence = heappop(ends)[2]
             if sequence.alive:
                 self._drop(sequence)
                 ended.append(sequence)
-        self.due = min(ends[0][0] if ends else NEVER, crossings[0][0] if crossings else NEVER)
+        if crossings and crossings[0][0] < due:
+            due = crossings[0][0]
+        self.due = due
         return ended
 
     def preempt(self, rank: Rank, priority: list[int] | None = None) -> tuple[int, int]:

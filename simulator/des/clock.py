@@ -11,6 +11,7 @@ from heapq import heappop, heappush
 from typing import Any, Generic, TypeVar
 
 import simpy
+from simpy.core import StopSimulation
 from simpy.events import NORMAL, URGENT
 
 T = TypeVar("T")
@@ -24,19 +25,27 @@ class Environment(simpy.Environment):
     def run(self, until: Any = None) -> Any:
         if not isinstance(until, simpy.Event):
             return super().run(until)
+        if until.callbacks is None:
+            return until.value
+        until.callbacks.append(StopSimulation.callback)
         queue = self._queue
-        while until.callbacks is not None:
-            try:
-                self._now, _, _, event = heappop(queue)
-            except IndexError:
-                raise RuntimeError(f"nothing is left to happen before {until}") from None
-            callbacks = event.callbacks
-            event.callbacks = None  # type: ignore[assignment]
-            for callback in callbacks:
-                callback(event)
-            if not event._ok and not event.defused:
-                raise event._value
-        return until.value
+        try:
+            while True:
+                try:
+                    self._now, _, _, event = heappop(queue)
+                except IndexError:
+                    raise RuntimeError(f"nothing is left to happen before {until}") from None
+                callbacks = event.callbacks
+                event.callbacks = None  # type: ignore[assignment]
+                if len(callbacks) == 1:  # an iterator would be an object more
+                    callbacks[0](event)
+                else:
+                    for callback in callbacks:
+                        callback(event)
+                if not event._ok and not event.defused:
+                    raise event._value
+        except StopSimulation as stop:
+            return stop.args[0]
 
 
 setattr(Environment, "_now", Environment.now)  # noqa: B010  # SimPy keeps the time there: the same slot

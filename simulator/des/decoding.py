@@ -38,7 +38,7 @@ def decode_alone(instance: Instance) -> Generator[None, Alarm, None]:
     books, capacity = scheduler.books, scheduler.capacity
     per_token, per_sequence = books.per_token, books.per_sequence
     times = instance.times
-    line_of = times.decode_line if isinstance(times, StepLatency) and times.has_lines else None
+    line_of = times.decode_line if isinstance(times, StepLatency) and times.has_plain_lines else None
     alarm, cut = instance.step_ends, instance.cut
     rings = alarm.rings
     queue, number = env._queue, env._eid
@@ -49,14 +49,13 @@ def decode_alone(instance: Instance) -> Generator[None, Alarm, None]:
         grown = running * per_token
         context = float(rank.offsets + size * batch.tick)
         if line_of is not None:
-            constant_s, slope, terms = line_of(size, size)
+            constant_s, slope, ((weight, exponent, root, f0, f1, b0, b1),) = line_of(size, size)
         while True:
             if line_of is None:
                 duration = times.decode_s(batch.load())
             else:  # as StepLatency.decode_s
-                duration = constant_s + slope * context
-                for weight, exponent, root, f0, f1, b0, b1 in terms:
-                    duration += weight * ((f0 + f1 * context) ** exponent + (b0 + b1 * context) ** exponent) ** root
+                roofs = (f0 + f1 * context) ** exponent + (b0 + b1 * context) ** exponent
+                duration = constant_s + slope * context + weight * roofs**root
             alarm.callbacks = rings  # as Alarm.set
             heappush(queue, (now + duration * instance.slowdown, NORMAL, next(number), alarm))
             if (yield) is cut:
@@ -69,7 +68,7 @@ def decode_alone(instance: Instance) -> Generator[None, Alarm, None]:
             used = (context + rank.held_tokens) * per_token
             if per_sequence:
                 used += (size + rank.held_sequences) * per_sequence
-            if tick >= batch.due or used > capacity or arrived or incoming or waiting or recompute:
+            if tick >= batch.due or used > capacity or arrived or incoming or waiting:
                 break
         meter.ran(now, size)
         if tick >= batch.due:

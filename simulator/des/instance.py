@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator
-from functools import partial
 from typing import NamedTuple
 
 import simpy
@@ -120,7 +119,7 @@ class Instance:
         )
         self._cache_load_s = 0.0  # of prompts admitted to the step under way
         self._kv_room = spec.kv.capacity_bytes * spec.ranks
-        self.intake = Intake(self.scheduler, journal, None if fetch is None else partial(fetch, self), stages)
+        self.intake = Intake(self, journal, fetch, stages)
         self._announced: dict[int, Handover] = {}  # by request; in its last chunk
         self._leaving: dict[int, Handover] = {}  # by request; KV that waits here or is under way from here
         self._ended = ended
@@ -139,7 +138,10 @@ class Instance:
 
     def enqueue(self, request: int) -> None:
         """Put a request at the end of the queue of prompts."""
-        self._loads[self._place] += self.weight(request)
+        journal = self.journal
+        self._loads[self._place] += (  # as weight
+            1 if self._hand_over is None else journal.prompt_tokens[request] + journal.emitted[request]
+        )
         self.waiting.append(request)
         if self._idles:
             self.kick()
@@ -334,11 +336,11 @@ class Instance:
             self.end(request)
         elif self._hand_over is not None:
             self.scheduler.sequences -= 1
-            announced = self._announced.pop(request, None)
-            handover = self._leaving[request] = announced or Handover(request, self, rank, context)
             if self._streams is None:
+                handover = self._leaving[request] = Handover(request, self, rank, context)
                 self._hand_over(handover)
             else:
+                handover = self._leaving[request] = self._announced.pop(request)
                 self._streams.computed(handover)
         else:
             self.batch.join(request, rank, context, remaining)

@@ -7,31 +7,47 @@ host memory stages it, KV is fetched at once and waits there for room.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from simulator.des.batching import Rank
 from simulator.des.journal import Journal
+from simulator.des.links import Flow
 from simulator.des.queues import Queue, queue_of
-from simulator.des.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from simulator.des.instance import Instance
 
 
-@dataclass(slots=True, eq=False)
-class Handover:
-    """A prefilled sequence whose KV waits on `rank` of `source` for a decode instance to take it."""
+class Handover(Flow):
+    """A prefilled sequence whose KV waits on `rank` of `source` for a decode instance to take it, and the flow of KV.
 
-    request: int
-    source: Instance
-    rank: Rank
-    tokens: int
+    destination, into: the instance that takes it and the rank with room. earliest_s: hands are shaken then.
+    body: the part that leaves while the prompt is computed. under_way: where it is listed until it has arrived.
+    """
+
+    __slots__ = ("body", "destination", "earliest_s", "into", "rank", "request", "source", "tokens", "under_way")
+
+    destination: Instance
+    into: Rank
+    earliest_s: float
+    body: Flow | None
+    under_way: dict[Handover, None]
+
+    def __init__(self, request: int, source: Instance, rank: Rank, tokens: int) -> None:
+        self.request = request
+        self.source = source
+        self.rank = rank
+        self.tokens = tokens
 
     @property
     def is_lost(self) -> bool:
         """Whether the source has failed since, and the KV with it."""
         return self.rank not in self.source.batch.ranks
+
+    def ended(self) -> None:
+        """All of the KV is there."""
+        del self.under_way[self]
+        self.destination.deliver(self, self.into)
 
 
 class Streams(Protocol):
@@ -54,21 +70,26 @@ class Losses(NamedTuple):
 
 
 class Intake:
-    """fetch: starts a transfer to a rank, whose end is told by `arrive`; None where nothing comes in.
+    """fetch: starts a transfer to a rank of the instance, whose end is told by `arrive`; None where nothing comes in.
     stages: by way of host memory.
 
-    waiting: for room. arrived: with the rank that has room, to join with the next step.
+    waiting: for room. arrived: to join the rank that they were brought `into` with the next step.
     """
 
     def __init__(
-        self, scheduler: Scheduler, journal: Journal, fetch: Callable[[Handover, Rank], None] | None, stages: bool
+        self,
+        instance: Instance,
+        journal: Journal,
+        fetch: Callable[[Instance, Handover, Rank], None] | None,
+        stages: bool,
     ) -> None:
         self.stages = stages
         self.waiting: Queue[Handover] = queue_of(journal.priority, lambda handover: handover.request)
         self.waiting_tokens = 0
-        self.arrived: list[tuple[Handover, Rank]] = []
+        self.arrived: list[Handover] = []
         self._under_way: dict[int, Handover] = {}  # by request
-        self._scheduler = scheduler
+        self._instance = instance
+        self._scheduler = instance.scheduler
         self._journal = journal
         self._fetch = fetch
 
@@ -99,7 +120,7 @@ class Intake:
     def _begin_fetch(self, handover: Handover, rank: Rank) -> None:
         assert self._fetch is not None
         self._under_way[handover.request] = handover
-        self._fetch(handover, rank)
+        self._fetch(self._instance, handover, rank)
 
     def accept(self) -> None:
         """Reserve room for sequences, in order of arrival, and fetch their KV or take it from the stage."""
@@ -112,7 +133,8 @@ class Intake:
             waiting.popleft()
             self.waiting_tokens -= handover.tokens
             if self.stages:
-                self.arrived.append((handover, rank))
+                handover.into = rank
+                self.arrived.append(handover)
             else:
                 self._begin_fetch(handover, rank)
 
@@ -127,15 +149,16 @@ class Intake:
         elif self.stages:
             self._await_room(handover)
         else:
-            self.arrived.append((handover, rank))
+            self.arrived.append(handover)
 
     def join(self) -> None:
         """What has arrived runs from now on."""
         journal = self._journal
-        for handover, rank in self.arrived:
+        batch = self._scheduler.batch
+        for handover in self.arrived:
             request = handover.request
             left = journal.output_tokens[request] - journal.emitted[request]
-            self._scheduler.batch.join(request, rank, handover.tokens, left)
+            batch.join(request, handover.into, handover.tokens, left)
         self.arrived.clear()
 
     def forget_lost(self) -> int:
@@ -151,7 +174,7 @@ class Intake:
 
     def drop(self) -> Losses:
         """Forget all: what had come here is lost, what is at its source may go elsewhere."""
-        requests = [handover.request for handover, _ in self.arrived]
+        requests = [handover.request for handover in self.arrived]
         handovers = list(self._under_way.values())
         if self.stages:  # what waits for room has left its source
             requests += [handover.request for handover in self.waiting]

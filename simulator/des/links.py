@@ -37,6 +37,7 @@ class Flow:
     """`left_bytes` to move over `links` as of `mark_s`, at `rate` from then on, which ends at `end_s`.
 
     mark_s lies ahead for a flow that is alone on its links and about to begin. number: in order of sending.
+    shares: whether another flow may have been on its links since it was sent.
     timer: the one that counts, at timer_s; a replaced one rings in vain.
     """
 
@@ -45,13 +46,14 @@ class Flow:
     end_s: float
     timer_s: float
     number: int
+    shares: bool
+    timer: Timer[Flow] | None
 
-    __slots__ = ("end_s", "left_bytes", "links", "mark_s", "number", "rate", "timer", "timer_s")
+    __slots__ = ("end_s", "left_bytes", "links", "mark_s", "number", "rate", "shares", "timer", "timer_s")
 
     def __init__(self, links: tuple[Link, ...], size: float) -> None:
         self.links = links
         self.left_bytes = size
-        self.timer: Timer[Flow] | None = None
 
     def ended(self) -> None:
         """Called when all is moved."""
@@ -103,6 +105,7 @@ class Fabric:
         for link in links:
             link.flows[flow] = None
         flow.rate = least
+        flow.shares = False
         flow.mark_s = start_s
         flow.end_s = flow.timer_s = end_s = start_s + flow.left_bytes / least
         env = self.env
@@ -136,6 +139,7 @@ class Fabric:
         flow.timer = None
         flow.mark_s = self.env.now
         flow.rate = 0.0
+        flow.shares = True
         flow.end_s = flow.timer_s = math.inf
         for link in flow.links:
             link.flows[flow] = None
@@ -155,14 +159,12 @@ class Fabric:
             if flow.end_s < math.inf:
                 self._set_timer(flow, flow.end_s, self._rings)
             return
-        links = flow.links
-        for link in links:
-            if len(link.flows) > 1:
-                self._end_earlier(flow)
-                self._end(flow)
-                return
+        if flow.shares:
+            self._end_earlier(flow)
+            self._end(flow)
+            return
         moved_bytes = flow.left_bytes
-        for link in links:  # as _leave, of one that is alone
+        for link in flow.links:  # as _leave, of one that is alone
             link.carried_bytes += moved_bytes
             link.flows.clear()
         flow.ended()
@@ -231,6 +233,7 @@ class Fabric:
         flows: dict[Flow, None] = {}
         for link in queue:
             for flow in list(link.flows):
+                flow.shares = True
                 if flow.mark_s > now:
                     for own in flow.links:
                         del own.flows[flow]

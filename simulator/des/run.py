@@ -26,6 +26,7 @@ from simulator.des.spec import ClusterSpec, GroupSpec
 from simulator.des.workload import Requests
 
 Progress = Callable[[int, int], None]
+FINISHED = Status.FINISHED  # looked up once: an enum's member costs as much as three calls
 # Random faults of each instance or node, in the mean, between two requests that come or end; with more than that no
 # instance lives long enough to serve one, and the run would go on for ever.
 FAULTS_BETWEEN_REQUESTS = 1000
@@ -196,10 +197,11 @@ class Cluster:
     def _mark(self) -> None:
         """Count a request that is not offline as sent."""
         self._strikes = 0
-        if self._sent == self._warmup:
+        sent = self._sent
+        if sent == self._warmup:
             self._opened = self._snapshot()
-        self._sent += 1
-        if self._sent == self._online:
+        self._sent = sent = sent + 1
+        if sent == self._online:
             self._closed = self._snapshot()
 
     def _retry(self, requests: list[int]) -> None:
@@ -235,7 +237,7 @@ class Cluster:
         self._tell_source(request)
 
     def _finish(self, request: int) -> None:
-        self._close(request, Status.FINISHED)
+        self._close(request, FINISHED)
         if self._notes_ends:
             self._ended.append(request)
         if self._feedback:

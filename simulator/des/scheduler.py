@@ -85,7 +85,6 @@ class Scheduler:
     def parts(self) -> list[Part]:
         """The prompt chunks of the next step: prompts under way first, then newcomers while budget and room last."""
         parts: list[Part] = []
-        budgets = []
         for rank in self.batch.ranks:
             left = self._budget
             if self.mixes:
@@ -98,32 +97,35 @@ class Scheduler:
                 new = min(left, prompt.tokens - prompt.done, self._most_new)
                 parts.append((rank, prompt, new))
                 left -= new
-            budgets.append(left)
-        all_in = not self.recompute or self._take(self.recompute, budgets, parts)
+            rank.left = left
+        all_in = not self.recompute or self._take(self.recompute, parts)
         if all_in and self.waiting and self.admits:
-            all_in = self._take(self.waiting, budgets, parts)
+            all_in = self._take(self.waiting, parts)
         if self.backlog is not None:
-            self._fill(budgets, parts, all_in)
+            self._fill(parts, all_in)
         return parts
 
-    def _take(self, queue: Queue[int], budgets: list[int], parts: list[Part], offline: bool = False) -> bool:
+    def _take(self, queue: Queue[int], parts: list[Part], offline: bool = False) -> bool:
         """Admit prompts and cut their first chunks while budget and room last; whether the queue is empty then."""
         most, room = (self._most_offline, self._offline_room) if offline else (self._most, self._room)
         journal = self.journal
         while queue:
             if self.sequences >= most:
                 return False
-            place = 0 if self._most_long is None else self._next(queue)
-            if place is None:
-                return False
+            place = 0
+            if self._most_long is not None:
+                found = self._next(queue)
+                if found is None:
+                    return False
+                place = found
             request = queue[place]
             if self._holds is not None and not self._holds(request):
                 return False
             tokens = journal.prompt_tokens[request] + journal.emitted[request]
-            rank = self._rank_for(tokens + 1, budgets, room)
+            rank = self._rank_for(tokens + 1, room)
             if rank is None:
                 return False
-            left = budgets[rank.index]
+            left = rank.left
             if self._whole and left < tokens:
                 if rank.prefilling:
                     return False
@@ -132,7 +134,7 @@ class Scheduler:
                 del queue[place]
             else:
                 queue.popleft()
-            prompt = Prefilling(request, tokens, 0, request in journal.offline)
+            prompt = Prefilling(request, tokens, 0, self.backlog is not None and request in journal.offline)
             rank.prefilling.append(prompt)
             rank.hold(tokens + 1)
             self.sequences += 1
@@ -143,16 +145,16 @@ class Scheduler:
                 new = left
             if new > self._most_new:
                 new = self._most_new
-            budgets[rank.index] = left - new
+            rank.left = left - new
             parts.append((rank, prompt, new))
         return True
 
-    def _fill(self, budgets: list[int], parts: list[Part], admits: bool) -> None:
+    def _fill(self, parts: list[Part], admits: bool) -> None:
         """Offline prompts in what the others have left of the step; newcomers only if it `admits` them."""
         assert self.backlog is not None
         kept = int(self.journal.headroom * self.spec.max_tokens_per_step)
         for rank in self.batch.ranks:
-            left = budgets[rank.index] - kept
+            left = rank.left - kept
             for prompt in rank.prefilling:
                 if prompt.offline and left > 0:
                     new = prompt.tokens - prompt.done
@@ -160,9 +162,9 @@ class Scheduler:
                         new = min(left, new, self._most_new)
                     parts.append((rank, prompt, new))
                     left -= new
-            budgets[rank.index] = left
-        if admits and self._take(self.set_aside, budgets, parts, True) and self.admits:
-            self._take(self.backlog, budgets, parts, True)
+            rank.left = left
+        if admits and self._take(self.set_aside, parts, True) and self.admits:
+            self._take(self.backlog, parts, True)
 
     def _tokens(self, request: int) -> int:
         """What a prompt has to compute, with what it had emitted before it was preempted or lost."""
@@ -179,16 +181,16 @@ class Scheduler:
         most = self._most_long
         return most is None or sum(p.tokens - p.done > self._most_new for p in rank.prefilling) < most
 
-    def _rank_for(self, tokens: int, budgets: list[int], room: float) -> Rank | None:
+    def _rank_for(self, tokens: int, room: float) -> Rank | None:
         """The rank with most of its budget left, then fewest sequences, among those with room for `tokens`."""
         tick = self.batch.tick
         if self._most_long is None and (rank := self.batch.only) is not None:
-            return rank if budgets[0] > 0 and rank.admits(tokens, tick, room) else None
+            return rank if rank.left > 0 and rank.admits(tokens, tick, room) else None
         found: Rank | None = None
         best = (0, 0)
         long = self._most_long is not None and tokens - 1 > self._most_new
         for rank in self.batch.ranks:
-            left = budgets[rank.index]
+            left = rank.left
             key = (left, -rank.size - rank.held_sequences)
             if long and not self._takes_long(rank):
                 continue
@@ -207,7 +209,7 @@ class Scheduler:
 
     def reserve(self, request: int, tokens: int) -> Rank | None:
         """Hold room for a prefilled sequence on the rank with fewest of them; None where there is no room."""
-        offline = request in self.journal.offline
+        offline = self.backlog is not None and request in self.journal.offline
         if self.recompute or self.sequences >= (self._most_offline if offline else self._most):
             return None
         room = self._offline_room if offline else self._room

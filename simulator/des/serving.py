@@ -46,6 +46,7 @@ class Serving:
         self.env = env
         self.spec = spec
         self.journal = journal
+        self._max_queue = spec.max_queue
         self._refused = refused
         self._lost = lost
         self._parked: deque[int] = deque()  # requests and hand-overs while no instance serves
@@ -167,21 +168,22 @@ class Serving:
 
     def enter(self, request: int) -> None:
         """Queue a request, or refuse it where the queue is full; where no instance serves it waits for one."""
-        if request in self.journal.offline:
-            assert self._backlog is not None
+        if self._backlog is not None and request in self.journal.offline:
             self._backlog.append(request)
             for instance in self._entry.open:
                 instance.kick()
             return
         shared = self._shared_queue
-        taker = None if shared is not None else self._entry.pick(request)
-        limit = self.spec.max_queue
-        if taker is not None and limit is None:
-            taker.enqueue(request)
-            return
-        if shared is None and taker is None:
-            self._parked.append(request)
-            return
+        limit = self._max_queue
+        taker = None
+        if shared is None:
+            taker = self._entry.pick(request)
+            if taker is None:
+                self._parked.append(request)
+                return
+            if limit is None:
+                taker.enqueue(request)
+                return
         takers = self._entry.open if taker is None else [taker]
         queue = shared if taker is None else taker.waiting
         assert queue is not None

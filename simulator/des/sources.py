@@ -5,9 +5,11 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections.abc import Generator
+from heapq import heappush
 from typing import Protocol
 
 import simpy
+from simpy.events import NORMAL
 
 from simulator.des.clock import Alarm
 from simulator.des.workload import Requests
@@ -81,10 +83,14 @@ class Clock:
         env = desk.env
         extra = desk.entry_delay_s
         yield  # until the clock runs
+        alarm = self._alarm
+        rings, queue, number = alarm.rings, env._queue, env._eid
         for request, arrival_s in enumerate(self._arrival_s, start=self._first):
-            delay = arrival_s + extra - env.now
+            now = env.now
+            delay = arrival_s + extra - now
             if delay > 0:
-                self._alarm.set(delay)
+                alarm.callbacks = rings  # as Alarm.set
+                heappush(queue, (now + delay, NORMAL, next(number), alarm))
                 yield
             self._arrived += 1
             desk.arrive(request)

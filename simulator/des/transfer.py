@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
 
 import simpy
 
@@ -15,60 +14,34 @@ from simulator.des.links import Fabric, Flow, Link
 from simulator.des.scenario import Transfer
 from simulator.des.spines import Spines
 
-
-class _Move(Flow):
-    """KV on its way to the room that a decode instance has reserved for it."""
-
-    __slots__ = ("body", "destination", "earliest_s", "handover", "interconnect", "rank")
-
-    def __init__(
-        self,
-        interconnect: Interconnect,
-        handover: Handover,
-        destination: Instance,
-        rank: Rank,
-        links: tuple[Link, ...],
-        size: float,
-        earliest_s: float,
-    ) -> None:
-        Flow.__init__(self, links, size)
-        self.interconnect = interconnect
-        self.handover = handover
-        self.destination = destination
-        self.rank = rank
-        self.earliest_s = earliest_s  # hands are shaken then
-        self.body: _Body | None = None
-
-    def ended(self) -> None:
-        """All of the KV is there."""
-        del self.interconnect.moves[self]
-        self.destination.deliver(self.handover, self.rank)
+REMEMBERED = 1 << 17  # sizes that a table holds
 
 
 class _Body(Flow):
-    """The part of a move that leaves while its prompt is still being computed."""
+    """The part of a hand-over that leaves while its prompt is still being computed."""
 
-    __slots__ = ("move",)
+    __slots__ = ("handover", "interconnect")
 
-    def __init__(self, move: _Move, links: tuple[Link, ...], size: float) -> None:
+    def __init__(self, interconnect: Interconnect, handover: Handover, links: tuple[Link, ...], size: float) -> None:
         Flow.__init__(self, links, size)
-        self.move = move
+        self.interconnect = interconnect
+        self.handover = handover
 
     def ended(self) -> None:
-        self.move.body = None
-        self.move.interconnect.body_arrived(self.move)
+        self.handover.body = None
+        self.interconnect.body_arrived(self.handover)
 
 
 class _Stream:
     """A prompt whose last chunk is being computed from `begun_s` to `ready_s`."""
 
-    __slots__ = ("begun_s", "last_part", "move", "ready_s")
+    __slots__ = ("begun_s", "handover", "last_part", "ready_s")
 
     def __init__(self, begun_s: float, ready_s: float, last_part: float) -> None:
         self.begun_s = begun_s
         self.ready_s = ready_s
         self.last_part = last_part  # of the prompt's KV that the last chunk makes
-        self.move: _Move | None = None  # once a decode instance has room
+        self.handover: Handover | None = None  # once a decode instance has room
 
 
 class Interconnect:
@@ -92,7 +65,8 @@ class Interconnect:
         self.env = env
         self.fabric = Fabric(env)
         self.streams = keys.overlap == "layerwise" and layers > 1
-        self._transfer_bytes = lru_cache(maxsize=1 << 17)(transfer_bytes)
+        self._transfer_bytes = transfer_bytes
+        self._sizes: dict[int, float] = {}  # by tokens; bytes as they count, half_rate_bytes included
         self._efficiency = keys.achieved
         self._handshake_s = keys.handshake_s
         self._layers = layers
@@ -100,7 +74,7 @@ class Interconnect:
         self._links: dict[Instance, tuple[Link, ...]] = {}
         self.spines = Spines()
         self._paths: dict[tuple[Instance, int, Instance, int], tuple[Link, ...]] = {}
-        self.moves: dict[_Move, None] = {}  # under way
+        self.under_way: dict[Handover, None] = {}
         self._streaming: dict[int, _Stream] = {}  # by request
 
     def links(self, instance: Instance) -> tuple[Link, ...]:
@@ -119,22 +93,36 @@ class Interconnect:
         path = self._paths[source, out_rank, destination, into_rank] = (*ends, *self.spines.of(source, out_rank))
         return path
 
-    def fetch(self, destination: Instance, handover: Handover, rank: Rank) -> None:
-        """Start a transfer into reserved room; it ends in `destination.deliver`."""
-        size = self._transfer_bytes(handover.tokens - 1)
+    def _size(self, tokens: int) -> float:
+        """What a hand-over with so many tokens, the one just emitted included, takes of a link's bytes."""
+        size = self._transfer_bytes(tokens - 1)
         if size:
             size += self._overhead_bytes
+        if len(self._sizes) >= REMEMBERED:
+            self._sizes.clear()
+        self._sizes[tokens] = size
+        return size
+
+    def fetch(self, destination: Instance, handover: Handover, rank: Rank) -> None:
+        """Start a transfer into reserved room; it ends in `destination.deliver`."""
+        size = self._sizes.get(handover.tokens)
+        if size is None:
+            size = self._size(handover.tokens)
         ends = (handover.source, handover.rank.index, destination, rank.index)
-        path = self._paths.get(ends) or self._path(*ends)
-        earliest_s = self.env.now + self._handshake_s
-        move = _Move(self, handover, destination, rank, path, size, earliest_s)
-        self.moves[move] = None
+        handover.links = self._paths.get(ends) or self._path(*ends)
+        handover.left_bytes = size
+        handover.destination = destination
+        handover.into = rank
+        handover.earliest_s = earliest_s = self.env.now + self._handshake_s
+        handover.body = None
+        handover.under_way = under_way = self.under_way
+        under_way[handover] = None
         stream = self._streaming.get(handover.request) if self.streams else None
         if stream is None:
-            self.fabric.send(move, earliest_s)
+            self.fabric.send(handover, earliest_s)
         else:
-            stream.move = move
-            self._send_body(stream, move)
+            stream.handover = handover
+            self._send_body(stream, handover)
 
     # Layer by layer
 
@@ -142,30 +130,30 @@ class Interconnect:
         """The last chunk of a prompt, which makes `last_part` of its KV, is computed from now to `ready_s`."""
         self._streaming[handover.request] = _Stream(self.env.now, ready_s, last_part)
 
-    def _send_body(self, stream: _Stream, move: _Move) -> None:
+    def _send_body(self, stream: _Stream, handover: Handover) -> None:
         """Send all but the last layer of the last chunk as it is computed, if hands are shaken by then."""
         first_layer_s = (stream.ready_s - stream.begun_s) / self._layers if stream.last_part == 1.0 else 0.0
-        start_s = max(move.earliest_s, stream.begun_s + first_layer_s)
-        size = move.left_bytes * (1.0 - stream.last_part / self._layers)
+        start_s = max(handover.earliest_s, stream.begun_s + first_layer_s)
+        size = handover.left_bytes * (1.0 - stream.last_part / self._layers)
         if size and start_s < stream.ready_s:
-            move.left_bytes -= size
+            handover.left_bytes -= size
             as_made = Link(size / (stream.ready_s - start_s))
-            move.body = _Body(move, (*move.links, as_made), size)
-            self.fabric.send(move.body, start_s)
+            handover.body = _Body(self, handover, (*handover.links, as_made), size)
+            self.fabric.send(handover.body, start_s)
 
-    def body_arrived(self, move: _Move) -> None:
+    def body_arrived(self, handover: Handover) -> None:
         """The rest follows once the prompt is computed."""
-        if move.handover.request not in self._streaming:
-            self._send_rest(move)
+        if handover.request not in self._streaming:
+            self._send_rest(handover)
 
     def computed(self, handover: Handover) -> None:
         """The announced prompt is computed: the rest of its KV may leave when what is on the way has arrived."""
-        move = self._streaming.pop(handover.request).move
-        if move is not None and move.body is None:
-            self._send_rest(move)
+        taken = self._streaming.pop(handover.request).handover
+        if taken is not None and taken.body is None:
+            self._send_rest(taken)
 
-    def _send_rest(self, move: _Move) -> None:
-        self.fabric.send(move, max(self.env.now, move.earliest_s))
+    def _send_rest(self, handover: Handover) -> None:
+        self.fabric.send(handover, max(self.env.now, handover.earliest_s))
 
     # Faults
 
@@ -176,10 +164,10 @@ class Interconnect:
 
     def drop(self, instance: Instance) -> None:
         """End all transfers from and to an instance that has just failed; room reserved elsewhere is freed."""
-        for move in [m for m in self.moves if instance in (m.handover.source, m.destination)]:
-            del self.moves[move]
-            self.fabric.abort(move.body or move)
-            stream = self._streaming.get(move.handover.request)
-            if stream is not None and stream.move is move:
-                stream.move = None
-            move.destination.deliver(move.handover, move.rank)
+        for handover in [h for h in self.under_way if instance in (h.source, h.destination)]:
+            del self.under_way[handover]
+            self.fabric.abort(handover.body or handover)
+            stream = self._streaming.get(handover.request)
+            if stream is not None:
+                stream.handover = None
+            handover.destination.deliver(handover, handover.into)

@@ -150,9 +150,9 @@ class StepLatency:
         return step
 
     @property
-    def has_lines(self) -> bool:
-        """Whether `decode_line` tells decode steps."""
-        return self._stages == 1 and not self.caps
+    def has_plain_lines(self) -> bool:
+        """Whether `decode_line` tells decode steps, and with one term."""
+        return self._stages == 1 and not self.caps and len(self._none_selects.terms) == 1
 
     def decode_line(self, sequences: int, total: int) -> DecodeLine:
         """Decode steps of so many sequences, as a function of their context."""
