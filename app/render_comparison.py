@@ -103,6 +103,7 @@ def _class_figures(
     yield Change(name, "floor, us", was.latency_s / US, now.latency_s / US)
     yield Change(name, "exponent", was.exponent, now.exponent)
     yield Change(name, "rows of a ragged tile", was.tile_rows, now.tile_rows)
+    yield Change(name, "factor of short rows", was.short_row_factor, now.short_row_factor)
     yield Change(name, "sigma of log time", was.residual_sigma, now.residual_sigma)
 
 

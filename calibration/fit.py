@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
+from calibration.warm import share_of_time
 from hw_profiles.efficiency import ClassEfficiency, OpClass
 from hw_profiles.profile import HardwareProfile
 from simulator.model.ops import Op, operand_dtype
@@ -27,40 +28,55 @@ CLASSES = tuple(OpClass)
 # One parameter: field, class, and the operand dtype of a fraction ("" for ops that multiply nothing, and for fields
 # that all dtypes share).
 Slot = tuple[str, OpClass, str]
-FIELDS = ("matrix_fraction", "memory_fraction", "network_fraction", "latency_s", "exponent", "tile_rows")
+FIELDS = ("matrix_fraction", "memory_fraction", "network_fraction", "latency_s", "exponent", "tile_rows",
+          "short_row_factor")  # fmt: skip
 # Classes whose dtypes share a memory fraction: products stream their weights alike in every precision.
 SHARED_MEMORY = (OpClass.DENSE_GEMM, OpClass.GROUPED_GEMM)
+# Classes whose dtypes have floors of their own: SGLang casts the queries of FP8 caches in kernels before the core, with
+# which a decode step of grouped heads takes 17 us at least instead of 10; vLLM and TensorRT-LLM do not.
+OWN_FLOORS = (OpClass.ATTENTION_DECODE,)
 LOWER = {
-    "matrix_fraction": 0.01, "memory_fraction": 0.02, "network_fraction": 0.02, "latency_s": 2e-7, "exponent": 1.0,
+    "matrix_fraction": 0.01, "memory_fraction": 0.001, "network_fraction": 0.02, "latency_s": 2e-7, "exponent": 1.0,
     "tile_rows": 1e-9,  # none
+    "short_row_factor": 1.0,
 }  # fmt: skip
 UPPER = {
     "matrix_fraction": 1.0, "memory_fraction": 1.0, "network_fraction": 1.0, "latency_s": 4e-4, "exponent": 8.0,
-    "tile_rows": 512.0,
+    "tile_rows": 1024.0,
+    "short_row_factor": 1000.0,
 }  # fmt: skip
 RAGGED = (OpClass.DENSE_GEMM, OpClass.ATTENTION_PREFILL, OpClass.LATENT_PREFILL, OpClass.SPARSE_PREFILL)
 TILE_ROWS = 32.0  # where a fit of them starts
+SHORT_ROW_FACTOR = 100.0  # likewise
 # Width of the priors in log units: a factor of e in rates and floors, of 1.5 in the exponent. Each weighs as much
 # as one measurement.
-PRIOR_WIDTH = {"exponent": 0.4, "tile_rows": 2.0}
+PRIOR_WIDTH = {"exponent": 0.4, "tile_rows": 2.0, "short_row_factor": 2.0}
 SOFT_L1_SCALE = 0.1  # residuals beyond 10% count linearly
 FOLDS = 4
 
 
 @dataclass(frozen=True)
 class Measured:
-    """`seconds` that `ops` took one after the other. family: table it comes from; label: row, for reports."""
+    """`seconds` that `ops` took one after the other. family: table it comes from; label: row, for reports; warm: one
+    launch timed over and over (see `warm`)."""
 
     family: str
     ops: tuple[Op, ...]
     seconds: float
     label: str
+    warm: bool = False
 
 
 def ragged(classes: Mapping[OpClass, ClassEfficiency]) -> dict[OpClass, ClassEfficiency]:
     """The same rates, with ragged tiles that a fit may then make smaller or larger."""
     given = {"tile_rows": TILE_ROWS}
     return {name: rates.model_copy(update=given) if name in RAGGED else rates for name, rates in classes.items()}
+
+
+def with_short_rows(classes: Mapping[OpClass, ClassEfficiency]) -> dict[OpClass, ClassEfficiency]:
+    """The same rates, with slow choices among few, which fits do not find from a factor of 1."""
+    selection = classes[OpClass.SELECTION].model_copy(update={"short_row_factor": SHORT_ROW_FACTOR})
+    return {**classes, OpClass.SELECTION: selection}
 
 
 def at_peak(op: Op, hardware: HardwareProfile) -> tuple[float, float, float]:
@@ -78,8 +94,12 @@ def row_at_peak(op: Op, hardware: HardwareProfile) -> float:
 
 def _dtype_of(field: str, op_class: OpClass, dtype: str) -> str:
     """`dtype` where each has a `field` of its own in the class, else that of all."""
-    own = field == "matrix_fraction" or (field == "memory_fraction" and op_class not in SHARED_MEMORY)
-    return dtype if own else ""
+    own = {
+        "matrix_fraction": True,
+        "memory_fraction": op_class not in SHARED_MEMORY,
+        "latency_s": op_class in OWN_FLOORS,
+    }
+    return dtype if own.get(field) else ""
 
 
 class Parameters:
@@ -97,6 +117,7 @@ class Parameters:
             given = {
                 "matrix_fraction": rates.matrix_fraction_of,
                 "memory_fraction": rates.memory_fraction_of,
+                "latency_s": rates.latency_s_of,
             }
             for field in FIELDS:
                 for dtype in sorted({_dtype_of(field, op_class, d) for d in dtypes.get(op_class, {""})}):
@@ -136,6 +157,13 @@ class Parameters:
             "memory_fraction_by": memory,
         }
 
+    def floors(self, op_class: OpClass) -> dict[str, float | dict[str, float]]:
+        """Latencies as fields of a `ClassEfficiency`, in four digits. Precisions without a row take the least."""
+        own = {dtype: float(f"{value:.4g}") for dtype, value in self.by_dtype("latency_s", op_class).items()}
+        if ("latency_s", op_class, "") in self.place:
+            return {"latency_s": float(f"{self.value('latency_s', op_class):.4g}"), "latency_s_by": own}
+        return {"latency_s": min(own.values()), "latency_s_by": own}
+
 
 @dataclass(frozen=True)
 class Work:
@@ -146,19 +174,24 @@ class Work:
     hops: Array
     roofs: Array  # [ops, 3]: compute, memory, network
     row: Array  # compute of one more row in each ragged tile
-    slots: Index  # [ops, 6]: of FIELDS
+    short: Array  # memory of short rows
+    slots: Index  # [ops, fields]: of FIELDS
     log_seconds: Array  # [measurements]
 
     @classmethod
     def of(cls, measured: Sequence[Measured], hardware: HardwareProfile, parameters: Parameters) -> Work:
-        owner, count, hops, roofs, row, slots = [], [], [], [], [], []
+        owner, count, hops, roofs, row, short, slots = [], [], [], [], [], [], []
+        generation = hardware.accelerator.generation
         for index, one in enumerate(measured):
             for op in one.ops:
                 owner.append(index)
                 count.append(float(op.count))
                 hops.append(float(op.hops))
-                roofs.append(at_peak(op, hardware))
+                compute, memory, network = at_peak(op, hardware)
+                share = share_of_time(op.hbm_bytes, generation) if one.warm else 1.0
+                roofs.append((compute, share * memory, network))
                 row.append(row_at_peak(op, hardware))
+                short.append(op.short_row_bytes / hardware.memory_bandwidth)
                 slots.append([parameters.place_for(field, op) for field in FIELDS])
         return cls(
             np.array(owner, dtype=np.intp),
@@ -166,7 +199,8 @@ class Work:
             np.array(hops),
             np.array(roofs, dtype=float).reshape(-1, 3),
             np.array(row),
-            np.array(slots, dtype=np.intp).reshape(-1, 6),
+            np.array(short),
+            np.array(slots, dtype=np.intp).reshape(-1, len(FIELDS)),
             np.log([one.seconds for one in measured]),
         )
 
@@ -182,6 +216,7 @@ class Work:
             hops=self.hops[kept],
             roofs=self.roofs[kept],
             row=self.row[kept],
+            short=self.short[kept],
             slots=self.slots[kept],
             log_seconds=self.log_seconds[rows],
         )
@@ -189,9 +224,10 @@ class Work:
     def seconds(self, logs: Array) -> Array:
         """Predicted seconds of each measurement."""
         each = np.exp(logs)[self.slots]
-        latency, exponent, tile_rows = each[:, 3], each[:, 4], each[:, 5]
+        latency, exponent, tile_rows, short_row_factor = each[:, 3:].T
         times = self.roofs.copy()
         times[:, 0] += tile_rows * self.row
+        times[:, 1] += (short_row_factor - 1.0) * self.short
         times /= each[:, :3]
         largest = times.max(axis=1, keepdims=True)  # scaled by it, powers do not underflow
         scaled = np.divide(times, largest, out=np.zeros_like(times), where=largest > 0)

@@ -84,6 +84,9 @@ def _scaled(op_class: OpClass, rates: ClassEfficiency, given: Mapping[str, float
     def share(value: float, name: str) -> float:
         return round(min(LARGEST_FRACTION, value * given[name]), 4)
 
+    def floor(seconds: float) -> float:
+        return float(np.format_float_positional(seconds * given["launch"], 4, fractional=False))
+
     return rates.model_copy(
         update={
             "matrix_fraction": share(rates.matrix_fraction, "matrix"),
@@ -91,7 +94,8 @@ def _scaled(op_class: OpClass, rates: ClassEfficiency, given: Mapping[str, float
             "memory_fraction": share(rates.memory_fraction, "memory"),
             "memory_fraction_by": {d: share(f, "memory") for d, f in rates.memory_fraction_by.items()},
             "network_fraction": share(rates.network_fraction, "network"),
-            "latency_s": float(np.format_float_positional(rates.latency_s * given["launch"], 4, fractional=False)),
+            "latency_s": floor(rates.latency_s),
+            "latency_s_by": {d: floor(s) for d, s in rates.latency_s_by.items()},
             "source": f"{rates.source}; taken to the engine's share (see provenance)",
         }
     )

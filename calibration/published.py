@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from calibration.fit import Array, Fitted, Measured, Parameters, Work, dtypes_of, fit, ragged
+from calibration.fit import Array, Fitted, Measured, Parameters, Work, dtypes_of, fit, ragged, with_short_rows
 from calibration.gates import Rejected, copied_from, data_sheets_agree, gate_rows, host_bound
 from calibration.op_families import measurements
 from calibration.tables import Tables, read_tables, systems
@@ -63,7 +63,7 @@ def calibrate(system: str, stack: str, folder: Path | None = None) -> Calibratio
     hardware = load(system)
     tables = read_tables(hardware.name, stack, folder)
     measured, rejected, left_out = _gated(tables, hardware, folder)
-    start = Parameters.of(ragged(hardware.efficiency.classes), dtypes_of(measured))
+    start = Parameters.of(with_short_rows(ragged(hardware.efficiency.classes)), dtypes_of(measured))
     groups: dict[str, list[Measured]] = {}
     for one in measured:
         groups.setdefault(_group(one), []).append(one)
@@ -185,9 +185,10 @@ def _class(
         update={
             **parameters.fractions(op_class, before),
             "network_fraction": round(parameters.value("network_fraction", op_class), 4),
-            "latency_s": float(f"{parameters.value('latency_s', op_class):.4g}"),
+            **parameters.floors(op_class),
             "exponent": round(parameters.value("exponent", op_class), 3),
             "tile_rows": round(parameters.value("tile_rows", op_class), 2),
+            "short_row_factor": round(parameters.value("short_row_factor", op_class), 2),
             "residual_sigma": round(sigma, 3),
             "source": source,
             "assumed": False,

@@ -64,7 +64,8 @@ STANDS_FOR = {
 class ClassEfficiency(Strict):
     """Parameters of t = t0 + ((FLOPs/F)^q + (bytes/B)^q + (net/N)^q)^(1/q) for one op class.
 
-    F, B, N are the datasheet peaks times these fractions. FLOPs include those of ragged tiles (`tile_rows`).
+    F, B, N are the datasheet peaks times these fractions. FLOPs include those of ragged tiles (`tile_rows`), bytes
+    of short rows count several times (`short_row_factor`).
     """
 
     matrix_fraction: Fraction
@@ -75,10 +76,14 @@ class ClassEfficiency(Strict):
     residual_sigma: Seconds  # std of log(measured / predicted)
     # rows by which a ragged tile is filled up, on average: multiplied like any others
     tile_rows: Annotated[FiniteFloat, Field(ge=0, le=1024)] = 0.0
+    # times as long as others that bytes of short rows take (`Op.short_row_bytes`)
+    short_row_factor: Annotated[FiniteFloat, Field(ge=1, le=1024)] = 1.0
     # operand dtypes whose fraction of their own peak differs
     matrix_fraction_by: dict[str, Fraction] = Field(default_factory=dict)
     # operand dtypes whose kernels reach another fraction of the memory bandwidth
     memory_fraction_by: dict[str, Fraction] = Field(default_factory=dict)
+    # operand dtypes whose kernels have another floor
+    latency_s_by: dict[str, Seconds] = Field(default_factory=dict)
     source: Source
     assumed: bool
 
@@ -89,6 +94,10 @@ class ClassEfficiency(Strict):
     def memory_fraction_of(self, dtype: str) -> float:
         """Fraction of the memory bandwidth that kernels with operands of `dtype` reach."""
         return self.memory_fraction_by.get(dtype, self.memory_fraction)
+
+    def latency_s_of(self, dtype: str) -> float:
+        """Floor of kernels with operands of `dtype`. [s]"""
+        return self.latency_s_by.get(dtype, self.latency_s)
 
 
 class Efficiency(Strict):

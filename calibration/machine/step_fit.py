@@ -125,6 +125,7 @@ def within_steps(rates: ClassEfficiency, floor: float, slow: float) -> ClassEffi
             "memory_fraction_by": {dtype: fraction(value) for dtype, value in rates.memory_fraction_by.items()},
             "network_fraction": fraction(rates.network_fraction),
             "latency_s": float(f"{rates.latency_s * floor:.4g}"),
+            "latency_s_by": {dtype: float(f"{value * floor:.4g}") for dtype, value in rates.latency_s_by.items()},
         }
     )
 

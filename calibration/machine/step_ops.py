@@ -14,7 +14,7 @@ from simulator.model import attention as cores
 from simulator.model import layers as layer_ops
 from simulator.model.architecture import LayerSpec, ModelSpec
 from simulator.model.moe import rank_loads, unfused_ops
-from simulator.model.ops import ACTIVATION_BYTES, MATMUL_DTYPE, Op, Reader, entries_read, key_reader
+from simulator.model.ops import ACTIVATION_BYTES, MATMUL_DTYPE, Op, Reader, counted, key_reader
 from simulator.model.parallelism import Parallelism
 from simulator.model.step import NO_DECODE, Chunk, DecodeLoad, StepOps
 
@@ -88,10 +88,10 @@ class StepPricer:
                 r: sum(min(c, r.ratio * r.cap) if r.cap else c for c in contexts) / r.ratio for r in self.steps.readers
             }
             return cores.decode_core_ops(layer.attention, len(contexts), 1, reads, self.steps.cut, selects=True)
-        reads = {r: sum(entries_read(r, new, past) for new, past in shape.prefills) for r in self.steps.readers}
+        counts = {c: sum(counted(c, new, past) for new, past in shape.prefills) for c in self.steps.prefill_counts}
         new, past = (sum(column) for column in zip(*shape.prefills, strict=True))
         chunks = len(shape.prefills)
-        return cores.prefill_core_ops(layer.attention, new, past, chunks, reads, self.steps.cut, selects=True)
+        return cores.prefill_core_ops(layer.attention, new, past, chunks, counts, self.steps.cut, selects=True)
 
     def _layer(self, call: Captured) -> LayerSpec | None:
         """A layer of the kind that makes such calls; compressors of index keys have no op of their own."""

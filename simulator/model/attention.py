@@ -15,10 +15,12 @@ from simulator.model.ops import (
     ACTIVATION_BYTES,
     F32_BYTES,
     MATMUL_DTYPE,
+    Counted,
     Op,
     Reader,
     entry_reader,
     key_reader,
+    short_rows,
     window_reader,
 )
 
@@ -26,7 +28,9 @@ from simulator.model.ops import (
 # of which neighbours find the keys in L2: measured MLA prefill at 32k tokens takes 0.8 of matrix peak, which bounds
 # the passes to fewer than one per 1,024 rows. Tiles of sparse cores are the heads of one row, which gathers its entries
 # for itself, whatever its heads: measured modules of a long past take 1.8 times as long with 128 heads as with 64, and
-# as long with 8 or 16 as with 64 (see HEAD_TILE).
+# as long with 8 or 16 as with 64 (see HEAD_TILE). What a row costs beyond its entries (to load queries, fill and drain
+# the pipeline: `tile_rows`) it costs once, for the tiles of its heads run side by side: with 128 heads vLLM's HCA
+# modules of 192 entries a row take a half longer on a B200 than with 64, not twice as long.
 DENSE_TILE = 1024
 SPARSE_TILE = 1
 # Tiles on the causal diagonal are multiplied in full, and rows fill up to whole tiles: n rows over n entries and tiles
@@ -43,14 +47,18 @@ HEADS_IN_ROWS = {
 }
 
 Reads = Mapping[Reader, float]
+Counts = Mapping[Counted, float]
 
 
-def _reads(reads: Reads, reader: Reader | None) -> float:
+def _reads(reads: Reads | Counts, reader: Reader | None) -> float:
     return 0.0 if reader is None else reads[reader]
 
 
-def _index_ops(indexer: Indexer, rows: float, scored: float, keys: float, selects: bool) -> list[Op]:
-    """Index scores of `scored` (query, key) pairs and top-k of each row. keys: index keys read from memory.
+def _index_ops(
+    indexer: Indexer, rows: float, scored: float, keys: float, selects: bool, short: float = 0.0
+) -> list[Op]:
+    """Index scores of `scored` (query, key) pairs and top-k of each row. keys: index keys read from memory. short: of
+    the pairs, those of prefill rows that choose among few.
 
     Every tensor-parallel rank scores all heads, for each needs the whole selection. Where no row has more entries than
     it may select, kernels skip the choice: measured decode steps grow by 25-135 us where it begins.
@@ -65,7 +73,14 @@ def _index_ops(indexer: Indexer, rows: float, scored: float, keys: float, select
     ]
     if selects:
         written = rows * indexer.topk * F32_BYTES
-        ops.append(Op("top-k of index scores", OpClass.SELECTION, hbm_bytes=scored * F32_BYTES + written))
+        ops.append(
+            Op(
+                "top-k of index scores",
+                OpClass.SELECTION,
+                hbm_bytes=scored * F32_BYTES + written,
+                short_row_bytes=short * F32_BYTES,
+            )
+        )
     return ops
 
 
@@ -111,7 +126,7 @@ def prefill_core_ops(
     new: float,
     past: float,
     sequences: float,
-    reads: Reads,
+    reads: Counts,
     cut: Cut,
     *,
     selects: bool,
@@ -119,7 +134,7 @@ def prefill_core_ops(
     """Attention core and indexer of prefill chunks with `new` tokens after `past` ones, summed over `sequences`
     chunks. Affine in all of them and in reads.
 
-    reads: for each reader, entries summed over the queries of all chunks. Context-parallel ranks split the queries
+    reads: each of `prefill_counts`, summed over the queries of all chunks. Context-parallel ranks split the queries
     and gather the new keys. selects: some query has more entries than it may select. Latent attention runs
     decompressed unless entries are selected.
     """
@@ -129,7 +144,9 @@ def prefill_core_ops(
     scored = key_reader(attention)
     if scored is not None and attention.indexer is not None:
         pairs = reads[scored] / cp
-        ops += _index_ops(attention.indexer, rows, pairs, pairs / DENSE_TILE, selects)
+        few = short_rows(attention)
+        short = 0.0 if few is None else reads[few] / cp
+        ops += _index_ops(attention.indexer, rows, pairs, pairs / DENSE_TILE, selects, short)
     decompressed = attention.indexer is None and attention.prefill_qk_dim != attention.qk_dim
     if decompressed:
         ops.append(_decompression(attention, past + new - rows, cut))
@@ -191,14 +208,15 @@ def _core(
     ragged: pairs added by one more row in every tile that may be ragged. sharing: rows whose heads are in one tile.
     """
     heads = attention.heads / cut.tp
-    multiplied = max(heads, HEAD_TILE / sharing) if op_class in HEADS_IN_ROWS.get(cut.generation, ()) else heads
+    in_rows = op_class in HEADS_IN_ROWS.get(cut.generation, ())
+    multiplied = max(heads, HEAD_TILE / sharing) if in_rows else heads
     width = sum(dims)
     return Op(
         name,
         op_class,
         {MATMUL_DTYPE[attention.core_dtype]: 2 * multiplied * width * pairs},
         kv_bytes + rows * heads * width * ACTIVATION_BYTES,
-        row_flops=2 * multiplied * width * ragged,
+        row_flops=2 * (min(multiplied, HEAD_TILE) if in_rows else multiplied) * width * ragged,
     )
 
 

@@ -240,7 +240,9 @@ class StepLatency:
         program = self._prefill_programs.get((draft, selecting))
         if program is None:
             stack = self._ops.draft if draft else self._ops.main
-            program = self._compiled(lambda v: self._ops.prefill_ops(stack, v, selecting), 3 + len(self._ops.readers))
+            program = self._compiled(
+                lambda v: self._ops.prefill_ops(stack, v, selecting), 3 + len(self._ops.prefill_counts)
+            )
             self._prefill_programs[draft, selecting] = program
         return program
 

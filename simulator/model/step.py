@@ -18,7 +18,7 @@ from simulator.model.architecture import DraftHead, LayerSpec, ModelSpec, MoeSpe
 from simulator.model.cut import Cut
 from simulator.model.expert_load import ExpertLoads, ExpertSkew
 from simulator.model.moe import RankLoad, expert_ops, rank_loads
-from simulator.model.ops import Op, Reader, entries_read, entry_reader, readers, selectors
+from simulator.model.ops import Counted, Op, Reader, counted, entry_reader, prefill_counts, readers, selectors
 from simulator.model.parallelism import Parallelism
 from simulator.model.roofline import op_seconds
 
@@ -58,7 +58,7 @@ class StepShape(NamedTuple):
     head_rows: int
     prefill_rows: int
     prefill_tokens: int
-    prefill: tuple[float, ...]  # new, past, chunks, entries by reader; empty without chunks
+    prefill: tuple[float, ...]  # new, past, chunks, sums of `prefill_counts`; empty without chunks
     load: DecodeLoad
 
 
@@ -127,6 +127,7 @@ class StepOps:
         }
         attentions = [layer.attention for layer, _ in (*self.main.layers, *self.draft.layers)]
         self.readers = readers(attentions, self.queries)
+        self.prefill_counts = prefill_counts(attentions, self.queries)
         self.selectors = selectors(attentions)
         self.caps = tuple(sorted({r.ratio * r.cap for r in self.readers if r.cap is not None}))
 
@@ -159,7 +160,7 @@ class StepOps:
             raise LoadError(f"capped has {len(load.capped)} sums; give one for each of caps={self.caps}")
         rows, tokens = self.prefill_widths(chunks, total_tokens)
         pairs = tuple(
-            sum(entries_read(reader, chunk.new, chunk.past) for chunk in chunks) / pp for reader in self.readers
+            sum(counted(what, chunk.new, chunk.past) for chunk in chunks) / pp for what in self.prefill_counts
         )
         return StepShape(
             rows=rows + load.sequences * self.queries,
@@ -254,13 +255,13 @@ class StepOps:
 
     def prefill_selecting(self, values: Sequence[float]) -> frozenset[Reader]:
         """Readers of which some query has more entries than it may select. values: as of prefill_ops."""
-        reads = dict(zip(self.readers, values[3:], strict=True))
+        reads = dict(zip(self.prefill_counts, values[3:], strict=True))
         return frozenset(r for r in self.selectors if reads[Reader(r.ratio, None)] > reads[r])
 
     def prefill_ops(self, stack: Stack, values: Sequence[float], selecting: frozenset[Reader]) -> list[Op]:
         """values: new tokens, past tokens, chunks, entries read by each reader."""
         new, past, chunks, *pairs = values
-        reads: dict[Reader, float] = dict(zip(self.readers, pairs, strict=True))
+        reads: dict[Counted, float] = dict(zip(self.prefill_counts, pairs, strict=True))
         ops: list[Op] = []
         for layer, count in stack.layers:
             selects = entry_reader(layer.attention) in selecting

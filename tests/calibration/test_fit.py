@@ -10,7 +10,7 @@ import pytest
 
 from calibration.fit import Measured, Parameters, Work, dtypes_of, fit
 from calibration.gates import copied_from, data_sheets_agree, gate_rows
-from calibration.op_families import gemm, measurements, one_kernel, power_law_counts
+from calibration.op_families import gemm, generation_mla, measurements, one_kernel, power_law_counts
 from hw_profiles.catalog import load
 from hw_profiles.efficiency import OpClass
 from hw_profiles.profile import HardwareProfile
@@ -170,3 +170,26 @@ def test_cores_over_fp8_entries_multiply_in_fp8() -> None:
 def test_prompts_shorter_than_a_tile_are_no_prefill() -> None:
     frame = attention_rows(model="deepseek-ai/DeepSeek-V4-Pro", compress_ratio=128, isl=[1, 1024], step=0)
     assert len(measurements("dsv4_hca_context_module", frame, B200)) == 1
+
+
+def test_contexts_within_one_split_have_nothing_to_merge() -> None:
+    frame = pd.DataFrame({"kv_cache_dtype": "bfloat16", "num_heads": 128, "batch_size": 4, "step": [127, 1023]})
+    short, long = (ops for _, ops in generation_mla(frame, B200))
+    assert [op.hops for op in short] == [2 / 3]
+    assert [op.hops for op in long] == [1]
+
+
+def test_decode_cores_of_grouped_heads_have_a_floor_of_each_precision() -> None:
+    measured = [
+        Measured("table", (Op("core", OpClass.ATTENTION_DECODE, {dtype: 1e6}, size),), floor + size / 7e12, "row")
+        for dtype, floor in (("bf16", 9e-6), ("fp8", 17e-6))
+        for size in np.geomspace(1e5, 3e9, 20)
+    ]
+    start = Parameters.of(B200.efficiency.classes, dtypes_of(measured))
+    found = fit(Work.of(measured, B200, start), start, {OpClass.ATTENTION_DECODE}).parameters
+    floors = found.floors(OpClass.ATTENTION_DECODE)
+    assert floors["latency_s_by"] == pytest.approx({"bf16": 9e-6, "fp8": 17e-6}, rel=0.03)
+    assert floors["latency_s"] == pytest.approx(9e-6, rel=0.03)
+    rates = B200.efficiency.classes[OpClass.ATTENTION_DECODE].model_copy(update=floors)
+    assert rates.latency_s_of("fp8") == pytest.approx(17e-6, rel=0.03)
+    assert rates.latency_s_of("int8") == rates.latency_s

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from hw_profiles.catalog import load
+from hw_profiles.efficiency import OpClass
 from hw_profiles.profile import HardwareProfile
 from simulator.model import counts
 from simulator.model.attention import HEAD_TILE
@@ -200,6 +201,39 @@ def test_rows_of_sparse_prefill_gather_their_own_entries(tp: int) -> None:
     priced = latency.breakdown([Chunk(1024, 1_000_000)], NO_DECODE)
     most = max(p.op.hbm_bytes for p in priced if p.op.name == "attention core")
     assert most == pytest.approx(1024 * (7816 + 128) * 584, rel=0.06)
+
+
+def test_what_a_sparse_row_costs_beyond_its_entries_it_costs_once() -> None:
+    """With 128 heads the entries of a row are multiplied in two tiles of 64, what a row takes beside them in one."""
+
+    def cores(tp: int) -> list[Op]:
+        priced = _step("deepseek-v4-pro", Parallelism(tp=tp)).breakdown([Chunk(4096, 0)], NO_DECODE)
+        return [p.op for p in priced if p.op.name == "attention core"]
+
+    for two, one, narrow in zip(cores(1), cores(2), cores(8), strict=True):
+        assert two.flops["bf16"] == 2 * one.flops["bf16"] == 2 * narrow.flops["bf16"]
+        assert two.row_flops == one.row_flops == narrow.row_flops == 2 * 64 * 1024 * (4096 + 48)
+
+
+def test_choices_of_short_rows_take_their_factor(with_classes: Callable[..., HardwareProfile]) -> None:
+    """A prompt of 8,192 tokens in V4-Pro: rows with 1,025 to 2,048 entries choose, each score is read in 4 bytes."""
+    entries = sum(p // 4 for p in range(1, 8193) if 1024 < p // 4 <= 2048)
+    plain, slow = with_classes(load("b200")), with_classes(load("b200"), short_row_factor=100.0)
+    chunk = [Chunk(8192, 0)]
+    before, after = (
+        StepLatency(load_model("deepseek-v4-pro"), part, Parallelism()).breakdown(chunk, NO_DECODE)
+        for part in (plain, slow)
+    )
+    found = [
+        (a.op, a.seconds - b.seconds) for b, a in zip(before, after, strict=True) if a.seconds > b.seconds * (1 + 1e-9)
+    ]
+    assert {op.name for op, _ in found} == {"top-k of index scores"}
+    rates = plain.efficiency.classes[OpClass.SELECTION]
+    each = 99 * entries * 4 / (plain.memory_bandwidth * rates.memory_fraction)
+    layers = sum(layer.attention.indexer is not None for layer in load_model("deepseek-v4-pro").layers)
+    assert sum(more for _, more in found) == pytest.approx(layers * each, rel=1e-9)
+    latency = StepLatency(load_model("deepseek-v4-pro"), slow, Parallelism())
+    assert latency.prefill_s(chunk) == pytest.approx(sum(p.seconds for p in after), rel=1e-9)
 
 
 def test_compiled_decode_adds_up_with_ragged_tiles(

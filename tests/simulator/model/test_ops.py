@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.model.ops import Reader, entries_read, readers
+from simulator.model.ops import Reader, ShortRows, counted, entries_read, prefill_counts, readers
 from simulator.model.presets import load_model
 
 
@@ -36,3 +36,22 @@ def test_drafted_rows_read_the_union_of_their_selections() -> None:
     model = load_model("deepseek-v4-pro")
     found = readers((layer.attention for layer in model.layers), queries=2)
     assert Reader(4, 2048) in found
+
+
+@given(topk=st.integers(0, 20), more=st.integers(1, 20), new=st.integers(1, 300), past=st.integers(0, 300))
+def test_choices_among_few_are_counted_where_rows_choose_and_are_short(
+    topk: int, more: int, new: int, past: int
+) -> None:
+    entries = [p // 4 for p in range(past + 1, past + new + 1)]
+    by_hand = sum(n for n in entries if topk < n <= topk + more)
+    assert counted(ShortRows(4, topk, topk + more), new, past) == by_hand
+
+
+def test_only_models_that_choose_among_few_count_such_rows() -> None:
+    def short(name: str) -> list[object]:
+        layers = load_model(name).layers
+        return [what for what in prefill_counts(x.attention for x in layers) if isinstance(what, ShortRows)]
+
+    assert short("deepseek-v4-pro") == [ShortRows(4, 1024, 2048)]
+    assert short("deepseek-v3.2") == []  # it selects 2,048
+    assert short("deepseek-v3") == []
