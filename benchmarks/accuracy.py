@@ -65,17 +65,22 @@ class Study:
         ttft = np.array([p.measured.get("ttft_ms", np.nan) for p in points])
         tpot = np.array([p.measured.get("tpot_ms", np.nan) for p in points])
         self.saturated = ttft > SATURATED * tpot * np.array([p.output for p in points])
+        self._fits: dict[tuple[bytes, tuple[str, ...], int], StackFit] = {}  # half a minute each, and asked for again
 
     def fit(self, train: Index, frozen: Sequence[str] = (), iterations: int = SPLIT_ITERATIONS) -> StackFit:
-        return fit_stack(
-            take(self.loop, train), [self.levels[i] for i in train], self.target[train],
-            self.trusted[train].astype(float),
-            "published serving points", frozen, iterations,
-        )  # fmt: skip
+        key = (train.tobytes(), tuple(frozen), iterations)
+        if key not in self._fits:
+            self._fits[key] = fit_stack(
+                take(self.loop, train), [self.levels[i] for i in train], self.target[train],
+                self.trusted[train].astype(float),
+                "published serving points", frozen, iterations,
+            )  # fmt: skip
+        return self._fits[key]
 
     def with_assumed_rates(self) -> Study:
         """The same points on the assumed kernel rates of each accelerator's generation."""
         other = copy(self)
+        other._fits = {}
         other.loop = loop_of(self.steps, [s.hardware for s in self.steps])
         return other
 

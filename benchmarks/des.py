@@ -68,12 +68,21 @@ def conversation(count: int, seed: int) -> Requests:
 
 def measure(count: int, seed: int = 0) -> dict[str, Any]:
     """One run: requests per CPU second, peak resident memory, and what came out of it."""
+    bare_s = _bare_s(count, seed)
+    report = run(count, seed)
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    bare_s += _bare_s(count, seed)
+    yardstick = {"bare_simpy_cpu_s": bare_s, "over_bare_simpy": report["cpu_s"] / bare_s}
+    return report | yardstick | {"peak_mib": peak_mib}
+
+
+def run(count: int, seed: int = 0) -> dict[str, Any]:
+    """The cluster alone."""
     chosen = scenario()
     deployment = chosen.deployment
     assert isinstance(deployment, Deployment)
     model = load_model(chosen.model)
     profiles = {f"{pool.gpu}@{pool.stack}": load(pool.gpu, pool.stack) for pool in deployment.groups}
-    bare_s = _bare_s(count, seed)
     start = time.process_time()
     requests = conversation(count, seed)
     ended: list[tuple[int, float]] = [(0, time.process_time())]
@@ -88,15 +97,10 @@ def measure(count: int, seed: int = 0) -> dict[str, Any]:
     )
     summary = result.summary()
     cpu_s = time.process_time() - start
-    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    bare_s += _bare_s(count, seed)
     return {
         "requests": count,
         "requests_per_s": count / cpu_s,
         "cpu_s": cpu_s,
-        "bare_simpy_cpu_s": bare_s,
-        "over_bare_simpy": cpu_s / bare_s,
-        "peak_mib": peak_mib,
         "second_half_over_first": _growth(ended),
         "steps": sum(int(pool["steps"]) for pool in summary["utilization"].values()),
         "p99": {name: spread["p99"] for name, spread in summary["metrics"].items()},

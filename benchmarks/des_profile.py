@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 from types import CodeType, FrameType
 
-from benchmarks.des import measure
+from benchmarks.des import run
 
 PERIOD_S = 0.002
 PARTS = {
@@ -21,9 +21,16 @@ PARTS = {
     "the step of an instance": ("des/instance.py", "des/decoding.py", "des/meter.py"),
     "what a step holds, KV, preemption": ("des/scheduler.py", "des/kv_cache.py", "des/queues.py"),
     "running sequences": ("des/batching.py", "des/paced_batch.py"),
+    "arrivals, routers, ends": (
+        "des/run.py",
+        "des/router.py",
+        "des/dispatch.py",
+        "des/serving.py",
+        "des/sources.py",
+        "des/journal.py",
+    ),
     "what a step takes": ("des/pricing.py", "simulator/model/"),
-    "transfers": ("des/transfer.py", "des/links.py"),
-    "arrivals, routers, ends": ("des/run.py", "des/router.py", "des/fleet.py", "des/sources.py", "des/journal.py"),
+    "transfers": ("des/transfer.py", "des/links.py", "des/intake.py"),
 }
 
 
@@ -38,7 +45,7 @@ def sample(requests: int) -> Counter[CodeType]:
     before = signal.signal(signal.SIGPROF, look)
     signal.setitimer(signal.ITIMER_PROF, PERIOD_S, PERIOD_S)
     try:
-        measure(requests)
+        run(requests)
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0.0)
         signal.signal(signal.SIGPROF, before)

@@ -113,6 +113,7 @@ class RunningBatch:
         self.tick = 0
         self._rate = rate
         self._fraction = 0.0
+        self._emissions = 0  # steps, counted where ticks do not tell
         self._serial = serial or itertools.count()  # breaks ties in the heaps by order of joining
         self._ends: list[tuple[int, int, Sequence]] = []
         self._crossings: list[tuple[int, int, Sequence]] = []
@@ -122,6 +123,11 @@ class RunningBatch:
     def is_even(self) -> bool:
         """Whether each step emits one token to each sequence."""
         return self._rate == 1.0
+
+    @property
+    def steps(self) -> int:
+        """Decode steps so far."""
+        return self.tick if self.is_even else self._emissions
 
     def _renew(self, count: int) -> None:
         """Begin with `count` empty ranks; `only` is the one, where there is no other."""
@@ -186,6 +192,7 @@ class RunningBatch:
     def emit(self) -> list[Sequence]:
         """One decode step; returns the sequences that are complete, already dropped."""
         if self._rate != 1.0:
+            self._emissions += 1
             self._fraction += self._rate
             tokens = int(self._fraction)
             self._fraction -= tokens

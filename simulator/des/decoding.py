@@ -47,7 +47,8 @@ def decode_alone(instance: Instance) -> Generator[None, Alarm, None]:
         size = batch.size
         running = float(size)  # CPython multiplies floats by floats sooner than by integers
         grown = running * per_token
-        context = float(rank.offsets + size * batch.tick)
+        tick = batch.tick
+        context = float(rank.offsets + size * tick)
         if line_of is not None:
             constant_s, slope, ((weight, exponent, root, f0, f1, b0, b1),) = line_of(size, size)
         while True:
@@ -61,8 +62,8 @@ def decode_alone(instance: Instance) -> Generator[None, Alarm, None]:
             if (yield) is cut:
                 return
             now = env.now
-            meter.steps += 1
-            batch.tick = tick = batch.tick + 1  # as RunningBatch.advance
+            tick += 1
+            batch.tick = tick  # as RunningBatch.advance
             books.byte_s -= grown * now
             context += running
             used = (context + rank.held_tokens) * per_token
@@ -70,7 +71,10 @@ def decode_alone(instance: Instance) -> Generator[None, Alarm, None]:
                 used += (size + rank.held_sequences) * per_sequence
             if tick >= batch.due or used > capacity or arrived or incoming or waiting:
                 break
-        meter.ran(now, size)
+        ran = now - meter.begun_s  # as Meter.step
+        meter.begun_s = now
+        meter.busy_s += ran
+        meter.sequence_s += running * ran
         if tick >= batch.due:
             for sequence in batch.reach(tick):
                 instance.end(sequence.request)

@@ -274,6 +274,8 @@ class Instance:
             if decodes:
                 for sequence in batch.emit():
                     self.end(sequence.request)
+            else:
+                meter.prefill_steps += 1
             if parts:
                 for rank, prompt, new in parts:
                     if hand_over is not None:
@@ -454,7 +456,7 @@ class Instance:
         """Integrals up to now; the step and the transfers under way count for the time that they have run."""
         now = self.env.now
         kv_byte_s = self.scheduler.books.until(now, self.batch.used_bytes)
-        return self.meter.usage(now, self.batch.size, not self._decodes, kv_byte_s)
+        return self.meter.usage(now, self.batch.size, not self._decodes, self.batch.steps, kv_byte_s)
 
     @property
     def is_empty(self) -> bool:

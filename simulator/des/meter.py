@@ -15,13 +15,13 @@ class Meter:
     links: of each rank, over which KV is handed over.
     """
 
-    __slots__ = ("_prefill_s", "begun_s", "busy_s", "links", "sequence_s", "steps")
+    __slots__ = ("_prefill_s", "begun_s", "busy_s", "links", "prefill_steps", "sequence_s")
 
     def __init__(self) -> None:
         self.begun_s = INFINITE
         self.links: tuple[Link, ...] = ()
         self.busy_s = self._prefill_s = self.sequence_s = 0.0
-        self.steps = 0
+        self.prefill_steps = 0  # without decode; the batch counts those that decode
 
     @property
     def in_step(self) -> bool:
@@ -30,18 +30,10 @@ class Meter:
     def step(self, duration: float, prefill_s: float, sequences: int) -> None:
         """Book a step that has ended: how long it took, prefill's part of that, and the sequences that ran."""
         self.begun_s = INFINITE
-        self.steps += 1
         self.busy_s += duration
         self.sequence_s += sequences * duration
         if prefill_s:
             self._prefill_s += prefill_s
-
-    def ran(self, now: float, sequences: int) -> None:
-        """Book the time of decode steps that followed one another with the same sequences; the next one begins now."""
-        ran = now - self.begun_s
-        self.begun_s = now
-        self.busy_s += ran
-        self.sequence_s += sequences * ran
 
     def cancel(self, now: float, sequences: int, prefills: bool) -> None:
         """Book what a step has run that will not end; `sequences` ran in it; prefills: it was prefill's alone."""
@@ -51,14 +43,14 @@ class Meter:
         self._prefill_s += ran if prefills else 0.0
         self.sequence_s += sequences * ran
 
-    def usage(self, now: float, sequences: int, prefills: bool, kv_byte_s: float) -> Usage:
-        """Integrals up to now, where `sequences` run; prefills: the step under way is prefill's alone; kv_byte_s: of
-        KV, which the scheduler books."""
+    def usage(self, now: float, sequences: int, prefills: bool, decode_steps: int, kv_byte_s: float) -> Usage:
+        """Integrals up to now, where `sequences` run; prefills: the step under way is prefill's alone; decode_steps,
+        kv_byte_s: what others count."""
         running = max(0.0, now - self.begun_s)
         return Usage(
             self.busy_s + running,
             self._prefill_s + (running if prefills else 0.0),
-            self.steps,
+            self.prefill_steps + decode_steps,
             self.sequence_s + running * sequences,
             kv_byte_s,
             sum(link.busy_s(now) for link in self.links) / len(self.links) if self.links else 0.0,

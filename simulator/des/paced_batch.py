@@ -49,6 +49,7 @@ class PacedBatch(RunningBatch):
         self.size += 1
 
     def emit(self) -> list[Sequence]:
+        self._emissions += 1
         ended = [sequence for lane in self._lanes if lane.size for sequence in lane.emit()]
         for rank in self.ranks:
             self._sum(rank)
