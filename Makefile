@@ -13,7 +13,7 @@ app: $(VENV)/.base  ## the dashboard
 	@$(BIN)/moeplan app $(ARGS)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -n 2 $(ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup $(ARGS)
 
 test-night: $(VENV)/.dev  ## the cluster's property tests over ten times as many random scenarios
 	HYPOTHESIS_PROFILE=night $(BIN)/python -m pytest -q -n 2 tests/simulator/des/test_conservation.py \

@@ -50,6 +50,13 @@ NANO_V4: dict[str, Any] = {
 MIB = 1 << 20
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One process takes all tests of the measurement below, so that it is made once."""
+    for item in items:
+        if "measured_file" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("measured"))
+
+
 @pytest.fixture(scope="session")
 def nano_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("models") / "nano-v4.json"

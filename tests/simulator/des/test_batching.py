@@ -1,7 +1,9 @@
 """The O(1) sums against the plain way: a list of sequences, summed anew."""
 
+from dataclasses import dataclass
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -106,6 +108,38 @@ def test_sums_over_paces_equal_sums_over_a_list(actions: list[Any], pace_of: lis
             assert rank.used_bytes(batch.tick) == 10.0 * len(rows) + sum(row[2] for row in rows)
     assert sorted(batch.drop()) == sorted((row[0], row[3]) for row in plain.rows)
     assert batch.load() == (0, 0, (0, 0, 0), 0)
+
+
+@dataclass
+class Watch:
+    now: float = 0.0
+
+
+@settings(max_examples=100)
+@given(st.lists(action, max_size=60), st.booleans())
+def test_kv_is_booked_for_as_long_as_it_is_there(actions: list[Any], paced: bool) -> None:
+    """Against the plain integral: what is there times how long, from one moment to the next."""
+    watch = Watch()
+    books = KvBooks(watch, KV)
+    batch = PacedBatch(KV, books, 3, CAPS, (1.0, 2.0), [0, 1] * 30) if paced else RunningBatch(KV, books, 3, CAPS, 1.5)
+    integral = 0.0
+    for number, (name, *values) in enumerate([*actions, ("drop",)]):
+        integral += batch.used_bytes * 0.25
+        watch.now += 0.25
+        if name == "join":
+            rank, context, remaining = values
+            batch.ranks[rank].hold(context)
+            batch.ranks[rank].hold(7)  # of another that is in transfer
+            batch.join(number, batch.ranks[rank], context, remaining)
+        elif name == "advance":
+            batch.emit()
+        elif name == "drop":
+            batch.drop()
+            assert batch.used_bytes == 0.0
+        elif batch.newest(batch.ranks[values[0]]) is not None:
+            batch.preempt(batch.ranks[values[0]])
+            batch.ranks[values[0]].release(7)
+        assert books.until(watch.now, batch.used_bytes) == pytest.approx(integral)
 
 
 def test_an_empty_rank_takes_what_fits_and_a_used_one_keeps_room_to_grow() -> None:
