@@ -73,7 +73,7 @@ def make_router(
     if count == 1:
         return lambda request: 0
     if name == "least_loaded" and loads is not None and _are_alike(instances):
-        return lambda request: loads.index(min(loads))
+        return _least(loads)
     makers = {
         "round_robin": _round_robin,
         "least_loaded": _least_loaded,
@@ -82,6 +82,11 @@ def make_router(
         "prefix_aware": _prefix_aware,
     }
     return makers[name](instances, rng)
+
+
+def _least(loads: list[int]) -> Router:
+    """The first of those with the smallest load; nobody has less than nothing."""
+    return lambda request: loads.index(0 if 0 in loads else min(loads))
 
 
 def _are_alike(instances: Sequence[Loaded]) -> bool:

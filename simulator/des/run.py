@@ -86,6 +86,7 @@ class Cluster:
         self._total = len(journal.status)
         self._online = sum(len(stream) for stream in self.streams if not stream.offline)
         self._warmup = max(0, min(warmup, self._online - 1))
+        self._marks = (self._warmup + 1, self._online)  # requests sent when usage is noted
         paces = max(len(group.instance.rates) for group in spec.groups)
         if paces > 1:
             journal.pace = journal.rng.integers(paces, size=self._total).tolist()
@@ -159,7 +160,10 @@ class Cluster:
 
     def arrive(self, request: int) -> None:
         """Queue a request that was sent `entry_delay_s` ago."""
-        self._mark()
+        self._strikes = 0
+        self._sent = sent = self._sent + 1
+        if sent in self._marks:
+            self._mark(sent)
         if self._rejected[request]:
             self._refuse(request, self._reasons[self._rejected[request]])
         else:
@@ -169,7 +173,10 @@ class Cluster:
         """Take a request that is sent now, which reaches the queue after the entry overhead; False: it is refused."""
         env = self.env
         self.journal.arrival_s[request] = env.now
-        self._mark()
+        self._strikes = 0
+        self._sent = sent = self._sent + 1
+        if sent in self._marks:
+            self._mark(sent)
         if self._rejected[request]:
             self._refuse(request, self._reasons[self._rejected[request]])
             return False
@@ -194,13 +201,10 @@ class Cluster:
         else:
             self.serving.enter(request)
 
-    def _mark(self) -> None:
-        """Count a request that is not offline as sent."""
-        self._strikes = 0
-        sent = self._sent
-        if sent == self._warmup:
+    def _mark(self, sent: int) -> None:
+        """The first measured request, or the last of all, has been sent; offline ones do not count."""
+        if sent == self._warmup + 1:
             self._opened = self._snapshot()
-        self._sent = sent = sent + 1
         if sent == self._online:
             self._closed = self._snapshot()
 
