@@ -19,20 +19,23 @@ from simulator.des.kv_cache import KvBooks, KvSpace
 from simulator.model.latency import DecodeLoad
 
 NEVER = sys.maxsize  # a tick
+new = object.__new__
 
 
 class Sequence:
-    """A running sequence. Ends when the instance's tick reaches `last_tick`."""
+    """A running sequence. Ends when the instance's tick reaches `last_tick`.
+
+    below: caps that its context has not reached, a suffix of the instance's caps.
+    """
 
     __slots__ = ("alive", "below", "last_tick", "offset", "rank", "request")
 
-    def __init__(self, request: int, rank: Rank, offset: int, last_tick: int, below: int) -> None:
-        self.request = request
-        self.rank = rank
-        self.offset = offset
-        self.last_tick = last_tick
-        self.below = below  # caps that its context has not reached, a suffix of the instance's caps
-        self.alive = True
+    request: int
+    rank: Rank
+    offset: int
+    last_tick: int
+    below: int
+    alive: bool
 
 
 @dataclass(slots=True)
@@ -149,7 +152,13 @@ class RunningBatch:
                     below += 1
                 else:
                     rank.capped_fixed[i] += cap
-        sequence = Sequence(request, rank, offset, last_tick, below)
+        sequence = new(Sequence)  # Sequence(...) in two thirds of the time
+        sequence.request = request
+        sequence.rank = rank
+        sequence.offset = offset
+        sequence.last_tick = last_tick
+        sequence.below = below
+        sequence.alive = True
         rank.held_sequences -= 1
         rank.held_tokens -= context
         rank.size += 1

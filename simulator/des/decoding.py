@@ -71,7 +71,7 @@ def decode_alone(instance: Instance) -> Generator[None, Alarm, None]:
                 used += (size + rank.held_sequences) * per_sequence
             if tick >= batch.due or used > capacity or arrived or incoming or waiting:
                 break
-        ran = now - meter.begun_s  # as Meter.step
+        ran = now - meter.begun_s
         meter.begun_s = now
         meter.busy_s += ran
         meter.sequence_s += running * ran

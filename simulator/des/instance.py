@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator
+from heapq import heappush
 from typing import NamedTuple
 
 import simpy
+from simpy.events import NORMAL
 
 from simulator.des.batching import Prefilling, Rank
 from simulator.des.clock import Alarm
@@ -220,6 +222,7 @@ class Instance:
         meter = self.meter
         times = self.times
         decode_s = times.decode_s
+        queue, number = env._queue, env._eid
         waiting, recompute, backlog = scheduler.waiting, scheduler.recompute, scheduler.backlog
         intake = self.intake
         incoming, arrived, stages = intake.waiting, intake.arrived, intake.stages
@@ -265,12 +268,19 @@ class Instance:
             meter.begun_s = start_s = env.now
             if streams is not None and parts:
                 self._announce(parts, start_s + duration)
-            self.step_ends.set(duration)
+            alarm = self.step_ends
+            alarm.callbacks = alarm.rings  # as Alarm.set
+            heappush(queue, (start_s + duration, NORMAL, next(number), alarm))
             if (yield) is self.cut:
                 if observe is not None:
                     observe(self, start_s, 0.0 if decodes else env.now - start_s, 0, 0)
                 continue
-            meter.step(duration, prefill_s, size)
+            meter.begun_s = INFINITE
+            meter.busy_s += duration
+            if size:
+                meter.sequence_s += size * duration
+            if prefill_s:
+                meter.prefill_s += prefill_s
             if decodes:
                 for sequence in batch.emit():
                     self.end(sequence.request)
@@ -280,7 +290,8 @@ class Instance:
                 for rank, prompt, new in parts:
                     if hand_over is not None:
                         self._loads[self._place] -= new
-                    if scheduler.computed(rank, prompt, new):
+                    prompt.done += new
+                    if prompt.done == prompt.tokens:
                         self._prefilled(rank, prompt)
             if decodes:
                 scheduler.fit()
@@ -327,6 +338,8 @@ class Instance:
         journal = self.journal
         request = prompt.request
         context = prompt.tokens + 1
+        rank.prefilling.remove(prompt)  # the first, unless offline prompts or shares of a step are there too
+        self.scheduler.prefilling -= 1
         if self.cache is not None and journal.blocks is not None:
             self.cache.keep(request, journal.blocks[request])
         journal.emitted[request] = emitted = journal.emitted[request] + 1

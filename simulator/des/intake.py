@@ -108,10 +108,10 @@ class Intake:
             self.accept()
             return
         rank = self._scheduler.reserve(handover.request, handover.tokens)
-        if rank is not None:
-            self._begin_fetch(handover, rank)
-        else:
+        if rank is None:
             self._await_room(handover)
+        else:
+            self._begin_fetch(handover, rank)
 
     def _await_room(self, handover: Handover) -> None:
         self.waiting.append(handover)

@@ -198,15 +198,6 @@ class Scheduler:
                 found, best = rank, key
         return found
 
-    def computed(self, rank: Rank, prompt: Prefilling, new: int) -> bool:
-        """Book a computed chunk; whether it was the prompt's last. The prompt's KV is still held then."""
-        prompt.done += new
-        if prompt.done < prompt.tokens:
-            return False
-        rank.prefilling.remove(prompt)  # the first, unless offline prompts or shares of a step are there too
-        self.prefilling -= 1
-        return True
-
     def reserve(self, request: int, tokens: int) -> Rank | None:
         """Hold room for a prefilled sequence on the rank with fewest of them; None where there is no room."""
         offline = self.backlog is not None and request in self.journal.offline
