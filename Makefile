@@ -15,9 +15,10 @@ app: $(VENV)/.base  ## the dashboard
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup $(ARGS)
 
-test-night: $(VENV)/.dev  ## the cluster's property tests over ten times as many random scenarios
+test-night: $(VENV)/.dev  ## ten times as many random scenarios of the cluster; kernels compiled for every architecture
 	HYPOTHESIS_PROFILE=night $(BIN)/python -m pytest -q -n 2 tests/simulator/des/test_conservation.py \
-		tests/simulator/des/test_stepwise.py tests/simulator/des/test_invariants.py $(ARGS)
+		tests/simulator/des/test_stepwise.py tests/simulator/des/test_invariants.py \
+		tests/runtime/test_compile_gate.py $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
