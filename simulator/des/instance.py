@@ -184,12 +184,12 @@ class Instance:
         self._loads[self._place] += 1
         self.intake.offer(handover)
 
-    def deliver(self, handover: Handover, rank: Rank) -> None:
-        """The KV has arrived on a rank and is freed at its source; decoding starts with the next step."""
-        if rank not in self.batch.ranks:
+    def deliver(self, handover: Handover) -> None:
+        """The KV has arrived on its rank and is freed at its source; decoding starts with the next step."""
+        if handover.into not in self.batch.ranks:
             return  # this instance failed meanwhile; the source keeps the KV for another transfer
         lost = handover.rank not in handover.source.batch.ranks  # as is_lost, without its call
-        self.intake.arrive(handover, rank, lost)
+        self.intake.arrive(handover, lost)
         if lost:
             self._loads[self._place] -= 1
         else:

@@ -47,7 +47,7 @@ class Handover(Flow):
     def ended(self) -> None:
         """All of the KV is there."""
         del self.under_way[self]
-        self.destination.deliver(self, self.into)
+        self.destination.deliver(self)
 
 
 class Streams(Protocol):
@@ -138,13 +138,13 @@ class Intake:
             else:
                 self._begin_fetch(handover, rank)
 
-    def arrive(self, handover: Handover, rank: Rank, lost: bool) -> None:
-        """The transfer to a rank is over; KV of a source that has failed meanwhile, and is lost, is not there."""
+    def arrive(self, handover: Handover, lost: bool) -> None:
+        """The transfer is over; KV of a source that has failed meanwhile, and is lost, is not there."""
         if self._under_way.get(handover.request) is handover:
             del self._under_way[handover.request]
         if lost:
             if not self.stages:
-                rank.release(handover.tokens)
+                handover.into.release(handover.tokens)
                 self._scheduler.sequences -= 1
         elif self.stages:
             self._await_room(handover)

@@ -86,7 +86,6 @@ class Cluster:
         self._total = len(journal.status)
         self._online = sum(len(stream) for stream in self.streams if not stream.offline)
         self._warmup = max(0, min(warmup, self._online - 1))
-        self._marks = (self._warmup + 1, self._online)  # requests sent when usage is noted
         paces = max(len(group.instance.rates) for group in spec.groups)
         if paces > 1:
             journal.pace = journal.rng.integers(paces, size=self._total).tolist()
@@ -160,10 +159,7 @@ class Cluster:
 
     def arrive(self, request: int) -> None:
         """Queue a request that was sent `entry_delay_s` ago."""
-        self._strikes = 0
-        self._sent = sent = self._sent + 1
-        if sent in self._marks:
-            self._mark(sent)
+        self._mark()
         if self._rejected[request]:
             self._refuse(request, self._reasons[self._rejected[request]])
         else:
@@ -173,10 +169,7 @@ class Cluster:
         """Take a request that is sent now, which reaches the queue after the entry overhead; False: it is refused."""
         env = self.env
         self.journal.arrival_s[request] = env.now
-        self._strikes = 0
-        self._sent = sent = self._sent + 1
-        if sent in self._marks:
-            self._mark(sent)
+        self._mark()
         if self._rejected[request]:
             self._refuse(request, self._reasons[self._rejected[request]])
             return False
@@ -201,8 +194,10 @@ class Cluster:
         else:
             self.serving.enter(request)
 
-    def _mark(self, sent: int) -> None:
-        """The first measured request, or the last of all, has been sent; offline ones do not count."""
+    def _mark(self) -> None:
+        """Count a request that is not offline as sent; usage is noted with the first measured one and with the last."""
+        self._strikes = 0
+        self._sent = sent = self._sent + 1
         if sent == self._warmup + 1:
             self._opened = self._snapshot()
         if sent == self._online:

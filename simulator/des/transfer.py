@@ -170,4 +170,4 @@ class Interconnect:
             stream = self._streaming.get(handover.request)
             if stream is not None:
                 stream.handover = None
-            handover.destination.deliver(handover, handover.into)
+            handover.destination.deliver(handover)
