@@ -27,7 +27,7 @@ def _classes(result: Calibration) -> Table:
     table.add_column("from")
     for op_class, rates in efficiency.classes.items():
         matrix, memory = (
-            " ".join(f"{dtype} {value:.2f}" for dtype, value in by.items())
+            " ".join(f"{kernel or 'rest'} {value:.2f}" for kernel, value in by.items())
             for by in (rates.matrix_fraction_by, rates.memory_fraction_by)
         )
         table.add_row(

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from app.tables import simple_table
-from hw_profiles.efficiency import ClassEfficiency, OpClass
+from hw_profiles.efficiency import ClassEfficiency, OpClass, operands_of
 from hw_profiles.units import GB, TFLOP
 
 if TYPE_CHECKING:
@@ -110,20 +110,23 @@ def _class_figures(
 def _work_figures(
     name: str, before: HardwareProfile, after: HardwareProfile, was: ClassEfficiency, now: ClassEfficiency
 ) -> Iterator[Change]:
-    for dtype in sorted({*was.matrix_fraction_by, *now.matrix_fraction_by} & set(after.peaks)):
+    for kernel in sorted({*was.matrix_fraction_by, *now.matrix_fraction_by}):
+        dtype = operands_of(kernel)
+        if dtype not in after.peaks:
+            continue
         rates = [
-            one.matrix_fraction_of(dtype) * hardware.peaks[dtype] / TFLOP
+            one.matrix_fraction_of(kernel) * hardware.peaks[dtype] / TFLOP
             for one, hardware in ((was, before), (now, after))
         ]
-        yield Change(name, f"{dtype}, TFLOP/s", *rates)
+        yield Change(name, f"{kernel}, TFLOP/s", *rates)
     if not (was.matrix_fraction_by or now.matrix_fraction_by):
         yield Change(name, "matrix, % of peak", *_percent(was.matrix_fraction, now.matrix_fraction))
     sides = ((was, before), (now, after))
-    dtypes = sorted({*was.memory_fraction_by, *now.memory_fraction_by})
-    for dtype in dtypes:
-        memory = [one.memory_fraction_of(dtype) * hw.memory_bandwidth / GB for one, hw in sides]
-        yield Change(name, f"memory under {dtype}, GB/s", *memory)
-    if not dtypes:
+    kernels = sorted({*was.memory_fraction_by, *now.memory_fraction_by})
+    for kernel in kernels:
+        memory = [one.memory_fraction_of(kernel) * hw.memory_bandwidth / GB for one, hw in sides]
+        yield Change(name, f"memory under {kernel or 'no product'}, GB/s", *memory)
+    if not kernels:
         memory = [one.memory_fraction * hw.memory_bandwidth / GB for one, hw in sides]
         yield Change(name, "memory, GB/s", *memory)
 

@@ -30,8 +30,6 @@ from calibration.validation.stack import NAMES, StackFit
 from calibration.validation.stack_fit import SCORED_METRICS, fit_stack, log_predictions, observed
 
 RESULTS = Path(__file__).resolve().parent / "results"
-SPLIT_ITERATIONS = 16
-SHIP_ITERATIONS = 30
 # TTFT above this share of the decode time is queueing for admission, not service.
 SATURATED = 0.5
 FEWEST_TEST = 8
@@ -65,15 +63,15 @@ class Study:
         ttft = np.array([p.measured.get("ttft_ms", np.nan) for p in points])
         tpot = np.array([p.measured.get("tpot_ms", np.nan) for p in points])
         self.saturated = ttft > SATURATED * tpot * np.array([p.output for p in points])
-        self._fits: dict[tuple[bytes, tuple[str, ...], int], StackFit] = {}  # half a minute each, and asked for again
+        self._fits: dict[tuple[bytes, tuple[str, ...]], StackFit] = {}  # half a minute each, and asked for again
 
-    def fit(self, train: Index, frozen: Sequence[str] = (), iterations: int = SPLIT_ITERATIONS) -> StackFit:
-        key = (train.tobytes(), tuple(frozen), iterations)
+    def fit(self, train: Index, frozen: Sequence[str] = ()) -> StackFit:
+        key = (train.tobytes(), tuple(frozen))
         if key not in self._fits:
             self._fits[key] = fit_stack(
                 take(self.loop, train), [self.levels[i] for i in train], self.target[train],
                 self.trusted[train].astype(float),
-                "published serving points", frozen, iterations,
+                "published serving points", frozen,
             )  # fmt: skip
         return self._fits[key]
 
@@ -224,7 +222,7 @@ def main() -> None:
         result["splits"][name] = scored(study, found, fallback)
         print(name, json.dumps(result["splits"][name]["overall"]), flush=True)
     if asked.ship:
-        fitted = study.fit(np.arange(len(study.steps)), iterations=SHIP_ITERATIONS)
+        fitted = study.fit(np.arange(len(study.steps)))
         shipped = replace(fitted, sigma=sigma_by_situation(by_split))
         asked.ship.write_text(json.dumps(shipped.to_json(), indent=1) + "\n", encoding="utf-8")
         from benchmarks import uncertainty  # imports this module

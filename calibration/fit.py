@@ -19,22 +19,23 @@ from scipy.optimize import least_squares
 from calibration.warm import share_of_time
 from hw_profiles.efficiency import ClassEfficiency, OpClass
 from hw_profiles.profile import HardwareProfile
-from simulator.model.ops import Op, operand_dtype
+from simulator.model.ops import Op, kernel_of
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
 
 CLASSES = tuple(OpClass)
-# One parameter: field, class, and the operand dtype of a fraction ("" for ops that multiply nothing, and for fields
-# that all dtypes share).
+# One parameter: field, class, and the kernel it is of (operand dtype, and that of weights it widens; "" for ops that
+# multiply nothing, and for fields that all kernels share).
 Slot = tuple[str, OpClass, str]
 FIELDS = ("matrix_fraction", "memory_fraction", "network_fraction", "latency_s", "exponent", "tile_rows",
           "short_row_factor")  # fmt: skip
-# Classes whose dtypes share a memory fraction: products stream their weights alike in every precision.
-SHARED_MEMORY = (OpClass.DENSE_GEMM, OpClass.GROUPED_GEMM)
-# Classes whose dtypes have floors of their own: SGLang casts the queries of FP8 caches in kernels before the core, with
-# which a decode step of grouped heads takes 17 us at least instead of 10; vLLM and TensorRT-LLM do not.
-OWN_FLOORS = (OpClass.ATTENTION_DECODE,)
+# Classes whose kernels share a memory fraction: dense products stream their weights alike in every precision.
+SHARED_MEMORY = (OpClass.DENSE_GEMM,)
+# Classes whose kernels have floors of their own: SGLang casts the queries of FP8 caches before the core, in kernels
+# with which a decode step of grouped heads takes 17 us at least instead of 10; vLLM and TensorRT-LLM do not. Experts of
+# one token take 20 us in NVFP4 and 50 us in FP8, beyond what their bytes explain.
+OWN_FLOORS = (OpClass.ATTENTION_DECODE, OpClass.GROUPED_GEMM)
 LOWER = {
     "matrix_fraction": 0.01, "memory_fraction": 0.001, "network_fraction": 0.02, "latency_s": 2e-7, "exponent": 1.0,
     "tile_rows": 1e-9,  # none
@@ -92,14 +93,14 @@ def row_at_peak(op: Op, hardware: HardwareProfile) -> float:
     return sum(op.row_flops / hardware.matrix_peak(dtype) for dtype in op.flops)
 
 
-def _dtype_of(field: str, op_class: OpClass, dtype: str) -> str:
-    """`dtype` where each has a `field` of its own in the class, else that of all."""
+def _kernel_for(field: str, op_class: OpClass, kernel: str) -> str:
+    """`kernel` where each has a `field` of its own in the class, else that of all."""
     own = {
         "matrix_fraction": True,
         "memory_fraction": op_class not in SHARED_MEMORY,
         "latency_s": op_class in OWN_FLOORS,
     }
-    return dtype if own.get(field) else ""
+    return kernel if own.get(field) else ""
 
 
 class Parameters:
@@ -110,7 +111,7 @@ class Parameters:
         self.place = {slot: i for i, slot in enumerate(self.slots)}
 
     @classmethod
-    def of(cls, classes: dict[OpClass, ClassEfficiency], dtypes: dict[OpClass, set[str]]) -> Parameters:
+    def of(cls, classes: dict[OpClass, ClassEfficiency], kernels: dict[OpClass, set[str]]) -> Parameters:
         slots: list[Slot] = []
         values: list[float] = []
         for op_class, rates in classes.items():
@@ -120,9 +121,9 @@ class Parameters:
                 "latency_s": rates.latency_s_of,
             }
             for field in FIELDS:
-                for dtype in sorted({_dtype_of(field, op_class, d) for d in dtypes.get(op_class, {""})}):
-                    slots.append((field, op_class, dtype))
-                    values.append(given[field](dtype) if field in given else getattr(rates, field))
+                for kernel in sorted({_kernel_for(field, op_class, k) for k in kernels.get(op_class, {""})}):
+                    slots.append((field, op_class, kernel))
+                    values.append(given[field](kernel) if field in given else getattr(rates, field))
         low = np.array([LOWER[field] for field, _, _ in slots])
         high = np.array([UPPER[field] for field, _, _ in slots])
         return cls(slots, np.log(np.clip(values, low, high)))
@@ -130,39 +131,41 @@ class Parameters:
     def with_logs(self, logs: Array) -> Parameters:
         return Parameters(self.slots, logs)
 
-    def value(self, field: str, op_class: OpClass, dtype: str = "") -> float:
-        return float(np.exp(self.logs[self.place[field, op_class, dtype]]))
+    def value(self, field: str, op_class: OpClass, kernel: str = "") -> float:
+        return float(np.exp(self.logs[self.place[field, op_class, kernel]]))
 
     def place_for(self, field: str, op: Op) -> int:
         """Place of the parameter that prices `op`."""
-        return self.place[field, op.op_class, _dtype_of(field, op.op_class, operand_dtype(op))]
+        return self.place[field, op.op_class, _kernel_for(field, op.op_class, kernel_of(op))]
 
-    def by_dtype(self, field: str, op_class: OpClass) -> dict[str, float]:
-        """Values of the operand dtypes that have one of their own."""
-        found = sorted(d for f, c, d in self.slots if (f, c) == (field, op_class) and d)
-        return {dtype: self.value(field, op_class, dtype) for dtype in found}
+    def by_kernel(self, field: str, op_class: OpClass) -> dict[str, float]:
+        """Values of a field that kernels have alone, "" for ops that multiply nothing; none where all share it."""
+        found = sorted(k for f, c, k in self.slots if (f, c) == (field, op_class))
+        return {} if found == [""] else {kernel: self.value(field, op_class, kernel) for kernel in found}
 
     def fractions(self, op_class: OpClass, before: ClassEfficiency) -> dict[str, float | dict[str, float]]:
-        """Matrix and memory fractions as fields of a `ClassEfficiency`, rounded. Precisions without a row take the
-        least of those that have one; of memory, what ops that multiply nothing reach, where the class has such."""
-        matrix, memory = ({d: round(v, 4) for d, v in self.by_dtype(f, op_class).items()} for f in FIELDS[:2])
-        if ("memory_fraction", op_class, "") in self.place:
-            rest = round(self.value("memory_fraction", op_class), 4)
-        else:
-            rest = min(memory.values())
+        """Matrix and memory fractions as fields of a `ClassEfficiency`, rounded. Kernels without a row take the least
+        of those that have one."""
+        matrix, memory = ({k: round(v, 4) for k, v in self.by_kernel(f, op_class).items()} for f in FIELDS[:2])
+        matrix.pop("", None)
+        shared = round(self.value("memory_fraction", op_class), 4) if not memory else 0.0
         return {
             "matrix_fraction": min(matrix.values(), default=before.matrix_fraction),
             "matrix_fraction_by": matrix,
-            "memory_fraction": rest,
+            "memory_fraction": _least(memory) or shared,
             "memory_fraction_by": memory,
         }
 
     def floors(self, op_class: OpClass) -> dict[str, float | dict[str, float]]:
-        """Latencies as fields of a `ClassEfficiency`, in four digits. Precisions without a row take the least."""
-        own = {dtype: float(f"{value:.4g}") for dtype, value in self.by_dtype("latency_s", op_class).items()}
-        if ("latency_s", op_class, "") in self.place:
-            return {"latency_s": float(f"{self.value('latency_s', op_class):.4g}"), "latency_s_by": own}
-        return {"latency_s": min(own.values()), "latency_s_by": own}
+        """Latencies as fields of a `ClassEfficiency`, in four digits. Kernels without a row take the least."""
+        own = {kernel: float(f"{value:.4g}") for kernel, value in self.by_kernel("latency_s", op_class).items()}
+        shared = float(f"{self.value('latency_s', op_class):.4g}") if not own else 0.0
+        return {"latency_s": _least(own) or shared, "latency_s_by": own}
+
+
+def _least(values: Mapping[str, float]) -> float:
+    """Of kernels that multiply; 0 where there are none."""
+    return min((value for kernel, value in values.items() if kernel), default=0.0)
 
 
 @dataclass(frozen=True)
@@ -236,12 +239,12 @@ class Work:
         return np.bincount(self.owner, weights=work, minlength=len(self.log_seconds)).astype(np.float64)
 
 
-def dtypes_of(measured: Sequence[Measured]) -> dict[OpClass, set[str]]:
-    """Operand dtypes that each class is measured with."""
+def kernels_of(measured: Sequence[Measured]) -> dict[OpClass, set[str]]:
+    """Kernels that each class is measured with."""
     found: dict[OpClass, set[str]] = {}
     for one in measured:
         for op in one.ops:
-            found.setdefault(op.op_class, set()).add(operand_dtype(op))
+            found.setdefault(op.op_class, set()).add(kernel_of(op))
     return found
 
 

@@ -8,7 +8,11 @@
    (timed with launches, a fallback path, or wrong units);
 4. copied table: the same times, digit for digit, as another accelerator whose data sheet differs;
 5. launched from the host: products that alone take several times what a whole attention module of the same stack
-   has for each of its own (timed without a graph): rows near the shortest say nothing of the kernel.
+   has for each of its own (timed without a graph): rows near the shortest say nothing of the kernel;
+6. other work: experts that are bound by reading weights, and take several times as long as that at peak (kernels that
+   prepare room for every expert of the layer: one token takes longer the more experts there are);
+7. slower kernel: experts of one precision take longer than those of the same stack on an accelerator with the same
+   data sheet, whose table has a faster kernel.
 """
 
 from __future__ import annotations
@@ -30,6 +34,8 @@ CACHE_BYTES = 256e6  # twice the largest L2 of the catalogue's NVIDIA parts
 MUCH_FASTER = 0.7  # of the time of a row with less work
 SLOW_TABLE = 3.0  # median of measured / predicted over the larger half of a table
 HOST_BOUND = 2.0  # of what a module leaves; and of the shortest row, for rows that launches hide
+OTHER_WORK = 4.0  # times the time of the bytes at peak
+SAME_KERNEL = 1.2  # most between times of one kernel
 COPY_SHARE = 0.5  # of times that equal another accelerator's
 SAME_PEAK = 0.1  # relative difference of data sheets within which a copy is harmless
 
@@ -47,12 +53,16 @@ class Rejected:
 def gate_rows(
     family: str, frame: pd.DataFrame, measured: Sequence[Measured], hardware: HardwareProfile
 ) -> tuple[list[Measured], list[Rejected]]:
-    """Gates 1-3. measured: one for each used row, labelled with its index in `frame`."""
+    """Gates 1-3 and 6. measured: one for each used row, labelled with its index in `frame`."""
     rejected: list[Rejected] = []
     kept = [one for one in measured if one.seconds > 0 and np.isfinite(one.seconds)]
 
     impossible = {id(one) for one in kept if _faster_than_data_sheet(one, hardware)}
     kept = _drop(kept, impossible, Rejected(family, "faster than the data sheet", len(impossible), ""), rejected)
+
+    if family == "moe":
+        other = {id(one) for one in kept if _mostly_other_work(one, hardware)}
+        kept = _drop(kept, other, Rejected(family, "other work", len(other), ""), rejected)
 
     table = _describe(frame, kept, hardware)
     shrinking = _less_for_more(table)
@@ -87,6 +97,11 @@ def _faster_than_data_sheet(one: Measured, hardware: HardwareProfile) -> bool:
     compute, memory, size = _at_peak(one, hardware)
     floor = max(compute, memory if size > CACHE_BYTES else 0.0)
     return one.seconds < FASTEST * floor
+
+
+def _mostly_other_work(one: Measured, hardware: HardwareProfile) -> bool:
+    compute, memory, _ = _at_peak(one, hardware)
+    return compute < memory and one.seconds > OTHER_WORK * memory
 
 
 # Columns along which a series grows, and columns that name the kernel or precision of a table.
@@ -145,6 +160,30 @@ def _is_product(op: Op) -> bool:
 
 def _operands(op: Op) -> str:
     return " ".join(op.flops)
+
+
+def same_shapes(frame: pd.DataFrame) -> list[str]:
+    """Columns that say what a row of a table ran."""
+    return [c for c in map(str, frame) if c not in (*NOT_SHAPE, "kernel_source", "db_version", "system")]
+
+
+def fastest(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the fastest kernel where a table has several under one name: those within 20% of the least time of their
+    shape. TensorRT-LLM's NVFP4 experts on B200 and GB200 have two, one 1.3 to 3 times as slow."""
+    least = frame.groupby(same_shapes(frame), dropna=False)["latency"].transform("min")
+    return frame[frame["latency"] <= SAME_KERNEL * least]
+
+
+def slower_kernel(frame: pd.DataFrame, others: dict[str, pd.DataFrame]) -> dict[str, str]:
+    """Precisions of experts whose kernel is slower than in tables of accelerators with the same data sheet (gate 7),
+    and the accelerator."""
+    shape = same_shapes(frame)
+    found: dict[str, str] = {}
+    for name, other in others.items():
+        both = fastest(frame).merge(fastest(other), on=shape, suffixes=("", "_other"))
+        ratio = (both["latency"] / both["latency_other"]).groupby(both["moe_dtype"]).median()
+        found |= {str(dtype): name for dtype in ratio.index[ratio > SAME_KERNEL]}
+    return found
 
 
 def copied_from(frame: pd.DataFrame, others: dict[str, pd.DataFrame]) -> str | None:

@@ -11,11 +11,11 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
+from calibration.expert_loads import GROUPED, ROUTED_IN_GROUPS, power_law_counts, touched_in_groups
 from calibration.fit import Measured
-from calibration.gates import NOT_SHAPE
+from calibration.gates import fastest, same_shapes
 from hw_profiles.efficiency import OpClass
 from hw_profiles.profile import HardwareProfile
 from hw_profiles.units import MS, US
@@ -60,41 +60,23 @@ def gemm(frame: pd.DataFrame, _: HardwareProfile) -> Rows:
         yield row, (linear_op(linear, row.m),)
 
 
-def power_law_counts(choices: int, experts: int, alpha: float, most: float) -> np.ndarray:
-    """Whole tokens of each expert where loads follow a density x^-alpha, `choices` in all, as the tables' collector
-    draws them: on [1, most], where there are fewer choices than experts on [0.01, 2]; rounded, and the difference
-    taken from the most loaded experts or given to those without a token.
-
-    Quantiles at even steps stand for its sample. That what is missing goes to idle experts is inferred: with it, the
-    times of 16 to 256 tokens lie on one rate of reading weights for 4, 6 and 8 choices of 128, 256 and 384 experts.
-    """
-    u = (np.arange(experts) + 0.5) / experts
-    low, high = (1.0, max(most, 1.001)) if choices > experts else (0.01, 2.0)
-    power = 1.0 - alpha
-    loads = (low**power + u * (high**power - low**power)) ** (1 / power)
-    counts = np.round(loads / loads.sum() * choices)
-    missing = int(choices - counts.sum())
-    order = np.argsort(-loads)
-    idle = order[counts[order] == 0]
-    if missing < 0:
-        order = order[counts[order] > 0]
-    elif len(idle):
-        order = idle
-    for i in range(abs(missing)):
-        counts[order[i % len(order)]] += np.sign(missing)
-    return np.maximum(counts, 0.0)
-
-
 def moe(frame: pd.DataFrame, _: HardwareProfile) -> Rows:
     """Whole experts on one rank (moe_ep_size 1: other sizes count tokens differently by framework), loads by power
     law; `balanced` rows of two frameworks touch fewer experts than they say."""
-    rows = frame[(frame["moe_ep_size"] == 1) & (frame["distribution"] == "power_law_1.2")]
+    rows = fastest(frame[(frame["moe_ep_size"] == 1) & (frame["distribution"] == "power_law_1.2")])
     for row in _each(rows[rows["moe_dtype"].isin(list(MOE_DTYPE))]):
         storage, operand = MOE_DTYPE[row.moe_dtype]
         ffn = _experts(row, storage, operand)
-        counts = power_law_counts(row.num_tokens * row.topk, row.num_experts, 1.2, row.num_tokens * 0.8)
-        load = RankLoad(float(counts.sum()), float((counts > 0).sum()))
-        yield row, tuple(unfused_ops(ffn, load, row.moe_tp_size))
+        yield row, tuple(unfused_ops(ffn, _load(row), row.moe_tp_size))
+
+
+def _load(row: Any) -> RankLoad:
+    counts = power_law_counts(row.num_tokens * row.topk, row.num_experts, 1.2, row.num_tokens * 0.8)
+    choices, touched = float(counts.sum()), float((counts > 0).sum())
+    groups = GROUPED.get((row.num_experts, row.topk, row.hidden_size))
+    if groups and row.db_framework in ROUTED_IN_GROUPS:
+        touched = touched_in_groups(row.num_tokens, row.topk, tuple(counts.astype(int).tolist()), *groups)
+    return RankLoad(choices, touched)
 
 
 def _experts(row: Any, storage: WeightDtype, operand: WeightDtype) -> MoeSpec:
@@ -172,8 +154,7 @@ def _gqa(row: Any) -> AttentionSpec:
 
 def one_kernel(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows of the kernel that is fastest where several ran the same shapes: a stack runs one of them."""
-    shape = [column for column in map(str, frame) if column not in (*NOT_SHAPE, "kernel_source", "db_version")]
-    best = frame.groupby(shape, dropna=False)["latency"].transform("min")
+    best = frame.groupby(same_shapes(frame), dropna=False)["latency"].transform("min")
     slower = (frame["latency"] / best).groupby(frame["kernel_source"]).median()
     return frame[frame["kernel_source"].map(slower) == slower.min()]
 

@@ -7,14 +7,15 @@ from attention modules with everything else held. Classes without a usable table
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
-from calibration.fit import Array, Fitted, Measured, Parameters, Work, dtypes_of, fit, ragged, with_short_rows
-from calibration.gates import Rejected, copied_from, data_sheets_agree, gate_rows, host_bound
+from calibration.fit import Array, Fitted, Measured, Parameters, Work, fit, kernels_of, ragged, with_short_rows
+from calibration.gates import Rejected, copied_from, data_sheets_agree, gate_rows, host_bound, slower_kernel
 from calibration.op_families import measurements
 from calibration.tables import Tables, read_tables, systems
 from hw_profiles.catalog import load
@@ -63,7 +64,7 @@ def calibrate(system: str, stack: str, folder: Path | None = None) -> Calibratio
     hardware = load(system)
     tables = read_tables(hardware.name, stack, folder)
     measured, rejected, left_out = _gated(tables, hardware, folder)
-    start = Parameters.of(with_short_rows(ragged(hardware.efficiency.classes)), dtypes_of(measured))
+    start = Parameters.of(with_short_rows(ragged(hardware.efficiency.classes)), kernels_of(measured))
     groups: dict[str, list[Measured]] = {}
     for one in measured:
         groups.setdefault(_group(one), []).append(one)
@@ -102,6 +103,9 @@ def _gated(
         if twin is not None and not data_sheets_agree(hardware, load(twin)):
             rejected.append(Rejected(family, "copied table", len(frame), f"the times of {twin}"))
             continue
+        if family == "moe":
+            frame, thrown = _without_slower_kernels(frame, hardware, others)
+            rejected += thrown
         found = measurements(family, frame, hardware)
         left_out[family] = len(frame) - len(found)
         kept, thrown = gate_rows(family, frame, found, hardware)
@@ -111,6 +115,22 @@ def _gated(
     products, thrown = host_bound([one for one in measured if one.family == "gemm"], modules)
     rest = [one for one in measured if one.family != "gemm"]
     return [*products, *rest], [*rejected, *thrown], left_out
+
+
+def _without_slower_kernels(
+    frame: pd.DataFrame, hardware: HardwareProfile, others: Mapping[str, Tables]
+) -> tuple[pd.DataFrame, list[Rejected]]:
+    alike = {
+        name: tables.frames["moe"]
+        for name, tables in others.items()
+        if "moe" in tables.frames and data_sheets_agree(hardware, load(name))
+    }
+    rejected = []
+    for dtype, name in slower_kernel(frame, alike).items():
+        slow = frame["moe_dtype"] == dtype
+        rejected.append(Rejected("moe", "slower kernel", int(slow.sum()), f"{dtype}: than on {name}"))
+        frame = frame[~slow]
+    return frame, rejected
 
 
 def _other_tables(system: str, stack: str, folder: Path | None) -> dict[str, Tables]:

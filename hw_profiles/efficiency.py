@@ -61,6 +61,23 @@ STANDS_FOR = {
 }
 
 
+WIDENING = " x "  # between operands and weights in the name of a kernel
+
+
+def operands_of(kernel: str) -> str:
+    """Operand dtype of a kernel.
+
+    >>> operands_of("fp8 x fp4"), operands_of("bf16"), operands_of("")
+    ('fp8', 'bf16', '')
+    """
+    return kernel.partition(WIDENING)[0]
+
+
+def _of(values: dict[str, float], kernel: str, rest: float) -> float:
+    """The value of `kernel`, of others with its operands, or of all."""
+    return values[kernel] if kernel in values else values.get(operands_of(kernel), rest)
+
+
 class ClassEfficiency(Strict):
     """Parameters of t = t0 + ((FLOPs/F)^q + (bytes/B)^q + (net/N)^q)^(1/q) for one op class.
 
@@ -78,26 +95,27 @@ class ClassEfficiency(Strict):
     tile_rows: Annotated[FiniteFloat, Field(ge=0, le=1024)] = 0.0
     # times as long as others that bytes of short rows take (`Op.short_row_bytes`)
     short_row_factor: Annotated[FiniteFloat, Field(ge=1, le=1024)] = 1.0
-    # operand dtypes whose fraction of their own peak differs
+    # By kernel: the operand dtype, or with that of weights that it widens, as in "fp8 x fp4".
+    # kernels whose fraction of their operands' peak differs
     matrix_fraction_by: dict[str, Fraction] = Field(default_factory=dict)
-    # operand dtypes whose kernels reach another fraction of the memory bandwidth
+    # kernels that reach another fraction of the memory bandwidth
     memory_fraction_by: dict[str, Fraction] = Field(default_factory=dict)
-    # operand dtypes whose kernels have another floor
+    # kernels with another floor
     latency_s_by: dict[str, Seconds] = Field(default_factory=dict)
     source: Source
     assumed: bool
 
-    def matrix_fraction_of(self, dtype: str) -> float:
-        """Fraction of the peak of `dtype`."""
-        return self.matrix_fraction_by.get(dtype, self.matrix_fraction)
+    def matrix_fraction_of(self, kernel: str) -> float:
+        """Fraction of the peak of the operands of `kernel`."""
+        return _of(self.matrix_fraction_by, kernel, self.matrix_fraction)
 
-    def memory_fraction_of(self, dtype: str) -> float:
-        """Fraction of the memory bandwidth that kernels with operands of `dtype` reach."""
-        return self.memory_fraction_by.get(dtype, self.memory_fraction)
+    def memory_fraction_of(self, kernel: str) -> float:
+        """Fraction of the memory bandwidth that `kernel` reaches."""
+        return _of(self.memory_fraction_by, kernel, self.memory_fraction)
 
-    def latency_s_of(self, dtype: str) -> float:
-        """Floor of kernels with operands of `dtype`. [s]"""
-        return self.latency_s_by.get(dtype, self.latency_s)
+    def latency_s_of(self, kernel: str) -> float:
+        """Floor of `kernel`. [s]"""
+        return _of(self.latency_s_by, kernel, self.latency_s)
 
 
 class Efficiency(Strict):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calibration.fit import UPPER, Measured, Parameters, Work, at_peak, dtypes_of, fit, ragged
+from calibration.fit import UPPER, Measured, Parameters, Work, at_peak, fit, kernels_of, ragged
 from calibration.gates import CACHE_BYTES, FASTEST
 from calibration.machine.measurement import FitError, Measurement, Measurements
 from hw_profiles import catalog
@@ -17,7 +17,7 @@ from hw_profiles.profile import HardwareProfile
 CONTRADICTION = 4.0  # ratio of two times of the same work
 CONTRADICTING_SHARE = 0.2  # of the work that was measured more than once
 PRICED = ("op_class", "hbm_bytes", "network_bytes", "link", "count", "hops", "row_flops",
-          "short_row_bytes")  # and FLOPs by dtype  # fmt: skip
+          "short_row_bytes", "stored")  # and FLOPs by dtype  # fmt: skip
 LONGEST_FLOOR_S = 5e-3  # ops of plain PyTorch on a CPU are many calls each
 
 
@@ -86,7 +86,7 @@ def class_of(row: Measured) -> OpClass:
 def fit_ops(rows: Sequence[Measured], hardware: HardwareProfile) -> tuple[Parameters, tuple[OpPoint, ...]]:
     """Class by class; elementwise first, for it takes part in other classes' measurements. Errors are of shapes held
     out: repeats of one in other steps and layers tell nothing of it."""
-    parameters = Parameters.of(ragged(hardware.efficiency.classes), dtypes_of(rows))
+    parameters = Parameters.of(ragged(hardware.efficiency.classes), kernels_of(rows))
     upper = {**UPPER, "latency_s": LONGEST_FLOOR_S}
     points: list[OpPoint] = []
     for op_class in sorted({class_of(row) for row in rows}, key=lambda c: (c is not OpClass.ELEMENTWISE, c)):

@@ -72,6 +72,8 @@ class Point:
     median_ttft_ms: float | None = None  # beside a mean, where the row says
     token_budget: float | None = None  # tokens that a step of one attention rank may hold, where the row says
     prefill_chunk: float | None = None  # prompt tokens that a step of one attention rank takes, where the row says
+    most_running: float | None = None  # requests that a decode instance runs at once, where the row says
+    most_running_of_rank: float | None = None  # those of one attention rank, likewise
     distrusted: str = ""  # the rule by which the row is scored apart (`trust`)
 
     @property
@@ -184,6 +186,8 @@ def parse_point(index: int, row: Mapping[str, Any]) -> Point:
         _median_ttft_ms(row) if mean_ttft else None,
         _said(row, r"max-num-batched-tokens[ =](\d+)"),
         _said(row, r"chunked prefill (\d+)|chunked-prefill-size[ =](\d+)"),
+        _said(row, r"max-running-requests[ =](\d+)|(\d+) running requests"),
+        _said(row, r"max-num-seqs[ =](\d+)"),
     )
     label = f"{_text(row, 'prefill_parallel')} {_text(row, 'decode_parallel')}"
     return replace(point, distrusted=distrust(point, _text(row, "date"), _text(row, "notes"), label))

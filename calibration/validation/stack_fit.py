@@ -20,7 +20,7 @@ from calibration.validation.balance import Loop, balance
 from calibration.validation.points import Point
 from calibration.validation.stack import LEVEL_SHARE, NAMES, WIDTHS, StackFit, assumed
 
-ITERATIONS = 16
+ITERATIONS = 30
 TRIALS = 5  # dampings tried in one iteration
 DAMPING = 0.1
 ROBUST = 0.1  # log error at which a point counts half (Cauchy loss): first-generation software is far off
@@ -51,7 +51,6 @@ def fit_stack(
     weight: Array,
     source: str,
     frozen: Sequence[str] = (),
-    iterations: int = ITERATIONS,
 ) -> StackFit:
     """target: [points, metrics] logs. weight: of each point. frozen: parameters kept at their assumed values."""
     known = sorted({level for mine in levels for level in mine})
@@ -84,7 +83,7 @@ def fit_stack(
     shifts = np.zeros((len(groups), len(free)))
     theta, base, errors, loss = errors_of(shifts)
     damping = DAMPING
-    for _ in range(iterations):
+    for _ in range(ITERATIONS):
         slopes = np.stack([_slope(loop, theta, base, i) for i in free], axis=2)
         normal, gradient, curved = _normal(
             shifts, group, slopes, errors, each / (1 + (errors / ROBUST) ** 2), stiff, widths

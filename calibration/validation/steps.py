@@ -48,7 +48,7 @@ class PointSteps:
     own: Prompts  # one prompt, as its request sees it
     arriving: Prompts  # as many as come in the time of a step
     packed: Prompts  # as many as a step takes on every attention rank
-    limit: float  # sequences whose KV fits on a decode instance
+    limit: float  # sequences that a decode instance can run at once
 
 
 def steps_of(point: Point) -> PointSteps:
@@ -59,7 +59,7 @@ def steps_of(point: Point) -> PointSteps:
         decode = _engine(point, point.decode, hardware, point.drafts)
     except (CatalogError, UnknownModel, ParallelismError) as error:
         raise Unpredictable(str(error)) from None
-    limit = min(_limit(point, decode), _budget_limit(point, decode))
+    limit = min(_limit(point, decode), _budget_limit(point, decode), _stated_limit(point, decode))
     if point.disaggregated and point.phase == "e2e":
         most = max(1.0, min(point.concurrency / point.decode.count * 1.02, limit))
         batches = tuple(np.unique(np.round(np.geomspace(1, most, GRID), 3)).tolist())
@@ -132,6 +132,12 @@ def _budget_limit(point: Point, engine: StepLatency) -> float:
     drafts = engine.draft_tokens
     each = 1 + drafts + accepted_tokens(drafts) * point.prompt / point.output
     return max(1.0, point.token_budget / each * engine.parallelism.dp)
+
+
+def _stated_limit(point: Point, engine: StepLatency) -> float:
+    """Sequences that the row says an instance runs at once."""
+    ranks = engine.parallelism.dp
+    return min(point.most_running or math.inf, (point.most_running_of_rank or math.inf) * ranks)
 
 
 def _load(engine: StepLatency, batch: float, context: float) -> DecodeLoad:

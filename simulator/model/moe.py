@@ -79,10 +79,18 @@ def expert_ops(ffn: MoeSpec, sent: float, tokens: float, load: RankLoad, cut: Cu
     return [*before, *unfused_ops(ffn, load, cut.expert_tp), *after]
 
 
+def _operands(ffn: MoeSpec) -> WeightDtype:
+    return "bf16" if ffn.expert_compute == "int4" else ffn.expert_compute
+
+
 def _flops(ffn: MoeSpec, matrices: int, choices: float, expert_tp: int) -> dict[str, float]:
     work = 2 * matrices * ffn.expert_hidden * ffn.expert_intermediate * choices / expert_tp
-    dtype = "bf16" if ffn.expert_compute == "int4" else ffn.expert_compute
-    return {dtype: work}
+    return {_operands(ffn): work}
+
+
+def _widened(ffn: MoeSpec) -> WeightDtype | None:
+    """Storage type of weights that are not multiplied as they are stored."""
+    return None if ffn.expert_dtype == _operands(ffn) else ffn.expert_dtype
 
 
 def fused_op(ffn: MoeSpec, sent: float, load: RankLoad, cut: Cut) -> Op:
@@ -119,6 +127,7 @@ def unfused_ops(ffn: MoeSpec, load: RankLoad, expert_tp: int) -> list[Op]:
             OpClass.GROUPED_GEMM,
             _flops(ffn, up, choices, expert_tp),
             weights * up / ffn.matrices + choices * (element * width + OUTPUT_BYTES * up * inner),
+            stored=_widened(ffn),
         ),
         Op(
             "expert activation",
@@ -130,6 +139,7 @@ def unfused_ops(ffn: MoeSpec, load: RankLoad, expert_tp: int) -> list[Op]:
             OpClass.GROUPED_GEMM,
             _flops(ffn, 1, choices, expert_tp),
             weights / ffn.matrices + choices * (element * inner + OUTPUT_BYTES * width),
+            stored=_widened(ffn),
         ),
         Op(
             "sum of choices",

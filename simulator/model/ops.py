@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from hw_profiles.efficiency import OpClass
+from hw_profiles.efficiency import WIDENING, OpClass
 from simulator.model.architecture import AttentionSpec, WeightDtype
 
 Link = Literal["scale_up", "scale_out"]
@@ -45,11 +45,18 @@ class Op:
     hops: float = 1  # latencies in sequence (levels of a collective, kernels of an op), or a share of one
     short_row_bytes: float = 0.0  # of the HBM bytes, those of rows that a kernel handles in another way than long ones
     row_flops: float = 0.0  # of one more row in every tile that may be ragged, in the dtype of `flops`
+    stored: WeightDtype | None = None  # type of weights that the kernel widens to its operands' on the way in
 
 
 def operand_dtype(op: Op) -> str:
-    """Operand dtype of most of the op's FLOPs, which says what kernel runs it; "" where it multiplies nothing."""
+    """Operand dtype of most of the op's FLOPs; "" where it multiplies nothing."""
     return max(op.flops, key=lambda dtype: op.flops[dtype], default="")
+
+
+def kernel_of(op: Op) -> str:
+    """What kernel runs it: its operand dtype, and the type of weights that it widens, as in "fp8 x fp4"."""
+    dtype = operand_dtype(op)
+    return f"{dtype}{WIDENING}{op.stored}" if op.stored else dtype
 
 
 class Reader(NamedTuple):

@@ -3,7 +3,7 @@
     t = t0 + ((FLOPs/F)^q + (bytes/B)^q + (net/N)^q)^(1/q)
 
 F, B, N are data-sheet peaks times the achieved fractions of the op's class, t0 its latency floor, q its exponent. F, B
-and t0 differ by operand dtype where the class says so.
+and t0 differ by kernel (operand dtype, and that of weights it widens) where the class says so.
 FLOPs are those of the op and of the rows that fill up its ragged tiles; bytes of short rows count `short_row_factor`
 times.
 Reference: Williams et al., "Roofline", CACM 2009; the p-norm between sum (q = 1) and maximum (q = infinity).
@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from hw_profiles.profile import HardwareProfile
-from simulator.model.ops import Op, operand_dtype
+from simulator.model.ops import Op, kernel_of
 
 Bound = Literal["compute", "memory", "network", "latency", "host"]
 
@@ -56,18 +56,19 @@ def p_norm(terms: tuple[float, ...], exponent: float) -> float:
 def roof_times(op: Op, hardware: HardwareProfile) -> RoofTimes:
     """One launch of `op`. FLOPs of several dtypes add up as times."""
     rates = hardware.efficiency.classes[op.op_class]
+    kernel = kernel_of(op)
     compute_s = sum(
-        (flops + rates.tile_rows * op.row_flops) / (hardware.matrix_peak(dtype) * rates.matrix_fraction_of(dtype))
+        (flops + rates.tile_rows * op.row_flops)
+        / (hardware.matrix_peak(dtype) * rates.matrix_fraction_of(kernel if op.stored else dtype))
         for dtype, flops in op.flops.items()
     )
     num_bytes = op.hbm_bytes + (rates.short_row_factor - 1.0) * op.short_row_bytes
-    dtype = operand_dtype(op)
-    memory_s = num_bytes / (hardware.memory_bandwidth * rates.memory_fraction_of(dtype))
+    memory_s = num_bytes / (hardware.memory_bandwidth * rates.memory_fraction_of(kernel))
     network_s = 0.0
     if op.link is not None:
         peak = hardware.scale_up_bandwidth if op.link == "scale_up" else hardware.scale_out_bandwidth
         network_s = op.network_bytes / (peak * rates.network_fraction)
-    return RoofTimes(rates.latency_s_of(dtype) * op.hops, compute_s, memory_s, network_s, rates.exponent)
+    return RoofTimes(rates.latency_s_of(kernel) * op.hops, compute_s, memory_s, network_s, rates.exponent)
 
 
 def op_seconds(op: Op, hardware: HardwareProfile) -> float:

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from calibration.fit import Measured, Parameters, Work, dtypes_of, fit
+from calibration.fit import Measured, Parameters, Work, fit, kernels_of
 from calibration.gates import copied_from, data_sheets_agree, gate_rows
-from calibration.op_families import gemm, generation_mla, measurements, one_kernel, power_law_counts
+from calibration.op_families import gemm, generation_mla, measurements, one_kernel
 from hw_profiles.catalog import load
 from hw_profiles.efficiency import OpClass
 from hw_profiles.profile import HardwareProfile
@@ -46,7 +46,7 @@ def test_fit_recovers_the_rates_that_made_the_times() -> None:
         matrix_fraction=0.6, matrix_fraction_by={"fp8": 0.45}, memory_fraction=0.8, latency_s=5e-6, exponent=2.5,
     )  # fmt: skip
     measured = measurements("gemm", timed(shapes(), truth), B200)
-    start = Parameters.of(B200.efficiency.classes, dtypes_of(measured))
+    start = Parameters.of(B200.efficiency.classes, kernels_of(measured))
     found = fit(Work.of(measured, B200, start), start, {OpClass.DENSE_GEMM})
     at = found.parameters.value
     assert at("matrix_fraction", OpClass.DENSE_GEMM, "bf16") == pytest.approx(0.6, rel=0.03)
@@ -70,21 +70,21 @@ def cores(truth: HardwareProfile) -> list[Measured]:
 def test_each_dtype_has_a_memory_fraction_of_its_own_but_in_dense_products() -> None:
     truth = with_rates(OpClass.LATENT_DECODE, memory_fraction=0.7, memory_fraction_by={"fp8": 0.4})
     measured = cores(truth)
-    start = Parameters.of(B200.efficiency.classes, dtypes_of(measured))
+    start = Parameters.of(B200.efficiency.classes, kernels_of(measured))
     found = fit(Work.of(measured, B200, start), start, {OpClass.LATENT_DECODE}).parameters
-    assert found.by_dtype("memory_fraction", OpClass.LATENT_DECODE) == pytest.approx(
+    assert found.by_kernel("memory_fraction", OpClass.LATENT_DECODE) == pytest.approx(
         {"bf16": 0.7, "fp8": 0.4}, rel=0.03
     )
     fractions = found.fractions(OpClass.LATENT_DECODE, B200.efficiency.classes[OpClass.LATENT_DECODE])
     assert fractions["memory_fraction"] == pytest.approx(0.4, rel=0.03)  # an unseen precision takes the least
     products = measurements("gemm", timed(shapes(), B200), B200)
-    shared = Parameters.of(B200.efficiency.classes, dtypes_of(products))
-    assert shared.by_dtype("memory_fraction", OpClass.DENSE_GEMM) == {}
+    shared = Parameters.of(B200.efficiency.classes, kernels_of(products))
+    assert shared.by_kernel("memory_fraction", OpClass.DENSE_GEMM) == {}
 
 
 def test_work_prices_ops_as_the_simulator_does() -> None:
     measured = measurements("gemm", timed(shapes(), B200), B200)
-    start = Parameters.of(B200.efficiency.classes, dtypes_of(measured))
+    start = Parameters.of(B200.efficiency.classes, kernels_of(measured))
     predicted = Work.of(measured, B200, start).seconds(start.logs)
     assert predicted == pytest.approx([one.seconds for one in measured], rel=1e-9)
 
@@ -132,19 +132,6 @@ def test_copies_are_found_and_judged_by_data_sheets() -> None:
     assert data_sheets_agree(load("b200_sxm"), load("b200_sxm"))
 
 
-def test_power_law_counts_add_up_and_are_uneven() -> None:
-    counts = power_law_counts(8192.0, 256, 1.2, 800.0)
-    assert counts.sum() == pytest.approx(8192.0)
-    assert counts.max() > 20 * np.median(counts)
-
-
-def test_missing_choices_go_to_idle_experts() -> None:
-    """16 tokens with 6 of 256 experts each: rounded loads fall 17 short of 96."""
-    counts = power_law_counts(96.0, 256, 1.2, 12.8)
-    assert counts.sum() == pytest.approx(96.0)
-    assert 70 <= (counts > 0).sum() <= 96
-
-
 def test_of_two_kernels_of_the_same_shapes_the_faster_stands_for_the_stack() -> None:
     frame = pd.DataFrame({"batch_size": [1, 2, 4], "kernel_source": "fast", "latency": [1.0, 2.0, 4.0]})
     slow = frame.assign(kernel_source="slow", latency=frame["latency"] * 1.4)
@@ -185,7 +172,7 @@ def test_decode_cores_of_grouped_heads_have_a_floor_of_each_precision() -> None:
         for dtype, floor in (("bf16", 9e-6), ("fp8", 17e-6))
         for size in np.geomspace(1e5, 3e9, 20)
     ]
-    start = Parameters.of(B200.efficiency.classes, dtypes_of(measured))
+    start = Parameters.of(B200.efficiency.classes, kernels_of(measured))
     found = fit(Work.of(measured, B200, start), start, {OpClass.ATTENTION_DECODE}).parameters
     floors = found.floors(OpClass.ATTENTION_DECODE)
     assert floors["latency_s_by"] == pytest.approx({"bf16": 9e-6, "fp8": 17e-6}, rel=0.03)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from calibration.fit import Measured, Parameters, Work, dtypes_of, fit
+from calibration.fit import Measured, Parameters, Work, fit, kernels_of
 from calibration.warm import share_of_time
 from hw_profiles.catalog import load
 from hw_profiles.efficiency import OpClass
@@ -35,7 +35,7 @@ def test_fit_of_warm_launches_finds_cold_rates() -> None:
         times = roof_times(op, truth)
         seconds = times.latency_s + times.memory_s * share_of_time(num_bytes, "blackwell")
         measured.append(Measured("mhc_module", (op,), seconds, "row", warm=True))
-    start = Parameters.of(classes, dtypes_of(measured))
+    start = Parameters.of(classes, kernels_of(measured))
     found = fit(Work.of(measured, part, start), start, {OpClass.MIXING}).parameters
     assert found.value("memory_fraction", OpClass.MIXING) == pytest.approx(0.85, rel=0.02)
     assert found.value("latency_s", OpClass.MIXING) == pytest.approx(9e-6, rel=0.02)

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from numpy.typing import NDArray
 
-from calibration.validation.balance import balance, waits
+from calibration.validation.balance import balance, waits, waits_of_steps
 from calibration.validation.run import predictions, prepare, report
 from calibration.validation.stack import NOTHING_FITTED, PARAMETERS, StackFit, shipped, values
 from calibration.validation.steps import hardware_of, parallelism_of
@@ -146,6 +147,53 @@ def test_waits_are_those_of_a_queue_with_poisson_arrivals(busy: float) -> None:
     mean, median = waits(np.array([1.0]), np.array([busy]), np.array([1e9]), np.array([0.0]))
     assert mean[0] == pytest.approx(seen.mean(), rel=0.05)
     assert median[0] == pytest.approx(np.median(seen), abs=0.2)
+
+
+def sojourns(fixed: float, each: float, most: int, rate: float) -> NDArray[np.float64]:
+    """Of Poisson arrivals at a server whose steps take all that wait, at most `most`, in fixed + n each seconds."""
+    arrivals = np.cumsum(np.random.default_rng(0).exponential(1 / rate, 40_000))
+    out = np.empty(len(arrivals))
+    now, first = 0.0, 0
+    while first < len(arrivals):
+        start = max(now, arrivals[first])
+        last = max(first + 1, min(int(np.searchsorted(arrivals, start, side="right")), first + most))
+        now = start + fixed + (last - first) * each
+        out[first:last] = now - arrivals[first:last]
+        first = last
+    return out
+
+
+@pytest.mark.parametrize("busy", [0.05, 0.3, 0.6, 0.9])
+@pytest.mark.parametrize(
+    ("fixed", "each", "most"), [(0.0, 1.0, 1), (0.875, 0.125, 8), (0.5, 0.5, 8), (0.9, 0.1, 64), (0.0, 1.0, 8)]
+)
+def test_waits_of_steps_are_those_of_a_simulated_queue(fixed: float, each: float, most: int, busy: float) -> None:
+    """Data-parallel ranks: one prompt takes a whole step (fixed), eight take hardly more. Medians jump where half of
+    the prompts find a step running; elsewhere they are as good."""
+    served = (fixed + most * each) / most
+    seen = sojourns(fixed, each, most, busy / served)
+    own, many = np.array([fixed + each]), np.array([1e9])
+    mean, median = waits_of_steps(
+        own, np.array([served]), np.array([most]), np.array([busy / served]), many, np.array([0.0])
+    )
+    assert own + mean == pytest.approx(seen.mean(), rel=0.15)
+    assert own + median == pytest.approx(np.median(seen), rel=0.5 if 0.3 <= busy <= 0.6 else 0.15)
+
+
+def test_nobody_waits_for_prompts_that_are_not_there() -> None:
+    alone = waits_of_steps(*(np.array([x]) for x in (1.0, 0.2, 8.0, 0.5, 0.0, 0.0)))
+    assert [float(x[0]) for x in alone] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("notes", "running"),
+    [("--max-running-requests 64", 64), ("KV-capacity-bound (~15 running requests)", 15), ("--max-num-seqs=8", 32)],
+)
+def test_stated_limits_bound_the_running_requests(notes: str, running: float) -> None:
+    """`max-num-seqs` is of each of four data-parallel ranks."""
+    labels = {"decode_parallel": "DEP4", "prefill_parallel": "DEP4", "n_gpu": 4}
+    (one,) = prepare(pd.DataFrame([{**ROW, **labels, "concurrency": 400, "notes": notes}])).steps
+    assert one.batches == (running,)
 
 
 def test_a_token_budget_bounds_the_running_requests() -> None:

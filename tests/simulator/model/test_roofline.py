@@ -68,3 +68,15 @@ def test_memory_rate_is_that_of_the_operands_dtype(with_classes: Callable[..., H
     for flops, seconds in (({}, 8e-3), ({"bf16": 0.0}, 8e-3), ({"fp8": 0.0}, 5e-3)):
         op = Op("op", OpClass.LATENT_DECODE, flops, 4e-3 * 4.8e12)
         assert op_seconds(op, part) == pytest.approx(seconds, rel=1e-6)
+
+
+def test_kernels_that_widen_weights_have_rates_of_their_own(with_classes: Callable[..., HardwareProfile]) -> None:
+    """FP8 operands with FP4 weights: 1 ms of FLOPs at the FP8 peak takes 4 ms at a quarter of it, where FP8 weights
+    reach half; weights of a type that no kernel is known for take the operands' rate."""
+    part = with_classes(
+        load("h200_sxm"), matrix_fraction_by={"fp8": 0.5, "fp8 x fp4": 0.25}, latency_s=0.0, latency_s_by={"fp8": 1e-3}
+    )
+    flops = {"fp8": 1e-3 * part.matrix_peak("fp8")}
+    for stored, seconds in ((None, 3e-3), ("fp4", 5e-3), ("int4", 3e-3)):
+        op = Op("op", OpClass.LATENT_DECODE, flops, stored=stored)  # type: ignore[arg-type]
+        assert op_seconds(op, part) == pytest.approx(seconds, rel=1e-6)
