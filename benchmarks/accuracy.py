@@ -6,7 +6,8 @@ Splits: random halves of the rows (neighbours of a sweep fall on both sides); ea
 left out, and each family of them (SGLang with Dynamo+SGLang); all disaggregated rows left out (fit on colocated ones).
 Older runs of a configuration are left out of fits and scores alike (their notes say so): software moved on. Rows
 that another rule of `calibration.validation.points.distrust` names are not fitted, and scored apart. Bands of a split
-use the spread of the residuals of its other folds, never its own.
+use the spread of the residuals of its other folds, never its own. "levels of stacks known" takes the median error of
+each stack off, which other rows of it tell.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 # TTFT above this share of the decode time is queueing for admission, not service.
 SATURATED = 0.5
 FEWEST_TEST = 8
+FEWEST_OF_LEVEL = 4  # rows from which the level of a stack is taken
 OLDER = "older run of a configuration"
 
 Array = NDArray[np.float64]
@@ -134,6 +136,25 @@ def score(errors: Array, bands: Array) -> dict[str, dict[str, float]]:
     return out
 
 
+def levelled(study: Study, test: Index, errors: Array) -> Array:
+    """Errors with the level of each stack (accelerator, engine, model, form) known: less the median of the other half
+    of its rows, drawn at random. What is left is not a matter of how fast that stack is in all."""
+    half = np.random.default_rng(0).permutation(len(test)) % 2
+    stacks: dict[tuple[str, str, str, bool], list[int]] = {}
+    for place, row in enumerate(test):
+        name = (study.gpu[row], study.engine[row], study.model[row], bool(study.disaggregated[row]))
+        stacks.setdefault(name, []).append(place)
+    out = errors.copy()
+    for places in stacks.values():
+        mine = np.array(places)
+        for side in (0, 1):
+            others = errors[mine[half[mine] != side]]
+            known = np.isfinite(others).sum(axis=0) >= FEWEST_OF_LEVEL
+            level = np.array([np.nanmedian(others[:, i]) if known[i] else 0.0 for i in range(errors.shape[1])])
+            out[mine[half[mine] == side]] -= level
+    return out
+
+
 def scored(study: Study, found: Sequence[tuple[str, Index, Array]], fallback: Array) -> dict[str, Any]:
     """A split: overall, by fold and by model. Each fold's band is the spread over the other folds."""
     bands = []
@@ -147,6 +168,7 @@ def scored(study: Study, found: Sequence[tuple[str, Index, Array]], fallback: Ar
     kept = study.trusted[test]
     return {
         "overall": score(errors[kept], band[kept]),
+        "levels of stacks known": score(levelled(study, test[kept], errors[kept]), band[kept]),
         "with distrusted rows": score(errors, band),
         "by fold": {name: score(e, b) for (name, _, e), b in zip(found, bands, strict=True)},
         "by model": {
