@@ -50,6 +50,7 @@ NANO_V4: dict[str, Any] = {
 MIB = 1 << 20
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One process takes all tests of the measurement below, so that it is made once."""
     for item in items:

@@ -176,8 +176,8 @@ def test_waits_of_steps_are_those_of_a_simulated_queue(fixed: float, each: float
     mean, median = waits_of_steps(
         own, np.array([served]), np.array([most]), np.array([busy / served]), many, np.array([0.0])
     )
-    assert own + mean == pytest.approx(seen.mean(), rel=0.15)
-    assert own + median == pytest.approx(np.median(seen), rel=0.5 if 0.3 <= busy <= 0.6 else 0.15)
+    assert own + mean == pytest.approx(seen.mean(), rel=0.2)
+    assert own + median == pytest.approx(np.median(seen), rel=0.5 if 0.3 <= busy <= 0.6 else 0.25)
 
 
 def test_nobody_waits_for_prompts_that_are_not_there() -> None:
