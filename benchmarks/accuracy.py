@@ -65,7 +65,7 @@ class Study:
         ttft = np.array([p.measured.get("ttft_ms", np.nan) for p in points])
         tpot = np.array([p.measured.get("tpot_ms", np.nan) for p in points])
         self.saturated = ttft > SATURATED * tpot * np.array([p.output for p in points])
-        self._fits: dict[tuple[bytes, tuple[str, ...]], StackFit] = {}  # half a minute each, and asked for again
+        self._fits: dict[tuple[bytes, tuple[str, ...]], StackFit] = {}  # a minute each, and asked for again
 
     def fit(self, train: Index, frozen: Sequence[str] = ()) -> StackFit:
         key = (train.tobytes(), tuple(frozen))

@@ -139,33 +139,31 @@ class Parameters:
         return self.place[field, op.op_class, _kernel_for(field, op.op_class, kernel_of(op))]
 
     def by_kernel(self, field: str, op_class: OpClass) -> dict[str, float]:
-        """Values of a field that kernels have alone, "" for ops that multiply nothing; none where all share it."""
+        """Values of a field that differs by kernel, "" for ops that multiply nothing; none where all share it."""
         found = sorted(k for f, c, k in self.slots if (f, c) == (field, op_class))
         return {} if found == [""] else {kernel: self.value(field, op_class, kernel) for kernel in found}
+
+    def _rest(self, field: str, op_class: OpClass) -> float:
+        """Of kernels without a row: the least of those that have one and multiply, or what all share."""
+        own = [value for kernel, value in self.by_kernel(field, op_class).items() if kernel]
+        return min(own) if own else self.value(field, op_class)
 
     def fractions(self, op_class: OpClass, before: ClassEfficiency) -> dict[str, float | dict[str, float]]:
         """Matrix and memory fractions as fields of a `ClassEfficiency`, rounded. Kernels without a row take the least
         of those that have one."""
         matrix, memory = ({k: round(v, 4) for k, v in self.by_kernel(f, op_class).items()} for f in FIELDS[:2])
         matrix.pop("", None)
-        shared = round(self.value("memory_fraction", op_class), 4) if not memory else 0.0
         return {
             "matrix_fraction": min(matrix.values(), default=before.matrix_fraction),
             "matrix_fraction_by": matrix,
-            "memory_fraction": _least(memory) or shared,
+            "memory_fraction": round(self._rest("memory_fraction", op_class), 4),
             "memory_fraction_by": memory,
         }
 
     def floors(self, op_class: OpClass) -> dict[str, float | dict[str, float]]:
         """Latencies as fields of a `ClassEfficiency`, in four digits. Kernels without a row take the least."""
         own = {kernel: float(f"{value:.4g}") for kernel, value in self.by_kernel("latency_s", op_class).items()}
-        shared = float(f"{self.value('latency_s', op_class):.4g}") if not own else 0.0
-        return {"latency_s": _least(own) or shared, "latency_s_by": own}
-
-
-def _least(values: Mapping[str, float]) -> float:
-    """Of kernels that multiply; 0 where there are none."""
-    return min((value for kernel, value in values.items() if kernel), default=0.0)
+        return {"latency_s": float(f"{self._rest('latency_s', op_class):.4g}"), "latency_s_by": own}
 
 
 @dataclass(frozen=True)

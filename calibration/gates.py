@@ -177,10 +177,10 @@ def fastest(frame: pd.DataFrame) -> pd.DataFrame:
 def slower_kernel(frame: pd.DataFrame, others: dict[str, pd.DataFrame]) -> dict[str, str]:
     """Precisions of experts whose kernel is slower than in tables of accelerators with the same data sheet (gate 7),
     and the accelerator."""
-    shape = same_shapes(frame)
+    shape, own = same_shapes(frame), fastest(frame)
     found: dict[str, str] = {}
     for name, other in others.items():
-        both = fastest(frame).merge(fastest(other), on=shape, suffixes=("", "_other"))
+        both = own.merge(fastest(other), on=shape, suffixes=("", "_other"))
         ratio = (both["latency"] / both["latency_other"]).groupby(both["moe_dtype"]).median()
         found |= {str(dtype): name for dtype in ratio.index[ratio > SAME_KERNEL]}
     return found

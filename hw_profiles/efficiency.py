@@ -95,7 +95,8 @@ class ClassEfficiency(Strict):
     tile_rows: Annotated[FiniteFloat, Field(ge=0, le=1024)] = 0.0
     # times as long as others that bytes of short rows take (`Op.short_row_bytes`)
     short_row_factor: Annotated[FiniteFloat, Field(ge=1, le=1024)] = 1.0
-    # By kernel: the operand dtype, or with that of weights that it widens, as in "fp8 x fp4".
+    # By kernel: the operand dtype, or with that of weights that it widens, as in "fp8 x fp4"; "" for ops that multiply
+    # nothing.
     # kernels whose fraction of their operands' peak differs
     matrix_fraction_by: dict[str, Fraction] = Field(default_factory=dict)
     # kernels that reach another fraction of the memory bandwidth

@@ -283,15 +283,22 @@ def balance(loop: Loop, theta: Array) -> Prediction:
 
 def waits(served_s: Array, busy: Array, ahead: Array, bunching: Array) -> tuple[Array, Array]:
     """Mean and median wait of a prompt. served_s: of one prompt; ahead: others of which it finds half if all come at
-    once.
-
-    Of Poisson arrivals a share `busy` waits at all, W / busy in the mean; taken as exponential, the median of all is
-    W / busy ln(2 busy), and nothing up to half busy.
-    """
+    once."""
     capped = np.minimum(busy, BUSIEST)
-    together = np.maximum(ahead, 0.0) * served_s / 2
     mean = served_s * capped / (2 * (1 - capped))
-    median = mean / np.maximum(capped, 0.5) * np.log(np.maximum(2 * capped, 1.0))
+    return _bounded(mean, _median_wait(mean, capped), served_s, ahead, bunching)
+
+
+def _median_wait(mean: Array, busy: Array) -> Array:
+    """Of Poisson arrivals a share `busy` waits at all, W / busy in the mean; taken as exponential, the median of all is
+    W / busy ln(2 busy), and nothing up to half busy."""
+    median: Array = mean / np.maximum(busy, 0.5) * np.log(np.maximum(2 * busy, 1.0))
+    return median
+
+
+def _bounded(mean: Array, median: Array, served_s: Array, ahead: Array, bunching: Array) -> tuple[Array, Array]:
+    """Both waits, at most that of all who are ahead coming at once, and at least the share `bunching` of it."""
+    together = np.maximum(ahead, 0.0) * served_s / 2
     bunched = bunching * together
     return np.maximum(np.minimum(mean, together), bunched), np.maximum(np.minimum(median, together), bunched)
 
@@ -322,11 +329,8 @@ def waits_of_steps(
     queue = served_s * busy**2 / (2 * (1 - busy))
     mean = running * step * (0.5 + filling) + queue
     in_median = np.maximum(0.0, running - 0.5) / np.maximum(running, 0.5)
-    median = in_median * step + (running > 0.5) * filling * step
-    median = median + queue / np.maximum(busy, 0.5) * np.log(np.maximum(2 * busy, 1.0))
-    together = np.maximum(ahead, 0.0) * served_s / 2
-    bunched = bunching * together
-    return np.maximum(np.minimum(mean, together), bunched), np.maximum(np.minimum(median, together), bunched)
+    median = in_median * step + (running > 0.5) * filling * step + _median_wait(queue, busy)
+    return _bounded(mean, median, served_s, ahead, bunching)
 
 
 def _first_wave(loop: Loop, served_s: Array, ahead: Array, waited: Array, warm_up_s: Array) -> Array:
