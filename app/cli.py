@@ -64,7 +64,10 @@ def _root(
     ] = False,
     profiles: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder of your own profiles, from `calibrate fit`; else MOEPLAN_PROFILES."),
+        typer.Option(
+            metavar="DIR",
+            help="Folder of your own fits, from `calibrate fit` or `calibrate serving`; else MOEPLAN_PROFILES.",
+        ),
     ] = None,
 ) -> None:
     """Size, simulate and price clusters that serve Mixture-of-Experts language models."""

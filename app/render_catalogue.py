@@ -15,7 +15,7 @@ from hw_profiles.efficiency import ORIGINS
 from hw_profiles.units import GB, TB, TFLOP, human_bytes
 
 KIB = 1024
-MARKS = {"measured": "m", "published": "p"}
+MARKS = {"measured": "m", "served": "m", "published": "p"}
 
 
 def gpus_table(parts: list[dict[str, Any]]) -> RenderableType:

@@ -104,6 +104,10 @@ def _class_figures(
     yield Change(name, "exponent", was.exponent, now.exponent)
     yield Change(name, "rows of a ragged tile", was.tile_rows, now.tile_rows)
     yield Change(name, "factor of short rows", was.short_row_factor, now.short_row_factor)
+    for kernel in sorted({*was.reread_share_by, *now.reread_share_by}):
+        yield Change(
+            name, f"weights read again under {kernel}, %", *_percent(*(r.reread_share_of(kernel) for r in (was, now)))
+        )
     yield Change(name, "sigma of log time", was.residual_sigma, now.residual_sigma)
 
 

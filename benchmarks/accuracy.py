@@ -3,11 +3,12 @@
     python -m benchmarks.accuracy POINTS.csv [--ablations] [--ship FILE.json]
 
 Splits: random halves of the rows (neighbours of a sweep fall on both sides); each accelerator left out; each engine
-left out, and each family of them (SGLang with Dynamo+SGLang); all disaggregated rows left out (fit on colocated ones).
-Older runs of a configuration are left out of fits and scores alike (their notes say so): software moved on. Rows
-that another rule of `calibration.validation.points.distrust` names are not fitted, and scored apart. Bands of a split
-use the spread of the residuals of its other folds, never its own. "levels of stacks known" takes the median error of
-each stack off, which other rows of it tell.
+left out, and each family of them (SGLang with Dynamo+SGLang); each model left out; all disaggregated rows left out
+(fit on colocated ones). Older runs of a configuration are left out of fits and scores alike (their notes say so):
+software moved on. Rows that another rule of `calibration.validation.points.distrust` names are not fitted, and scored
+apart. Bands of a split use the spread of the residuals of its other folds, never its own. "levels of stacks known"
+takes the median error of each stack off, which other rows of it tell; "own points" gives some rows of a stack to
+`calibration.own_serving`.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.own_points import own_points
 from calibration.validation.balance import Loop, loop_of, take
 from calibration.validation.points import read_points
 from calibration.validation.run import Z90, engines, log_spread, prepare
 from calibration.validation.stack import NAMES, StackFit
 from calibration.validation.stack_fit import SCORED_METRICS, fit_stack, log_predictions, observed
+from calibration.validation.variants import preset_of
 
 RESULTS = Path(__file__).resolve().parent / "results"
 # TTFT above this share of the decode time is queueing for admission, not service.
@@ -61,6 +64,7 @@ class Study:
         self.engine = np.array([s.point.engine for s in self.steps])
         self.family = np.array(engines(self.everything))[self.rows]
         self.model = np.array([p.model for p in points])
+        self.network = np.array([preset_of(p.model) for p in points])  # one for all versions of its weights
         self.disaggregated = np.array([p.disaggregated for p in points])
         ttft = np.array([p.measured.get("ttft_ms", np.nan) for p in points])
         tpot = np.array([p.measured.get("tpot_ms", np.nan) for p in points])
@@ -108,6 +112,7 @@ def folds(study: Study) -> dict[str, list[Fold]]:
         "unseen accelerator": without(study.gpu),
         "unseen engine": without(study.engine),
         "unseen engine family": without(study.family),
+        "unseen model": without(study.network),
         "colocated to disaggregated": [
             ("disaggregated", everything[~study.disaggregated], everything[study.disaggregated])
         ],
@@ -208,7 +213,7 @@ def sigma_by_situation(by_split: dict[str, Array]) -> dict[str, dict[str, float]
     situations = {
         "known": "random half",
         "new combination": "colocated to disaggregated",
-        "new model": "unseen accelerator",
+        "new model": "unseen model",
         "new engine": "unseen engine family",
         "new accelerator": "unseen accelerator",
     }
@@ -243,6 +248,7 @@ def main() -> None:
         fallback = by_split.get("unseen engine", by_split[name])
         result["splits"][name] = scored(study, found, fallback)
         print(name, json.dumps(result["splits"][name]["overall"]), flush=True)
+    result["own points on an unseen accelerator"] = own_points(study, folds(study)["unseen accelerator"])
     if asked.ship:
         fitted = study.fit(np.arange(len(study.steps)))
         shipped = replace(fitted, sigma=sigma_by_situation(by_split))

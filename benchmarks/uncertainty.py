@@ -35,6 +35,8 @@ SOURCES: dict[tuple[Kind, Form], str] = {
     ("known", "colocated"): "random half",
     ("known", "disaggregated"): "random half",
     ("new form", "disaggregated"): "colocated to disaggregated",
+    ("new model", "colocated"): "unseen model",
+    ("new model", "disaggregated"): "unseen model",
     ("new accelerator", "colocated"): "unseen accelerator",
     ("new accelerator", "disaggregated"): "unseen accelerator",
     ("new engine", "colocated"): "unseen engine family",

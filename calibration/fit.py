@@ -29,29 +29,33 @@ CLASSES = tuple(OpClass)
 # multiply nothing, and for fields that all kernels share).
 Slot = tuple[str, OpClass, str]
 FIELDS = ("matrix_fraction", "memory_fraction", "network_fraction", "latency_s", "exponent", "tile_rows",
-          "short_row_factor")  # fmt: skip
+          "short_row_factor", "reread_share")  # fmt: skip
 # Classes whose kernels share a memory fraction: dense products stream their weights alike in every precision.
 SHARED_MEMORY = (OpClass.DENSE_GEMM,)
 # Classes whose kernels have floors of their own: SGLang casts the queries of FP8 caches before the core, in kernels
 # with which a decode step of grouped heads takes 17 us at least instead of 10; vLLM and TensorRT-LLM do not. Experts of
-# one token take 20 us in NVFP4 and 50 us in FP8, beyond what their bytes explain.
-OWN_FLOORS = (OpClass.ATTENTION_DECODE, OpClass.GROUPED_GEMM)
+# one token take 20 us in NVFP4 and 50 us in FP8, beyond what their bytes explain. MLA decode takes 10 us at least where
+# the cache is FP8, 15 us where it is bf16.
+OWN_FLOORS = (OpClass.ATTENTION_DECODE, OpClass.LATENT_DECODE, OpClass.GROUPED_GEMM)
+OWN_REREADS = (OpClass.GROUPED_GEMM,)
 LOWER = {
     "matrix_fraction": 0.01, "memory_fraction": 0.001, "network_fraction": 0.02, "latency_s": 2e-7, "exponent": 1.0,
     "tile_rows": 1e-9,  # none
     "short_row_factor": 1.0,
+    "reread_share": 0.01,
 }  # fmt: skip
 UPPER = {
     "matrix_fraction": 1.0, "memory_fraction": 1.0, "network_fraction": 1.0, "latency_s": 4e-4, "exponent": 8.0,
     "tile_rows": 1024.0,
     "short_row_factor": 1000.0,
+    "reread_share": 2.0,
 }  # fmt: skip
 RAGGED = (OpClass.DENSE_GEMM, OpClass.ATTENTION_PREFILL, OpClass.LATENT_PREFILL, OpClass.SPARSE_PREFILL)
 TILE_ROWS = 32.0  # where a fit of them starts
 SHORT_ROW_FACTOR = 100.0  # likewise
 # Width of the priors in log units: a factor of e in rates and floors, of 1.5 in the exponent. Each weighs as much
 # as one measurement.
-PRIOR_WIDTH = {"exponent": 0.4, "tile_rows": 2.0, "short_row_factor": 2.0}
+PRIOR_WIDTH = {"exponent": 0.4, "tile_rows": 2.0, "short_row_factor": 2.0, "reread_share": 0.5}
 SOFT_L1_SCALE = 0.1  # residuals beyond 10% count linearly
 FOLDS = 4
 
@@ -99,6 +103,7 @@ def _kernel_for(field: str, op_class: OpClass, kernel: str) -> str:
         "matrix_fraction": True,
         "memory_fraction": op_class not in SHARED_MEMORY,
         "latency_s": op_class in OWN_FLOORS,
+        "reread_share": op_class in OWN_REREADS,
     }
     return kernel if own.get(field) else ""
 
@@ -119,6 +124,7 @@ class Parameters:
                 "matrix_fraction": rates.matrix_fraction_of,
                 "memory_fraction": rates.memory_fraction_of,
                 "latency_s": rates.latency_s_of,
+                "reread_share": rates.reread_share_of,
             }
             for field in FIELDS:
                 for kernel in sorted({_kernel_for(field, op_class, k) for k in kernels.get(op_class, {""})}):
@@ -165,6 +171,11 @@ class Parameters:
         own = {kernel: float(f"{value:.4g}") for kernel, value in self.by_kernel("latency_s", op_class).items()}
         return {"latency_s": float(f"{self._rest('latency_s', op_class):.4g}"), "latency_s_by": own}
 
+    def rereads(self, op_class: OpClass) -> dict[str, float | dict[str, float]]:
+        """Shares of reading again as fields of a `ClassEfficiency`, rounded. Kernels without a row take the mean."""
+        own = {k: round(v, 3) for k, v in self.by_kernel("reread_share", op_class).items() if k}
+        return {"reread_share": round(sum(own.values()) / len(own), 3), "reread_share_by": own} if own else {}
+
 
 @dataclass(frozen=True)
 class Work:
@@ -176,12 +187,13 @@ class Work:
     roofs: Array  # [ops, 3]: compute, memory, network
     row: Array  # compute of one more row in each ragged tile
     short: Array  # memory of short rows
+    again: Array  # memory of weights read again
     slots: Index  # [ops, fields]: of FIELDS
     log_seconds: Array  # [measurements]
 
     @classmethod
     def of(cls, measured: Sequence[Measured], hardware: HardwareProfile, parameters: Parameters) -> Work:
-        owner, count, hops, roofs, row, short, slots = [], [], [], [], [], [], []
+        owner, count, hops, roofs, row, short, again, slots = [], [], [], [], [], [], [], []
         generation = hardware.accelerator.generation
         for index, one in enumerate(measured):
             for op in one.ops:
@@ -193,6 +205,7 @@ class Work:
                 roofs.append((compute, share * memory, network))
                 row.append(row_at_peak(op, hardware))
                 short.append(op.short_row_bytes / hardware.memory_bandwidth)
+                again.append(op.again_bytes / hardware.memory_bandwidth)
                 slots.append([parameters.place_for(field, op) for field in FIELDS])
         return cls(
             np.array(owner, dtype=np.intp),
@@ -201,6 +214,7 @@ class Work:
             np.array(roofs, dtype=float).reshape(-1, 3),
             np.array(row),
             np.array(short),
+            np.array(again),
             np.array(slots, dtype=np.intp).reshape(-1, len(FIELDS)),
             np.log([one.seconds for one in measured]),
         )
@@ -218,6 +232,7 @@ class Work:
             roofs=self.roofs[kept],
             row=self.row[kept],
             short=self.short[kept],
+            again=self.again[kept],
             slots=self.slots[kept],
             log_seconds=self.log_seconds[rows],
         )
@@ -225,10 +240,10 @@ class Work:
     def seconds(self, logs: Array) -> Array:
         """Predicted seconds of each measurement."""
         each = np.exp(logs)[self.slots]
-        latency, exponent, tile_rows, short_row_factor = each[:, 3:].T
+        latency, exponent, tile_rows, short_row_factor, reread_share = each[:, 3:].T
         times = self.roofs.copy()
         times[:, 0] += tile_rows * self.row
-        times[:, 1] += (short_row_factor - 1.0) * self.short
+        times[:, 1] += (short_row_factor - 1.0) * self.short + reread_share * self.again
         times /= each[:, :3]
         largest = times.max(axis=1, keepdims=True)  # scaled by it, powers do not underflow
         scaled = np.divide(times, largest, out=np.zeros_like(times), where=largest > 0)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from calibration.expert_loads import GROUPED, ROUTED_IN_GROUPS, power_law_counts, touched_in_groups
@@ -24,7 +25,7 @@ from simulator.model.attention import decode_core_ops, prefill_core_ops
 from simulator.model.collectives import Group, all_gather, all_reduce, all_to_all
 from simulator.model.cut import Cut
 from simulator.model.layers import linear_op, row_ops
-from simulator.model.moe import INPUT_BYTES, OUTPUT_BYTES, RankLoad, copies_per_rank, fused_op, unfused_ops
+from simulator.model.moe import INPUT_BYTES, OUTPUT_BYTES, RankLoad, copies_per_rank, fused_op, tile_of, unfused_ops
 from simulator.model.ops import Counted, Op, Reader, counted, entries_read, prefill_counts, readers
 from simulator.model.parallelism import Parallelism
 from simulator.model.presets import load_model
@@ -76,7 +77,8 @@ def _load(row: Any) -> RankLoad:
     groups = GROUPED.get((row.num_experts, row.topk, row.hidden_size))
     if groups and row.db_framework in ROUTED_IN_GROUPS:
         touched = touched_in_groups(row.num_tokens, row.topk, tuple(counts.astype(int).tolist()), *groups)
-    return RankLoad(choices, touched)
+    crowded = np.ceil(counts[counts > 0] / tile_of(choices / row.num_experts)) - 1
+    return RankLoad(choices, touched, float(crowded.mean()) * touched)
 
 
 def _experts(row: Any, storage: WeightDtype, operand: WeightDtype) -> MoeSpec:
@@ -92,7 +94,7 @@ def megamoe(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows:
         held = row.num_experts / row.moe_ep_size
         choices = row.num_tokens * row.topk
         touched = min(held, float(choices))  # balanced rows spread tokens evenly over experts
-        yield row, (fused_op(ffn, row.num_tokens, RankLoad(choices, touched), cut),)
+        yield row, (fused_op(ffn, row.num_tokens, RankLoad(choices, touched, 0.0), cut),)
 
 
 @cache

@@ -43,6 +43,7 @@ class FamilyError:
     in_sample: float  # median
     held_out: float  # median over rows that their fit did not see
     bias: float  # median of predicted / measured - 1, held out
+    each: tuple[float, ...]  # predicted / measured - 1 of every row, held out
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,7 @@ def _family_errors(name: str, rows: Sequence[Measured], result: Fitted) -> Itera
             float(np.median(np.abs(inside))),
             float(np.median(np.abs(outside))),
             float(np.median(outside)),
+            tuple(outside.tolist()),
         )
 
 
@@ -206,6 +208,7 @@ def _class(
             **parameters.fractions(op_class, before),
             "network_fraction": round(parameters.value("network_fraction", op_class), 4),
             **parameters.floors(op_class),
+            **parameters.rereads(op_class),
             "exponent": round(parameters.value("exponent", op_class), 3),
             "tile_rows": round(parameters.value("tile_rows", op_class), 2),
             "short_row_factor": round(parameters.value("short_row_factor", op_class), 2),

@@ -19,6 +19,7 @@ __all__ = [
     "fitted",
     "load",
     "names",
+    "own_folder",
     "own_names",
     "read_accelerator",
     "read_folder",
@@ -77,17 +78,25 @@ def _own_fits_of(word: str) -> dict[str, Efficiency]:
     return {fit.stack: fit for fit in _own_fits() if _key(fit.accelerator) == _key(word)}
 
 
-def _own_fits() -> list[Efficiency]:
-    """Profiles in the folder that MOEPLAN_PROFILES names, whatever their files are called; other JSON is left alone."""
+def own_folder() -> Path | None:
+    """The folder of one's own profiles, where MOEPLAN_PROFILES names one."""
     folder = os.environ.get(OWN_PROFILES, "")
     if not folder:
-        return []
+        return None
     path = Path(folder).expanduser()
     if not path.is_dir():
         raise CatalogError(f"{folder} (--profiles, {OWN_PROFILES}) is not a folder; name one with profiles in it")
+    return path
+
+
+def _own_fits() -> list[Efficiency]:
+    """Profiles in the folder that MOEPLAN_PROFILES names, whatever their files are called; other JSON is left alone."""
+    folder = own_folder()
+    if folder is None:
+        return []
     files: dict[tuple[str, str], Path] = {}
     found = []
-    for file in sorted(path.glob("*.json")):
+    for file in sorted(folder.glob("*.json")):
         about = file.stat()
         fit = _own_fit(file, about.st_mtime_ns, about.st_size)
         if fit is None:

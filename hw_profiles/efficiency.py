@@ -6,20 +6,29 @@ import json
 from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, FiniteFloat, model_validator
 
 from hw_profiles.loading import CatalogError, build, read_toml
 from hw_profiles.schema import Accelerator, Source, Strict
 
-Fraction = Annotated[FiniteFloat, Field(gt=0, le=1.5)]
+LARGEST_STORED = 1.5
+Fraction = Annotated[FiniteFloat, Field(gt=0, le=LARGEST_STORED)]
 Seconds = Annotated[FiniteFloat, Field(ge=0)]
 Error = Annotated[FiniteFloat, Field(ge=0)]  # relative
-Origin = Literal["assumed", "published", "measured"]
+Origin = Literal["assumed", "published", "served", "measured"]
+Form = Literal["colocated", "disaggregated"]  # of serving
+# What tells situations of one stack apart, and what of it differs by them: rates as multiples, host times as multiples.
+Dimension = Literal["model", "form", "attention", "experts", "drafts", "precision"]
+# drafting: host time of a step with drafts over that of one without
+Part = Literal["memory", "matrix", "network", "launch", "attention", "experts", "step_overhead_s", "drafting",
+               "request_overhead_s"]  # fmt: skip
+PARTS: tuple[Part, ...] = get_args(Part)
 ORIGINS: dict[Origin, str] = {
     "measured": "measured with the runtime",
     "published": "fitted from published tables",
+    "served": "fitted to serving points of your own",
     "assumed": "assumed",
 }
 
@@ -82,7 +91,7 @@ class ClassEfficiency(Strict):
     """Parameters of t = t0 + ((FLOPs/F)^q + (bytes/B)^q + (net/N)^q)^(1/q) for one op class.
 
     F, B, N are the datasheet peaks times these fractions. FLOPs include those of ragged tiles (`tile_rows`), bytes
-    of short rows count several times (`short_row_factor`).
+    of short rows count several times (`short_row_factor`), weights read again in part (`reread_share`).
     """
 
     matrix_fraction: Fraction
@@ -95,12 +104,16 @@ class ClassEfficiency(Strict):
     tile_rows: Annotated[FiniteFloat, Field(ge=0, le=1024)] = 0.0
     # times as long as others that bytes of short rows take (`Op.short_row_bytes`)
     short_row_factor: Annotated[FiniteFloat, Field(ge=1, le=1024)] = 1.0
+    # share of its time that reading weights once more takes, for a further tile of tokens (`Op.again_bytes`)
+    reread_share: Annotated[FiniteFloat, Field(ge=0, le=2)] = 0.0
     # By kernel: the operand dtype, or with that of weights that it widens, as in "fp8 x fp4"; "" for ops that multiply
     # nothing.
     # kernels whose fraction of their operands' peak differs
     matrix_fraction_by: dict[str, Fraction] = Field(default_factory=dict)
     # kernels that reach another fraction of the memory bandwidth
     memory_fraction_by: dict[str, Fraction] = Field(default_factory=dict)
+    # kernels that read again at another share
+    reread_share_by: dict[str, Annotated[FiniteFloat, Field(ge=0, le=2)]] = Field(default_factory=dict)
     # kernels with another floor
     latency_s_by: dict[str, Seconds] = Field(default_factory=dict)
     source: Source
@@ -114,9 +127,20 @@ class ClassEfficiency(Strict):
         """Fraction of the memory bandwidth that `kernel` reaches."""
         return _of(self.memory_fraction_by, kernel, self.memory_fraction)
 
+    def reread_share_of(self, kernel: str) -> float:
+        """Share of the time of a first read that `kernel` takes to read weights again."""
+        return _of(self.reread_share_by, kernel, self.reread_share)
+
     def latency_s_of(self, kernel: str) -> float:
         """Floor of `kernel`. [s]"""
         return _of(self.latency_s_by, kernel, self.latency_s)
+
+
+class Situation(Strict):
+    """Factors on parts of a profile where all dimensions have these values (see `hw_profiles.situations`)."""
+
+    when: dict[Dimension, str]
+    factors: dict[Part, Annotated[FiniteFloat, Field(gt=0)]]
 
 
 class Efficiency(Strict):
@@ -134,6 +158,8 @@ class Efficiency(Strict):
     origin: Origin = "assumed"
     # median |predicted / measured - 1|, by op class or kind of check
     held_out_error: dict[str, Error] = Field(default_factory=dict)
+    situations: tuple[Situation, ...] = ()  # what changes with model and form of serving
+    served: tuple[Form, ...] = ()  # forms of serving whose points of one's own the profile is fitted to
     part: Accelerator | None = None  # of a machine that the catalogue does not have
 
     @model_validator(mode="before")

@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from hw_profiles.efficiency import WHOLE_STEPS, Efficiency
+from hw_profiles.efficiency import WHOLE_STEPS, Efficiency, Form
 from hw_profiles.profile import HardwareProfile
 from hw_profiles.schema import Strict
 
@@ -29,8 +29,7 @@ MEDIAN_OF_ABSOLUTE = NORMAL.inv_cdf(0.75)  # of a standard normal
 
 Metric = Literal["tpot_s", "ttft_s", "total_tok_s_per_gpu"]
 METRICS: tuple[Metric, ...] = ("tpot_s", "ttft_s", "total_tok_s_per_gpu")
-Form = Literal["colocated", "disaggregated"]
-Kind = Literal["known", "new form", "new engine", "new accelerator", "assumed"]
+Kind = Literal["known", "new form", "new model", "new engine", "new accelerator", "assumed"]
 
 
 class Spread(Strict):
@@ -103,8 +102,9 @@ def evidence() -> Evidence:
     return Evidence.model_validate(json.loads(FILE.read_text(encoding="utf-8")))
 
 
-def uncertainty_of(hardware: HardwareProfile, form: Form) -> Uncertainty:
-    """What is known of an accelerator under its stack in that form of serving."""
+def uncertainty_of(hardware: HardwareProfile, form: Form, model: str = "") -> Uncertainty:
+    """What is known of an accelerator under its stack in that form of serving. model: name of the one that is served;
+    left out: one that was measured."""
     own = _own_spread(hardware.efficiency)
     if own is not None:
         return Uncertainty(
@@ -115,7 +115,7 @@ def uncertainty_of(hardware: HardwareProfile, form: Form) -> Uncertainty:
             dict.fromkeys(METRICS, own),
         )
     found = evidence()
-    kind, said = _kind(hardware, form, found.served)
+    kind, said = _kind(hardware, form, model, found.served)
     spreads = found.spreads[kind][form]
     points = spreads["total_tok_s_per_gpu"].n
     said = f"{said}; held-out errors on {points} published {form} points"
@@ -136,15 +136,19 @@ def _own_spread(efficiency: Efficiency) -> Spread | None:
     return Spread(p10=-half, p50=0.0, p90=half)
 
 
-def _kind(hardware: HardwareProfile, form: Form, served: dict[str, dict[str, tuple[Form, ...]]]) -> tuple[Kind, str]:
-    stack = hardware.stack
-    if hardware.efficiency.origin == "assumed":
+def _kind(
+    hardware: HardwareProfile, form: Form, model: str, served: dict[str, dict[str, tuple[Form, ...]]]
+) -> tuple[Kind, str]:
+    stack, efficiency = hardware.stack, hardware.efficiency
+    if efficiency.origin == "assumed":
         return "assumed", f"rates of stack {stack!r} are assumed, not measured"
-    if hardware.name not in served:
+    if not efficiency.served and hardware.name not in served:
         return "new accelerator", "in no serving measurement of the calibration"
-    forms = served[hardware.name].get(stack, ())
-    if form == "disaggregated" and forms == ("colocated",):
-        return "new form", f"measured with {stack!r} in colocated serving only"
-    if form not in forms:
+    forms = {*efficiency.served, *served.get(hardware.name, {}).get(stack, ())}
+    if not forms or (form == "colocated" and form not in forms):
         return "new engine", f"not measured in {form} serving with {stack!r}"
+    if model and all(situation.when.get("model") != model for situation in efficiency.situations):
+        return "new model", f"{model} is in no serving measurement of the calibration"
+    if form not in forms:
+        return "new form", f"measured with {stack!r} in colocated serving only"
     return "known", f"measured in {form} serving with {stack!r}"

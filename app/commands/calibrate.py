@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
-from app import machine_calibration
+from app import machine_calibration, serving_calibration
 
 cli = typer.Typer(no_args_is_help=True, help="Fit the efficiency of a software stack from measurements.")
 
 cli.command("measure")(machine_calibration.measure)
 cli.command("fit")(machine_calibration.fit)
 cli.command("validate")(machine_calibration.validate)
+cli.command("serving")(serving_calibration.serving)
 
 
 @cli.command("published")

@@ -23,18 +23,19 @@ def validate(
 ) -> None:
     """Predict measured serving points one by one, and say how far the predictions are off.
 
-    Points that cannot be predicted are listed with the reason.
+    Points that cannot be predicted are listed with the reason. Stacks that `calibrate serving` has fitted to your own
+    points are predicted so with --profiles.
     """
     from app.output import STDOUT, check_writable, progress_bar, stdout_console, write_json
     from app.render_validation import parity_plot, validation_report
     from calibration.validation.points import read_points
     from calibration.validation.run import predictions, prepare, report
-    from calibration.validation.stack import shipped
+    from calibration.validation.stack import chosen
 
     for path, flag in ((json_file, "--json"), (predictions_file, "--predictions"), (html, "--html")):
         check_writable(path, flag)
     frame = read_points(points)
-    fit = shipped()
+    fit = chosen()
     with progress_bar() as progress:
         prepared = prepare(frame, progress)
     lines = predictions(prepared, fit)

@@ -149,6 +149,7 @@ def _class(parameters: Parameters, points: Sequence[OpPoint], source: str, befor
             **parameters.fractions(op_class, before),
             "network_fraction": parameters.value("network_fraction", op_class),
             **parameters.floors(op_class),
+            **parameters.rereads(op_class),
             "exponent": round(parameters.value("exponent", op_class), 3),
             "tile_rows": round(parameters.value("tile_rows", op_class), 2),
             "short_row_factor": round(parameters.value("short_row_factor", op_class), 2),

@@ -127,11 +127,8 @@ def _rows(shape: StepShape) -> int:
 
 
 def _once(ops: list[Op], name: str) -> tuple[Op, ...]:
-    """The op of that name as one launch."""
-    found = next((op for op in ops if op.name == name), None)
-    if found is None:
-        return ()
-    return (replace(found, count=1),)
+    """The ops of that name, each as one launch."""
+    return tuple(replace(op, count=1) for op in ops if op.name == name)
 
 
 def _linear(arguments: tuple[Any, ...]) -> Op:

@@ -26,6 +26,7 @@ from calibration.fit import Array
 from calibration.validation.points import PHASES
 from calibration.validation.stack import values
 from calibration.validation.steps import GRID, PointSteps
+from hw_profiles import situations
 from hw_profiles.efficiency import OpClass
 from hw_profiles.profile import HardwareProfile
 from simulator.model.ops import Op
@@ -42,12 +43,8 @@ COLUMNS = 3  # kinds of prompts beside the decode grid: own, arriving, packed
 ALL = GRID + COLUMNS
 
 CLASSES = tuple(OpClass)
-CORES = (
-    OpClass.ATTENTION_PREFILL, OpClass.ATTENTION_DECODE, OpClass.LATENT_PREFILL, OpClass.LATENT_DECODE,
-    OpClass.SPARSE_PREFILL, OpClass.SPARSE_DECODE, OpClass.INDEXER, OpClass.SELECTION,
-)  # fmt: skip
-ATTENTION = [CLASSES.index(c) for c in CORES]
-EXPERTS = [CLASSES.index(c) for c in (OpClass.GROUPED_GEMM, OpClass.MOE_FUSED)]
+ATTENTION = [CLASSES.index(c) for c in situations.CORES]
+EXPERTS = [CLASSES.index(c) for c in situations.EXPERTS]
 
 
 def rates_of(given: dict[str, Array]) -> Array:

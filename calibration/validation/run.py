@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from calibration.fit import Array
-from calibration.validation.balance import Loop, balance, loop_of
+from calibration.validation.balance import Loop, balance, loop_of, take
 from calibration.validation.points import METRICS, Unpredictable, parse_point
 from calibration.validation.stack import StackFit, family_of, kernel_profile, levels_of
 from calibration.validation.steps import PointSteps, steps_of
@@ -60,6 +60,18 @@ def prepare(frame: pd.DataFrame, progress: Progress | None = None) -> Prepared:
     loop = loop_of(steps, rates) if steps else None
     levels = tuple(levels_of(s.point, s.hardware) for s in steps)
     return Prepared(tuple(steps), levels, loop, tuple(unpredicted))
+
+
+def some(prepared: Prepared, rows: Sequence[int]) -> Prepared:
+    """Those of the points, by place."""
+    if prepared.loop is None or not len(rows):
+        return Prepared((), (), None, ())
+    return Prepared(
+        tuple(prepared.steps[i] for i in rows),
+        tuple(prepared.levels[i] for i in rows),
+        take(prepared.loop, np.asarray(rows, dtype=np.intp)),
+        (),
+    )
 
 
 def situation_of(levels: Sequence[str], fit: StackFit) -> str:
@@ -119,7 +131,8 @@ def scores(lines: pd.DataFrame) -> dict[str, float | int]:
     }
 
 
-def _by_metric(lines: pd.DataFrame) -> dict[str, dict[str, float | int]]:
+def scores_by_metric(lines: pd.DataFrame) -> dict[str, dict[str, float | int]]:
+    """Errors of each metric that some line has."""
     return {m: scores(lines[lines["metric"] == m]) for m in METRICS if (lines["metric"] == m).any()}
 
 
@@ -129,7 +142,7 @@ def report(prepared: Prepared, lines: pd.DataFrame) -> dict[str, object]:
     trusted = lines[~lines["row"].isin(list(apart))]
     groups = []
     for (model, gpu, engine, disaggregated), part in lines.groupby(["model", "gpu", "engine", "disaggregated"]):
-        metrics = _by_metric(part)
+        metrics = scores_by_metric(part)
         groups.append(
             {"model": model, "gpu": gpu, "engine": engine, "disaggregated": bool(disaggregated), "metrics": metrics}
         )
@@ -138,9 +151,9 @@ def report(prepared: Prepared, lines: pd.DataFrame) -> dict[str, object]:
         "predicted": len(prepared.steps),
         "coverage_of_points": prepared.coverage_of_points,
         "unpredicted": [{"row": row, "id": name, "reason": why} for row, name, why in prepared.unpredicted],
-        "overall": _by_metric(lines),
+        "overall": scores_by_metric(lines),
         "distrusted": [{"row": row, "reason": why} for row, why in apart.items()],
-        "trusted": _by_metric(trusted),
+        "trusted": scores_by_metric(trusted),
         "groups": groups,
     }
 

@@ -19,11 +19,14 @@ import numpy as np
 from calibration.fit import Array
 from calibration.validation.points import Point
 from calibration.validation.variants import preset_of
-from hw_profiles.catalog import load
+from hw_profiles.catalog import load, own_folder
 from hw_profiles.efficiency import Efficiency
+from hw_profiles.loading import CatalogError
 from hw_profiles.profile import HardwareProfile
+from hw_profiles.situations import attention_of, drafts_of, experts_of, form_of
 
 DATA = Path(__file__).resolve().parent.parent / "data"
+FILE = "serving.json"  # of a fit
 
 
 @dataclass(frozen=True)
@@ -61,34 +64,34 @@ PARAMETERS = (
 LARGEST = {"memory": 1.2, "matrix": 1.2, "network": 1.2, "gathering": 1.0, "bunching": 1.0}
 NAMES = tuple(p.name for p in PARAMETERS)
 WIDTHS = np.array([p.width for p in PARAMETERS])
-# Share of each prior width that one level may explain.
-LEVEL_SHARE = {
-    "all": 1.0,
-    "family": 0.6,
-    "engine": 0.4,
-    "vendor": 0.15,
-    "generation": 0.5,
-    "gpu": 0.35,
-    "model": 0.5,
-    "family+vendor": 0.2,
-    "family+generation": 0.4,
-    "family+vendor+model": 0.4,
-    "generation+model": 0.3,
-    "family+model": 0.4,
-    "family+disaggregated": 0.4,
-    "disaggregated": 0.4,
-    "gpu+engine+model": 0.5,
-    "family+precision": 0.4,  # other kernels
-    "attention": 0.4,  # data-parallel ranks wait for each other
-    "family+attention": 0.4,  # here and with experts: in this form of serving
-    "gpu+engine+model+attention": 0.4,
-    "family+drafts": 0.4,  # drafting keeps the host from running ahead
-    "gpu+engine+model+drafts": 0.4,
-    "family+experts": 0.4,  # expert ranks exchange tokens
-    "gpu+engine+model+experts": 0.4,
-    "gpu+engine+model+precision": 0.3,
-    "engine+release": 0.3,  # software of that month
-    "gpu+engine+release": 0.4,
+# Levels: the share of each prior width that one may explain, and the fields whose values name it.
+LEVELS: dict[str, tuple[float, tuple[str, ...]]] = {
+    "all": (1.0, ()),
+    "family": (0.6, ("family",)),
+    "engine": (0.4, ("engine",)),
+    "vendor": (0.15, ("vendor",)),
+    "generation": (0.5, ("generation",)),
+    "gpu": (0.35, ("gpu",)),
+    "model": (0.5, ("model",)),
+    "family+vendor": (0.2, ("family", "vendor")),
+    "family+generation": (0.4, ("family", "generation")),
+    "family+vendor+model": (0.4, ("family", "vendor", "model")),
+    "generation+model": (0.3, ("generation", "model")),
+    "family+model": (0.4, ("family", "model")),
+    "family+disaggregated": (0.4, ("family", "form")),
+    "disaggregated": (0.4, ("form",)),
+    "gpu+engine+model": (0.5, ("gpu", "engine", "model")),
+    "family+precision": (0.4, ("family", "precision")),  # other kernels
+    "attention": (0.4, ("attention",)),  # data-parallel ranks wait for each other
+    "family+attention": (0.4, ("family", "attention", "form")),  # here and with experts: in this form of serving
+    "gpu+engine+model+attention": (0.4, ("gpu", "engine", "model", "attention")),
+    "family+drafts": (0.4, ("family", "drafts")),  # drafting keeps the host from running ahead
+    "gpu+engine+model+drafts": (0.4, ("gpu", "engine", "model", "drafts")),
+    "family+experts": (0.4, ("family", "experts", "form")),  # expert ranks exchange tokens
+    "gpu+engine+model+experts": (0.4, ("gpu", "engine", "model", "experts")),
+    "gpu+engine+model+precision": (0.3, ("gpu", "engine", "model", "precision")),
+    "engine+release": (0.3, ("engine", "release")),  # software of that month
+    "gpu+engine+release": (0.4, ("gpu", "engine", "release")),
 }
 FAMILIES = (("tensorrt", "trtllm"), ("trt", "trtllm"), ("sglang", "sglang"), ("vllm", "vllm"), ("atom", "atom"))
 
@@ -115,41 +118,22 @@ def bits_of(precision: str) -> str:
 
 def levels_of(point: Point, hardware: HardwareProfile) -> tuple[str, ...]:
     """The levels that a point belongs to, as 'level=value'."""
-    part, family, model = hardware.accelerator, family_of(point.engine), preset_of(point.model)
-    mode = "disaggregated" if point.disaggregated else "colocated"
-    attention = "data parallel" if point.decode.data_parallel else "tensor parallel"
-    stack = f"{hardware.name}+{point.engine}+{model}"
-    drafts = "drafts" if point.drafts else "no drafts"
-    experts = "expert parallel" if point.decode.expert_parallel else "expert slices"
-    values = {
-        "all": "",
-        "family": family,
+    part = hardware.accelerator
+    fields = {
+        "family": family_of(point.engine),
         "engine": point.engine,
         "vendor": part.vendor,
         "generation": part.generation,
         "gpu": hardware.name,
-        "model": model,
-        "family+vendor": f"{family}+{part.vendor}",
-        "family+generation": f"{family}+{part.generation}",
-        "family+vendor+model": f"{family}+{part.vendor}+{model}",
-        "generation+model": f"{part.generation}+{model}",
-        "family+model": f"{family}+{model}",
-        "family+disaggregated": f"{family}+{mode}",
-        "disaggregated": mode,
-        "gpu+engine+model": stack,
-        "family+precision": f"{family}+{bits_of(point.precision)}",
-        "attention": attention,
-        "family+attention": f"{family}+{attention}+{mode}",
-        "gpu+engine+model+attention": f"{stack}+{attention}",
-        "family+drafts": f"{family}+{drafts}",
-        "gpu+engine+model+drafts": f"{stack}+{drafts}",
-        "family+experts": f"{family}+{experts}+{mode}",
-        "gpu+engine+model+experts": f"{stack}+{experts}",
-        "gpu+engine+model+precision": f"{stack}+{bits_of(point.precision)}",
-        "engine+release": f"{point.engine}+{point.released}",
-        "gpu+engine+release": f"{hardware.name}+{point.engine}+{point.released}",
+        "model": preset_of(point.model),
+        "form": form_of(point.disaggregated),
+        "precision": bits_of(point.precision),
+        "attention": attention_of(point.decode.data_parallel),
+        "drafts": drafts_of(point.drafts),
+        "experts": experts_of(point.decode.expert_parallel),
+        "release": point.released,
     }
-    return tuple(f"{level}={value}" for level, value in values.items())
+    return tuple(f"{level}={'+'.join(fields[name] for name in names)}" for level, (_, names) in LEVELS.items())
 
 
 def assumed() -> Array:
@@ -196,9 +180,13 @@ class StackFit:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> StackFit:
         if list(data["parameters"]) != list(NAMES):
-            raise ValueError("the fitted stack parameters are of another version of the model; fit them again")
-        effects = {k: np.array(v) for k, v in data["effects"].items()}
-        return cls(effects, data["sigma"], data["source"])
+            raise ValueError("its parameters are those of another version of the model")
+        effects = {level: np.array(effect, dtype=float) for level, effect in data["effects"].items()}
+        for level, effect in effects.items():
+            if effect.shape != (len(NAMES),) or not np.isfinite(effect).all():
+                raise ValueError(f"effect {level!r} is not {len(NAMES)} numbers")
+        sigma = {situation: {m: float(x) for m, x in each.items()} for situation, each in data["sigma"].items()}
+        return cls(effects, sigma, str(data["source"]))
 
 
 @cache
@@ -214,7 +202,28 @@ def kernel_profile(gpu: str, engine: str) -> HardwareProfile:
 
 def shipped() -> StackFit:
     """The fit that ships."""
-    return StackFit.from_json(json.loads((DATA / "serving.json").read_text(encoding="utf-8")))
+    return StackFit.from_json(json.loads((DATA / FILE).read_text(encoding="utf-8")))
+
+
+def chosen() -> StackFit:
+    """The fit in the folder of one's own profiles, or the one that ships. CatalogError where it cannot be read."""
+    folder = own_folder()
+    return (read_fit(folder) if folder is not None else None) or shipped()
+
+
+def read_fit(folder: Path) -> StackFit | None:
+    """The fit in a folder of one's own; None where there is none. CatalogError where it cannot be read."""
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    way_out = "remove it, and write it anew with `moeplan calibrate serving`"
+    try:
+        return StackFit.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise CatalogError(f"{path} cannot be read ({error.strerror}); {way_out}") from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        said = error if type(error) is ValueError else "it holds no fit of serving stacks"
+        raise CatalogError(f"{path}: {said}; {way_out}") from None
 
 
 NOTHING_FITTED = StackFit({}, {}, "assumed values")

@@ -18,7 +18,7 @@ from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from calibration.fit import Array
 from calibration.validation.balance import Loop, balance
 from calibration.validation.points import Point
-from calibration.validation.stack import LEVEL_SHARE, NAMES, WIDTHS, StackFit, assumed
+from calibration.validation.stack import LEVELS, NAMES, WIDTHS, StackFit, assumed
 
 ITERATIONS = 30
 TRIALS = 5  # dampings tried in one iteration
@@ -51,8 +51,10 @@ def fit_stack(
     weight: Array,
     source: str,
     frozen: Sequence[str] = (),
+    start: Array | None = None,
 ) -> StackFit:
-    """target: [points, metrics] logs. weight: of each point. frozen: parameters kept at their assumed values."""
+    """target: [points, metrics] logs. weight: of each point. frozen: parameters kept at their assumed values. start:
+    [points, parameters] that effects add to (default: assumed values)."""
     known = sorted({level for mine in levels for level in mine})
     place = {level: i for i, level in enumerate(known)}
     groups = {mine: i for i, mine in enumerate(dict.fromkeys(levels))}
@@ -60,7 +62,7 @@ def fit_stack(
     member: Array = np.zeros((len(groups), len(known)))
     for mine, row in groups.items():
         member[row, [place[level] for level in mine]] = 1.0
-    share = np.array([LEVEL_SHARE[level.partition("=")[0]] for level in known])
+    share = np.array([LEVELS[level.partition("=")[0]][0] for level in known])
     free = [i for i, name in enumerate(NAMES) if name not in frozen]
     widths = WIDTHS[free] ** 2
     # Effects with normal priors make the shifts of groups a Gaussian with this covariance (times widths).
@@ -71,9 +73,10 @@ def fit_stack(
     seen = np.isfinite(target)
     goal = np.where(seen, target, 0.0)
     each = WEIGHTS * weight[:, None] * seen
+    begin = np.tile(assumed(), (len(group), 1)) if start is None else start
 
     def errors_of(shifts: Array) -> tuple[Array, Array, Array, float]:
-        theta = np.tile(assumed(), (len(group), 1))
+        theta = begin.copy()
         theta[:, free] += shifts[group]
         base = log_predictions(loop, theta)
         errors = (base - goal) * seen

@@ -20,6 +20,7 @@ from simulator.des.noise import Floats, relative_error, student
 from simulator.des.replications import Replications, headline
 from simulator.des.scenario import Deployment, Pool, Scenario
 from simulator.des.shares import PERCENTILES, Share
+from simulator.model.presets import load_model
 
 # Figure -> the metric whose error it shares, and whether it is its reciprocal. Rates and costs are those at the same
 # number of requests in flight; end to end is mostly decode.
@@ -65,15 +66,20 @@ class Bands:
         return {"kind": self.whole.kind, "reasons": {pool.accelerator: pool.reason for pool in pools}}
 
 
-def bands_of(deployment: Deployment) -> Bands:
+def bands_of(deployment: Deployment, model: str = "") -> Bands:
+    """model: as for `uncertainty_of`."""
     form: Form = "colocated" if deployment.colocated else "disaggregated"
 
     def known(pool: Pool) -> Uncertainty:
-        return uncertainty_of(load(pool.gpu, pool.stack), form)
+        return uncertainty_of(load(pool.gpu, pool.stack), form, model)
 
     # Of a pool of several groups the least certain speaks for all. Prefill comes before decode.
     pools = [widest(map(known, groups)) for groups in deployment.pools.values()]
     return Bands(pools[0], pools[-1])
+
+
+def _model(scenario: Scenario) -> str:
+    return load_model(scenario.model).name
 
 
 def of_run(result: SimulationResult, scenario: Scenario) -> dict[str, Any]:
@@ -82,7 +88,7 @@ def of_run(result: SimulationResult, scenario: Scenario) -> dict[str, Any]:
     A limit of one of several tenants is named "tenant.limit".
     """
     assert scenario.deployment is not None  # it was simulated
-    bands = bands_of(scenario.deployment)
+    bands = bands_of(scenario.deployment, _model(scenario))
     limits = {}
     for share in result.shares:
         noise = noise_at_limits(share)
@@ -103,7 +109,7 @@ def of_run(result: SimulationResult, scenario: Scenario) -> dict[str, Any]:
 def of_runs(seen: Replications, scenario: Scenario) -> dict[str, Any]:
     """Bands of the means over several runs, for JSON."""
     assert scenario.deployment is not None  # it was simulated
-    bands = bands_of(scenario.deployment)
+    bands = bands_of(scenario.deployment, _model(scenario))
     means = {key: found.mean for key, found in seen.estimates.items()}
     errors = {
         key: found.relative / student(found.runs, seen.confidence)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from hw_profiles.efficiency import Form
 from hw_profiles.profile import HardwareProfile
+from hw_profiles.situations import form_of
 from simulator.des.energy import PowerDraw
 from simulator.des.faults import nodes_of
 from simulator.des.kv_cache import KvSpace
@@ -13,6 +15,7 @@ from simulator.des.scenario import Deployment, Pool, PrefixCacheKeys, ScenarioEr
 from simulator.des.spec import ClusterSpec, GroupSpec, InstanceSpec
 from simulator.des.speed import predicted_speed
 from simulator.model.architecture import ModelSpec
+from simulator.model.in_service import in_service
 from simulator.model.kv import transfer_bytes
 from simulator.model.latency import StepLatency
 from simulator.model.memory import plan_memory
@@ -60,6 +63,7 @@ def _groups(
 ) -> tuple[GroupSpec, ...]:
     """The groups of one pool."""
     cache = None if name == "decode" else deployment.prefix_cache
+    form = form_of(name != "colocated")
     groups = []
     for pool in pools:
         profile = profiles[profile_key(pool)]
@@ -67,7 +71,7 @@ def _groups(
         groups.append(
             GroupSpec(
                 name,
-                replace(instance_spec(pool, model, profile, cache), nic_bandwidth=bandwidth),
+                replace(instance_spec(pool, model, profile, form, cache), nic_bandwidth=bandwidth),
                 pool.most_instances,
                 pool.instances,
                 startup_s(deployment.startup, pool, model, profile),
@@ -152,11 +156,12 @@ def _check_lifecycle(deployment: Deployment, spec: ClusterSpec) -> None:
 
 
 def instance_spec(
-    pool: Pool, model: ModelSpec, profile: HardwareProfile, cache: PrefixCacheKeys | None = None
+    pool: Pool, model: ModelSpec, profile: HardwareProfile, form: Form, cache: PrefixCacheKeys | None = None
 ) -> InstanceSpec:
     """Step times, memory and limits of one instance of a pool."""
     cut = pool.parallelism
     cut.check(model)
+    profile = in_service(profile, model, cut, pool.draft_tokens, form)
     memory = plan_memory(model, profile, cut, pool.max_tokens_per_step, pool.draft_tokens, pool.redundant_experts)
     room = KvSpace(memory.kv_capacity_bytes, memory.kv_bytes_per_token, memory.kv_bytes_per_sequence)
     tiers, policy, block_bytes = cache_tiers(cache, room, cut.dp, profile) if cache else ((), StatePolicy(), 0.0)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.model.architecture import MoeSpec
-from simulator.model.moe import RankLoad, touched_experts
+from simulator.model.moe import RankLoad, tile_of, touched_experts
 from simulator.model.parallelism import ParallelismError
 
 Floats = NDArray[np.float64]
@@ -125,9 +125,10 @@ class ExpertLoads:
         )
 
     def draws(self, bucket: int) -> Floats:
-        """Of 2^(bucket/2) tokens: [4, SAMPLES], relative to uniform expectation, means over layers.
+        """Of 2^(bucket/2) tokens: [6, SAMPLES], means over layers.
 
-        Choices and touched experts of the rank with most choices, then of the rank with most touched ones.
+        Choices and touched experts, relative to uniform expectation, and experts read again, of the rank with most
+        choices, then of the rank with most touched ones.
         """
         table = self._tables.get(bucket)
         if table is None:
@@ -145,10 +146,12 @@ class ExpertLoads:
         choices = counts.sum(axis=3) * (self._ranks / (tokens * chosen))
         expected = touched_experts(tokens, self._ffn.experts, chosen, self._ffn.experts / self._ranks)
         touched = (counts > 0).sum(axis=3) / expected
+        tile = tile_of(tokens * chosen / self._ffn.experts)
+        again = (np.maximum(-(-counts // tile), 1) - 1).sum(axis=3)
         rows = []
         for key in (choices, touched):
             rank = np.argmax(key, axis=2)[..., None]
-            rows += [np.take_along_axis(x, rank, axis=2)[..., 0].mean(axis=1) for x in (choices, touched)]
+            rows += [np.take_along_axis(x, rank, axis=2)[..., 0].mean(axis=1) for x in (choices, touched, again)]
         return np.array(rows)
 
     def mean(self, tokens: float) -> tuple[RankLoad, RankLoad]:
@@ -158,12 +161,12 @@ class ExpertLoads:
         return self.loads(tokens, low + part * (high - low))
 
     def loads(self, tokens: float, relative: Floats) -> tuple[RankLoad, RankLoad]:
-        """Loads of `tokens` tokens from the four numbers of one draw."""
+        """Loads of `tokens` tokens from the six numbers of one draw."""
         ffn = self._ffn
         choices = tokens * ffn.experts_per_token / self._ranks
         touched = touched_experts(tokens, ffn.experts, ffn.experts_per_token, ffn.experts / self._ranks)
-        a, b, c, d = relative.tolist()
-        return RankLoad(choices * a, touched * b), RankLoad(choices * c, touched * d)
+        a, b, again, c, d, again_too = relative.tolist()
+        return RankLoad(choices * a, touched * b, again), RankLoad(choices * c, touched * d, again_too)
 
 
 def position(tokens: float) -> tuple[int, float]:

@@ -71,8 +71,8 @@ class ExpertTimes:
     def _compile(self, stack: Stack) -> _Programs:
         def program(ffn: MoeSpec, low_latency: bool) -> Program:
             def ops(v: Sequence[float]) -> list[Op]:
-                return self._ops.expert_layer_ops(ffn, v[0], v[1], RankLoad(v[2], v[3]), low_latency)
+                return self._ops.expert_layer_ops(ffn, v[0], v[1], RankLoad(*v[2:]), low_latency)
 
-            return self._compiled(ops, 4)
+            return self._compiled(ops, 5)
 
         return [(ffn, count, program(ffn, False), program(ffn, True)) for ffn, count in stack.routed.items()]

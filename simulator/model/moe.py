@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -21,6 +22,8 @@ INPUT_BYTES: dict[WeightDtype, float] = {
     "int4": 0.5 + 1 / 32,
 }
 OUTPUT_BYTES = 2.0  # results travel and are summed in bf16
+SMALLEST_TILE, LARGEST_TILE = 16, 256  # tokens of a tile of expert GEMMs
+NEGLIGIBLE = 4.0  # deviations (times the root of two) beyond which a load does not lie
 
 
 def touched_experts(tokens: float, experts: int, chosen: int, held: float | None = None) -> float:
@@ -34,10 +37,34 @@ def touched_experts(tokens: float, experts: int, chosen: int, held: float | None
 
 
 class RankLoad(NamedTuple):
-    """What one expert rank gets in a step: token-choices to multiply, experts to read."""
+    """What one expert rank gets in a step: token-choices to multiply, experts to read, and how many of them to read
+    once more for further tiles of tokens."""
 
     choices: float
     touched: float
+    again: float
+
+
+def tile_of(mean: float) -> int:
+    """Tokens of a tile: the power of two at or above the mean load of an expert, within bounds.
+
+    Kernels guess so because they know the loads only once they run. That, and the bounds, follow from op tables of
+    Hopper and Blackwell: times of crowded experts jump where the mean passes a power of two.
+
+    >>> [tile_of(mean) for mean in (0.2, 16, 17, 5000)]
+    [16, 16, 32, 256]
+    """
+    return min(LARGEST_TILE, max(SMALLEST_TILE, 2 ** math.ceil(math.log2(max(mean, 1.0)))))
+
+
+def further_tiles(load: float, tile: int) -> float:
+    """Expected tiles beyond the first of an expert with a Poisson load: the sum over k >= 1 of P(load > k tile), each
+    by the normal approximation."""
+    if load <= 0:
+        return 0.0
+    deviation = math.sqrt(2 * load)
+    most = int((load + NEGLIGIBLE * deviation) / tile)
+    return sum(0.5 * math.erfc((k * tile + 0.5 - load) / deviation) for k in range(1, most + 1))
 
 
 def rank_loads(
@@ -45,16 +72,22 @@ def rank_loads(
 ) -> tuple[RankLoad, ...]:
     """Expected load of each rank of `ranks`; of one rank where all are alike. The slowest of them binds.
 
-    popularity: chance that a token chooses each expert, adding up to experts per token (default: uniform routing).
-    Experts lie on ranks in blocks.
+    popularity: chance that a token chooses each expert, adding up to experts per token (default: all loads alike, so
+    that none passes its tile). Experts lie on ranks in blocks.
     """
+    mean = tokens * ffn.experts_per_token / ffn.experts
     if popularity is None:
-        touched = touched_experts(tokens, ffn.experts, ffn.experts_per_token, ffn.experts / ranks)
-        return (RankLoad(tokens * ffn.experts_per_token / ranks, touched),)
-    held = ffn.experts // ranks
-    blocks = [popularity[rank * held : (rank + 1) * held] for rank in range(ranks)]
+        held = ffn.experts / ranks
+        return (RankLoad(mean * held, touched_experts(tokens, ffn.experts, ffn.experts_per_token, held), 0.0),)
+    size, tile = ffn.experts // ranks, tile_of(mean)
+    blocks = [popularity[rank * size : (rank + 1) * size] for rank in range(ranks)]
     return tuple(
-        RankLoad(tokens * sum(block), sum(1.0 - (1.0 - share) ** tokens for share in block)) for block in blocks
+        RankLoad(
+            tokens * sum(block),
+            sum(1.0 - (1.0 - share) ** tokens for share in block),
+            sum(further_tiles(tokens * share, tile) for share in block),
+        )
+        for block in blocks
     )
 
 
@@ -121,12 +154,14 @@ def unfused_ops(ffn: MoeSpec, load: RankLoad, expert_tp: int) -> list[Op]:
     element = INPUT_BYTES[ffn.expert_compute]
     up = ffn.matrices - 1  # gate and up; one where the activation is not gated
     choices, weights = load.choices, load.touched * ffn.expert_bytes / expert_tp
+    again = load.again * ffn.expert_bytes / expert_tp
     return [
         Op(
             "expert up GEMM",
             OpClass.GROUPED_GEMM,
             _flops(ffn, up, choices, expert_tp),
             weights * up / ffn.matrices + choices * (element * width + OUTPUT_BYTES * up * inner),
+            again_bytes=again * up / ffn.matrices,
             stored=_widened(ffn),
         ),
         Op(
@@ -139,6 +174,7 @@ def unfused_ops(ffn: MoeSpec, load: RankLoad, expert_tp: int) -> list[Op]:
             OpClass.GROUPED_GEMM,
             _flops(ffn, 1, choices, expert_tp),
             weights / ffn.matrices + choices * (element * inner + OUTPUT_BYTES * width),
+            again_bytes=again / ffn.matrices,
             stored=_widened(ffn),
         ),
         Op(

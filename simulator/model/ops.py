@@ -45,6 +45,7 @@ class Op:
     hops: float = 1  # latencies in sequence (levels of a collective, kernels of an op), or a share of one
     short_row_bytes: float = 0.0  # of the HBM bytes, those of rows that a kernel handles in another way than long ones
     row_flops: float = 0.0  # of one more row in every tile that may be ragged, in the dtype of `flops`
+    again_bytes: float = 0.0  # of weights that further tiles read once more, not among the HBM bytes
     stored: WeightDtype | None = None  # type of weights that the kernel widens to its operands' on the way in
 
 

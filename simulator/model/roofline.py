@@ -5,7 +5,7 @@
 F, B, N are data-sheet peaks times the achieved fractions of the op's class, t0 its latency floor, q its exponent. F, B
 and t0 differ by kernel (operand dtype, and that of weights it widens) where the class says so.
 FLOPs are those of the op and of the rows that fill up its ragged tiles; bytes of short rows count `short_row_factor`
-times.
+times, weights that further tiles read again in part.
 Reference: Williams et al., "Roofline", CACM 2009; the p-norm between sum (q = 1) and maximum (q = infinity).
 """
 
@@ -63,6 +63,7 @@ def roof_times(op: Op, hardware: HardwareProfile) -> RoofTimes:
         for dtype, flops in op.flops.items()
     )
     num_bytes = op.hbm_bytes + (rates.short_row_factor - 1.0) * op.short_row_bytes
+    num_bytes += rates.reread_share_of(kernel) * op.again_bytes
     memory_s = num_bytes / (hardware.memory_bandwidth * rates.memory_fraction_of(kernel))
     network_s = 0.0
     if op.link is not None:

@@ -88,7 +88,8 @@ def _simulated(task: _Task, design: Design) -> Design:
     simulated = metrics | result["throughput"]
     simulated |= {key: result[key] for key in ("requests", "slo", "utilization")}
     load = design.steady_state["utilization"]
-    sure = certainty(design.deployment, task.scenario.slo, simulated, load, noise_at_limits(run.shares[0]))
+    noise = noise_at_limits(run.shares[0])
+    sure = certainty(design.deployment, task.model.name, task.scenario.slo, simulated, load, noise)
     return replace(
         design,
         simulated=simulated,

@@ -104,6 +104,7 @@ class Certainty:
 
 def certainty(
     deployment: Deployment,
+    model: str,
     slo: Slo,
     metrics: Mapping[str, Any],
     load: Mapping[str, float],
@@ -114,7 +115,7 @@ def certainty(
     values = {name: metrics[name].get(at, metrics[name]["mean"]) for name in ("ttft_s", "tpot_s", "e2e_s")}
     values["tok_s_per_user"] = metrics["tok_s_per_user"]["mean"]
     values |= {name: metrics[name] for name in ("total_tok_s_per_gpu", "output_tok_s_per_gpu")}
-    return Certainty(bands_of(deployment), slo, values, noise or {}, load)
+    return Certainty(bands_of(deployment, model), slo, values, noise or {}, load)
 
 
 def _margin(bands: Bands, limit: str, confidence: float, noise: float = 0.0) -> float:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from hw_profiles.catalog import CatalogError, load
+from hw_profiles.efficiency import Form
 from hw_profiles.profile import HardwareProfile
 from hw_profiles.schema import Convention
 from simulator.des.cost import PoolCost, cost_of
 from simulator.des.scenario import Deployment, Pool, Scenario, Transfer
 from simulator.model.architecture import ModelSpec
 from simulator.model.expert_load import ExpertSkew
+from simulator.model.in_service import in_service
 from simulator.model.kv import transfer_bytes
 from simulator.model.latency import StepLatency
 from simulator.model.memory import plan_memory
@@ -33,13 +36,23 @@ from simulator.planner.steady_state import (
 from simulator.planner.traffic import Traffic
 
 
-def engine_of(model: ModelSpec, pool: Pool) -> Engine:
+def engine_of(model: ModelSpec, pool: Pool, form: Form) -> Engine:
     """The priced engine of a pool. Raises DoesNotFitError, ParallelismError or CatalogError."""
-    hardware = load(pool.gpu, pool.stack)
     cut = pool.parallelism
+    hardware = in_service(load(pool.gpu, pool.stack), model, cut, pool.draft_tokens, form)
     memory = plan_memory(model, hardware, cut, pool.max_tokens_per_step, pool.draft_tokens, pool.redundant_experts)
     latency = _latency(model, hardware, cut, pool.draft_tokens, pool.skew)
     return Engine(model, hardware, cut, latency, memory, pool.acceptance_length)
+
+
+def in_form(engine: Engine, form: Form) -> Engine:
+    """The engine of a search as it runs in that form of serving."""
+    drafts = engine.latency.draft_tokens
+    plain = load(engine.hardware.name, engine.hardware.stack)
+    hardware = in_service(plain, engine.model, engine.parallelism, drafts, form)
+    return replace(
+        engine, hardware=hardware, latency=_latency(engine.model, hardware, engine.parallelism, drafts, None)
+    )
 
 
 @functools.lru_cache(maxsize=512)
@@ -75,7 +88,7 @@ def estimate(scenario: Scenario, model: ModelSpec, traffic: Traffic, deployment:
     pools = deployment.lone_pools
     if "colocated" in pools:
         pool = pools["colocated"]
-        engine = engine_of(model, pool)
+        engine = engine_of(model, pool, "colocated")
         point = functools.cache(lambda n: mixed_point(engine, traffic, pool.max_tokens_per_step, n))
         state = colocated_state(traffic, engine, pool.instances, pool.sequence_limit, percentile, point)
         first = then = state
@@ -83,18 +96,19 @@ def estimate(scenario: Scenario, model: ModelSpec, traffic: Traffic, deployment:
         engines = [engine]
     else:
         prefill, decode = pools["prefill"], pools["decode"]
-        p, d = engine_of(model, prefill), engine_of(model, decode)
+        p, d = (engine_of(model, pool, "disaggregated") for pool in (prefill, decode))
         times = prefill_times(p, traffic, prefill.max_tokens_per_step)
         first = prefill_state(p, traffic, times, prefill.instances, percentile)
         stall = handover_s(model, round(traffic.mean_prompt), p.hardware, p.parallelism, deployment.transfer)
         then = decode_state(d, traffic, decode.instances, decode.sequence_limit, stall, percentile)
         costs = [pool_cost(prefill, p.hardware, convention, 1.0), pool_cost(decode, d.hardware, convention, 0.0)]
         engines = [p, d]
-    return _design(scenario, traffic, deployment, first, then, costs, engines)
+    return _design(scenario, model, traffic, deployment, first, then, costs, engines)
 
 
 def _design(
     scenario: Scenario,
+    model: ModelSpec,
     traffic: Traffic,
     deployment: Deployment,
     first: PrefillState | ColocatedState,
@@ -116,7 +130,7 @@ def _design(
         "utilization": {"prefill": first.utilisation, "decode": then.utilisation},
     }
     known = tuple(cost for cost in costs if cost is not None)
-    sure = certainty(deployment, slo, state, state["utilization"])
+    sure = certainty(deployment, model.name, slo, state, state["utilization"])
     return Design(
         deployment=deployment,
         steady_state=state,

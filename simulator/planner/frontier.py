@@ -7,7 +7,7 @@ from typing import Any
 
 from simulator.des.cost import PoolCost, cost_of
 from simulator.des.scenario import Pool, Scenario
-from simulator.planner.estimate import pool_cost
+from simulator.planner.estimate import in_form, pool_cost
 from simulator.planner.pareto import pareto_front
 from simulator.planner.steady_state import Engine, mixed_point, prefill_times
 from simulator.planner.traffic import Traffic
@@ -27,7 +27,7 @@ def frontier(scenario: Scenario, traffic: Traffic, engines: list[Engine]) -> tup
         mine = [e for e in engines if e.hardware.name == gpu]
         cost = pool_cost(Pool(gpu=gpu), mine[0].hardware, scenario.price_convention, 0.0)
         for form, found in (
-            ("disaggregated", _disaggregated(traffic, mine)),
+            ("disaggregated", _disaggregated(traffic, [in_form(e, "disaggregated") for e in mine])),
             ("colocated", _colocated(traffic, mine)),
         ):
             if form in scenario.search.forms:

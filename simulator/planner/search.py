@@ -6,8 +6,9 @@ import itertools
 from collections.abc import Callable, Iterator
 
 from hw_profiles.catalog import load
+from hw_profiles.efficiency import Form
 from hw_profiles.profile import HardwareProfile
-from hw_profiles.uncertainty import Form, uncertainty_of
+from hw_profiles.uncertainty import uncertainty_of
 from simulator.des.scenario import Deployment, Pool, Scenario, ScenarioError, Slo, Transfer
 from simulator.model.architecture import ModelSpec
 from simulator.model.memory import DoesNotFitError
@@ -16,7 +17,7 @@ from simulator.model.presets import load_model
 from simulator.planner.check import check_designs
 from simulator.planner.confidence import Demand, demand
 from simulator.planner.design import Design, Plan, Rejections, binding_limit
-from simulator.planner.estimate import assumptions, engine_of, estimate, handover_s, pool_cost
+from simulator.planner.estimate import assumptions, engine_of, estimate, handover_s, in_form, pool_cost
 from simulator.planner.frontier import frontier
 from simulator.planner.sizing import MAX_UTILISATION, size_colocated, size_decode, size_prefill
 from simulator.planner.space import COLOCATED_BUDGETS, LONG_PROMPT, PREFILL_CHUNKS, context_parallel_cuts, cuts
@@ -94,7 +95,7 @@ class _Search:
         self.prefill_only: list[Engine] = []  # cuts that do nothing for decode
 
     def engines(self, hardware: HardwareProfile, shapes: list[Parallelism]) -> Iterator[Engine]:
-        """The engines of those cuts that the accelerator's memory holds."""
+        """The engines of those cuts that the accelerator's memory holds, as in colocated serving."""
         for cut in shapes:
             if cut.gpus > self.search.max_gpus:
                 self.rejections.add(OVER_MAX_GPUS)
@@ -110,7 +111,7 @@ class _Search:
                 acceptance_length=self.search.acceptance_length,
             )
             try:
-                engine = engine_of(self.model, pool)
+                engine = engine_of(self.model, pool, "colocated")
             except DoesNotFitError as error:
                 self.rejections.add("weights do not fit in memory")
                 self.rejections.memory = str(error)
@@ -121,8 +122,9 @@ class _Search:
             yield engine
 
     def disaggregated(self, engines: list[Engine]) -> list[Deployment]:
-        prefill = self._cheapest([pool for engine in (*engines, *self.prefill_only) for pool in self._prefill(engine)])
-        decode = self._cheapest([pool for engine in engines for pool in self._decode(engine)])
+        both, alone = ([in_form(e, "disaggregated") for e in some] for some in (engines, self.prefill_only))
+        prefill = self._cheapest([pool for engine in (*both, *alone) for pool in self._prefill(engine)])
+        decode = self._cheapest([pool for engine in both for pool in self._decode(engine)])
         found = []
         for p, d in itertools.product(prefill, decode):
             if p.gpu != d.gpu and not self.search.mixed_pools:
@@ -171,7 +173,7 @@ class _Search:
 
     def _asked(self, engine: Engine, form: Form) -> Demand:
         """Limits and load to size the engine's pool for."""
-        known = uncertainty_of(engine.hardware, form)
+        known = uncertainty_of(engine.hardware, form, self.model.name)
         return demand(self.scenario.slo, MAX_UTILISATION, known, self.search.confidence)
 
     def _saw_idle(self, engine: Engine, slo: Slo, times: PrefillTimes | None = None) -> None:

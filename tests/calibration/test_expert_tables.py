@@ -87,20 +87,21 @@ def test_only_frameworks_that_route_in_groups_touch_fewer_experts() -> None:
 def test_each_kernel_of_experts_has_rates_and_a_floor_of_its_own() -> None:
     truth = with_experts(
         matrix_fraction_by={"fp8": 0.3, "fp8 x fp4": 0.6}, memory_fraction_by={"fp8": 0.7, "fp8 x fp4": 0.85},
-        latency_s_by={"fp8": 12e-6, "fp8 x fp4": 4e-6},
+        latency_s_by={"fp8": 12e-6, "fp8 x fp4": 4e-6}, reread_share_by={"fp8": 0.4, "fp8 x fp4": 0.8},
     )  # fmt: skip
     frame = table(("fp8_block", "w4a8_mxfp4_mxfp8"))
     measured = measurements("moe", timed(frame, truth), B200)
     start = Parameters.of(B200.efficiency.classes, kernels_of(measured))
     found = fit(Work.of(measured, B200, start), start, {OpClass.GROUPED_GEMM}).parameters
     before = B200.efficiency.classes[OpClass.GROUPED_GEMM]
-    rates = before.model_copy(
-        update={**found.fractions(OpClass.GROUPED_GEMM, before), **found.floors(OpClass.GROUPED_GEMM)}
-    )
-    for kernel, matrix, memory, floor in (("fp8", 0.3, 0.7, 12e-6), ("fp8 x fp4", 0.6, 0.85, 4e-6)):
+    own = (found.fractions(OpClass.GROUPED_GEMM, before), found.floors(OpClass.GROUPED_GEMM))
+    rates = before.model_copy(update={**own[0], **own[1], **found.rereads(OpClass.GROUPED_GEMM)})
+    expected = (("fp8", 0.3, 0.7, 12e-6, 0.4), ("fp8 x fp4", 0.6, 0.85, 4e-6, 0.8))
+    for kernel, matrix, memory, floor, again in expected:
         assert rates.matrix_fraction_of(kernel) == pytest.approx(matrix, rel=0.1)
         assert rates.memory_fraction_of(kernel) == pytest.approx(memory, rel=0.05)
         assert rates.latency_s_of(kernel) == pytest.approx(floor, rel=0.2)
+        assert rates.reread_share_of(kernel) == pytest.approx(again, abs=0.1)
     assert rates.memory_fraction_of("fp8 x int4") == rates.memory_fraction_of("fp8")  # its operands' kernel
     assert rates.memory_fraction_of("bf16") == min(rates.memory_fraction_of(k) for k in ("fp8", "fp8 x fp4"))
 

@@ -82,7 +82,7 @@ def test_quantiles_out_of_order_are_refused() -> None:
 
 def test_the_shipped_file_says_something_of_every_kind() -> None:
     found = evidence()
-    for kind in ("known", "new form", "new engine", "new accelerator", "assumed"):
+    for kind in ("known", "new form", "new model", "new engine", "new accelerator", "assumed"):
         for form in ("disaggregated",) if kind == "new form" else ("colocated", "disaggregated"):
             spreads = found.spreads[kind][form]
             assert set(spreads) == set(METRICS)
@@ -97,7 +97,9 @@ def fitted() -> HardwareProfile:
 
 def test_kind_follows_what_was_measured(fitted: HardwareProfile) -> None:
     assert uncertainty_of(fitted, "colocated").kind == "known"
-    assert uncertainty_of(load("b200_sxm"), "colocated").kind == "assumed"
+    assert uncertainty_of(fitted, "colocated", "deepseek-r1").kind == "known"
+    assert uncertainty_of(fitted, "colocated", "a-model-of-ones-own").kind == "new model"
+    assert uncertainty_of(load("b200_sxm"), "colocated", "a-model-of-ones-own").kind == "assumed"
     assert uncertainty_of(replace(fitted, name="b200_of_ones_own"), "colocated").kind == "new accelerator"
     other = replace(fitted, efficiency=fitted.efficiency.model_copy(update={"stack": "lmdeploy"}))
     assert uncertainty_of(other, "colocated").kind == "new engine"

@@ -12,6 +12,7 @@ from simulator.model.architecture import MoeSpec
 from simulator.model.expert_load import SAMPLES, ExpertLoads, ExpertSkew, expert_chances, place, position
 from simulator.model.latency import NO_DECODE, Chunk, DecodeLoad, StepLatency
 from simulator.model.memory import plan_memory
+from simulator.model.moe import further_tiles
 from simulator.model.parallelism import Parallelism, ParallelismError
 from simulator.model.presets import load_model
 
@@ -37,6 +38,13 @@ def test_one_rank_has_every_choice_and_touches_what_draws_with_replacement_do() 
     uniform = 1 - (1 - 4 / 64) ** 16
     np.testing.assert_allclose(drawn[0], 1.0)
     assert drawn[1].mean() == pytest.approx((1 - (1 - 1 / 64) ** 64) / uniform, rel=0.01)
+    assert drawn[2].max() == 0.0  # one choice for each expert, tiles of 16
+
+
+def test_experts_beyond_their_tile_are_read_again_as_often_as_poisson_loads_say() -> None:
+    """512 tokens: 32 choices for each of 64 experts, tiles of 32; about as spread as Poisson loads."""
+    drawn = ExpertLoads(ExpertSkew("uniform"), FFN, 1, LAYERS).draws(18)
+    assert drawn[2].mean() == pytest.approx(64 * further_tiles(32.0, 32), rel=0.03)
 
 
 def test_chances_add_up_and_spread_as_stated() -> None:

@@ -15,6 +15,7 @@ from simulator.model.moe import (
     RankLoad,
     copies_per_rank,
     expert_ops,
+    further_tiles,
     fused_op,
     rank_loads,
     touched_experts,
@@ -51,7 +52,7 @@ def _cut(gpu: str, ep: int) -> Cut:
 def _balanced(ffn: MoeSpec, per_rank: int, ep: int) -> RankLoad:
     """Perfectly even routing, as the benchmark deals it: choices spread over all experts before any gets a second."""
     choices = per_rank * ffn.experts_per_token
-    return RankLoad(choices, min(ffn.experts / ep, choices))
+    return RankLoad(choices, min(ffn.experts / ep, choices), 0.0)
 
 
 def test_touched_experts_match_a_draw() -> None:
@@ -164,3 +165,23 @@ def test_dispatch_beyond_the_domain_takes_the_nic() -> None:
     # prefill sends one copy to each other domain of 8: 4 (1 - (3/4)^8) * 3/4 of a token's choices
     expected = 128 * 7168 * (1 + 1 / 32) * 4 * (1 - 0.75**8) * 0.75
     assert dispatch.network_bytes == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("load", "tile"), [(0.5, 16), (20.0, 32), (31.0, 32), (90.0, 64), (300.0, 256)])
+def test_further_tiles_match_a_draw(load: float, tile: int) -> None:
+    drawn = np.random.default_rng(0).poisson(load, 200_000)
+    beyond = np.maximum(np.ceil(drawn / tile) - 1, 0).mean()
+    assert further_tiles(load, tile) == pytest.approx(beyond, abs=0.02)
+
+
+def test_hot_experts_are_read_again_and_even_loads_are_not() -> None:
+    """512 tokens choose 8 of 256 experts: 16 each, tiles of 16; one expert of every rank gets 128 of them instead."""
+    ffn = replace(_experts("deepseek-v3"), experts=256, experts_per_token=8)
+    hot = [128 / 512 if expert % 32 == 0 else (8 - 8 * 128 / 512) / 248 for expert in range(256)]
+    (even,) = rank_loads(ffn, 512, 8)
+    skewed = rank_loads(ffn, 512, 8, hot)[0]
+    assert even.again == 0.0
+    assert skewed.again == pytest.approx(further_tiles(128.0, 16) + 31 * further_tiles(12.387, 16), rel=1e-3)
+    up, _, down, _ = unfused_ops(ffn, skewed, 1)
+    assert up.again_bytes == pytest.approx(2 * down.again_bytes)
+    assert up.again_bytes + down.again_bytes == pytest.approx(skewed.again * ffn.expert_bytes)

@@ -80,3 +80,13 @@ def test_kernels_that_widen_weights_have_rates_of_their_own(with_classes: Callab
     for stored, seconds in ((None, 3e-3), ("fp4", 5e-3), ("int4", 3e-3)):
         op = Op("op", OpClass.LATENT_DECODE, flops, stored=stored)  # type: ignore[arg-type]
         assert op_seconds(op, part) == pytest.approx(seconds, rel=1e-6)
+
+
+def test_weights_read_again_take_their_share(with_classes: Callable[..., HardwareProfile]) -> None:
+    """10 ms of weights, 5 ms of them once more: 12.5 ms at a share of a half, 11 ms under the kernel with a fifth."""
+    part = with_classes(
+        load("h200_sxm"), memory_fraction=1.0, latency_s=0.0, reread_share=0.5, reread_share_by={"fp8 x fp4": 0.2}
+    )
+    for stored, seconds in ((None, 12.5e-3), ("fp4", 11e-3)):
+        op = Op("op", OpClass.GROUPED_GEMM, {"fp8": 0.0}, 48e9, again_bytes=24e9, stored=stored)  # type: ignore[arg-type]
+        assert op_seconds(op, part) == pytest.approx(seconds, rel=1e-6)

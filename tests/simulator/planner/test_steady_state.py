@@ -55,7 +55,7 @@ def test_sized_pools_hold_the_limits_and_one_instance_less_does_not() -> None:
     assert asked.deployment is not None
     assert asked.deployment.prefill is not None
     traffic = traffic_of(asked.workload, 0)
-    engine = engine_of(load_model(asked.model), asked.deployment.prefill)
+    engine = engine_of(load_model(asked.model), asked.deployment.prefill, "disaggregated")
     times = prefill_times(engine, traffic, 8192)
     count = size_prefill(engine, traffic, times, asked.slo)
     assert count is not None
@@ -104,7 +104,7 @@ def test_no_batch_exceeds_what_the_matrix_units_can_do(cut: dict[str, int], prom
     assert asked.deployment is not None
     assert asked.deployment.colocated is not None
     model = load_model(asked.model)
-    engine = engine_of(model, asked.deployment.colocated)
+    engine = engine_of(model, asked.deployment.colocated, "colocated")
     traffic = Traffic(1.0, 1.0, (prompt,), (output,), "")
     for batch in (1, 16, 256, 2048, 8192):
         tokens_per_s = mixed_point(engine, traffic, 2048, batch).rate * (prompt + output)
