@@ -15,7 +15,7 @@ from hw_profiles.efficiency import ORIGINS
 from hw_profiles.units import GB, TB, TFLOP, human_bytes
 
 KIB = 1024
-MARKS = {"measured": "m", "served": "m", "published": "p"}
+MARKS = {"measured": "m", "served": "s", "published": "p"}
 
 
 def gpus_table(parts: list[dict[str, Any]]) -> RenderableType:
@@ -50,7 +50,8 @@ def gpus_table(parts: list[dict[str, Any]]) -> RenderableType:
         "Dense peaks, TF/s: 10^12 FLOP/s; domain: GPUs of a scale-up fabric; link: its rate\n"
         "one way per accelerator.\n"
         "USD/h is neocloud ownership, else the range known. By: speeds measured with\n"
-        "the runtime (m), fitted from published tables (p), or only assumed (a).\n"
+        "the runtime (m), fitted to serving points of your own (s), fitted from published\n"
+        "tables (p), or only assumed (a).\n"
         "* announced, not shipping. Sources: moeplan catalogue gpus NAME"
     )
     return Group(table, Text(notes, style="dim"))

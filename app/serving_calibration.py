@@ -30,13 +30,13 @@ def serving(
     from calibration.own_serving import TooFewPointsError, fit_own
     from calibration.validation.points import read_points
     from calibration.validation.run import prepare, scores_by_metric
-    from calibration.validation.stack import read_fit
+    from calibration.validation.stack import fit_in
 
     check_writable(json_file, "--json")
     if output.exists() and not output.is_dir():
         raise InputError(f"--output {output} is a file; name a folder")
     frame = read_points(points)
-    before = read_fit(output)
+    before = fit_in(output)
     with progress_bar() as progress:
         prepared = prepare(frame, progress)
     try:

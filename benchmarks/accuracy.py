@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.own_points import own_points
 from calibration.validation.balance import Loop, loop_of, take
 from calibration.validation.points import read_points
 from calibration.validation.run import Z90, engines, log_spread, prepare
@@ -141,17 +140,34 @@ def score(errors: Array, bands: Array) -> dict[str, dict[str, float]]:
     return out
 
 
+def stacks(study: Study, rows: Index) -> list[Index]:
+    """Places in `rows` of each stack: accelerator, engine, model and form."""
+    found: dict[tuple[str, str, str, bool], list[int]] = {}
+    for place, row in enumerate(rows):
+        name = (study.gpu[row], study.engine[row], study.model[row], bool(study.disaggregated[row]))
+        found.setdefault(name, []).append(place)
+    return [np.array(places, dtype=np.intp) for places in found.values()]
+
+
+def unsaturated(study: Study, rows: Index, errors: Array) -> Array:
+    """`errors` of `rows` without TTFT where it is queueing for admission."""
+    out = errors.copy()
+    out[np.ix_(study.saturated[rows], [SCORED_METRICS.index("ttft_ms")])] = np.nan
+    return out
+
+
+def medians(errors: Array) -> dict[str, float]:
+    """Median absolute errors by metric."""
+    found = np.nanmedian(np.abs(np.expm1(errors)), axis=0)
+    return {metric: round(float(m), 4) for metric, m in zip(SCORED_METRICS, found, strict=True)}
+
+
 def levelled(study: Study, test: Index, errors: Array) -> Array:
     """Errors with the level of each stack (accelerator, engine, model, form) known: less the median of the other half
     of its rows, drawn at random. What is left is not a matter of how fast that stack is in all."""
     half = np.random.default_rng(0).permutation(len(test)) % 2
-    stacks: dict[tuple[str, str, str, bool], list[int]] = {}
-    for place, row in enumerate(test):
-        name = (study.gpu[row], study.engine[row], study.model[row], bool(study.disaggregated[row]))
-        stacks.setdefault(name, []).append(place)
     out = errors.copy()
-    for places in stacks.values():
-        mine = np.array(places)
+    for mine in stacks(study, test):
         for side in (0, 1):
             others = errors[mine[half[mine] != side]]
             known = np.isfinite(others).sum(axis=0) >= FEWEST_OF_LEVEL
@@ -168,8 +184,7 @@ def scored(study: Study, found: Sequence[tuple[str, Index, Array]], fallback: Ar
         spread = [log_spread(np.concatenate(others)[:, i]) for i in range(len(SCORED_METRICS))] if others else fallback
         bands.append(np.tile(np.array(spread), (len(found[k][1]), 1)))
     test = np.concatenate([rows for _, rows, _ in found])
-    errors, band = np.concatenate([e for _, _, e in found]), np.concatenate(bands)
-    errors[np.ix_(study.saturated[test], [SCORED_METRICS.index("ttft_ms")])] = np.nan
+    errors, band = unsaturated(study, test, np.concatenate([e for _, _, e in found])), np.concatenate(bands)
     kept = study.trusted[test]
     return {
         "overall": score(errors[kept], band[kept]),
@@ -202,8 +217,7 @@ def ablations(study: Study, split: Sequence[Fold]) -> dict[str, dict[str, float]
     for name, change in changes.items():
         changed, frozen = change(study)
         errors = np.concatenate([e[study.trusted[test]] for _, test, e in held_out(changed, split, frozen)])
-        medians = np.nanmedian(np.abs(np.expm1(errors)), axis=0)
-        out[name] = {metric: round(float(m), 4) for metric, m in zip(SCORED_METRICS, medians, strict=True)}
+        out[name] = medians(errors)
         print(f"{name:32s} {out[name]}", flush=True)
     return out
 
@@ -248,6 +262,8 @@ def main() -> None:
         fallback = by_split.get("unseen engine", by_split[name])
         result["splits"][name] = scored(study, found, fallback)
         print(name, json.dumps(result["splits"][name]["overall"]), flush=True)
+    from benchmarks.own_points import own_points  # imports this module
+
     result["own points on an unseen accelerator"] = own_points(study, folds(study)["unseen accelerator"])
     if asked.ship:
         fitted = study.fit(np.arange(len(study.steps)))

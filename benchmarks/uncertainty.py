@@ -22,7 +22,9 @@ from benchmarks.accuracy import Fold, Study, folds
 from benchmarks.simulated_points import log_ratios
 from calibration.validation.stack import family_of
 from calibration.validation.stack_fit import SCORED_METRICS
-from hw_profiles.uncertainty import FILE, Evidence, Form, Kind, Metric, Spread
+from hw_profiles.efficiency import Form
+from hw_profiles.situations import form_of
+from hw_profiles.uncertainty import FILE, Evidence, Kind, Metric, Spread
 
 NAMED: dict[str, Metric] = {
     "tpot_ms": "tpot_s",
@@ -112,8 +114,7 @@ def served(study: Study) -> dict[str, dict[str, tuple[Form, ...]]]:
     """Forms measured with each stack on each accelerator."""
     found: dict[str, dict[str, set[Form]]] = defaultdict(lambda: defaultdict(set))
     for steps in study.steps:
-        form: Form = "disaggregated" if steps.point.disaggregated else "colocated"
-        found[steps.hardware.name][family_of(steps.point.engine)].add(form)
+        found[steps.hardware.name][family_of(steps.point.engine)].add(form_of(steps.point.disaggregated))
     return {
         gpu: {stack: tuple(sorted(forms)) for stack, forms in sorted(stacks.items())}
         for gpu, stacks in sorted(found.items())

@@ -11,7 +11,6 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from calibration.expert_loads import GROUPED, ROUTED_IN_GROUPS, power_law_counts, touched_in_groups
@@ -24,6 +23,7 @@ from simulator.model.architecture import AttentionSpec, LayerSpec, Linear, Model
 from simulator.model.attention import decode_core_ops, prefill_core_ops
 from simulator.model.collectives import Group, all_gather, all_reduce, all_to_all
 from simulator.model.cut import Cut
+from simulator.model.expert_load import tiles_beyond
 from simulator.model.layers import linear_op, row_ops
 from simulator.model.moe import INPUT_BYTES, OUTPUT_BYTES, RankLoad, copies_per_rank, fused_op, tile_of, unfused_ops
 from simulator.model.ops import Counted, Op, Reader, counted, entries_read, prefill_counts, readers
@@ -77,7 +77,7 @@ def _load(row: Any) -> RankLoad:
     groups = GROUPED.get((row.num_experts, row.topk, row.hidden_size))
     if groups and row.db_framework in ROUTED_IN_GROUPS:
         touched = touched_in_groups(row.num_tokens, row.topk, tuple(counts.astype(int).tolist()), *groups)
-    crowded = np.ceil(counts[counts > 0] / tile_of(choices / row.num_experts)) - 1
+    crowded = tiles_beyond(counts[counts > 0], tile_of(choices / row.num_experts))
     return RankLoad(choices, touched, float(crowded.mean()) * touched)
 
 

@@ -78,15 +78,15 @@ def fit_own(prepared: Prepared, source: str, before: StackFit | None = None) -> 
         reasons = "".join(f"; left out: {n} with {why}" for why, n in left_out.items())
         raise TooFewPointsError(f"{len(rows)} of the rows can be fitted, {FEWEST} are needed{reasons}")
     kept = some(prepared, rows)
-    fit = moved(kept, shipped(), source)
+    start = shipped()
+    fit = moved(kept, start, source)
     if before is not None:
         mine = {level for levels in kept.levels for level in levels if level.startswith("gpu+engine")}
         others = {level: effect for level, effect in before.effects.items() if level not in mine}
-        added = "" if source in before.source else f"; {source}"
+        added = "" if source in before.source.split("; ") else f"; {source}"
         fit = replace(fit, effects={**fit.effects, **others}, source=f"{before.source}{added}")
-    return OwnServing(
-        fit, _profiles(kept, fit, source), predictions(kept, shipped()), _held_out(kept, shipped()), dict(left_out)
-    )
+    profiles = _profiles(kept, fit, source)
+    return OwnServing(fit, profiles, predictions(kept, start), _held_out(kept, start), dict(left_out))
 
 
 def moved(prepared: Prepared, before: StackFit, source: str) -> StackFit:

@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 
-import numpy as np
-
 from hw_profiles.efficiency import PARTS, ClassEfficiency, Dimension, Efficiency, Form, OpClass, Part
 from hw_profiles.profile import HardwareProfile
 
@@ -76,7 +74,7 @@ def _scaled(op_class: OpClass, rates: ClassEfficiency, given: Mapping[Part, floa
         return round(min(largest, value * rate), 4)
 
     def floor(seconds: float) -> float:
-        return float(np.format_float_positional(seconds * given["launch"], 4, fractional=False))
+        return float(f"{seconds * given['launch']:.4g}")
 
     matrix, memory = given["matrix"] * own, given["memory"] * own
     return rates.model_copy(

@@ -208,10 +208,10 @@ def shipped() -> StackFit:
 def chosen() -> StackFit:
     """The fit in the folder of one's own profiles, or the one that ships. CatalogError where it cannot be read."""
     folder = own_folder()
-    return (read_fit(folder) if folder is not None else None) or shipped()
+    return (fit_in(folder) if folder is not None else None) or shipped()
 
 
-def read_fit(folder: Path) -> StackFit | None:
+def fit_in(folder: Path) -> StackFit | None:
     """The fit in a folder of one's own; None where there is none. CatalogError where it cannot be read."""
     path = folder / FILE
     if not path.is_file():

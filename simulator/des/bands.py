@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from hw_profiles.catalog import load
-from hw_profiles.uncertainty import Form, Metric, Spread, Uncertainty, uncertainty_of, widest
+from hw_profiles.situations import form_of
+from hw_profiles.uncertainty import Metric, Spread, Uncertainty, uncertainty_of, widest
 from simulator.des.metrics import METRICS, SimulationResult
 from simulator.des.noise import Floats, relative_error, student
 from simulator.des.replications import Replications, headline
@@ -68,7 +69,7 @@ class Bands:
 
 def bands_of(deployment: Deployment, model: str = "") -> Bands:
     """model: as for `uncertainty_of`."""
-    form: Form = "colocated" if deployment.colocated else "disaggregated"
+    form = form_of(not deployment.colocated)
 
     def known(pool: Pool) -> Uncertainty:
         return uncertainty_of(load(pool.gpu, pool.stack), form, model)

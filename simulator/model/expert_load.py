@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -147,7 +147,7 @@ class ExpertLoads:
         expected = touched_experts(tokens, self._ffn.experts, chosen, self._ffn.experts / self._ranks)
         touched = (counts > 0).sum(axis=3) / expected
         tile = tile_of(tokens * chosen / self._ffn.experts)
-        again = (np.maximum(-(-counts // tile), 1) - 1).sum(axis=3)
+        again = tiles_beyond(counts, tile).sum(axis=3)
         rows = []
         for key in (choices, touched):
             rank = np.argmax(key, axis=2)[..., None]
@@ -167,6 +167,12 @@ class ExpertLoads:
         touched = touched_experts(tokens, ffn.experts, ffn.experts_per_token, ffn.experts / self._ranks)
         a, b, again, c, d, again_too = relative.tolist()
         return RankLoad(choices * a, touched * b, again), RankLoad(choices * c, touched * d, again_too)
+
+
+def tiles_beyond(counts: NDArray[Any], tile: int) -> Floats:
+    """Tiles of tokens beyond the first of each expert."""
+    further: Floats = np.maximum(np.ceil(counts / tile), 1) - 1
+    return further
 
 
 def position(tokens: float) -> tuple[int, float]:

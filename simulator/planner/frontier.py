@@ -27,7 +27,7 @@ def frontier(scenario: Scenario, traffic: Traffic, engines: list[Engine]) -> tup
         mine = [e for e in engines if e.hardware.name == gpu]
         cost = pool_cost(Pool(gpu=gpu), mine[0].hardware, scenario.price_convention, 0.0)
         for form, found in (
-            ("disaggregated", _disaggregated(traffic, [in_form(e, "disaggregated") for e in mine])),
+            ("disaggregated", _disaggregated(traffic, mine)),
             ("colocated", _colocated(traffic, mine)),
         ):
             if form in scenario.search.forms:
@@ -44,6 +44,7 @@ def _batches(limit: int) -> Iterator[int]:
 
 def _disaggregated(traffic: Traffic, engines: list[Engine]) -> Iterator[tuple[str, int, float, float]]:
     """(cut, batch, seconds per token, requests per second and GPU) of decode with the best prefill beside it."""
+    engines = [in_form(engine, "disaggregated") for engine in engines]
     rates = [e.ranks / prefill_times(e, traffic, PREFILL_CHUNK).mean_s / e.parallelism.gpus for e in engines]
     prefill_rate = max(rates)
     for engine in engines:
