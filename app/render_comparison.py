@@ -78,6 +78,7 @@ def _figures(before: HardwareProfile, after: HardwareProfile) -> Iterator[Change
     yield Change("machine", "link, GB/s", before.scale_up_bandwidth / GB, after.scale_up_bandwidth / GB)
     old, new = before.efficiency, after.efficiency
     yield Change("overheads", "of a step, us", old.step_overhead_s / US, new.step_overhead_s / US)
+    yield Change("overheads", "of a kernel, us", old.kernel_overhead_s / US, new.kernel_overhead_s / US)
     yield Change("overheads", "of a request, us", old.request_overhead_s / US, new.request_overhead_s / US)
     yield Change("overheads", "memory that may be filled, %", *_percent(old.memory_utilisation, new.memory_utilisation))
     for op_class in OpClass:

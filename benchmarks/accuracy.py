@@ -4,11 +4,11 @@
 
 Splits: random halves of the rows (neighbours of a sweep fall on both sides); each accelerator left out; each engine
 left out, and each family of them (SGLang with Dynamo+SGLang); each model left out; all disaggregated rows left out
-(fit on colocated ones). Older runs of a configuration are left out of fits and scores alike (their notes say so):
-software moved on. Rows that another rule of `calibration.validation.points.distrust` names are not fitted, and scored
-apart. Bands of a split use the spread of the residuals of its other folds, never its own. "levels of stacks known"
-takes the median error of each stack off, which other rows of it tell; "own points" gives some rows of a stack to
-`calibration.own_serving`.
+(fit on colocated ones); all rows from one month on left out. Older runs of a configuration are left out of fits and
+scores alike (their notes say so): software moved on. Rows that another rule of `calibration.validation.points.distrust`
+names are not fitted, and scored apart. Bands of a split use the spread of the residuals of its other folds, never its
+own. "levels of stacks known" takes the median error of each stack off, which other rows of it tell; "own points" gives
+some rows of a stack to `calibration.own_serving`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.validation.balance import Loop, loop_of, take
-from calibration.validation.points import read_points
+from calibration.validation.points import UNKNOWN, read_points
 from calibration.validation.run import Z90, engines, log_spread, prepare
 from calibration.validation.stack import NAMES, StackFit
 from calibration.validation.stack_fit import SCORED_METRICS, fit_stack, log_predictions, observed
@@ -35,6 +35,9 @@ from calibration.validation.variants import preset_of
 RESULTS = Path(__file__).resolve().parent / "results"
 # TTFT above this share of the decode time is queueing for admission, not service.
 SATURATED = 0.5
+# Split whose residuals give the band where there is only one fold.
+BAND_OF = {"colocated to disaggregated": "unseen engine", "later software": "random half"}
+LATER = "2026-03"  # month from which rows are predicted by those before
 FEWEST_TEST = 8
 FEWEST_OF_LEVEL = 4  # rows from which the level of a stack is taken
 OLDER = "older run of a configuration"
@@ -65,6 +68,7 @@ class Study:
         self.model = np.array([p.model for p in points])
         self.network = np.array([preset_of(p.model) for p in points])  # one for all versions of its weights
         self.disaggregated = np.array([p.disaggregated for p in points])
+        self.month = np.array([p.released for p in points])
         ttft = np.array([p.measured.get("ttft_ms", np.nan) for p in points])
         tpot = np.array([p.measured.get("tpot_ms", np.nan) for p in points])
         self.saturated = ttft > SATURATED * tpot * np.array([p.output for p in points])
@@ -115,7 +119,16 @@ def folds(study: Study) -> dict[str, list[Fold]]:
         "colocated to disaggregated": [
             ("disaggregated", everything[~study.disaggregated], everything[study.disaggregated])
         ],
+        "later software": [_later(study)],
     }
+
+
+def _later(study: Study) -> Fold:
+    """Rows from `LATER` on of stacks and models that earlier rows know, which are all that is fitted."""
+    after = (study.month >= LATER) & (study.month != UNKNOWN)
+    what = list(zip(study.gpu, study.engine, study.network, strict=True))
+    known = {what[i] for i in np.flatnonzero(~after)}
+    return LATER, np.flatnonzero(~after), np.flatnonzero(after & [one in known for one in what])
 
 
 def held_out(study: Study, split: Sequence[Fold], frozen: Sequence[str] = ()) -> list[tuple[str, Index, Array]]:
@@ -259,7 +272,7 @@ def main() -> None:
     for name, split in folds(study).items():
         found = held_out(study, split)
         by_split[name] = spreads(study, found)
-        fallback = by_split.get("unseen engine", by_split[name])
+        fallback = by_split.get(BAND_OF.get(name, ""), by_split[name])
         result["splits"][name] = scored(study, found, fallback)
         print(name, json.dumps(result["splits"][name]["overall"]), flush=True)
     from benchmarks.own_points import own_points  # imports this module

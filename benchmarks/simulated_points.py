@@ -50,16 +50,17 @@ def log_ratios(study: Study, fit: StackFit | None, rows: Index) -> Iterator[tupl
         point, hardware = steps.point, steps.hardware
         if point.phase != "e2e":
             continue
-        family = family_of(point.engine)
+        given = {name: float(value[0]) for name, value in values((fit or NOTHING_FITTED).theta([levels])).items()}
         if fit is not None:
-            key = (hardware.name, family)
+            key = (hardware.name, family_of(point.engine))
             if key not in profiles:
                 profiles[key] = in_engine(*key, fit)
-            hardware = replace(hardware, efficiency=profiles[key])
-        # A user states the acceptance length; here it is what the levels of the fit say.
-        acceptance = float(values((fit or NOTHING_FITTED).theta([levels]))["acceptance"][0])
+            # The row ran the software of its month, the profile is of the newest.
+            host_s = profiles[key].kernel_overhead_s / given["renewal"] ** point.age
+            hardware = replace(hardware, efficiency=profiles[key].model_copy(update={"kernel_overhead_s": host_s}))
         try:
-            simulated = simulate_point(point, hardware, acceptance)
+            # A user states the acceptance length; here it is what the levels of the fit say.
+            simulated = simulate_point(point, hardware, given["acceptance"])
         except DoesNotFitError:
             continue
         measured = [point.measured.get(name, math.nan) for name in SCORED_METRICS]

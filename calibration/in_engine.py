@@ -3,7 +3,7 @@
     python -m calibration.in_engine
 
 writes hw_profiles/data/efficiency/<accelerator>@<stack>.json for every pair with op tables or serving points. Rates and
-overheads are those of colocated serving with any model; what the fit says of models, forms, kinds of parallelism,
+overheads are those of colocated serving with any model, on the newest software; what the fit says of models, forms, kinds of parallelism,
 drafts and precisions is in the profile's situations.
 """
 
@@ -16,6 +16,7 @@ from typing import cast
 import numpy as np
 
 from calibration.fit import Array
+from calibration.validation.points import NEWEST
 from calibration.validation.stack import DATA, LEVELS, NAMES, StackFit, kernel_profile, shipped, values
 from hw_profiles.catalog import load
 from hw_profiles.efficiency import LARGEST_STORED, PARTS, Dimension, Efficiency, Form, Part, Situation
@@ -67,7 +68,7 @@ def in_engine(gpu: str, stack: str, fit: StackFit, engines: Engines | None = Non
     engine = engines["colocated"]
     served = bool(origin) or (hardware.name, engine) in _served(fit)
     where = f"{engine} on {hardware.display_name}" if served else f"{engine} on other accelerators"
-    origin = origin or f"fit to published serving points of {where}"
+    origin = origin or f"fit to published serving points of {where}, host times of software of {NEWEST}"
     found = values(fit.theta([_standing(gpu, stack, engine)]))
     given = {part: float(found[name][0]) for part, name in FITTED.items()}
     shares = driven(kernels, given, LARGEST_STORED)
@@ -79,7 +80,8 @@ def in_engine(gpu: str, stack: str, fit: StackFit, engines: Engines | None = Non
         update={
             "stack": stack,
             "classes": classes,
-            "step_overhead_s": round(given["step_overhead_s"], 6),
+            "step_overhead_s": 0.0,
+            "kernel_overhead_s": float(f"{given['kernel_overhead_s']:.4g}"),
             "request_overhead_s": round(given["request_overhead_s"], 4),
             "overhead_source": origin[0].upper() + origin[1:],
             "overhead_assumed": not served,

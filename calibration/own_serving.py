@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,12 +19,13 @@ import pandas as pd
 from calibration.in_engine import engines_of, in_engine
 from calibration.validation.points import Point
 from calibration.validation.run import Prepared, predictions, some
-from calibration.validation.stack import FILE, NAMES, StackFit, family_of, shipped
+from calibration.validation.stack import FILE, NAMES, StackFit, assumed, family_of, shipped
 from calibration.validation.stack_fit import SCORED_METRICS, fit_stack, observed
 from hw_profiles.efficiency import Efficiency, Form, read_json
 from hw_profiles.loading import CatalogError
 from hw_profiles.situations import form_of
 
+RENEWAL = "renewal"
 FEWEST = 3  # rows that say something beside the priors
 FEWEST_IN_HALVES = 8  # rows of which half predict the other half
 
@@ -90,25 +92,37 @@ def fit_own(prepared: Prepared, source: str, before: StackFit | None = None) -> 
 
 
 def moved(prepared: Prepared, before: StackFit, source: str) -> StackFit:
-    """`before` with the own levels of these points fitted to them. One's own software is of one release, so that what
-    other releases of its engine are said to do is taken back."""
+    """`before` with the own levels of these points fitted to them."""
     assert prepared.loop is not None
-    effects = dict(before.effects)
     none = np.zeros(len(NAMES))
-    for levels in prepared.levels:
-        by_name = {level.partition("=")[0]: level for level in levels}
-        effects[by_name["gpu+engine+release"]] = -before.effects.get(by_name["engine+release"], none)
-    start = replace(before, effects=effects)
+    start = _of_one_release(before, prepared.levels)
     found = fit_stack(
         prepared.loop,
         [tuple(level for level in levels if _own(level)) for levels in prepared.levels],
         observed([s.point for s in prepared.steps]),
         np.ones(len(prepared.steps)),
         source,
+        frozen=(RENEWAL,),
         start=start.theta(prepared.levels),
     )
-    moves = {level: before.effects.get(level, none) + effect for level, effect in found.effects.items()}
-    return replace(before, effects={**effects, **moves}, source=f"{before.source}; {source}")
+    moves = {level: start.effects.get(level, none) + effect for level, effect in found.effects.items()}
+    return replace(before, effects={**start.effects, **moves}, source=f"{before.source}; {source}")
+
+
+def _of_one_release(fit: StackFit, levels: Sequence[tuple[str, ...]]) -> StackFit:
+    """One's own software is of one release: what the fit says of other releases of its engine, and of its renewal from
+    month to month, is taken back for these stacks."""
+    effects = dict(fit.effects)
+    none = np.zeros(len(NAMES))
+    named = [{level.partition("=")[0]: level for level in mine} for mine in levels]
+    for by_name in named:
+        effects[by_name["gpu+engine+release"]] = -fit.effects.get(by_name["engine+release"], none)
+    place = NAMES.index(RENEWAL)
+    renewed = replace(fit, effects=effects).theta(levels)[:, place] - assumed()[place]
+    for by_name, change in zip(named, renewed, strict=True):
+        own = by_name["gpu+engine+model"]
+        effects[own] = fit.effects.get(own, none) - change * (np.arange(len(NAMES)) == place)
+    return replace(fit, effects=effects)
 
 
 def _own(level: str) -> bool:

@@ -22,7 +22,7 @@ Form = Literal["colocated", "disaggregated"]  # of serving
 # What tells situations of one stack apart, and what of it differs by them: rates as multiples, host times as multiples.
 Dimension = Literal["model", "form", "attention", "experts", "drafts", "precision"]
 # drafting: host time of a step with drafts over that of one without
-Part = Literal["memory", "matrix", "network", "launch", "attention", "experts", "step_overhead_s", "drafting",
+Part = Literal["memory", "matrix", "network", "launch", "attention", "experts", "kernel_overhead_s", "drafting",
                "request_overhead_s"]  # fmt: skip
 PARTS: tuple[Part, ...] = get_args(Part)
 ORIGINS: dict[Origin, str] = {
@@ -150,6 +150,7 @@ class Efficiency(Strict):
     stack: str  # "default", "sglang", "vllm", "trtllm", "moeplan", ...
     classes: dict[OpClass, ClassEfficiency]
     step_overhead_s: Seconds  # host: scheduling, sampling, detokenising, launch gaps, per step
+    kernel_overhead_s: Seconds = 0.0  # the same for each kernel of a decode step
     request_overhead_s: Seconds  # tokenise, admission, HTTP, before the first token
     overhead_source: Source
     overhead_assumed: bool

@@ -52,7 +52,7 @@ def in_situation(hardware: HardwareProfile, when: When) -> HardwareProfile:
             for part, factor in situation.factors.items():
                 given[part] *= factor
     if known.get("drafts") == DRAFTS[1]:
-        given["step_overhead_s"] *= given["drafting"]
+        given["kernel_overhead_s"] *= given["drafting"]
     return replace(hardware, efficiency=driven(hardware.efficiency, given, LARGEST_FRACTION))
 
 
@@ -61,7 +61,7 @@ def driven(efficiency: Efficiency, given: Mapping[Part, float], largest: float) 
     return efficiency.model_copy(
         update={
             "classes": {name: _scaled(name, rates, given, largest) for name, rates in efficiency.classes.items()},
-            "step_overhead_s": efficiency.step_overhead_s * given["step_overhead_s"],
+            "kernel_overhead_s": efficiency.kernel_overhead_s * given["kernel_overhead_s"],
             "request_overhead_s": efficiency.request_overhead_s * given["request_overhead_s"],
         }
     )

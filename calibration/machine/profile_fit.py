@@ -130,6 +130,7 @@ def _alone(
         "stack": stack,
         "classes": classes,
         "step_overhead_s": 0.0,
+        "kernel_overhead_s": 0.0,
         "request_overhead_s": 0.0,
         "overhead_source": f"{where}: what whole steps take beyond their ops; requests come from the same process",
         "overhead_assumed": False,

@@ -136,7 +136,9 @@ def applied(fitted: StepFit, efficiency: Efficiency) -> Efficiency:
         op_class: within_steps(rates, fitted.floors.get(op_class, 1.0), fitted.rates.get(op_class, 1.0))
         for op_class, rates in efficiency.classes.items()
     }
-    return efficiency.model_copy(update={"classes": classes, "step_overhead_s": round(fitted.host_s, 7)})
+    return efficiency.model_copy(
+        update={"classes": classes, "step_overhead_s": round(fitted.host_s, 7), "kernel_overhead_s": 0.0}
+    )
 
 
 def from_other_half(columns: np.ndarray, seconds: np.ndarray, classes: Sequence[OpClass]) -> np.ndarray:

@@ -122,6 +122,8 @@ class Loop:
     phase: NDArray[np.intp]  # index in PHASES
     decode_ranks: Array  # attention ranks of a decode worker
     mean_ttft: NDArray[np.bool_]  # TTFT is a mean over all requests
+    kernels: Array  # of a decode step
+    age: Array  # of the software, half-years
 
 
 def loop_of(steps: Sequence[PointSteps], rates: Sequence[HardwareProfile]) -> Loop:
@@ -145,6 +147,8 @@ def loop_of(steps: Sequence[PointSteps], rates: Sequence[HardwareProfile]) -> Lo
         np.array([PHASES.index(p.phase) for p in points]),
         np.array([float(p.decode.gpus if p.decode.data_parallel else 1) for p in points]),
         np.array([p.mean_ttft for p in points]),
+        np.array([float(s.kernels) for s in steps]),
+        np.array([p.age for p in points]),
     )
 
 
@@ -257,8 +261,8 @@ def balance(loop: Loop, theta: Array) -> Prediction:
     steps = loop.table.seconds(given)
     p, k = given["acceptance"], loop.drafts
     accepted = (1 - p ** (k + 1)) / (1 - p)
-    host = given["step_overhead_s"]
-    serial = host * np.where(k > 0, given["draft_overhead"], 1.0)
+    host = given["kernel_overhead_s"] * loop.kernels
+    serial = host / given["renewal"] ** loop.age * np.where(k > 0, given["draft_overhead"], 1.0)
     each = given["sequence_overhead_s"] / loop.decode_ranks
     step = steps[:, :GRID] + serial[:, None] + each[:, None] * loop.batches
     decode = step / accepted[:, None]  # per token, at each batch

@@ -27,6 +27,9 @@ UNIFORM_80_100 = 0.9  # uniform in [0.8, 1.0] of nominal, as InferenceX draws th
 UNIFORM_0_100 = 0.5  # uniform in [0, 1] of nominal: bench_serving's default range ratio
 MTP_DRAFTS = 3  # what deployments with multi-token prediction use where the count is not said
 LITTLE = (0.85, 1.10)  # requests in flight over the stated concurrency: where ramp-up and rounding put it
+NEWEST = "2026-08"  # month of the software that fits and profiles stand for
+LATEST = -1.0  # age of software after that
+UNKNOWN = "unknown"
 WIDEST_TENSOR = 16  # ranks; wider workers run attention data-parallel
 
 
@@ -67,7 +70,7 @@ class Point:
     output: float
     concurrency: float
     measured: Mapping[str, float]
-    released: str = "unknown"  # year and month of the measurement: which software it ran
+    released: str = UNKNOWN  # year and month of the measurement: which software it ran
     mean_ttft: bool = False  # TTFT is a mean over all requests, not a median
     median_ttft_ms: float | None = None  # beside a mean, where the row says
     token_budget: float | None = None  # tokens that a step of one attention rank may hold, where the row says
@@ -75,6 +78,14 @@ class Point:
     most_running: float | None = None  # requests that a decode instance runs at once, where the row says
     most_running_of_rank: float | None = None  # those of one attention rank, likewise
     distrusted: str = ""  # the rule by which the row is scored apart (`trust`)
+
+    @property
+    def age(self) -> float:
+        """Of its software: half-years before `NEWEST`, 0 where the row does not say. Later ones count for half a year
+        at most, which is about as far as earlier rows were seen to tell."""
+        if self.released == UNKNOWN:
+            return 0.0
+        return max(LATEST, (_months(NEWEST) - _months(self.released)) / 6)
 
     @property
     def gpus(self) -> int:
@@ -181,7 +192,7 @@ def parse_point(index: int, row: Mapping[str, Any]) -> Point:
         output,
         concurrency,
         measured,
-        month[0] if (month := re.search(r"20\d\d-\d\d", _text(row, "date"))) else "unknown",
+        month[0] if (month := re.search(r"20\d\d-\d\d", _text(row, "date"))) else UNKNOWN,
         mean_ttft := "mean" in _text(row, "ttft_stat").lower(),
         _median_ttft_ms(row) if mean_ttft else None,
         _said(row, r"max-num-batched-tokens[ =](\d+)"),
@@ -191,6 +202,15 @@ def parse_point(index: int, row: Mapping[str, Any]) -> Point:
     )
     label = f"{_text(row, 'prefill_parallel')} {_text(row, 'decode_parallel')}"
     return replace(point, distrusted=distrust(point, _text(row, "date"), _text(row, "notes"), label))
+
+
+def _months(released: str) -> int:
+    """
+    >>> _months("2026-02") - _months("2025-11")
+    3
+    """
+    year, month = released.split("-")
+    return 12 * int(year) + int(month)
 
 
 def distrust(point: Point, date: str, notes: str, label: str) -> str:

@@ -43,7 +43,8 @@ class Parameter:
 
 
 PARAMETERS = (
-    Parameter("step_overhead_s", "host time of one step: scheduling, sampling, launch of the graph [s]", 3e-3, 0.7),
+    Parameter("kernel_overhead_s", "host time of one step for each kernel: scheduling, sampling, gaps [s]", 2e-6, 0.7),
+    Parameter("renewal", "host time of a decode step over that of the software half a year before", 1.0, 0.5),
     Parameter("launch", "share of the kernels' launch floors that a step pays (graphs and fusion hide some)", 0.7, 0.4),
     Parameter("memory", "HBM rate inside the engine over that of kernels alone", 0.85, 0.2),
     Parameter("matrix", "matrix rate inside the engine over that of kernels alone", 0.7, 0.4),

@@ -49,6 +49,7 @@ class PointSteps:
     arriving: Prompts  # as many as come in the time of a step
     packed: Prompts  # as many as a step takes on every attention rank
     limit: float  # sequences that a decode instance can run at once
+    kernels: float  # that a decode step launches
 
 
 def steps_of(point: Point) -> PointSteps:
@@ -82,6 +83,7 @@ def steps_of(point: Point) -> PointSteps:
         packed if point.disaggregated else arriving(engine, point, running, beside),
         packed,
         limit,
+        decode.kernels,
     )
 
 

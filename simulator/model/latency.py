@@ -211,9 +211,16 @@ class StepLatency:
 
     # ---- one step as numbers
 
-    @property
+    @cached_property
+    def kernels(self) -> float:
+        """Launches of a decode step: of its ops, drafts included."""
+        one = self._ops.shape([], DecodeLoad(1, 1, tuple(min(1, cap) for cap in self.caps), 1), None)
+        return float(sum(op.count for op in self._ops.all_ops(one)))
+
+    @cached_property
     def _host_s(self) -> float:
-        return self.hardware.efficiency.step_overhead_s
+        host = self.hardware.efficiency
+        return host.step_overhead_s + host.kernel_overhead_s * (self.kernels if host.kernel_overhead_s else 0)
 
     # ---- the same, compiled
 

@@ -43,8 +43,9 @@ def test_a_profile_in_a_situation_is_what_the_fit_says_of_a_point_there(stack: s
     model = variant(point.model, point.precision, point.engine, hardware, cut.ep)
     profile = replace(hardware, efficiency=in_engine(hardware.name, stack, fit))
     found = in_service(profile, model, cut, point.drafts, form_of(point.disaggregated)).efficiency
-    host = expected["step_overhead_s"] * (expected["draft_overhead"] if point.drafts else 1.0)
-    assert found.step_overhead_s == pytest.approx(host, rel=3e-3)
+    host = expected["kernel_overhead_s"] * (expected["draft_overhead"] if point.drafts else 1.0)
+    assert found.kernel_overhead_s == pytest.approx(host, rel=3e-3)
+    assert found.step_overhead_s == 0.0
     assert found.request_overhead_s == pytest.approx(expected["request_overhead_s"], rel=3e-3)
     kernels = kernel_profile(hardware.name, stack).efficiency.classes
     for op_class, own in (
@@ -63,18 +64,22 @@ def test_a_profile_in_a_situation_is_what_the_fit_says_of_a_point_there(stack: s
 def test_situations_that_hold_multiply_and_others_do_not() -> None:
     plain = load("h200_sxm")
     found = (
-        Situation(when={"model": "deepseek-r1"}, factors={"step_overhead_s": 2.0, "drafting": 1.5}),
-        Situation(when={"model": "deepseek-r1", "form": "colocated"}, factors={"step_overhead_s": 3.0, "memory": 0.5}),
-        Situation(when={"form": "disaggregated"}, factors={"step_overhead_s": 100.0}),
+        Situation(when={"model": "deepseek-r1"}, factors={"kernel_overhead_s": 2.0, "drafting": 1.5}),
+        Situation(
+            when={"model": "deepseek-r1", "form": "colocated"}, factors={"kernel_overhead_s": 3.0, "memory": 0.5}
+        ),
+        Situation(when={"form": "disaggregated"}, factors={"kernel_overhead_s": 100.0}),
     )
-    hardware = replace(plain, efficiency=plain.efficiency.model_copy(update={"situations": found}))
-    before = plain.efficiency
+    hardware = replace(
+        plain, efficiency=plain.efficiency.model_copy(update={"situations": found, "kernel_overhead_s": 2e-6})
+    )
+    before = hardware.efficiency
     r1 = in_situation(hardware, (("model", "deepseek-r1"), ("form", "colocated"))).efficiency
-    assert r1.step_overhead_s == pytest.approx(6 * before.step_overhead_s)
+    assert r1.kernel_overhead_s == pytest.approx(6 * 2e-6)
     dense = OpClass.DENSE_GEMM
     assert r1.classes[dense].memory_fraction == pytest.approx(0.5 * before.classes[dense].memory_fraction, rel=1e-3)
     drafting = in_situation(hardware, (("model", "deepseek-r1"), ("form", "colocated"), ("drafts", "drafts")))
-    assert drafting.efficiency.step_overhead_s == pytest.approx(9 * before.step_overhead_s)
+    assert drafting.efficiency.kernel_overhead_s == pytest.approx(9 * 2e-6)
     other = in_situation(hardware, (("model", "another"), ("form", "colocated"))).efficiency
-    assert other.step_overhead_s == before.step_overhead_s
+    assert other.kernel_overhead_s == 2e-6
     assert in_situation(plain, (("model", "deepseek-r1"),)) is plain

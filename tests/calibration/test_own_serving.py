@@ -29,7 +29,7 @@ from simulator.model.parallelism import Parallelism
 FEW = FEWEST_IN_HALVES - 2  # rows of which no half is held out, for speed
 METRICS = ("tpot_ms", "total_tok_s_per_gpu", "ttft_ms")
 # How the engine differs from what the shipped fit says: logs of its parameters.
-SLOWER = {"step_overhead_s": 0.7, "memory": -0.3, "request_overhead_s": 0.8, "matrix": -0.2}
+SLOWER = {"kernel_overhead_s": 0.7, "memory": -0.3, "request_overhead_s": 0.8, "matrix": -0.2}
 
 
 def rows(**changes: object) -> list[dict[str, object]]:
@@ -106,8 +106,12 @@ def test_a_profile_is_what_the_fit_says_of_dated_points_too() -> None:
     hardware = replace(prepared.steps[0].hardware, efficiency=found.profiles["b200_sxm@sglang"])
     model = variant("DeepSeek-R1", "FP8", "SGLang", hardware, 1)
     driven = in_service(hardware, model, Parallelism(tp=8), 0, "colocated").efficiency
-    for name, value in (("step_overhead_s", driven.step_overhead_s), ("request_overhead_s", driven.request_overhead_s)):
+    for name, value in (
+        ("kernel_overhead_s", driven.kernel_overhead_s),
+        ("request_overhead_s", driven.request_overhead_s),
+    ):
         assert value == pytest.approx(np.exp(theta[0, NAMES.index(name)]), rel=3e-3)
+    np.testing.assert_allclose(theta[:, NAMES.index("renewal")], 0.0, atol=1e-9)
 
 
 def test_any_engine_name_makes_a_file_name(frame: pd.DataFrame, tmp_path: Path) -> None:
@@ -131,7 +135,7 @@ def test_the_profile_serves_plans_as_a_known_stack(
     theta = own.fit.theta(prepared.levels)
     model = variant("DeepSeek-R1", "FP8", "LMDeploy", hardware, 1)
     driven = in_service(hardware, model, Parallelism(tp=16), 0, "colocated").efficiency
-    assert driven.step_overhead_s == pytest.approx(np.exp(theta[0, NAMES.index("step_overhead_s")]), rel=2e-3)
+    assert driven.kernel_overhead_s == pytest.approx(np.exp(theta[0, NAMES.index("kernel_overhead_s")]), rel=2e-3)
     assert "12 serving points of LMDeploy in mine.csv" in hardware.efficiency.provenance
     assert uncertainty_of(hardware, "colocated").kind == "known"
     assert uncertainty_of(hardware, "disaggregated").kind == "new form"
@@ -154,8 +158,8 @@ def test_a_folder_of_ones_own_profiles_decides_which_fit_predicts(
         ("{}", "it holds no fit of serving stacks"),
         ("[1]", "it holds no fit of serving stacks"),
         ("{", "it holds no fit of serving stacks"),
-        (json.dumps({**good, "effects": {"all=": [1.0]}}), "effect 'all=' is not 16 numbers"),
-        (json.dumps({**good, "effects": {"all=": ["fast"] * 16}}), "calibrate serving"),
+        (json.dumps({**good, "effects": {"all=": [1.0]}}), f"effect 'all=' is not {len(NAMES)} numbers"),
+        (json.dumps({**good, "effects": {"all=": ["fast"] * len(NAMES)}}), "calibrate serving"),
         (json.dumps({**good, "sigma": 3}), "it holds no fit of serving stacks"),
     ):
         (tmp_path / "serving.json").write_text(damage)

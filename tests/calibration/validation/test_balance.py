@@ -33,7 +33,7 @@ BARE = {
     "memory": 1.0,
     "matrix": 1.0,
     "network": 1.0,
-    "step_overhead_s": 1e-9,
+    "kernel_overhead_s": 1e-12,
     "sequence_overhead_s": 1e-12,
 }
 
@@ -55,6 +55,19 @@ def test_decode_steps_are_those_of_the_simulator() -> None:
     engine = StepLatency(variant("DeepSeek-R1", "FP8", "elsewhere", hardware, 1), hardware, cut)
     own_s = engine.decode_s(DecodeLoad(64, 64 * 1250, (), 64)) - hardware.efficiency.step_overhead_s
     assert step_s == pytest.approx(own_s, rel=0.01)
+
+
+def test_older_software_has_the_host_time_that_renewal_says() -> None:
+    """Where it halves every half-year, that of a year ago takes four times as long between the same kernels."""
+    prepared = prepare(
+        pd.DataFrame([{**ROW, "phase": "decode", "date": date} for date in ("2026-08-01", "2025-08-01")])
+    )
+    assert prepared.loop is not None
+    given = {**BARE, "kernel_overhead_s": 5e-6, "renewal": 0.5}
+    now, before = balance(prepared.loop, fit_with(**given).theta(prepared.levels)).tpot_s
+    hardware, cut = hardware_of("mi355x"), parallelism_of(prepared.steps[0].point.decode)
+    kernels = StepLatency(variant("DeepSeek-R1", "FP8", "elsewhere", hardware, 1), hardware, cut).kernels
+    assert before - now == pytest.approx(3 * 5e-6 * kernels)
 
 
 @pytest.mark.parametrize("row", [ROW, SPLIT])

@@ -48,6 +48,15 @@ def test_lengths(extra: dict[str, str], lengths: tuple[float, float]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("date", "half_years"),
+    [("2026-08-15", 0.0), ("2026-05", 0.5), ("2025-08-01", 2.0), ("2026-11-28", -0.5), ("2031-01-01", -1.0),
+     ("2026 (docs)", 0.0), (None, 0.0)],
+)  # fmt: skip
+def test_age_of_software(date: str | None, half_years: float) -> None:
+    assert parse_point(0, {**ROW, "date": date}).age == pytest.approx(half_years)
+
+
+@pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"concurrency": None}, "no concurrency"),

@@ -199,6 +199,24 @@ def test_step_overhead_counts_once(decode_load: Callable[..., DecodeLoad]) -> No
     assert new.mixed_s(chunks, load_) - old.mixed_s(chunks, load_) == pytest.approx(1.0 - before)
 
 
+@pytest.mark.parametrize("drafts", [0, 3])
+def test_host_time_of_a_step_counts_each_kernel_of_its_decode(
+    drafts: int, decode_load: Callable[..., DecodeLoad]
+) -> None:
+    """And prompts that ride along add none."""
+    hardware = load("b200")
+    efficiency = hardware.efficiency.model_copy(update={"kernel_overhead_s": 1.0})
+    model, cut = load_model("deepseek-v4-pro"), Parallelism(tp=8)
+    old = StepLatency(model, hardware, cut, drafts)
+    new = StepLatency(model, replace(hardware, efficiency=efficiency), cut, drafts)
+    load_ = decode_load(old, [100] * 4)
+    launches = sum(one.op.count for one in old.breakdown([], load_)[:-1])
+    assert new.decode_s(load_) - old.decode_s(load_) == pytest.approx(launches)
+    chunks = [Chunk(10, 0)]
+    assert new.mixed_s(chunks, load_) - old.mixed_s(chunks, load_) == pytest.approx(launches)
+    assert new.breakdown([], load_)[-1].seconds == pytest.approx(launches + hardware.efficiency.step_overhead_s)
+
+
 @pytest.mark.parametrize(
     ("drafts", "message"),
     [(-1, "draft_tokens=-1 is negative"), (2, "draft_tokens=2, but llama-3.1-8b has no draft head")],
