@@ -3,8 +3,8 @@
     python -m calibration.in_engine
 
 writes hw_profiles/data/efficiency/<accelerator>@<stack>.json for every pair with op tables or serving points. Rates and
-overheads are those of colocated serving with any model, on the newest software; what the fit says of models, forms, kinds of parallelism,
-drafts and precisions is in the profile's situations.
+overheads are those of colocated serving with any model, on the newest software; what the fit says of models, forms,
+kinds of parallelism, drafts and precisions is in the profile's situations.
 """
 
 from __future__ import annotations
