@@ -147,7 +147,7 @@ def loop_of(steps: Sequence[PointSteps], rates: Sequence[HardwareProfile]) -> Lo
         np.array([PHASES.index(p.phase) for p in points]),
         np.array([float(p.decode.gpus if p.decode.data_parallel else 1) for p in points]),
         np.array([p.mean_ttft for p in points]),
-        np.array([float(s.kernels) for s in steps]),
+        np.array([s.kernels for s in steps]),
         np.array([p.age for p in points]),
     )
 
