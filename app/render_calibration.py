@@ -47,7 +47,7 @@ def _errors(result: Calibration) -> Table:
     table = Table(title="Median error by op family, each row predicted by a fit that did not see it")
     for heading in ("family", "decides"):
         table.add_column(heading)
-    for heading in ("rows", "left out", "in sample", "held out", "bias"):
+    for heading in ("rows", "not used", "in sample", "held out", "bias"):
         table.add_column(heading, justify="right")
     for error in result.errors:
         table.add_row(

@@ -1,7 +1,7 @@
 """Robust fit of ClassEfficiency parameters to measured times of ops, with the formula of `simulator.model.roofline`.
 
 A measurement is one op or a module of several; its time is the sum over its ops of
-    hops * t0 + ((FLOPs/F)^q + (bytes/B)^q + (net/N)^q)^(1/q)
+    hops * t0 + d K + ((FLOPs/F)^q + (bytes/B)^q + (net/N)^q)^(1/q)
 with the FLOPs of ragged tiles (see `simulator.model.roofline`).
 Residuals are logs of predicted / measured under a soft-L1 loss; weak lognormal priors keep parameters that no
 measurement sees where they were.
@@ -29,7 +29,7 @@ CLASSES = tuple(OpClass)
 # multiply nothing, and for fields that all kernels share).
 Slot = tuple[str, OpClass, str]
 FIELDS = ("matrix_fraction", "memory_fraction", "network_fraction", "latency_s", "exponent", "tile_rows",
-          "short_row_factor", "reread_share")  # fmt: skip
+          "short_row_factor", "reread_share", "depth_s")  # fmt: skip
 # Classes whose kernels share a memory fraction: dense products stream their weights alike in every precision.
 SHARED_MEMORY = (OpClass.DENSE_GEMM,)
 # Classes whose kernels have floors of their own: SGLang casts the queries of FP8 caches before the core, in kernels
@@ -43,19 +43,25 @@ LOWER = {
     "tile_rows": 1e-9,  # none
     "short_row_factor": 1.0,
     "reread_share": 0.01,
+    "depth_s": 1e-13,
 }  # fmt: skip
 UPPER = {
     "matrix_fraction": 1.0, "memory_fraction": 1.0, "network_fraction": 1.0, "latency_s": 4e-4, "exponent": 8.0,
     "tile_rows": 1024.0,
     "short_row_factor": 1000.0,
     "reread_share": 2.0,
+    "depth_s": 2e-9,
 }  # fmt: skip
-RAGGED = (OpClass.DENSE_GEMM, OpClass.ATTENTION_PREFILL, OpClass.LATENT_PREFILL, OpClass.SPARSE_PREFILL)
+RAGGED = (
+    OpClass.DENSE_GEMM, OpClass.ATTENTION_PREFILL, OpClass.LATENT_PREFILL, OpClass.SPARSE_PREFILL,
+    OpClass.RECURRENT_PREFILL,
+)  # fmt: skip
 TILE_ROWS = 32.0  # where a fit of them starts
 SHORT_ROW_FACTOR = 100.0  # likewise
+DEEP = (OpClass.DENSE_GEMM,)  # whose kernels have sums of a pace of their own
 # Width of the priors in log units: a factor of e in rates and floors, of 1.5 in the exponent. Each weighs as much
 # as one measurement.
-PRIOR_WIDTH = {"exponent": 0.4, "tile_rows": 2.0, "short_row_factor": 2.0, "reread_share": 0.5}
+PRIOR_WIDTH = {"exponent": 0.4, "tile_rows": 2.0, "short_row_factor": 2.0, "reread_share": 0.5, "depth_s": 0.5}
 SOFT_L1_SCALE = 0.1  # residuals beyond 10% count linearly
 FOLDS = 4
 
@@ -103,6 +109,7 @@ def _kernel_for(field: str, op_class: OpClass, kernel: str) -> str:
         "matrix_fraction": True,
         "memory_fraction": op_class not in SHARED_MEMORY,
         "latency_s": op_class in OWN_FLOORS,
+        "depth_s": op_class in DEEP,
         "reread_share": op_class in OWN_REREADS,
     }
     return kernel if own.get(field) else ""
@@ -124,6 +131,7 @@ class Parameters:
                 "matrix_fraction": rates.matrix_fraction_of,
                 "memory_fraction": rates.memory_fraction_of,
                 "latency_s": rates.latency_s_of,
+                "depth_s": rates.depth_s_of,
                 "reread_share": rates.reread_share_of,
             }
             for field in FIELDS:
@@ -168,8 +176,11 @@ class Parameters:
 
     def floors(self, op_class: OpClass) -> dict[str, float | dict[str, float]]:
         """Latencies as fields of a `ClassEfficiency`, in four digits. Kernels without a row take the least."""
-        own = {kernel: float(f"{value:.4g}") for kernel, value in self.by_kernel("latency_s", op_class).items()}
-        return {"latency_s": float(f"{self._rest('latency_s', op_class):.4g}"), "latency_s_by": own}
+        found: dict[str, float | dict[str, float]] = {}
+        for field in ("latency_s", "depth_s"):
+            own = {kernel: float(f"{value:.4g}") for kernel, value in self.by_kernel(field, op_class).items()}
+            found |= {field: float(f"{self._rest(field, op_class):.4g}"), f"{field}_by": own}
+        return found
 
     def rereads(self, op_class: OpClass) -> dict[str, float | dict[str, float]]:
         """Shares of reading again as fields of a `ClassEfficiency`, rounded. Kernels without a row take the mean."""
@@ -188,12 +199,13 @@ class Work:
     row: Array  # compute of one more row in each ragged tile
     short: Array  # memory of short rows
     again: Array  # memory of weights read again
+    depth: Array
     slots: Index  # [ops, fields]: of FIELDS
     log_seconds: Array  # [measurements]
 
     @classmethod
     def of(cls, measured: Sequence[Measured], hardware: HardwareProfile, parameters: Parameters) -> Work:
-        owner, count, hops, roofs, row, short, again, slots = [], [], [], [], [], [], [], []
+        owner, count, hops, roofs, row, short, again, depth, slots = [], [], [], [], [], [], [], [], []
         generation = hardware.accelerator.generation
         for index, one in enumerate(measured):
             for op in one.ops:
@@ -206,6 +218,7 @@ class Work:
                 row.append(row_at_peak(op, hardware))
                 short.append(op.short_row_bytes / hardware.memory_bandwidth)
                 again.append(op.again_bytes / hardware.memory_bandwidth)
+                depth.append(op.depth)
                 slots.append([parameters.place_for(field, op) for field in FIELDS])
         return cls(
             np.array(owner, dtype=np.intp),
@@ -215,6 +228,7 @@ class Work:
             np.array(row),
             np.array(short),
             np.array(again),
+            np.array(depth),
             np.array(slots, dtype=np.intp).reshape(-1, len(FIELDS)),
             np.log([one.seconds for one in measured]),
         )
@@ -233,6 +247,7 @@ class Work:
             row=self.row[kept],
             short=self.short[kept],
             again=self.again[kept],
+            depth=self.depth[kept],
             slots=self.slots[kept],
             log_seconds=self.log_seconds[rows],
         )
@@ -240,7 +255,7 @@ class Work:
     def seconds(self, logs: Array) -> Array:
         """Predicted seconds of each measurement."""
         each = np.exp(logs)[self.slots]
-        latency, exponent, tile_rows, short_row_factor, reread_share = each[:, 3:].T
+        latency, exponent, tile_rows, short_row_factor, reread_share, depth_s = each[:, 3:].T
         times = self.roofs.copy()
         times[:, 0] += tile_rows * self.row
         times[:, 1] += (short_row_factor - 1.0) * self.short + reread_share * self.again
@@ -248,7 +263,7 @@ class Work:
         largest = times.max(axis=1, keepdims=True)  # scaled by it, powers do not underflow
         scaled = np.divide(times, largest, out=np.zeros_like(times), where=largest > 0)
         norm = largest[:, 0] * np.power(np.power(scaled, exponent[:, None]).sum(axis=1), 1 / exponent)
-        work: Array = self.count * (latency * self.hops + norm)
+        work: Array = self.count * (latency * self.hops + depth_s * self.depth + norm)
         return np.bincount(self.owner, weights=work, minlength=len(self.log_seconds)).astype(np.float64)
 
 
@@ -277,14 +292,17 @@ def fit(
     seed: int = 0,
     upper: Mapping[str, float] = UPPER,
     shapes: Sequence[Hashable] | None = None,
+    apart: Collection[Slot] = (),
 ) -> Fitted:
     """Fit the classes `free` on all measurements, and again without each fold in turn for held-out residuals.
 
     upper: the largest value of each parameter. shapes: of each measurement; those of one shape are held out together.
-    Left out, each measurement is a shape of its own.
+    Left out, each measurement is a shape of its own. apart: parameters that are fitted just where their class is not.
     """
     seen = np.unique(work.slots)
-    open_slots = np.array([i for i in seen if start.slots[i][1] in free], dtype=np.intp)
+    open_slots = np.array(
+        [i for i in seen if (start.slots[i][1] in free) != (start.slots[i] in apart)], dtype=np.intp
+    )
     everything = np.arange(len(work.log_seconds))
     logs = _solve(work, start, open_slots, start.logs, upper)
     held_out = np.zeros(len(everything))

@@ -36,6 +36,7 @@ SLOW_TABLE = 3.0  # median of measured / predicted over the larger half of a tab
 HOST_BOUND = 2.0  # of what a module leaves; and of the shortest row, for rows that launches hide
 OTHER_WORK = 4.0  # times the time of the bytes at peak
 SAME_KERNEL = 1.2  # most between times of one kernel
+FEWEST_COPIED = 20  # rows of one shape
 COPY_SHARE = 0.5  # of times that equal another accelerator's
 SAME_PEAK = 0.1  # relative difference of data sheets within which a copy is harmless
 
@@ -48,6 +49,7 @@ class Rejected:
     rule: str
     rows: int
     detail: str
+    kernel: str = ""  # whose small rows are all among them
 
 
 def gate_rows(
@@ -107,7 +109,7 @@ def _mostly_other_work(one: Measured, hardware: HardwareProfile) -> bool:
 # Columns along which a series grows, and columns that name the kernel or precision of a table.
 GROWS = ("m", "num_tokens", "isl", "step", "message_size", "num_token", "batch_size")
 KINDS = ("kernel_source", "gemm_dtype", "moe_dtype", "kv_cache_dtype", "comm_dtype", "backend", "op_name")
-NOT_SHAPE = ("latency", "power", "power_limit")
+NOT_SHAPE = ("latency", "power", "power_limit", "db_version", "system")
 
 
 def _describe(frame: pd.DataFrame, kept: Sequence[Measured], hardware: HardwareProfile) -> pd.DataFrame:
@@ -150,7 +152,7 @@ def host_bound(measured: Sequence[Measured], modules: Sequence[Measured]) -> tup
         if least > HOST_BOUND * allowed:
             short = {id(one) for one in mine if one.seconds < HOST_BOUND * least}
             detail = f"{dtype}: {least * 1e6:.0f} us at least; modules leave {allowed * 1e6:.0f} us for each"
-            kept = _drop(kept, short, Rejected(mine[0].family, "launched from the host", len(short), detail), rejected)
+            kept = _drop(kept, short, Rejected(mine[0].family, "launched from the host", len(short), detail, dtype), rejected)
     return kept, rejected
 
 
@@ -164,7 +166,7 @@ def _operands(op: Op) -> str:
 
 def same_shapes(frame: pd.DataFrame) -> list[str]:
     """Columns that say what a row of a table ran."""
-    return [c for c in map(str, frame) if c not in (*NOT_SHAPE, "kernel_source", "db_version", "system")]
+    return [c for c in map(str, frame) if c not in (*NOT_SHAPE, "kernel_source")]
 
 
 def fastest(frame: pd.DataFrame) -> pd.DataFrame:
@@ -187,13 +189,14 @@ def slower_kernel(frame: pd.DataFrame, others: dict[str, pd.DataFrame]) -> dict[
 
 
 def copied_from(frame: pd.DataFrame, others: dict[str, pd.DataFrame]) -> str | None:
-    """Name of another accelerator whose table has the same times (gate 4)."""
-    if "latency" not in frame or len(frame) < 20:
+    """Name of another accelerator whose table has the same times of the same shapes (gate 4)."""
+    if "latency" not in frame:
         return None
-    own = frame["latency"].to_numpy()
     for name, other in others.items():
-        if "latency" in other and np.isin(own, other["latency"].to_numpy()).mean() > COPY_SHARE:
-            return name
+        if set(same_shapes(frame)) == set(same_shapes(other)):
+            both = frame.merge(other, on=same_shapes(frame), suffixes=("", "_other"))
+            if len(both) >= FEWEST_COPIED and both["latency"].eq(both["latency_other"]).mean() > COPY_SHARE:
+                return name
     return None
 
 

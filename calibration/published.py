@@ -7,17 +7,27 @@ from attention modules with everything else held. Classes without a usable table
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from calibration.fit import Array, Fitted, Measured, Parameters, Work, fit, kernels_of, ragged, with_short_rows
+from calibration.fit import (
+    Array,
+    Fitted,
+    Measured,
+    Parameters,
+    Work,
+    fit,
+    kernels_of,
+    ragged,
+    with_short_rows,
+)
 from calibration.gates import Rejected, copied_from, data_sheets_agree, gate_rows, host_bound, slower_kernel
 from calibration.op_families import measurements
-from calibration.tables import Tables, read_tables, systems
+from calibration.tables import FAMILIES, Tables, read_tables, systems
 from hw_profiles.catalog import load
 from hw_profiles.efficiency import ClassEfficiency, Efficiency, OpClass
 from hw_profiles.profile import HardwareProfile
@@ -53,19 +63,35 @@ class Calibration:
     efficiency: Efficiency
     errors: tuple[FamilyError, ...]
     rejected: tuple[Rejected, ...]
-    left_out: dict[str, int]  # rows by family that no op of the simulator stands for
+    left_out: dict[str, int]  # rows by family that no op of the simulator stands for, or beyond the sample
+
+    def beside(self, other: Calibration) -> Calibration:
+        """This one with what `other` fitted too."""
+        fitted = {name: rates for name, rates in other.efficiency.classes.items() if not rates.assumed}
+        classes = {**self.efficiency.classes, **fitted}
+        return Calibration(
+            self.efficiency.model_copy(update={"classes": classes}),
+            (*self.errors, *other.errors),
+            (*self.rejected, *other.rejected),
+            {**self.left_out, **other.left_out},
+        )
 
     def to_json(self) -> str:
         """The profile file: the efficiency, its errors told in the provenance."""
         return json.dumps(self.efficiency.model_dump(mode="json"), indent=1) + "\n"
 
 
-def calibrate(system: str, stack: str, folder: Path | None = None) -> Calibration:
+def calibrate(
+    system: str, stack: str, folder: Path | None = None, families: Collection[str] = FAMILIES
+) -> Calibration:
     """Fit `stack` on `system` from the tables in `folder`, or of the installed wheel."""
     hardware = load(system)
-    tables = read_tables(hardware.name, stack, folder)
-    measured, rejected, left_out = _gated(tables, hardware, folder)
+    tables = read_tables(hardware.name, stack, folder, families)
+    others = {name: read_tables(name, stack, folder, families) for name in systems(folder, stack) if name != system}
+    measured, rejected, left_out = _gated(tables, hardware, others)
     start = Parameters.of(with_short_rows(ragged(hardware.efficiency.classes)), kernels_of(measured))
+    # A product of which no short row is left tells its floor from that of others, its depth not at all; modules do.
+    apart = {("depth_s", OpClass.DENSE_GEMM, one.kernel) for one in rejected if one.kernel}
     groups: dict[str, list[Measured]] = {}
     for one in measured:
         groups.setdefault(_group(one), []).append(one)
@@ -78,7 +104,7 @@ def calibrate(system: str, stack: str, folder: Path | None = None) -> Calibratio
         if len(rows) < FEWEST or not free:
             continue
         work = Work.of(rows, hardware, parameters)
-        result = fit(work, parameters, free)
+        result = fit(work, parameters, free, apart=apart)
         parameters = result.parameters
         fitted |= dict.fromkeys(free, _sigma(result.held_out))
         errors += _family_errors(name, rows, result)
@@ -91,12 +117,11 @@ def calibrate(system: str, stack: str, folder: Path | None = None) -> Calibratio
 
 
 def _gated(
-    tables: Tables, hardware: HardwareProfile, folder: Path | None
+    tables: Tables, hardware: HardwareProfile, others: Mapping[str, Tables]
 ) -> tuple[list[Measured], list[Rejected], dict[str, int]]:
     measured: list[Measured] = []
     rejected: list[Rejected] = []
     left_out: dict[str, int] = {}
-    others = _other_tables(hardware.name, tables.stack, folder)
     for family, frame in tables.frames.items():
         if FALLBACKS.get(family) in tables.frames:
             continue
@@ -132,10 +157,6 @@ def _without_slower_kernels(
         rejected.append(Rejected("moe", "slower kernel", int(slow.sum()), f"{dtype}: than on {name}"))
         frame = frame[~slow]
     return frame, rejected
-
-
-def _other_tables(system: str, stack: str, folder: Path | None) -> dict[str, Tables]:
-    return {name: read_tables(name, stack, folder) for name in systems(folder, stack) if name != system}
 
 
 def _group(one: Measured) -> str:

@@ -5,6 +5,7 @@ Columns are the wheel's own (`system`, `db_framework`, `db_version`, shape colum
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,12 +28,11 @@ FAMILIES = (
     "dsv4_hca_generation_module",
     "dsv4_megamoe",
     "mhc_module",
+    "gdn",
     "nccl",
     "custom_allreduce",
     "deepep_low_latency",
 )
-# Rows read of one parquet table: the fits have 4-7 parameters a class, and hold-out needs no more.
-LARGEST = 2000
 # Accelerators whose tables are compared for copies.
 SCREENED = ("h100_sxm", "h200_sxm", "b200_sxm", "b300_sxm", "gb200", "gb300")
 # Tables of a library that every stack uses.
@@ -53,11 +53,13 @@ class Tables:
     origin: str
 
 
-def read_tables(system: str, stack: str, folder: Path | None = None) -> Tables:
+def read_tables(
+    system: str, stack: str, folder: Path | None = None, families: Collection[str] = FAMILIES
+) -> Tables:
     """Tables of `folder` (one CSV per family), or of the installed wheel where no folder is given."""
     if folder is not None:
-        return _from_csv(system, stack, folder)
-    return _from_wheel(system, stack)
+        return _from_csv(system, stack, folder, families)
+    return _from_wheel(system, stack, families)
 
 
 def systems(folder: Path | None, stack: str) -> list[str]:
@@ -73,11 +75,11 @@ def systems(folder: Path | None, stack: str) -> list[str]:
     )
 
 
-def _from_csv(system: str, stack: str, folder: Path) -> Tables:
+def _from_csv(system: str, stack: str, folder: Path, families: Collection[str]) -> Tables:
     if not folder.is_dir():
         raise TableError(f"{folder} is not a folder of op tables; give one with files such as gemm.csv, moe.csv")
     frames = {}
-    for family in FAMILIES:
+    for family in families:
         path = folder / f"{family}.csv"
         if not path.is_file():
             continue
@@ -101,13 +103,13 @@ def _wheel_root() -> Path:
     return Path(spec.submodule_search_locations[0]) / "systems" / "data"
 
 
-def _from_wheel(system: str, stack: str) -> Tables:
+def _from_wheel(system: str, stack: str, families: Collection[str]) -> Tables:
     root = _wheel_root() / system
     if not root.is_dir():
         known = sorted(path.name for path in root.parent.iterdir() if path.is_dir())
         raise TableError(f"the wheel has no tables of system {system!r}; it has {', '.join(known)}")
     frames = {}
-    for family in FAMILIES:
+    for family in families:
         found = [
             _newest(root, family, owner) for owner in ((stack, "nccl", "sglang") if family in SHARED else (stack,))
         ]
@@ -124,10 +126,10 @@ def _newest(root: Path, family: str, owner: str) -> pd.DataFrame | None:
     paths = _paths(root, family, owner)
     if not paths:
         return None
-    frame = pd.read_parquet(max(paths, key=lambda p: _version(p.parent.name))).reset_index(drop=True)
-    if len(frame) > LARGEST:
-        frame = frame.sample(LARGEST, random_state=0).sort_index().reset_index(drop=True)
-    return frame
+    newest = max(paths, key=lambda p: _version(p.parent.name))
+    frame = pd.read_parquet(newest).reset_index(drop=True)
+    frame = frame.drop(columns=[c for c in ("framework", "version", "device") if c in frame])
+    return frame.assign(system=root.name, db_framework=owner, db_version=newest.parent.name)
 
 
 def _paths(root: Path, family: str, owner: str) -> list[Path]:

@@ -50,6 +50,8 @@ class OpClass(StrEnum):
     LATENT_DECODE = "latent_decode"
     SPARSE_PREFILL = "sparse_prefill"  # cores over a window and gathered entries (CSA, HCA, DSA)
     SPARSE_DECODE = "sparse_decode"
+    RECURRENT_PREFILL = "recurrent_prefill"  # state of linear attention over chunks of a prompt (KDA, Gated DeltaNet)
+    RECURRENT_DECODE = "recurrent_decode"
     INDEXER = "indexer"
     SELECTION = "selection"  # top-k of index scores
     ELEMENTWISE = "elementwise"
@@ -65,6 +67,8 @@ STANDS_FOR = {
     OpClass.LATENT_DECODE: OpClass.ATTENTION_DECODE,
     OpClass.SPARSE_PREFILL: OpClass.ATTENTION_PREFILL,
     OpClass.SPARSE_DECODE: OpClass.ATTENTION_DECODE,
+    OpClass.RECURRENT_PREFILL: OpClass.ATTENTION_PREFILL,
+    OpClass.RECURRENT_DECODE: OpClass.ATTENTION_DECODE,
     OpClass.SELECTION: OpClass.ELEMENTWISE,
     OpClass.MIXING: OpClass.ELEMENTWISE,
 }
@@ -88,7 +92,7 @@ def _of(values: dict[str, float], kernel: str, rest: float) -> float:
 
 
 class ClassEfficiency(Strict):
-    """Parameters of t = t0 + ((FLOPs/F)^q + (bytes/B)^q + (net/N)^q)^(1/q) for one op class.
+    """Parameters of t = t0 + d K + ((FLOPs/F)^q + (bytes/B)^q + (net/N)^q)^(1/q) for one op class.
 
     F, B, N are the datasheet peaks times these fractions. FLOPs include those of ragged tiles (`tile_rows`), bytes
     of short rows count several times (`short_row_factor`), weights read again in part (`reread_share`).
@@ -98,6 +102,7 @@ class ClassEfficiency(Strict):
     memory_fraction: Fraction
     network_fraction: Fraction
     latency_s: Seconds  # t0, launch or fabric floor of one op
+    depth_s: Seconds = 0.0  # d, of one element more in the sums of a product, which a tile adds one after the other
     exponent: Annotated[FiniteFloat, Field(ge=1, le=16)]
     residual_sigma: Seconds  # std of log(measured / predicted)
     # rows by which a ragged tile is filled up, on average: multiplied like any others
@@ -116,6 +121,8 @@ class ClassEfficiency(Strict):
     reread_share_by: dict[str, Annotated[FiniteFloat, Field(ge=0, le=2)]] = Field(default_factory=dict)
     # kernels with another floor
     latency_s_by: dict[str, Seconds] = Field(default_factory=dict)
+    # and sums of another pace
+    depth_s_by: dict[str, Seconds] = Field(default_factory=dict)
     source: Source
     assumed: bool
 
@@ -134,6 +141,10 @@ class ClassEfficiency(Strict):
     def latency_s_of(self, kernel: str) -> float:
         """Floor of `kernel`. [s]"""
         return _of(self.latency_s_by, kernel, self.latency_s)
+
+    def depth_s_of(self, kernel: str) -> float:
+        """Time of one element more in the sums of `kernel`. [s]"""
+        return _of(self.depth_s_by, kernel, self.depth_s)
 
 
 class Situation(Strict):

@@ -15,7 +15,8 @@ from hw_profiles.profile import HardwareProfile
 
 CORES = (
     OpClass.ATTENTION_PREFILL, OpClass.ATTENTION_DECODE, OpClass.LATENT_PREFILL, OpClass.LATENT_DECODE,
-    OpClass.SPARSE_PREFILL, OpClass.SPARSE_DECODE, OpClass.INDEXER, OpClass.SELECTION,
+    OpClass.SPARSE_PREFILL, OpClass.SPARSE_DECODE, OpClass.RECURRENT_PREFILL, OpClass.RECURRENT_DECODE,
+    OpClass.INDEXER, OpClass.SELECTION,
 )  # fmt: skip
 EXPERTS = (OpClass.GROUPED_GEMM, OpClass.MOE_FUSED)
 LARGEST_FRACTION = 1.0  # that a stack reaches in a situation; a profile may hold more, for factors below 1 to meet
@@ -86,5 +87,7 @@ def _scaled(op_class: OpClass, rates: ClassEfficiency, given: Mapping[Part, floa
             "network_fraction": share(rates.network_fraction, given["network"]),
             "latency_s": floor(rates.latency_s),
             "latency_s_by": {k: floor(s) for k, s in rates.latency_s_by.items()},
+            "depth_s": floor(rates.depth_s),
+            "depth_s_by": {k: floor(s) for k, s in rates.depth_s_by.items()},
         }
     )

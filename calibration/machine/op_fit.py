@@ -17,7 +17,7 @@ from hw_profiles.profile import HardwareProfile
 CONTRADICTION = 4.0  # ratio of two times of the same work
 CONTRADICTING_SHARE = 0.2  # of the work that was measured more than once
 PRICED = ("op_class", "hbm_bytes", "network_bytes", "link", "count", "hops", "row_flops",
-          "short_row_bytes", "again_bytes", "stored")  # and FLOPs by dtype  # fmt: skip
+          "short_row_bytes", "again_bytes", "depth", "stored")  # and FLOPs by dtype  # fmt: skip
 LONGEST_FLOOR_S = 5e-3  # ops of plain PyTorch on a CPU are many calls each
 
 

@@ -117,6 +117,9 @@ def within_steps(rates: ClassEfficiency, floor: float, slow: float) -> ClassEffi
     def fraction(value: float) -> float:
         return float(f"{min(1.5, value / max(slow, 1e-3)):.4g}")
 
+    def seconds(value: float) -> float:
+        return float(f"{value * floor:.4g}")
+
     return rates.model_copy(
         update={
             "matrix_fraction": fraction(rates.matrix_fraction),
@@ -124,8 +127,10 @@ def within_steps(rates: ClassEfficiency, floor: float, slow: float) -> ClassEffi
             "memory_fraction": fraction(rates.memory_fraction),
             "memory_fraction_by": {dtype: fraction(value) for dtype, value in rates.memory_fraction_by.items()},
             "network_fraction": fraction(rates.network_fraction),
-            "latency_s": float(f"{rates.latency_s * floor:.4g}"),
-            "latency_s_by": {dtype: float(f"{value * floor:.4g}") for dtype, value in rates.latency_s_by.items()},
+            "latency_s": seconds(rates.latency_s),
+            "latency_s_by": {dtype: seconds(value) for dtype, value in rates.latency_s_by.items()},
+            "depth_s": seconds(rates.depth_s),
+            "depth_s_by": {dtype: seconds(value) for dtype, value in rates.depth_s_by.items()},
         }
     )
 

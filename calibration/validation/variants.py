@@ -18,8 +18,11 @@ SAME_NETWORK = {
     "deepseek-v3": "deepseek-v3",
     "deepseek-v4-pro": "deepseek-v4-pro",
     "deepseek-v4-flash": "deepseek-v4-flash",
+    "kimi-k2.7": "kimi-k2.5",
+    "kimi-k2.6": "kimi-k2.5",
     "kimi-k2.5": "kimi-k2.5",
     "kimi-k2": "kimi-k2",
+    "glm-5.3": "glm-5.2",
     "glm-5.2": "glm-5.2",
     "glm-5.1": "glm-5",
     "glm-5": "glm-5",
@@ -27,7 +30,14 @@ SAME_NETWORK = {
     "minimax-m2.7": "minimax-m2.5",
     "minimax-m2": "minimax-m2",
     "qwen3-235b-a22b": "qwen3-235b-a22b",
+    "qwen3-coder-480b-a35b": "qwen3-coder-480b-a35b",
+    "qwen3.5-397b-a17b": "qwen3.5-397b-a17b",
+    "qwen3.5-122b-a10b": "qwen3.5-122b-a10b",
+    "qwen3.5-35b-a3b": "qwen3.5-35b-a3b",
+    "qwen3.6-35b-a3b": "qwen3.5-35b-a3b",
 }
+# Projections that quantised checkpoints leave in their plain type: small, and of consequence.
+KEPT_PLAIN = ("router", "shared_gate", "beta_decay_proj", "indexer_weights")
 NVFP4_BYTES = 0.5 + 1 / 16  # one fp8 scale per 16
 BF16_KV_GENERATIONS = ("hopper", "cdna3")  # where SGLang keeps MLA's cache in bf16 by default
 FOUR_BIT = ("fp4", "int4")
@@ -40,8 +50,8 @@ class UnknownModel(ValueError):
 def preset_of(name: str) -> str:
     """Preset for a published name.
 
-    >>> preset_of("DeepSeek-R1-0528"), preset_of("DeepSeek-V4-Flash-0731"), preset_of("gpt-oss-120b")
-    ('deepseek-r1', 'deepseek-v4-flash', 'gpt-oss-120b')
+    >>> preset_of("DeepSeek-R1-0528"), preset_of("DeepSeek-V4-Flash-0731"), preset_of("Qwen3-Coder-480B-A35B-FP8")
+    ('deepseek-r1', 'deepseek-v4-flash', 'qwen3-coder-480b-a35b')
     """
     word = name.lower().rpartition("/")[2].replace("_", "-")
     if word in names():
@@ -96,7 +106,7 @@ def variant(name: str, precision: str, engine: str, hardware: HardwareProfile, e
 
 
 def _linear(linear: Linear, dtype: WeightDtype | None) -> Linear:
-    if dtype is None or linear.dtype == "fp32" or linear.name == "router":
+    if dtype is None or linear.dtype == "fp32" or linear.name in KEPT_PLAIN:
         return linear
     return replace(linear, dtype=dtype, bytes_per_param=None)
 

@@ -87,10 +87,10 @@ class AttentionSpec:
       DSA (V3.2):      window None, ratio 1, indexer       -> min(p, topk)
       CSA (V4):        window 128,  ratio 4, indexer       -> min(p, 128) + min(floor(p/4), topk)
       HCA (V4):        window 128,  ratio 128              -> min(p, 128) + floor(p/128)
-      recurrent (KDA): window 0,    ratio 0, state_bytes   -> none; reads and writes its state
+      recurrent:       window 0,    ratio 0, state_bytes   -> none; reads and writes its state
     """
 
-    kind: str  # label for reports: "gqa", "mla", "dsa", "swa", "csa", "hca", "kda"
+    kind: str  # label for reports: "gqa", "mla", "dsa", "swa", "csa", "hca", "kda", "gdn"
     heads: int
     kv_heads: int
     qk_dim: int  # per-head width of the score product, as the kernel runs it (MLA decode: 576)
@@ -111,8 +111,12 @@ class AttentionSpec:
     core_dtype: WeightDtype = "bf16"  # precision of the attention core's matrix products
     kv_dtype: WeightDtype = "bf16"  # storage of the entries, for reports
     compressor: CompressorState | None = None  # what state_bytes is made of, where it is a compressor's
-    # Recurrent layers only: FLOP of one token's update and read of the state (which is read and written whole).
+    # Recurrent layers only, whose states are qk_dim x v_dim per head: FLOP of one token's update and read of the state
+    # (which is read and written whole), of which chunks of a prompt do without one by one; and the width of the
+    # convolution before it.
     state_flops_per_token: float = 0.0
+    chunk_flops_per_token: float = 0.0
+    convolution_width: int = 0
 
     @property
     def linear_params(self) -> int:

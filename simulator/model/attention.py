@@ -117,7 +117,7 @@ def decode_core_ops(
             )
         )
     if attention.state_flops_per_token:
-        ops.append(_recurrence(OpClass.ATTENTION_DECODE, attention, rows, sequences, cut))
+        ops.append(_recurrence(OpClass.RECURRENT_DECODE, attention, attention.state_flops_per_token, rows, sequences, cut))
     return ops
 
 
@@ -167,7 +167,7 @@ def prefill_core_ops(
         ragged = rows + CORNER_ROWS * sequences
         ops.append(_core("attention core", core, attention, dims, rows, pairs, kv, cut, ragged=ragged))
     if attention.state_flops_per_token:
-        ops.append(_recurrence(OpClass.ATTENTION_PREFILL, attention, rows, sequences, cut))
+        ops.append(_recurrence(OpClass.RECURRENT_PREFILL, attention, attention.chunk_flops_per_token, rows, sequences, cut))
     return ops
 
 
@@ -237,13 +237,17 @@ def _decompression(attention: AttentionSpec, tokens: float, cut: Cut) -> Op:
     )
 
 
-def _recurrence(op_class: OpClass, attention: AttentionSpec, rows: float, sequences: float, cut: Cut) -> Op:
-    """Linear attention: the state of each sequence is read and written once."""
+def _recurrence(
+    op_class: OpClass, attention: AttentionSpec, flops: float, rows: float, sequences: float, cut: Cut
+) -> Op:
+    """Linear attention: the state of each sequence is read and written once. flops: of one row. The last chunk of each
+    sequence is filled up (`row_flops`)."""
     return Op(
         "recurrent state",
         op_class,
-        {MATMUL_DTYPE[attention.core_dtype]: attention.state_flops_per_token * rows / cut.tp},
+        {MATMUL_DTYPE[attention.core_dtype]: flops * rows / cut.tp},
         2 * attention.state_bytes * sequences / cut.tp,
+        row_flops=flops * sequences / cut.tp,
     )
 
 

@@ -31,6 +31,7 @@ def linear_op(linear: Linear, rows: float, share: float = 1.0) -> Op:
         linear.weight_bytes * share + rows * (inputs + outputs) * ACTIVATION_BYTES,
         hops=LAUNCHES_BY_DTYPE.get(linear.dtype, 1),
         row_flops=row,
+        depth=inputs / linear.groups if linear.shard != "column" else linear.inputs / linear.groups,
     )
 
 
@@ -56,7 +57,11 @@ def _norms(rows: float, hidden: int) -> Op:
 
 
 def _rope_and_store(attention: AttentionSpec, rows: float, cut: Cut) -> Op:
-    """Head norms and RoPE on queries and keys (read, write), and the write of new KV and index keys."""
+    """Head norms and RoPE on queries and keys (read, write), and the write of new KV and index keys; in recurrent layers
+    the convolution over queries, keys and values (read, write)."""
+    if attention.convolution_width:
+        width = attention.convolution_width / cut.tp
+        return Op("convolution", OpClass.ELEMENTWISE, hbm_bytes=rows * width * 2 * ACTIVATION_BYTES)
     heads = attention.heads / cut.tp + attention.kv_heads * cut.kv_share(attention)
     stored = attention.window_entry_bytes * cut.kv_share(attention)
     if attention.ratio and attention.kv_source_layer is None:

@@ -46,6 +46,7 @@ class Op:
     short_row_bytes: float = 0.0  # of the HBM bytes, those of rows that a kernel handles in another way than long ones
     row_flops: float = 0.0  # of one more row in every tile that may be ragged, in the dtype of `flops`
     again_bytes: float = 0.0  # of weights that further tiles read once more, not among the HBM bytes
+    depth: float = 0.0  # length of the sums that a tile works through one after the other, whatever the op's size
     stored: WeightDtype | None = None  # type of weights that the kernel widens to its operands' on the way in
 
 

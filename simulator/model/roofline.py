@@ -1,9 +1,10 @@
 """Seconds of an op on a hardware profile, and which roof bounds it.
 
-    t = t0 + ((FLOPs/F)^q + (bytes/B)^q + (net/N)^q)^(1/q)
+    t = t0 + d K + ((FLOPs/F)^q + (bytes/B)^q + (net/N)^q)^(1/q)
 
-F, B, N are data-sheet peaks times the achieved fractions of the op's class, t0 its latency floor, q its exponent. F, B
-and t0 differ by kernel (operand dtype, and that of weights it widens) where the class says so.
+F, B, N are data-sheet peaks times the achieved fractions of the op's class, t0 its latency floor, q its exponent, K the
+depth of its sums and d the time of one step of them. F, B, t0 and d differ by kernel (operand dtype, and that of
+weights it widens) where the class says so.
 FLOPs are those of the op and of the rows that fill up its ragged tiles; bytes of short rows count `short_row_factor`
 times, weights that further tiles read again in part.
 Reference: Williams et al., "Roofline", CACM 2009; the p-norm between sum (q = 1) and maximum (q = infinity).
@@ -69,7 +70,8 @@ def roof_times(op: Op, hardware: HardwareProfile) -> RoofTimes:
     if op.link is not None:
         peak = hardware.scale_up_bandwidth if op.link == "scale_up" else hardware.scale_out_bandwidth
         network_s = op.network_bytes / (peak * rates.network_fraction)
-    return RoofTimes(rates.latency_s_of(kernel) * op.hops, compute_s, memory_s, network_s, rates.exponent)
+    floor_s = rates.latency_s_of(kernel) * op.hops + rates.depth_s_of(kernel) * op.depth
+    return RoofTimes(floor_s, compute_s, memory_s, network_s, rates.exponent)
 
 
 def op_seconds(op: Op, hardware: HardwareProfile) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from simulator.model.architecture import ModelSpec
-from simulator.model.families import deepseek_v4, gqa, kimi_linear, mla
+from simulator.model.families import deepseek_v4, gqa, kimi_linear, mla, qwen_next
 from simulator.model.families.blocks import Context
 from simulator.model.families.quantisation import read_quantisation
 from simulator.model.families.reader import ConfigReader, ModelError, close_matches
@@ -27,6 +27,8 @@ _BUILDERS: dict[str, Callable[[Context, str], ModelSpec]] = {
     "qwen3": gqa.build_dense,
     "mixtral": gqa.build_mixtral,
     "qwen3_moe": gqa.build_qwen3_moe,
+    "qwen3_next": qwen_next.build,
+    "qwen3_5_moe_text": qwen_next.build,
     "glm4_moe": gqa.build_glm4_moe,
     "minimax_m2": gqa.build_minimax_m2,
     "gpt_oss": gqa.build_gpt_oss,

@@ -93,6 +93,7 @@ def gqa_attention(
     out_bias: bool = False,
     norm_params: int = 0,
     sinks: bool = False,
+    output_gate: bool = False,
 ) -> AttentionSpec:
     """Grouped-query attention, full or with a sliding window. norm_params: of q and k norms."""
     reader = ctx.reader
@@ -105,6 +106,7 @@ def gqa_attention(
     entry = gqa_entry_bytes(kv_heads, head_dim, head_dim, dtype)
     other = norm_params + (heads if sinks else 0)
     kv_width = kv_heads * head_dim
+    gate = (ctx.linear("attention", "gate_proj", hidden, heads * head_dim, "column"),) if output_gate else ()
     return AttentionSpec(
         kind="gqa" if window is None else "swa",
         heads=heads,
@@ -122,11 +124,58 @@ def gqa_attention(
             ctx.linear("attention", "q_proj", hidden, heads * head_dim, "column", qkv_bias),
             ctx.linear("attention", "k_proj", hidden, kv_width, "column", qkv_bias),
             ctx.linear("attention", "v_proj", hidden, kv_width, "column", qkv_bias),
+            *gate,
             ctx.linear("attention", "o_proj", heads * head_dim, hidden, "row", out_bias),
         ),
         other_params=other,
         other_param_bytes=other * ctx.plain_bytes,
         kv_dtype=dtype,
+    )
+
+
+_STATE_BYTES = 4.0  # the recurrent state is kept in f32
+# Per head and token, in units of key x value width: decay 1, k-S product 2, rank-one update 2, q-S product 2.
+_STATE_FLOPS = 7.0
+# Kernels of prompts take chunks of this many tokens (flash-linear-attention): the state meets each in three products,
+# and keys, values and queries of the chunk meet each other in five.
+_CHUNK = 64
+
+
+def delta_attention(
+    ctx: Context,
+    kind: str,
+    *,
+    heads: int,
+    key_heads: int,
+    key_dim: int,
+    value_dim: int,
+    kernel: int,
+    linears: tuple[Linear, ...],
+    other_params: int,
+) -> AttentionSpec:
+    """Linear attention by the delta rule: one key_dim x value_dim state per (value) head, whatever the context, behind
+    a depth-wise convolution over `kernel` tokens of queries, keys and values. other_params: beside that convolution."""
+    width = 2 * key_heads * key_dim + heads * value_dim
+    other = width * kernel + other_params
+    return AttentionSpec(
+        kind=kind,
+        heads=heads,
+        kv_heads=key_heads,
+        qk_dim=key_dim,
+        v_dim=value_dim,
+        prefill_qk_dim=key_dim,
+        prefill_v_dim=value_dim,
+        window=0,
+        ratio=0,
+        entry_bytes=0.0,
+        window_entry_bytes=0.0,
+        state_bytes=heads * key_dim * value_dim * _STATE_BYTES + width * (kernel - 1) * ctx.plain_bytes,
+        linears=linears,
+        other_params=other,
+        other_param_bytes=other * ctx.plain_bytes,
+        state_flops_per_token=_STATE_FLOPS * heads * key_dim * value_dim,
+        chunk_flops_per_token=heads * (6 * key_dim * value_dim + 2 * _CHUNK * (3 * key_dim + 2 * value_dim)),
+        convolution_width=width,
     )
 
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from simulator.model.architecture import AttentionSpec, Linear, ModelSpec, MoeSpec
-from simulator.model.families.blocks import Context, dense_ffn, moe_ffn, plain_layer, whole_model
+from simulator.model.families.blocks import (
+    Context,
+    delta_attention,
+    dense_ffn,
+    moe_ffn,
+    plain_layer,
+    whole_model,
+)
 from simulator.model.families.mla import latent_attention
-
-_STATE_BYTES = 4.0  # the recurrent state is kept in f32
-# Per head and token, in units of head_dim^2: decay 1, k-S product 2, rank-one update 2, q-S product 2.
-_STATE_FLOPS = 7.0
 
 
 def _delta_attention(ctx: Context) -> AttentionSpec:
@@ -22,7 +25,6 @@ def _delta_attention(ctx: Context) -> AttentionSpec:
     hidden = ctx.reader.integer("hidden_size")
     linear = ctx.reader.section("linear_attn_config")
     heads, head_dim = linear.integer("num_heads"), linear.integer("head_dim")
-    kernel = linear.integer("short_conv_kernel_size", default=4)
     width = heads * head_dim
     gate: tuple[Linear, ...]
     if linear.flag("use_full_rank_gate", False):
@@ -32,21 +34,14 @@ def _delta_attention(ctx: Context) -> AttentionSpec:
             ctx.linear("attention", "gate_a_proj", hidden, head_dim),
             ctx.linear("attention", "gate_b_proj", head_dim, width, "column"),
         )
-    convolution = 3 * width * kernel  # depth-wise, over q, k and v
-    other = convolution + width + heads + head_dim  # decay offset and rate, output norm
-    return AttentionSpec(
-        kind="kda",
+    return delta_attention(
+        ctx,
+        "kda",
         heads=heads,
-        kv_heads=heads,
-        qk_dim=head_dim,
-        v_dim=head_dim,
-        prefill_qk_dim=head_dim,
-        prefill_v_dim=head_dim,
-        window=0,
-        ratio=0,
-        entry_bytes=0.0,
-        window_entry_bytes=0.0,
-        state_bytes=heads * head_dim**2 * _STATE_BYTES + 3 * width * (kernel - 1) * ctx.plain_bytes,
+        key_heads=heads,
+        key_dim=head_dim,
+        value_dim=head_dim,
+        kernel=linear.integer("short_conv_kernel_size", default=4),
         linears=(
             ctx.linear("attention", "q_proj", hidden, width, "column"),
             ctx.linear("attention", "k_proj", hidden, width, "column"),
@@ -57,9 +52,7 @@ def _delta_attention(ctx: Context) -> AttentionSpec:
             *gate,
             ctx.linear("attention", "o_proj", width, hidden, "row"),
         ),
-        other_params=other,
-        other_param_bytes=other * ctx.plain_bytes,
-        state_flops_per_token=_STATE_FLOPS * heads * head_dim**2,
+        other_params=width + heads + head_dim,  # decay offset and rate, output norm
     )
 
 

@@ -33,6 +33,7 @@ def _kinds(model: ModelSpec) -> Counter[str]:
         ("deepseek-v3", {"mla": 61}),
         ("gpt-oss-120b", {"swa": 18, "gqa": 18}),
         ("kimi-k3", {"kda": 69, "mla": 24}),
+        ("qwen3.5-397b-a17b", {"gdn": 45, "gqa": 15}),
         ("qwen3-235b-a22b", {"gqa": 94}),
     ],
 )

@@ -131,3 +131,10 @@ def test_recurrent_state_is_constant_and_travels_whole() -> None:
     state = 69 * (96 * 128 * 128 * 4 + 3 * 3 * 96 * 128 * 2)
     assert kv.fixed_bytes(model) == state
     assert kv.transfer_bytes(model, 1000) == kv.kv_bytes(model, 1000) + state
+
+
+def test_value_heads_of_gated_delta_net_share_keys() -> None:
+    """45 layers of 64 f32 states of 128 x 128 and three bf16 rows of 2 x 16 key and 64 value heads' convolutions."""
+    model = presets.load_model("qwen3.5-397b-a17b")
+    assert kv.fixed_bytes(model) == 45 * (64 * 128 * 128 * 4 + 3 * (2 * 16 + 64) * 128 * 2)
+    assert kv.kv_bytes(model, 1000) == 15 * 2 * 2 * 256 * 2 * 1000

@@ -144,6 +144,9 @@ def test_a_config_that_is_wrong_names_file_and_key(changes: dict[str, Any], said
         ("deepseek-v4-flash", {"num_nextn_predict_layers": 3}, ["'num_nextn_predict_layers'", "3"]),
         ("glm-5.2", {"indexer_types": ["shared"] * 78}, ["'indexer_types'", "first layer"]),
         ("kimi-k3", {"linear_attn_config": {"full_attn_layers": [1]}}, ["layers 1 to 93"]),
+        ("qwen3.5-35b-a3b", {"linear_num_key_heads": 5}, ["linear_num_key_heads=5", "32"]),
+        ("qwen3.5-35b-a3b", {"mtp_num_hidden_layers": 2}, ["'mtp_num_hidden_layers'", "2"]),
+        ("qwen3.5-35b-a3b", {"layer_types": ["recurrent"] * 40}, ["layer_types[0]", "linear_attention"]),
         ("qwen3-30b-a3b", {"num_experts_per_tok": 129}, ["129", "128 experts"]),
         ("gpt-oss-20b", {"layer_types": ["windowed"] * 24}, ["layer_types[0]", "sliding_attention"]),
     ],
@@ -167,7 +170,7 @@ def test_kv_types_that_cannot_be_are_refused() -> None:
         presets.load_model("llama-3.1-8b", index_dtype="fp8")
 
 
-@pytest.mark.parametrize("name", ["deepseek-v4-pro", "glm-5.2", "gpt-oss-20b", "kimi-k3", "kimi-k2.5"])
+@pytest.mark.parametrize("name", ["deepseek-v4-pro", "glm-5.2", "gpt-oss-20b", "kimi-k3", "kimi-k2.5", "qwen3.5-35b-a3b"])
 def test_no_wrong_value_of_any_key_gets_past_the_reader(name: str) -> None:
     """Whatever stands in a key, the model loads or one sentence says why not; nothing else is raised."""
     config = json.loads((Path(presets.__file__).parent / "data/models" / f"{name}.json").read_text())

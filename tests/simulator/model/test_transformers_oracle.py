@@ -43,6 +43,27 @@ KIMI_LINEAR: dict[str, Any] = {
         "short_conv_kernel_size": 4,
     },
 }
+QWEN3_NEXT: dict[str, Any] = {
+    "model_type": "qwen3_next",
+    "hidden_size": 2048,
+    "intermediate_size": 5120,
+    "moe_intermediate_size": 512,
+    "shared_expert_intermediate_size": 512,
+    "num_hidden_layers": LAYERS,
+    "full_attention_interval": 4,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 2,
+    "head_dim": 256,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "num_experts": 64,
+    "num_experts_per_tok": 10,
+    "mlp_only_layers": [1],
+    "vocab_size": 10000,
+    "max_position_embeddings": 4096,
+}
 DENSE: dict[str, Any] = {
     "hidden_size": 1024,
     "intermediate_size": 3072,
@@ -86,6 +107,7 @@ def _oracle(config: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         "glm-5",
         "glm-5.2",
         "qwen3-30b-a3b",
+        "qwen3.5-35b-a3b",
         "minimax-m2",
         "gpt-oss-20b",
         "mixtral-8x7b",
@@ -104,6 +126,7 @@ def test_presets_count_as_transformers_does(name: str) -> None:
     "config",
     [
         KIMI_LINEAR,
+        QWEN3_NEXT,
         {**DENSE, "model_type": "qwen2", "head_dim": 64},
         {**DENSE, "model_type": "qwen3", "tie_word_embeddings": True},
         {**DENSE, "model_type": "mistral", "sliding_window": 1024},
