@@ -2,8 +2,8 @@
 
     python -m benchmarks.accuracy POINTS.csv [--ablations] [--ship FILE.json]
 
-Splits: random halves of the rows (neighbours of a sweep fall on both sides); each accelerator left out; each engine
-left out, and each family of them (SGLang with Dynamo+SGLang); each model left out; all disaggregated rows left out
+Splits: random halves of the rows (neighbours of a sweep fall on both sides), drawn three times, for one draw and the
+next differ by as much as a change of the model makes; each accelerator left out; each engine left out, and each family of them (SGLang with Dynamo+SGLang); each model left out; all disaggregated rows left out
 (fit on colocated ones); all rows from one month on left out. Older runs of a configuration are left out of fits and
 scores alike (their notes say so): software moved on. Rows that another rule of `calibration.validation.points.distrust`
 names are not fitted, and scored apart. Bands of a split use the spread of the residuals of its other folds, never its
@@ -39,6 +39,7 @@ SATURATED = 0.5
 BAND_OF = {"colocated to disaggregated": "unseen engine", "later software": "random half"}
 LATER = "2026-03"  # month from which rows are predicted by those before
 FEWEST_TEST = 8
+DRAWS = ("random half", "random half, second draw", "random half, third draw")
 FEWEST_OF_LEVEL = 4  # rows from which the level of a stack is taken
 OLDER = "older run of a configuration"
 
@@ -104,14 +105,17 @@ Fold = tuple[str, Index, Index]  # name, train, test
 def folds(study: Study) -> dict[str, list[Fold]]:
     """Splits by name."""
     everything = np.arange(len(study.steps))
-    half = np.random.default_rng(0).permutation(len(everything)) % 2
+
+    def halves(draw: int) -> list[Fold]:
+        half = np.random.default_rng(draw).permutation(len(everything)) % 2
+        return [(str(side), everything[half != side], everything[half == side]) for side in (0, 1)]
 
     def without(values: NDArray[Any]) -> list[Fold]:
         named = [(str(v), everything[values != v], everything[values == v]) for v in np.unique(values)]
         return [fold for fold in named if len(fold[2]) >= FEWEST_TEST]
 
     return {
-        "random half": [(str(i), everything[half != i], everything[half == i]) for i in (0, 1)],
+        **{name: halves(draw) for draw, name in enumerate(DRAWS)},
         "unseen accelerator": without(study.gpu),
         "unseen engine": without(study.engine),
         "unseen engine family": without(study.family),
