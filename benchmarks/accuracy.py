@@ -3,12 +3,13 @@
     python -m benchmarks.accuracy POINTS.csv [--ablations] [--ship FILE.json]
 
 Splits: random halves of the rows (neighbours of a sweep fall on both sides), drawn three times, for one draw and the
-next differ by as much as a change of the model makes; each accelerator left out; each engine left out, and each family of them (SGLang with Dynamo+SGLang); each model left out; all disaggregated rows left out
-(fit on colocated ones); all rows from one month on left out. Older runs of a configuration are left out of fits and
-scores alike (their notes say so): software moved on. Rows that another rule of `calibration.validation.points.distrust`
-names are not fitted, and scored apart. Bands of a split use the spread of the residuals of its other folds, never its
-own. "levels of stacks known" takes the median error of each stack off, which other rows of it tell; "own points" gives
-some rows of a stack to `calibration.own_serving`.
+next differ by as much as a change of the model makes; each accelerator left out; each engine left out, and each family
+of them (SGLang with Dynamo+SGLang); each model left out; all disaggregated rows left out (fit on colocated ones); all
+rows from one month on left out. Older runs of a configuration are left out of fits and scores alike (their notes say
+so): software moved on. Rows that another rule of `calibration.validation.points.distrust` names are not fitted, and
+scored apart. Bands of a split use the spread of the residuals of its other folds, never its own. "levels of stacks
+known" takes the median error of each stack off, which other rows of it tell; "own points" gives some rows of a stack to
+`calibration.own_serving`.
 """
 
 from __future__ import annotations

@@ -300,9 +300,7 @@ def fit(
     Left out, each measurement is a shape of its own. apart: parameters that are fitted just where their class is not.
     """
     seen = np.unique(work.slots)
-    open_slots = np.array(
-        [i for i in seen if (start.slots[i][1] in free) != (start.slots[i] in apart)], dtype=np.intp
-    )
+    open_slots = np.array([i for i in seen if (start.slots[i][1] in free) != (start.slots[i] in apart)], dtype=np.intp)
     everything = np.arange(len(work.log_seconds))
     logs = _solve(work, start, open_slots, start.logs, upper)
     held_out = np.zeros(len(everything))

@@ -152,7 +152,8 @@ def host_bound(measured: Sequence[Measured], modules: Sequence[Measured]) -> tup
         if least > HOST_BOUND * allowed:
             short = {id(one) for one in mine if one.seconds < HOST_BOUND * least}
             detail = f"{dtype}: {least * 1e6:.0f} us at least; modules leave {allowed * 1e6:.0f} us for each"
-            kept = _drop(kept, short, Rejected(mine[0].family, "launched from the host", len(short), detail, dtype), rejected)
+            gate = Rejected(mine[0].family, "launched from the host", len(short), detail, dtype)
+            kept = _drop(kept, short, gate, rejected)
     return kept, rejected
 
 

@@ -35,6 +35,13 @@ LARGEST = 2000  # rows of a family: fits have 4-7 parameters a class, and hold-o
 NO_FFN = MoeSpec(0, 0, 0, 0, "bf16", "bf16", "none")
 ELEMENT_BYTES = 2  # of nccl and custom_allreduce message sizes
 SHORTEST_PROMPT = 64  # tokens
+# Tables of the wheel sweep far beyond what is served, down to products of 32 x 32 and contexts of one token, in kernels
+# of another kind: such rows say nothing of the others.
+FEWEST_HEADS = 8  # of latent attention on a rank: 64 over 8
+SHORTEST_CONTEXT = 128  # tokens before a decoded one
+WIDEST_HEAD = 256
+PRODUCTS = (256, 20_000)  # inner and outer width of weights
+SMALLEST_MODEL = 2048  # hidden size of routed experts
 ONE_SPLIT = 256  # entries of a context that a decode core reads in one go, of MLA
 UNSPLIT = 2 / 3  # of the launches of a core
 NODE = 8  # accelerators of a node in the DeepEP tables
@@ -59,7 +66,8 @@ def _each(frame: pd.DataFrame) -> Iterator[Any]:
 
 def gemm(frame: pd.DataFrame, _: HardwareProfile) -> Rows:
     """Block-scaled FP8 where the stack has it (what checkpoints ship), per-tensor FP8 left out; and bf16."""
-    for row in _each(frame[frame["gemm_dtype"].isin(["bfloat16", "fp8_block"])]):
+    served = frame["n"].between(*PRODUCTS) & frame["k"].between(*PRODUCTS)
+    for row in _each(frame[served & frame["gemm_dtype"].isin(["bfloat16", "fp8_block"])]):
         linear = Linear("gemm", row.k, row.n, GEMM_DTYPE[row.gemm_dtype])
         yield row, (linear_op(linear, row.m),)
 
@@ -68,7 +76,7 @@ def moe(frame: pd.DataFrame, _: HardwareProfile) -> Rows:
     """Whole experts on one rank (moe_ep_size 1: other sizes count tokens differently by framework), loads by power
     law; `balanced` rows of two frameworks touch fewer experts than they say."""
     rows = fastest(frame[(frame["moe_ep_size"] == 1) & (frame["distribution"] == "power_law_1.2")])
-    for row in _each(rows[rows["moe_dtype"].isin(list(MOE_DTYPE))]):
+    for row in _each(rows[rows["moe_dtype"].isin(list(MOE_DTYPE)) & (rows["hidden_size"] >= SMALLEST_MODEL)]):
         storage, operand = MOE_DTYPE[row.moe_dtype]
         ffn = _experts(row, storage, operand)
         yield row, tuple(unfused_ops(ffn, _load(row), row.moe_tp_size))
@@ -128,7 +136,7 @@ def _prefill_reads(attention: AttentionSpec, batch: int, new: int, past: int) ->
 def generation_mla(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows:
     """Contexts within one split have nothing to merge: one launch fewer of three (plan, core, merge) than the simulated
     core, whose contexts are longer."""
-    for row in _each(frame):
+    for row in _each(frame[(frame["num_heads"] >= FEWEST_HEADS) & _long(frame)]):
         attention = _mla(row.kv_cache_dtype)
         reads = _decode_reads(attention, row.batch_size, row.step + 1)
         cut = _cut(row.num_heads, attention.heads, hardware)
@@ -138,7 +146,7 @@ def generation_mla(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows:
 
 def context_mla(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows:
     """Prompts shorter than a tile are decode in disguise and left out."""
-    for row in _each(frame[frame["isl"] >= SHORTEST_PROMPT]):
+    for row in _each(frame[(frame["isl"] >= SHORTEST_PROMPT) & (frame["num_heads"] >= FEWEST_HEADS)]):
         attention = _mla(row.kv_cache_dtype)
         reads = _prefill_reads(attention, row.batch_size, row.isl, row.step)
         cut = _cut(row.num_heads, attention.heads, hardware)
@@ -159,9 +167,13 @@ def _gqa(row: Any) -> AttentionSpec:
     )  # fmt: skip
 
 
+def _long(frame: pd.DataFrame) -> pd.Series[bool]:
+    return frame["step"] + 1 >= SHORTEST_CONTEXT
+
+
 def _plain(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows in bf16, windows over a single head left out (`core_class` takes them for another kernel's)."""
-    rows = frame[frame["attn_dtype"] == "bfloat16"]
+    rows = frame[(frame["attn_dtype"] == "bfloat16") & (frame["head_dim"] <= WIDEST_HEAD)]
     return rows[(rows["window_size"] == 0) | (rows["num_key_value_heads"] > 1)] if "window_size" in rows else rows
 
 
@@ -176,7 +188,7 @@ def one_kernel(frame: pd.DataFrame) -> pd.DataFrame:
 
 def generation_attention(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows:
     cut = Cut.of(Parallelism(), hardware)
-    for row in _each(one_kernel(_plain(frame))):
+    for row in _each(one_kernel(_plain(frame[_long(frame)]))):
         attention = _gqa(row)
         reads = _decode_reads(attention, row.batch_size, row.step + 1)
         yield row, tuple(decode_core_ops(attention, row.batch_size, 1, reads, cut, selects=False))
@@ -184,7 +196,7 @@ def generation_attention(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows
 
 def context_attention(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows:
     cut = Cut.of(Parallelism(), hardware)
-    for row in _each(one_kernel(_plain(frame))):
+    for row in _each(one_kernel(_plain(frame[frame["isl"] >= SHORTEST_PROMPT]))):
         attention = _gqa(row)
         reads = _prefill_reads(attention, row.batch_size, row.isl, row.step)
         new = float(row.batch_size * row.isl)

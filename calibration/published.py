@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from calibration.fit import (
 )
 from calibration.gates import Rejected, copied_from, data_sheets_agree, gate_rows, host_bound, slower_kernel
 from calibration.op_families import measurements
-from calibration.tables import FAMILIES, Tables, read_tables, systems
+from calibration.tables import FAMILIES, TableError, Tables, read_tables, systems
 from hw_profiles.catalog import load
 from hw_profiles.efficiency import ClassEfficiency, Efficiency, OpClass
 from hw_profiles.profile import HardwareProfile
@@ -81,13 +82,15 @@ class Calibration:
         return json.dumps(self.efficiency.model_dump(mode="json"), indent=1) + "\n"
 
 
-def calibrate(
-    system: str, stack: str, folder: Path | None = None, families: Collection[str] = FAMILIES
-) -> Calibration:
+def calibrate(system: str, stack: str, folder: Path | None = None, families: Collection[str] = FAMILIES) -> Calibration:
     """Fit `stack` on `system` from the tables in `folder`, or of the installed wheel."""
     hardware = load(system)
     tables = read_tables(hardware.name, stack, folder, families)
-    others = {name: read_tables(name, stack, folder, families) for name in systems(folder, stack) if name != system}
+    others: dict[str, Tables] = {}
+    for name in systems(folder, stack):
+        if name != system:
+            with suppress(TableError):  # it has none of these families
+                others[name] = read_tables(name, stack, folder, families)
     measured, rejected, left_out = _gated(tables, hardware, others)
     start = Parameters.of(with_short_rows(ragged(hardware.efficiency.classes)), kernels_of(measured))
     # A product of which no short row is left tells its floor from that of others, its depth not at all; modules do.

@@ -53,9 +53,7 @@ class Tables:
     origin: str
 
 
-def read_tables(
-    system: str, stack: str, folder: Path | None = None, families: Collection[str] = FAMILIES
-) -> Tables:
+def read_tables(system: str, stack: str, folder: Path | None = None, families: Collection[str] = FAMILIES) -> Tables:
     """Tables of `folder` (one CSV per family), or of the installed wheel where no folder is given."""
     if folder is not None:
         return _from_csv(system, stack, folder, families)

@@ -117,7 +117,8 @@ def decode_core_ops(
             )
         )
     if attention.state_flops_per_token:
-        ops.append(_recurrence(OpClass.RECURRENT_DECODE, attention, attention.state_flops_per_token, rows, sequences, cut))
+        flops = attention.state_flops_per_token
+        ops.append(_recurrence(OpClass.RECURRENT_DECODE, attention, flops, rows, sequences, cut))
     return ops
 
 
@@ -167,7 +168,8 @@ def prefill_core_ops(
         ragged = rows + CORNER_ROWS * sequences
         ops.append(_core("attention core", core, attention, dims, rows, pairs, kv, cut, ragged=ragged))
     if attention.state_flops_per_token:
-        ops.append(_recurrence(OpClass.RECURRENT_PREFILL, attention, attention.chunk_flops_per_token, rows, sequences, cut))
+        flops = attention.chunk_flops_per_token
+        ops.append(_recurrence(OpClass.RECURRENT_PREFILL, attention, flops, rows, sequences, cut))
     return ops
 
 

@@ -31,7 +31,7 @@ def linear_op(linear: Linear, rows: float, share: float = 1.0) -> Op:
         linear.weight_bytes * share + rows * (inputs + outputs) * ACTIVATION_BYTES,
         hops=LAUNCHES_BY_DTYPE.get(linear.dtype, 1),
         row_flops=row,
-        depth=inputs / linear.groups if linear.shard != "column" else linear.inputs / linear.groups,
+        depth=linear.inputs * (share if linear.shard == "row" else 1.0) / linear.groups,
     )
 
 
@@ -57,8 +57,8 @@ def _norms(rows: float, hidden: int) -> Op:
 
 
 def _rope_and_store(attention: AttentionSpec, rows: float, cut: Cut) -> Op:
-    """Head norms and RoPE on queries and keys (read, write), and the write of new KV and index keys; in recurrent layers
-    the convolution over queries, keys and values (read, write)."""
+    """Head norms and RoPE on queries and keys (read, write), and the write of new KV and index keys. Of recurrent
+    layers the convolution over queries, keys and values (read, write)."""
     if attention.convolution_width:
         width = attention.convolution_width / cut.tp
         return Op("convolution", OpClass.ELEMENTWISE, hbm_bytes=rows * width * 2 * ACTIVATION_BYTES)

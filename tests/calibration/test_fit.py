@@ -20,10 +20,14 @@ from simulator.model.roofline import op_seconds
 B200 = load("b200_sxm")
 
 
-def shapes() -> pd.DataFrame:
+SHAPES = ((7168, 2048), (4096, 7168), (7168, 16384), (8192, 8192))
+NARROW = ((256, 512), (256, 512), (512, 16384), (512, 16384))
+
+
+def shapes(weights: tuple[tuple[int, int], ...] = SHAPES) -> pd.DataFrame:
     rows = [
         ("bfloat16" if i % 2 else "fp8_block", m, n, k)
-        for i, (n, k) in enumerate([(7168, 2048), (4096, 7168), (7168, 16384), (8192, 8192)])
+        for i, (n, k) in enumerate(weights)
         for m in (1, 16, 64, 256, 512, 1024, 2048, 4096, 8192, 16384)
     ]
     return pd.DataFrame(rows, columns=["gemm_dtype", "m", "n", "k"])
@@ -44,8 +48,9 @@ def test_fit_recovers_the_rates_that_made_the_times() -> None:
     truth = with_rates(
         OpClass.DENSE_GEMM,
         matrix_fraction=0.6, matrix_fraction_by={"fp8": 0.45}, memory_fraction=0.8, latency_s=5e-6, exponent=2.5,
+        depth_s=4e-10, depth_s_by={"fp8": 9e-10},
     )  # fmt: skip
-    measured = measurements("gemm", timed(shapes(), truth), B200)
+    measured = measurements("gemm", timed(shapes(SHAPES + NARROW), truth), B200)
     start = Parameters.of(B200.efficiency.classes, kernels_of(measured))
     found = fit(Work.of(measured, B200, start), start, {OpClass.DENSE_GEMM})
     at = found.parameters.value
@@ -53,7 +58,21 @@ def test_fit_recovers_the_rates_that_made_the_times() -> None:
     assert at("matrix_fraction", OpClass.DENSE_GEMM, "fp8") == pytest.approx(0.45, rel=0.03)
     assert at("memory_fraction", OpClass.DENSE_GEMM) == pytest.approx(0.8, rel=0.03)
     assert at("latency_s", OpClass.DENSE_GEMM) == pytest.approx(5e-6, rel=0.05)
+    assert at("depth_s", OpClass.DENSE_GEMM, "bf16") == pytest.approx(4e-10, rel=0.1)
+    assert at("depth_s", OpClass.DENSE_GEMM, "fp8") == pytest.approx(9e-10, rel=0.1)
     assert np.median(np.abs(found.held_out)) < 0.02
+
+
+def test_a_parameter_apart_is_fitted_where_its_class_is_not() -> None:
+    """Whole modules tell the depth of a product of which no short row is left."""
+    measured = measurements("gemm", timed(shapes(), with_rates(OpClass.DENSE_GEMM, depth_s_by={"fp8": 9e-10})), B200)
+    start = Parameters.of(B200.efficiency.classes, kernels_of(measured))
+    slot = ("depth_s", OpClass.DENSE_GEMM, "fp8")
+    alone = fit(Work.of(measured, B200, start), start, set(), apart={slot}).parameters
+    assert alone.value(*slot) == pytest.approx(9e-10, rel=0.05)
+    assert alone.value("latency_s", OpClass.DENSE_GEMM) == start.value("latency_s", OpClass.DENSE_GEMM)
+    rest = fit(Work.of(measured, B200, start), start, {OpClass.DENSE_GEMM}, apart={slot}).parameters
+    assert rest.value(*slot) == start.value(*slot)
 
 
 def cores(truth: HardwareProfile) -> list[Measured]:
@@ -128,6 +147,8 @@ def test_copies_are_found_and_judged_by_data_sheets() -> None:
     frame = timed(shapes(), B200)
     assert copied_from(frame, {"gb200": frame.copy()}) == "gb200"
     assert copied_from(frame, {"gb200": frame.assign(latency=frame["latency"] * 1.01)}) is None
+    same_times_of_other_shapes = frame.assign(latency=frame["latency"].to_numpy()[::-1])
+    assert copied_from(frame, {"gb200": same_times_of_other_shapes}) is None
     assert not data_sheets_agree(load("h100_sxm"), load("h200_sxm"))
     assert data_sheets_agree(load("b200_sxm"), load("b200_sxm"))
 
@@ -135,9 +156,9 @@ def test_copies_are_found_and_judged_by_data_sheets() -> None:
 def test_of_two_kernels_of_the_same_shapes_the_faster_stands_for_the_stack() -> None:
     frame = pd.DataFrame({"batch_size": [1, 2, 4], "kernel_source": "fast", "latency": [1.0, 2.0, 4.0]})
     slow = frame.assign(kernel_source="slow", latency=frame["latency"] * 1.4)
-    elsewhere = frame.assign(batch_size=[8, 16, 32], kernel_source="other")
-    kept = one_kernel(pd.concat([slow, frame, elsewhere], ignore_index=True))
-    assert set(kept["kernel_source"]) == {"fast", "other"}
+    elsewhere = frame.iloc[:2].assign(batch_size=[8, 16], kernel_source="where the others cannot run")
+    kept = one_kernel(pd.concat([elsewhere, slow, frame], ignore_index=True))
+    assert set(kept["kernel_source"]) == {"fast"}
 
 
 def attention_rows(**columns: object) -> pd.DataFrame:
@@ -180,3 +201,30 @@ def test_decode_cores_of_grouped_heads_have_a_floor_of_each_precision() -> None:
     rates = B200.efficiency.classes[OpClass.ATTENTION_DECODE].model_copy(update=floors)
     assert rates.latency_s_of("fp8") == pytest.approx(17e-6, rel=0.03)
     assert rates.latency_s_of("int8") == rates.latency_s
+
+
+def test_windowed_cores_read_their_window() -> None:
+    frame = attention_rows(
+        num_key_value_heads=[8, 8, 1], head_dim=64, attn_dtype="bfloat16", kv_cache_dtype="bfloat16",
+        window_size=[0, 128, 128],
+    )  # fmt: skip
+    whole, window = (one.ops[0].hbm_bytes for one in measurements("generation_attention", frame, B200))
+    rows = 4 * 64 * 2 * 64 * 2  # queries in and results out
+    assert (whole - rows) / (window - rows) == pytest.approx(1024 / 128)
+
+
+def test_states_of_gated_delta_net_move_once_a_token_in_decode() -> None:
+    """64 f32 states of 128 x 128 (and the rows of their convolution), read and written by each of 32 sequences."""
+    fixed = {"num_v_heads": 64, "num_k_heads": 16, "head_k_dim": 128, "head_v_dim": 128, "latency": 1.0}
+    frame = pd.DataFrame([
+        {**fixed, "phase": "generation", "kernel_source": "fused_gated_delta_rule", "batch_size": 32, "seq_len": 1},
+        {**fixed, "phase": "generation", "kernel_source": "causal_conv1d_update", "batch_size": 32, "seq_len": 1},
+        {**fixed, "phase": "context", "kernel_source": "chunk_gated_delta_rule", "batch_size": 2, "seq_len": 4096},
+        {**fixed, "phase": "context", "kernel_source": "chunk_gated_delta_rule", "batch_size": 2, "seq_len": 1},
+    ])  # fmt: skip
+    decode, prefill = (one.ops[0] for one in measurements("gdn", frame, B200))
+    assert decode.hbm_bytes == pytest.approx(32 * 2 * 64 * 128 * 128 * 4, rel=0.02)
+    # of a chunk of 64: three products of the state, and five between rows of the chunk
+    flops = 64 * (3 * 2 * 128 * 128 + 5 * 2 * 64 * 128)
+    assert sum(prefill.flops.values()) == pytest.approx(8192 * flops)
+    assert (decode.op_class, prefill.op_class) == (OpClass.RECURRENT_DECODE, OpClass.RECURRENT_PREFILL)

@@ -90,6 +90,4 @@ def build(ctx: Context, family: str) -> ModelSpec:
     drafts = reader.integer("mtp_num_hidden_layers", default=0, minimum=0)
     if drafts > 1:
         raise reader.fail(f"key 'mtp_num_hidden_layers' is {drafts}; only 0 and 1 are supported")
-    return whole_model(
-        ctx, family, layers, next_token_draft(ctx, plain_layer(ctx, full, experts)) if drafts else None
-    )
+    return whole_model(ctx, family, layers, next_token_draft(ctx, plain_layer(ctx, full, experts)) if drafts else None)

@@ -170,7 +170,9 @@ def test_kv_types_that_cannot_be_are_refused() -> None:
         presets.load_model("llama-3.1-8b", index_dtype="fp8")
 
 
-@pytest.mark.parametrize("name", ["deepseek-v4-pro", "glm-5.2", "gpt-oss-20b", "kimi-k3", "kimi-k2.5", "qwen3.5-35b-a3b"])
+@pytest.mark.parametrize(
+    "name", ["deepseek-v4-pro", "glm-5.2", "gpt-oss-20b", "kimi-k3", "kimi-k2.5", "qwen3.5-35b-a3b"]
+)
 def test_no_wrong_value_of_any_key_gets_past_the_reader(name: str) -> None:
     """Whatever stands in a key, the model loads or one sentence says why not; nothing else is raised."""
     config = json.loads((Path(presets.__file__).parent / "data/models" / f"{name}.json").read_text())
