@@ -33,6 +33,8 @@ def peak_h200() -> HardwareProfile:
         memory_fraction=1.0,
         network_fraction=1.0,
         latency_s=0.0,
+        depth_s=0.0,
+        depth_s_by={},
         exponent=16.0,
     )
 

@@ -90,3 +90,17 @@ def test_weights_read_again_take_their_share(with_classes: Callable[..., Hardwar
     for stored, seconds in ((None, 12.5e-3), ("fp4", 11e-3)):
         op = Op("op", OpClass.GROUPED_GEMM, {"fp8": 0.0}, 48e9, again_bytes=24e9, stored=stored)  # type: ignore[arg-type]
         assert op_seconds(op, part) == pytest.approx(seconds, rel=1e-6)
+
+
+def test_sums_of_a_product_take_their_time_however_narrow_it_is(with_classes: Callable[..., HardwareProfile]) -> None:
+    """7,168 elements at 0.25 ns are 1.792 us; a row-parallel rank of 8 adds up an eighth of them, one of the columns all."""
+    part = with_classes(
+        load("h200_sxm"), memory_fraction=1.0, matrix_fraction=1.0, latency_s=0.0, exponent=16.0, depth_s=0.25e-9,
+        depth_s_by={"fp8": 1e-9},
+    )  # fmt: skip
+    for dtype, shard, seconds in (
+        ("bf16", "replicated", 1.792e-6), ("fp8", "replicated", 7.168e-6),
+        ("fp8", "row", 0.896e-6), ("fp8", "column", 7.168e-6),
+    ):  # fmt: skip
+        op = linear_op(Linear("narrow", 7168, 16, dtype, shard=shard), 1, 1 / 8)  # type: ignore[arg-type]
+        assert roof_times(op, part).latency_s == pytest.approx(seconds)
