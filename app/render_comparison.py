@@ -10,7 +10,7 @@ from rich.text import Text
 
 from app.tables import simple_table
 from hw_profiles.efficiency import ClassEfficiency, OpClass, operands_of
-from hw_profiles.units import GB, TFLOP
+from hw_profiles.units import GB, NS, TFLOP, US
 
 if TYPE_CHECKING:
     from hw_profiles.profile import HardwareProfile
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 SAME = 5e-4  # relative difference that four digits do not show
 COLLECTIVES = (OpClass.ALL_REDUCE, OpClass.ALL_TO_ALL, OpClass.POINT_TO_POINT)
 OVER_LINKS = (*COLLECTIVES, OpClass.MOE_FUSED)
-US, PERCENT = 1e-6, 0.01
+PERCENT = 0.01
 
 
 class Change(NamedTuple):
@@ -102,6 +102,9 @@ def _class_figures(
     if op_class not in COLLECTIVES:
         yield from _work_figures(name, before, after, was, now)
     yield Change(name, "floor, us", was.latency_s / US, now.latency_s / US)
+    for kernel in sorted({*was.depth_s_by, *now.depth_s_by}) or [""]:
+        figure = f"element of a sum under {kernel}, ns" if kernel else "element of a sum, ns"
+        yield Change(name, figure, was.depth_s_of(kernel) / NS, now.depth_s_of(kernel) / NS)
     yield Change(name, "exponent", was.exponent, now.exponent)
     yield Change(name, "rows of a ragged tile", was.tile_rows, now.tile_rows)
     yield Change(name, "factor of short rows", was.short_row_factor, now.short_row_factor)

@@ -175,9 +175,10 @@ class Parameters:
         }
 
     def floors(self, op_class: OpClass) -> dict[str, float | dict[str, float]]:
-        """Latencies as fields of a `ClassEfficiency`, in four digits. Kernels without a row take the least."""
+        """Latencies, and depths of deep products, as fields of a `ClassEfficiency`, in four digits. Kernels without a
+        row take the least."""
         found: dict[str, float | dict[str, float]] = {}
-        for field in ("latency_s", "depth_s"):
+        for field in ("latency_s", "depth_s") if op_class in DEEP else ("latency_s",):
             own = {kernel: float(f"{value:.4g}") for kernel, value in self.by_kernel(field, op_class).items()}
             found |= {field: float(f"{self._rest(field, op_class):.4g}"), f"{field}_by": own}
         return found

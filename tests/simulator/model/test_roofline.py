@@ -93,7 +93,7 @@ def test_weights_read_again_take_their_share(with_classes: Callable[..., Hardwar
 
 
 def test_sums_of_a_product_take_their_time_however_narrow_it_is(with_classes: Callable[..., HardwareProfile]) -> None:
-    """7,168 elements at 0.25 ns are 1.792 us; a row-parallel rank of 8 adds up an eighth of them, one of the columns all."""
+    """7,168 elements at 0.25 ns are 1.792 us; of 8 ranks, one adds up an eighth of them if rows are cut."""
     part = with_classes(
         load("h200_sxm"), memory_fraction=1.0, matrix_fraction=1.0, latency_s=0.0, exponent=16.0, depth_s=0.25e-9,
         depth_s_by={"fp8": 1e-9},
