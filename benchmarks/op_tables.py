@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from calibration.published import MODULES, Calibration, calibrate
-from calibration.tables import systems
+from calibration.tables import TableError, systems
 from calibration.validation.stack import DATA
 
 RESULTS = Path(__file__).resolve().parent / "results" / "op_tables.json"
@@ -78,11 +78,14 @@ def main() -> None:
     parser.add_argument("tables", type=Path)
     parser.add_argument("--write", action="store_true", help="write the fits too")
     asked = parser.parse_args()
-    found = {
-        f"{system}@{stack}": calibrate(system, stack, asked.tables).beside(calibrate(system, stack, None, BESIDE))
-        for stack in STACKS
-        for system in systems(asked.tables, stack)
-    }
+    try:
+        found = {
+            f"{system}@{stack}": calibrate(system, stack, asked.tables).beside(calibrate(system, stack, None, BESIDE))
+            for stack in STACKS
+            for system in systems(asked.tables, stack)
+        }
+    except TableError as error:
+        parser.error(str(error))
     if asked.write:
         for pair, one in found.items():
             (DATA / "kernels" / f"{pair}.json").write_text(one.to_json(), encoding="utf-8")

@@ -200,7 +200,7 @@ class Work:
     row: Array  # compute of one more row in each ragged tile
     short: Array  # memory of short rows
     again: Array  # memory of weights read again
-    depth: Array
+    depth: Array  # length of the sums
     slots: Index  # [ops, fields]: of FIELDS
     log_seconds: Array  # [measurements]
 

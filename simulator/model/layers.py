@@ -39,7 +39,8 @@ def row_ops(layer: LayerSpec, model: ModelSpec, rows: float, cut: Cut) -> list[O
     """All that depends on the rows of this rank alone: projections, norms, mixing, router, collectives of
     tensor parallelism. Affine in rows."""
     attention, ffn, hidden = layer.attention, layer.ffn, model.hidden
-    ops = [_norms(rows, hidden), _rope_and_store(attention, rows, cut)]
+    before_core = _convolution if attention.convolution_width else _rope_and_store
+    ops = [_norms(rows, hidden), before_core(attention, rows, cut)]
     ops += [linear_op(x, rows, cut.linear_share(x, attention)) for x in attention.linears]
     ops += _compression(attention, rows)
     ops += _tensor_all_reduce("attention all-reduce", rows, hidden, cut)
@@ -57,11 +58,7 @@ def _norms(rows: float, hidden: int) -> Op:
 
 
 def _rope_and_store(attention: AttentionSpec, rows: float, cut: Cut) -> Op:
-    """Head norms and RoPE on queries and keys (read, write), and the write of new KV and index keys. Of recurrent
-    layers the convolution over queries, keys and values (read, write)."""
-    if attention.convolution_width:
-        width = attention.convolution_width / cut.tp
-        return Op("convolution", OpClass.ELEMENTWISE, hbm_bytes=rows * width * 2 * ACTIVATION_BYTES)
+    """Head norms and RoPE on queries and keys (read, write), and the write of new KV and index keys."""
     heads = attention.heads / cut.tp + attention.kv_heads * cut.kv_share(attention)
     stored = attention.window_entry_bytes * cut.kv_share(attention)
     if attention.ratio and attention.kv_source_layer is None:
@@ -69,6 +66,12 @@ def _rope_and_store(attention: AttentionSpec, rows: float, cut: Cut) -> Op:
         stored += (attention.entry_bytes * cut.kv_share(attention) + keys) / attention.ratio
     per_row = heads * attention.prefill_qk_dim * 2 * ACTIVATION_BYTES + stored
     return Op("head norm, RoPE, KV write", OpClass.ELEMENTWISE, hbm_bytes=rows * per_row)
+
+
+def _convolution(attention: AttentionSpec, rows: float, cut: Cut) -> Op:
+    """Of recurrent layers, over queries, keys and values (read, write)."""
+    width = attention.convolution_width / cut.tp
+    return Op("convolution", OpClass.ELEMENTWISE, hbm_bytes=rows * width * 2 * ACTIVATION_BYTES)
 
 
 def _compression(attention: AttentionSpec, rows: float) -> list[Op]:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from calibration.machine.device import Machine, detect
@@ -13,6 +17,10 @@ from calibration.machine.measure import measure
 from calibration.machine.measurement import Measurements, read
 from calibration.machine.preset import Preset
 from calibration.machine.timer import Limits
+from calibration.op_families import measurements
+from hw_profiles.efficiency import OpClass
+from hw_profiles.profile import HardwareProfile
+from simulator.model.roofline import op_seconds
 
 NANO_V4: dict[str, Any] = {
     "model_type": "deepseek_v4",
@@ -104,3 +112,27 @@ def measured_file(tmp_path_factory: pytest.TempPathFactory, tiny_preset: Preset,
 @pytest.fixture(scope="session")
 def measured(measured_file: Path) -> Measurements:
     return read(measured_file)
+
+
+@pytest.fixture(scope="session")
+def with_rates() -> Callable[..., HardwareProfile]:
+    """(hardware, op_class, **changes): the part with other rates of one class."""
+
+    def changed(hardware: HardwareProfile, op_class: OpClass, **changes: object) -> HardwareProfile:
+        efficiency = hardware.efficiency
+        classes = {**efficiency.classes, op_class: efficiency.classes[op_class].model_copy(update=changes)}
+        return replace(hardware, efficiency=efficiency.model_copy(update={"classes": classes}))
+
+    return changed
+
+
+@pytest.fixture(scope="session")
+def timed() -> Callable[[str, pd.DataFrame, HardwareProfile], pd.DataFrame]:
+    """(family, frame, truth): an op table with the times that `truth` gives its rows, each of which is used."""
+
+    def table(family: str, frame: pd.DataFrame, truth: HardwareProfile) -> pd.DataFrame:
+        rows = measurements(family, frame.assign(latency=1.0), truth)
+        seconds = [sum(op.count * op_seconds(op, truth) for op in one.ops) for one in rows]
+        return frame.assign(latency=np.array(seconds) * 1e3)
+
+    return table

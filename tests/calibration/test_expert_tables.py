@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -15,9 +15,9 @@ from calibration.op_families import measurements
 from hw_profiles.catalog import load
 from hw_profiles.efficiency import OpClass
 from hw_profiles.profile import HardwareProfile
-from simulator.model.roofline import op_seconds
 
 B200 = load("b200_sxm")
+Timed = Callable[[str, pd.DataFrame, HardwareProfile], pd.DataFrame]
 TOKENS = (1, 16, 64, 256, 1024, 4096)
 
 
@@ -33,18 +33,6 @@ def table(dtypes: tuple[str, ...] = ("fp8_block",), framework: str = "trtllm", e
         for tokens in TOKENS
     ]  # fmt: skip
     return pd.DataFrame(rows)
-
-
-def timed(frame: pd.DataFrame, truth: HardwareProfile) -> pd.DataFrame:
-    seconds = [sum(op.count * op_seconds(op, truth) for op in m.ops) for m in measurements("moe", frame, truth)]
-    return frame.assign(latency=np.array(seconds) * 1e3)
-
-
-def with_experts(**changes: object) -> HardwareProfile:
-    efficiency = B200.efficiency
-    rates = efficiency.classes[OpClass.GROUPED_GEMM].model_copy(update=changes)
-    classes = {**efficiency.classes, OpClass.GROUPED_GEMM: rates}
-    return replace(B200, efficiency=efficiency.model_copy(update={"classes": classes}))
 
 
 def test_power_law_counts_add_up_and_are_uneven() -> None:
@@ -84,13 +72,16 @@ def test_only_frameworks_that_route_in_groups_touch_fewer_experts() -> None:
             assert share == 1.0 or shape == 7168
 
 
-def test_each_kernel_of_experts_has_rates_and_a_floor_of_its_own() -> None:
-    truth = with_experts(
+def test_each_kernel_of_experts_has_rates_and_a_floor_of_its_own(
+    timed: Timed, with_rates: Callable[..., HardwareProfile]
+) -> None:
+    truth = with_rates(
+        B200, OpClass.GROUPED_GEMM,
         matrix_fraction_by={"fp8": 0.3, "fp8 x fp4": 0.6}, memory_fraction_by={"fp8": 0.7, "fp8 x fp4": 0.85},
         latency_s_by={"fp8": 12e-6, "fp8 x fp4": 4e-6}, reread_share_by={"fp8": 0.4, "fp8 x fp4": 0.8},
     )  # fmt: skip
     frame = table(("fp8_block", "w4a8_mxfp4_mxfp8"))
-    measured = measurements("moe", timed(frame, truth), B200)
+    measured = measurements("moe", timed("moe", frame, truth), B200)
     start = Parameters.of(B200.efficiency.classes, kernels_of(measured))
     found = fit(Work.of(measured, B200, start), start, {OpClass.GROUPED_GEMM}).parameters
     before = B200.efficiency.classes[OpClass.GROUPED_GEMM]
@@ -106,8 +97,8 @@ def test_each_kernel_of_experts_has_rates_and_a_floor_of_its_own() -> None:
     assert rates.memory_fraction_of("bf16") == min(rates.memory_fraction_of(k) for k in ("fp8", "fp8 x fp4"))
 
 
-def test_times_that_are_mostly_other_work_are_thrown_out() -> None:
-    frame = timed(table(), B200)
+def test_times_that_are_mostly_other_work_are_thrown_out(timed: Timed) -> None:
+    frame = timed("moe", table(), B200)
     kept, rejected = gate_rows("moe", frame, measurements("moe", frame, B200), B200)
     assert len(kept) == len(frame)
     assert rejected == []
@@ -117,16 +108,16 @@ def test_times_that_are_mostly_other_work_are_thrown_out() -> None:
     assert len(kept) == len(frame) - 1
 
 
-def test_of_two_kernels_under_one_name_the_faster_is_kept() -> None:
-    frame = timed(table(), B200)
+def test_of_two_kernels_under_one_name_the_faster_is_kept(timed: Timed) -> None:
+    frame = timed("moe", table(), B200)
     both = pd.concat([frame.assign(latency=frame["latency"] * 1.4), frame], ignore_index=True)
     assert list(fastest(both).index) == list(range(len(frame), 2 * len(frame)))
     again = pd.concat([frame.assign(latency=frame["latency"] * 1.05), frame], ignore_index=True)
     assert len(fastest(again)) == len(again)
 
 
-def test_a_precision_whose_kernel_is_slower_than_elsewhere_is_named() -> None:
-    frame = timed(table(("fp8_block", "nvfp4")), B200)
+def test_a_precision_whose_kernel_is_slower_than_elsewhere_is_named(timed: Timed) -> None:
+    frame = timed("moe", table(("fp8_block", "nvfp4")), B200)
     slow = frame.assign(latency=np.where(frame["moe_dtype"] == "nvfp4", 1.5, 1.0) * frame["latency"], system="b300")
     assert slower_kernel(slow, {"b200_sxm": frame}) == {"nvfp4": "b200_sxm"}
     assert slower_kernel(frame, {"b300_sxm": slow}) == {}

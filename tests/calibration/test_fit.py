@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -10,7 +10,7 @@ import pytest
 
 from calibration.fit import Measured, Parameters, Work, fit, kernels_of
 from calibration.gates import copied_from, data_sheets_agree, gate_rows
-from calibration.op_families import gemm, generation_mla, measurements, one_kernel
+from calibration.op_families import generation_mla, measurements, one_kernel
 from hw_profiles.catalog import load
 from hw_profiles.efficiency import OpClass
 from hw_profiles.profile import HardwareProfile
@@ -18,6 +18,7 @@ from simulator.model.ops import Op, operand_dtype
 from simulator.model.roofline import op_seconds
 
 B200 = load("b200_sxm")
+Timed = Callable[[str, pd.DataFrame, HardwareProfile], pd.DataFrame]
 
 
 SHAPES = ((7168, 2048), (4096, 7168), (7168, 16384), (8192, 8192))
@@ -33,24 +34,13 @@ def shapes(weights: tuple[tuple[int, int], ...] = SHAPES) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["gemm_dtype", "m", "n", "k"])
 
 
-def with_rates(op_class: OpClass, **changes: object) -> HardwareProfile:
-    efficiency = B200.efficiency
-    classes = {**efficiency.classes, op_class: efficiency.classes[op_class].model_copy(update=changes)}
-    return replace(B200, efficiency=efficiency.model_copy(update={"classes": classes}))
-
-
-def timed(frame: pd.DataFrame, truth: HardwareProfile) -> pd.DataFrame:
-    seconds = [sum(op_seconds(op, truth) for op in ops) for _, ops in gemm(frame, truth)]
-    return frame.assign(latency=np.array(seconds) * 1e3)
-
-
-def test_fit_recovers_the_rates_that_made_the_times() -> None:
+def test_fit_recovers_the_rates_that_made_the_times(timed: Timed, with_rates: Callable[..., HardwareProfile]) -> None:
     truth = with_rates(
-        OpClass.DENSE_GEMM,
+        B200, OpClass.DENSE_GEMM,
         matrix_fraction=0.6, matrix_fraction_by={"fp8": 0.45}, memory_fraction=0.8, latency_s=5e-6, exponent=2.5,
         depth_s=4e-10, depth_s_by={"fp8": 9e-10},
     )  # fmt: skip
-    measured = measurements("gemm", timed(shapes(SHAPES + NARROW), truth), B200)
+    measured = measurements("gemm", timed("gemm", shapes(SHAPES + NARROW), truth), B200)
     start = Parameters.of(B200.efficiency.classes, kernels_of(measured))
     found = fit(Work.of(measured, B200, start), start, {OpClass.DENSE_GEMM})
     at = found.parameters.value
@@ -63,9 +53,13 @@ def test_fit_recovers_the_rates_that_made_the_times() -> None:
     assert np.median(np.abs(found.held_out)) < 0.02
 
 
-def test_a_parameter_apart_is_fitted_where_its_class_is_not() -> None:
+def test_a_parameter_apart_is_fitted_where_its_class_is_not(
+    timed: Timed, with_rates: Callable[..., HardwareProfile]
+) -> None:
     """Whole modules tell the depth of a product of which no short row is left."""
-    measured = measurements("gemm", timed(shapes(), with_rates(OpClass.DENSE_GEMM, depth_s_by={"fp8": 9e-10})), B200)
+    measured = measurements(
+        "gemm", timed("gemm", shapes(), with_rates(B200, OpClass.DENSE_GEMM, depth_s_by={"fp8": 9e-10})), B200
+    )
     start = Parameters.of(B200.efficiency.classes, kernels_of(measured))
     slot = ("depth_s", OpClass.DENSE_GEMM, "fp8")
     alone = fit(Work.of(measured, B200, start), start, set(), apart={slot}).parameters
@@ -86,8 +80,10 @@ def cores(truth: HardwareProfile) -> list[Measured]:
     return [Measured("generation_mla", (op,), op_seconds(op, truth), str(i)) for i, op in enumerate(ops)]
 
 
-def test_each_dtype_has_a_memory_fraction_of_its_own_but_in_dense_products() -> None:
-    truth = with_rates(OpClass.LATENT_DECODE, memory_fraction=0.7, memory_fraction_by={"fp8": 0.4})
+def test_each_dtype_has_a_memory_fraction_of_its_own_but_in_dense_products(
+    timed: Timed, with_rates: Callable[..., HardwareProfile]
+) -> None:
+    truth = with_rates(B200, OpClass.LATENT_DECODE, memory_fraction=0.7, memory_fraction_by={"fp8": 0.4})
     measured = cores(truth)
     start = Parameters.of(B200.efficiency.classes, kernels_of(measured))
     found = fit(Work.of(measured, B200, start), start, {OpClass.LATENT_DECODE}).parameters
@@ -96,13 +92,13 @@ def test_each_dtype_has_a_memory_fraction_of_its_own_but_in_dense_products() -> 
     )
     fractions = found.fractions(OpClass.LATENT_DECODE, B200.efficiency.classes[OpClass.LATENT_DECODE])
     assert fractions["memory_fraction"] == pytest.approx(0.4, rel=0.03)  # an unseen precision takes the least
-    products = measurements("gemm", timed(shapes(), B200), B200)
+    products = measurements("gemm", timed("gemm", shapes(), B200), B200)
     shared = Parameters.of(B200.efficiency.classes, kernels_of(products))
     assert shared.by_kernel("memory_fraction", OpClass.DENSE_GEMM) == {}
 
 
-def test_work_prices_ops_as_the_simulator_does() -> None:
-    measured = measurements("gemm", timed(shapes(), B200), B200)
+def test_work_prices_ops_as_the_simulator_does(timed: Timed) -> None:
+    measured = measurements("gemm", timed("gemm", shapes(), B200), B200)
     start = Parameters.of(B200.efficiency.classes, kernels_of(measured))
     predicted = Work.of(measured, B200, start).seconds(start.logs)
     assert predicted == pytest.approx([one.seconds for one in measured], rel=1e-9)
@@ -113,38 +109,38 @@ def gated(frame: pd.DataFrame) -> tuple[list[Measured], set[str]]:
     return kept, {one.rule for one in rejected}
 
 
-def test_honest_times_pass_the_gates() -> None:
-    frame = timed(shapes(), B200)
+def test_honest_times_pass_the_gates(timed: Timed) -> None:
+    frame = timed("gemm", shapes(), B200)
     kept, rules = gated(frame)
     assert len(kept) == len(frame)
     assert rules == set()
 
 
-def test_times_below_the_data_sheet_are_thrown_out() -> None:
-    frame = timed(shapes(), B200)
+def test_times_below_the_data_sheet_are_thrown_out(timed: Timed) -> None:
+    frame = timed("gemm", shapes(), B200)
     frame.loc[9, "latency"] *= 0.1  # 16,384 rows: far above the matrix peak
     kept, rules = gated(frame)
     assert "faster than the data sheet" in rules
     assert len(kept) == len(frame) - 1
 
 
-def test_a_table_several_times_too_slow_is_thrown_out() -> None:
-    frame = timed(shapes(), B200).assign(kernel_source="good")
+def test_a_table_several_times_too_slow_is_thrown_out(timed: Timed) -> None:
+    frame = timed("gemm", shapes(), B200).assign(kernel_source="good")
     slow = frame.assign(kernel_source="slow", latency=frame["latency"] * 6)
     kept, rules = gated(pd.concat([frame, slow], ignore_index=True))
     assert rules == {"slow table"}
     assert len(kept) == len(frame)
 
 
-def test_less_time_for_more_work_is_thrown_out() -> None:
-    frame = timed(shapes(), B200)
+def test_less_time_for_more_work_is_thrown_out(timed: Timed) -> None:
+    frame = timed("gemm", shapes(), B200)
     frame.loc[7, "latency"] = frame.loc[6, "latency"] * 0.5
     kept, _ = gated(frame)
     assert len(kept) == len(frame) - 1
 
 
-def test_copies_are_found_and_judged_by_data_sheets() -> None:
-    frame = timed(shapes(), B200)
+def test_copies_are_found_and_judged_by_data_sheets(timed: Timed) -> None:
+    frame = timed("gemm", shapes(), B200)
     assert copied_from(frame, {"gb200": frame.copy()}) == "gb200"
     assert copied_from(frame, {"gb200": frame.assign(latency=frame["latency"] * 1.01)}) is None
     same_times_of_other_shapes = frame.assign(latency=frame["latency"].to_numpy()[::-1])

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -15,25 +14,13 @@ from calibration.tables import WHEEL, TableError, read_tables, systems
 from hw_profiles.catalog import load
 from hw_profiles.efficiency import OpClass
 from hw_profiles.profile import HardwareProfile
-from simulator.model.roofline import op_seconds
 
 B200 = load("b200_sxm")
+Timed = Callable[[str, pd.DataFrame, HardwareProfile], pd.DataFrame]
 TRUTH = {"matrix_fraction_by": {"bf16": 0.6}, "matrix_fraction": 0.6, "memory_fraction": 0.8, "latency_s": 3e-6}
 
 
-def with_rates(op_class: OpClass, **changes: object) -> HardwareProfile:
-    classes = {**B200.efficiency.classes, op_class: B200.efficiency.classes[op_class].model_copy(update=changes)}
-    return replace(B200, efficiency=B200.efficiency.model_copy(update={"classes": classes}))
-
-
-def timed(family: str, frame: pd.DataFrame, truth: HardwareProfile) -> pd.DataFrame:
-    seconds = [
-        sum(op.count * op_seconds(op, truth) for op in m.ops) for m in op_families.measurements(family, frame, truth)
-    ]
-    return frame.assign(latency=np.array(seconds) * 1e3)
-
-
-def products(truth: HardwareProfile) -> pd.DataFrame:
+def products() -> pd.DataFrame:
     """Columns as in the wheel: nothing says the accelerator but `device`."""
     rows = [
         {"framework": "SGLang", "version": "9", "device": "NVIDIA B200", "op_name": "gemm", "kernel_source": "k",
@@ -41,10 +28,10 @@ def products(truth: HardwareProfile) -> pd.DataFrame:
         for n, k in ((7168, 2048), (4096, 7168), (512, 7168))
         for m in (1, 16, 64, 256, 1024, 4096, 16384)
     ]  # fmt: skip
-    return timed("gemm", pd.DataFrame(rows), truth)
+    return pd.DataFrame(rows)
 
 
-def experts(truth: HardwareProfile) -> pd.DataFrame:
+def experts() -> pd.DataFrame:
     rows = [
         {"framework": "SGLang", "version": "9", "device": "NVIDIA B200", "op_name": "moe", "kernel_source": "k",
          "moe_dtype": "bfloat16", "num_tokens": tokens, "hidden_size": 7168, "inter_size": inner, "topk": 8,
@@ -52,11 +39,13 @@ def experts(truth: HardwareProfile) -> pd.DataFrame:
         for inner in (1024, 2048)
         for tokens in (1, 4, 16, 64, 256, 1024, 4096, 16384)
     ]  # fmt: skip
-    return timed("moe", pd.DataFrame(rows).assign(db_framework="sglang"), truth).drop(columns="db_framework")
+    return pd.DataFrame(rows)
 
 
 @pytest.fixture
-def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def wheel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_rates: Callable[..., HardwareProfile], timed: Timed
+) -> Path:
     """An importable package laid out as the wheel is, with an older and a newer version of one table."""
     root = tmp_path / WHEEL / "systems" / "data"
     (tmp_path / WHEEL / "__init__.py").parent.mkdir(parents=True)
@@ -67,10 +56,12 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         folder.mkdir(parents=True)
         frame.to_parquet(folder / f"{family}_perf.parquet")
 
-    frame = products(with_rates(OpClass.DENSE_GEMM, **TRUTH))
+    frame = timed("gemm", products(), with_rates(B200, OpClass.DENSE_GEMM, **TRUTH))
+    routed = experts().assign(db_framework="sglang")  # where the ops of a row look for it
+    routed = timed("moe", routed, with_rates(B200, OpClass.GROUPED_GEMM, memory_fraction=0.7))
     put("b200_sxm", "gemm", "0.5.9", frame.assign(latency=frame["latency"] * 50))
     put("b200_sxm", "gemm", "0.5.10", frame)
-    put("b200_sxm", "moe", "0.5.10", experts(with_rates(OpClass.GROUPED_GEMM, memory_fraction=0.7)))
+    put("b200_sxm", "moe", "0.5.10", routed.drop(columns="db_framework"))
     put("h200_sxm", "gemm", "0.5.10", frame.assign(latency=frame["latency"] * 1.7))
     monkeypatch.syspath_prepend(str(tmp_path))
     return root

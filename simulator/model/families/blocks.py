@@ -246,6 +246,14 @@ def plain_layer(ctx: Context, attention: AttentionSpec, ffn: MoeSpec) -> LayerSp
     return LayerSpec(attention, ffn, None, norms, norms * ctx.plain_bytes)
 
 
+def has_draft(ctx: Context, key: str = "num_nextn_predict_layers") -> bool:
+    """Whether the configuration has an MTP module; of more than one no family here is known."""
+    drafts = ctx.reader.integer(key, default=0, minimum=0)
+    if drafts > 1:
+        raise ctx.reader.fail(f"key {key!r} is {drafts}; only 0 and 1 are supported")
+    return drafts == 1
+
+
 def next_token_draft(ctx: Context, layer: LayerSpec) -> DraftHead:
     """DeepSeek-V3-type MTP module: two norms, a 2h -> h projection, one layer and its own final norm."""
     hidden = ctx.reader.integer("hidden_size")

@@ -19,7 +19,7 @@ from simulator.model.architecture import (
     MoeSpec,
     WeightDtype,
 )
-from simulator.model.families.blocks import Context, moe_ffn, whole_model
+from simulator.model.families.blocks import Context, has_draft, moe_ffn, whole_model
 from simulator.model.families.kv_layout import index_key_bytes, shared_kv_entry_bytes
 from simulator.model.families.reader import ConfigReader
 
@@ -214,10 +214,7 @@ def build(ctx: Context, family: str) -> ModelSpec:
     ratios, hashes = compress_ratios(reader, count), _routing(reader, count)
     layers = [layer(ratio, hashed) for ratio, hashed in zip(ratios, hashes, strict=True)]
     draft = None
-    drafts = reader.integer("num_nextn_predict_layers", default=0, minimum=0)
-    if drafts > 1:
-        raise reader.fail(f"key 'num_nextn_predict_layers' is {drafts}; only 0 and 1 are supported")
-    if drafts:
+    if has_draft(ctx):
         other = 3 * hidden + collapse_params  # embedding, hidden and final norms
         draft = DraftHead(
             layers=(layer(0, hashed=False),),

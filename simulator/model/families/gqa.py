@@ -11,6 +11,7 @@ from simulator.model.families.blocks import (
     Context,
     dense_ffn,
     gqa_attention,
+    has_draft,
     moe_ffn,
     next_token_draft,
     plain_layer,
@@ -120,10 +121,7 @@ def build_glm4_moe(ctx: Context, family: str) -> ModelSpec:
     layers = [
         plain_layer(ctx, attention, dense if i < first else routed) for i in range(reader.integer("num_hidden_layers"))
     ]
-    drafts = reader.integer("num_nextn_predict_layers", default=0, minimum=0)
-    if drafts > 1:
-        raise reader.fail(f"key 'num_nextn_predict_layers' is {drafts}; only 0 and 1 are supported")
-    draft = next_token_draft(ctx, plain_layer(ctx, attention, routed)) if drafts else None
+    draft = next_token_draft(ctx, plain_layer(ctx, attention, routed)) if has_draft(ctx) else None
     return whole_model(ctx, family, layers, draft)
 
 

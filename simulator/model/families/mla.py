@@ -6,6 +6,7 @@ from simulator.model.architecture import AttentionSpec, Indexer, LayerSpec, Mode
 from simulator.model.families.blocks import (
     Context,
     dense_ffn,
+    has_draft,
     moe_ffn,
     next_token_draft,
     plain_layer,
@@ -146,8 +147,5 @@ def build(ctx: Context, family: str) -> ModelSpec:
 
     ffns = _ffns(ctx, count)
     layers = [layer(ffn, shared) for ffn, shared in zip(ffns, shares, strict=True)]
-    drafts = reader.integer("num_nextn_predict_layers", default=0, minimum=0)
-    if drafts > 1:
-        raise reader.fail(f"key 'num_nextn_predict_layers' is {drafts}; only 0 and 1 are supported")
-    draft = next_token_draft(ctx, layer(ffns[-1], None)) if drafts else None
+    draft = next_token_draft(ctx, layer(ffns[-1], None)) if has_draft(ctx) else None
     return whole_model(ctx, family, layers, draft)

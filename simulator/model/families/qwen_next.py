@@ -13,6 +13,7 @@ from simulator.model.families.blocks import (
     delta_attention,
     dense_ffn,
     gqa_attention,
+    has_draft,
     moe_ffn,
     next_token_draft,
     plain_layer,
@@ -87,7 +88,5 @@ def build(ctx: Context, family: str) -> ModelSpec:
     layers = [
         plain_layer(ctx, attention[kind], dense if i in dense_layers else experts) for i, kind in enumerate(types)
     ]
-    drafts = reader.integer("mtp_num_hidden_layers", default=0, minimum=0)
-    if drafts > 1:
-        raise reader.fail(f"key 'mtp_num_hidden_layers' is {drafts}; only 0 and 1 are supported")
+    drafts = has_draft(ctx, "mtp_num_hidden_layers")
     return whole_model(ctx, family, layers, next_token_draft(ctx, plain_layer(ctx, full, experts)) if drafts else None)
