@@ -6,7 +6,8 @@ from typing import Any
 
 from hw_profiles import catalog
 from hw_profiles.profile import HardwareProfile
-from simulator.model import counts, kv, presets
+from simulator.model import kv, presets
+from simulator.model import parameter_counts as counts
 from simulator.model.architecture import ModelSpec
 
 CONTEXTS = (8_192, 65_536, 262_144, 1_048_576)  # tokens

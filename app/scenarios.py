@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import InputError
-from simulator.des.scenario import OpenLoop, Scenario, Trace, load_scenario, parse_scenario
+from simulator.scenario import OpenLoop, Scenario, Trace, load_scenario, parse_scenario
 
 DEFAULT_SCENARIO = Path(__file__).parent / "data" / "default_scenario.toml"
 

@@ -6,10 +6,10 @@ Splits: random halves of the rows (neighbours of a sweep fall on both sides), dr
 next differ by as much as a change of the model makes; each accelerator left out; each engine left out, and each family
 of them (SGLang with Dynamo+SGLang); each model left out; all disaggregated rows left out (fit on colocated ones); all
 rows from one month on left out. Older runs of a configuration are left out of fits and scores alike (their notes say
-so): software moved on. Rows that another rule of `calibration.validation.points.distrust` names are not fitted, and
+so): software moved on. Rows that another rule of `calibration.serving.points.distrust` names are not fitted, and
 scored apart. Bands of a split use the spread of the residuals of its other folds, never its own. "levels of stacks
 known" takes the median error of each stack off, which other rows of it tell; "own points" gives some rows of a stack to
-`calibration.own_serving`.
+`calibration.serving.own_stack`.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.validation.balance import Loop, loop_of, take
-from calibration.validation.points import UNKNOWN, read_points
-from calibration.validation.run import Z90, engines, log_spread, prepare
-from calibration.validation.stack import NAMES, StackFit
-from calibration.validation.stack_fit import SCORED_METRICS, fit_stack, log_predictions, observed
-from calibration.validation.variants import preset_of
+from calibration.serving.balance import Loop, loop_of, take
+from calibration.serving.engine_fit import SCORED_METRICS, fit_stack, log_predictions, observed
+from calibration.serving.engine_parameters import NAMES, StackFit
+from calibration.serving.points import UNKNOWN, read_points
+from calibration.serving.predict import Z90, engines, log_spread, prepare
+from calibration.serving.served_model import preset_of
 
 RESULTS = Path(__file__).resolve().parent / "results"
 # TTFT above this share of the decode time is queueing for admission, not service.

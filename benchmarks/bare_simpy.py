@@ -16,7 +16,7 @@ from typing import Any
 
 import simpy
 
-from simulator.des.workload import Requests
+from simulator.des.workload.requests import Requests
 
 # Chosen near what the cluster model of `benchmarks.des` gives, so that both take about as many steps a request.
 DECODE_STEP_S = 0.032

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.des.cluster import simulate
-from simulator.des.metrics import SimulationResult
-from simulator.des.scenario import parse_scenario
+from simulator.des.results.result import SimulationResult
+from simulator.des.simulate import simulate
+from simulator.scenario import parse_scenario
 
 # Shapes of Llama 2 13B (its public config.json); OPT-13B, which the paper served, has as many layers of the same width.
 DENSE_13B = {

@@ -23,10 +23,10 @@ import numpy as np
 
 from benchmarks import bare_simpy
 from hw_profiles.catalog import load
-from simulator.des.cluster import play
-from simulator.des.scenario import Deployment, Scenario, parse_scenario
-from simulator.des.workload import Requests, draw_arrivals
+from simulator.des.simulate import play
+from simulator.des.workload.requests import Requests, draw_arrivals
 from simulator.model.presets import load_model
+from simulator.scenario import Deployment, Scenario, parse_scenario
 
 # Token counts at every 5% of the Azure LLM inference trace 2023, conversation (CC-BY 4.0,
 # github.com/Azure/AzurePublicDataset).

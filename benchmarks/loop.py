@@ -2,7 +2,7 @@
 
     python -m benchmarks.loop [--requests 200] [--runs 3]
 
-The engine runs on a virtual clock (`calibration.machine.virtual_clock`): its steps are real and timed, waiting is
+The engine runs on a virtual clock (`calibration.microbench.virtual_clock`): its steps are real and timed, waiting is
 skipped, and a prefill and a decode engine do not contend for cores. A step counts the time that its one thread
 computed, so that processes which share the core lengthen no step (what they take of caches and memory they do). Each
 load is replayed several times, so that one bad minute of the machine decides nothing; of each replay there are two
@@ -29,15 +29,15 @@ from typing import Any
 import numpy as np
 
 from app.output import plain
-from calibration.loop.interleaved import as_it_ran, play
-from calibration.loop.report import LOADS, METRICS, PERCENTILES, THROUGHPUT, LoadReport, compare, median_errors
-from calibration.loop.subject import FORMS, Form, Subject, capacity, subject_of
-from calibration.loop.traffic import at_rate, draw_traffic
-from calibration.machine.device import detect
-from calibration.machine.measure import measure
-from calibration.machine.measurement import read
-from calibration.machine.preset import CPU_QUICK
-from calibration.machine.profile_fit import fit_machine
+from calibration.microbench.device import detect
+from calibration.microbench.fit.profile_fit import fit_machine
+from calibration.microbench.measure import measure
+from calibration.microbench.measurement import read
+from calibration.microbench.preset import CPU_QUICK
+from calibration.replay.interleaved import as_it_ran, play
+from calibration.replay.report import LOADS, METRICS, PERCENTILES, THROUGHPUT, LoadReport, compare, median_errors
+from calibration.replay.subject import FORMS, Form, Subject, capacity, subject_of
+from calibration.replay.traffic import at_rate, draw_traffic
 from hw_profiles.profile import HardwareProfile
 
 RESULT = Path(__file__).parent / "results" / "loop.json"

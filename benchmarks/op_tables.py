@@ -3,9 +3,9 @@
     python -m benchmarks.op_tables TABLES [--write]
 
 fits every pair of accelerator and stack with tables in the folder, as `moeplan calibrate published` does, and writes
-benchmarks/results/op_tables.json; with --write also the fits that `calibration.in_engine` starts from. Each row is
-predicted by a fit of the other folds. An op class on an accelerator has the rows of all stacks. Families that are in
-the installed wheel alone (`BESIDE`) are read there.
+benchmarks/results/op_tables.json; with --write also the fits that `calibration.serving.export_profiles` starts from.
+Each row is predicted by a fit of the other folds. An op class on an accelerator has the rows of all stacks. Families
+that are in the installed wheel alone (`BESIDE`) are read there.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from calibration.published import MODULES, Calibration, calibrate
-from calibration.tables import TableError, systems
-from calibration.validation.stack import DATA
+from calibration.op_tables.fit_tables import MODULES, Calibration, calibrate
+from calibration.op_tables.tables import TableError, systems
+from calibration.serving.engine_parameters import DATA
 
 RESULTS = Path(__file__).resolve().parent / "results" / "op_tables.json"
 STACKS = ("sglang", "trtllm", "vllm")

@@ -1,7 +1,7 @@
 """What a few points of one's own are worth: stacks on an accelerator that the fit has never seen.
 
-Of each stack (accelerator, engine, model, form) some rows, drawn at random, are given to `calibration.own_serving` as a
-user's own; the others are predicted.
+Of each stack (accelerator, engine, model, form) some rows, drawn at random, are given to
+`calibration.serving.own_stack` as a user's own; the others are predicted.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.accuracy import Array, Fold, Study, medians, stacks, unsaturated
-from calibration.own_serving import moved
-from calibration.validation.run import Prepared, some
+from calibration.serving.own_stack import moved
+from calibration.serving.predict import Prepared, some
 
 GIVEN = (3, 10, 30)  # rows
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from simulator.des.prefix_cache import replayed_hit_rate
-from simulator.des.traces import read_trace
+from simulator.des.instance.prefix_cache import replayed_hit_rate
+from simulator.des.workload.traces import read_trace
 
 SIZES = (1_000, 10_000, 100_000)  # blocks
 

@@ -15,20 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.accuracy import Study
-from calibration.in_engine import in_engine
-from calibration.validation.points import Point, Worker
-from calibration.validation.stack import NOTHING_FITTED, StackFit, family_of, values
-from calibration.validation.stack_fit import SCORED_METRICS
-from calibration.validation.steps import parallelism_of
-from calibration.validation.variants import preset_of, variant
+from calibration.serving.engine_fit import SCORED_METRICS
+from calibration.serving.engine_parameters import NOTHING_FITTED, StackFit, family_of, values
+from calibration.serving.export_profiles import in_engine
+from calibration.serving.point_steps import parallelism_of
+from calibration.serving.points import Point, Worker
+from calibration.serving.served_model import preset_of, variant
 from hw_profiles.efficiency import Efficiency
 from hw_profiles.profile import HardwareProfile
-from simulator.des.cluster import play
-from simulator.des.scenario import parse_scenario
-from simulator.des.workload import make_requests
+from simulator.des.simulate import play
+from simulator.des.workload.requests import make_requests
 from simulator.model.memory import DoesNotFitError
 from simulator.model.parallelism import Parallelism
 from simulator.model.presets import load_model
+from simulator.scenario import parse_scenario
 
 # Published benchmarks draw lengths from 0.8 to 1 of nominal, so from 8/9 to 10/9 of their mean.
 SHORTEST, LONGEST = 8 / 9, 10 / 9
@@ -42,7 +42,7 @@ Index = NDArray[np.intp]
 def log_ratios(study: Study, fit: StackFit | None, rows: Index) -> Iterator[tuple[int, Array]]:
     """(row, logs of measured / simulated by SCORED_METRICS) of those rows whose memory plan fits.
 
-    fit: gives the profile of each stack, as `calibration.in_engine` writes it; None: assumed profiles.
+    fit: gives the profile of each stack, as `calibration.serving.export_profiles` writes it; None: assumed profiles.
     """
     profiles: dict[tuple[str, str], Efficiency] = {}
     for row in rows:

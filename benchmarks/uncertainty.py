@@ -2,7 +2,7 @@
 
     python -m benchmarks.uncertainty POINTS.csv
 
-writes hw_profiles/data/uncertainty.json, from which `plan`, `simulate` and the dashboard draw their bands. Each split
+writes simulator/uncertainty/data/uncertainty.json, from which `plan`, `simulate` and the dashboard draw their bands. Each split
 of `benchmarks.accuracy` fits profiles on its training rows; the test rows are simulated with them.
 """
 
@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from benchmarks.accuracy import Fold, Study, folds
 from benchmarks.simulated_points import log_ratios
-from calibration.validation.stack import family_of
-from calibration.validation.stack_fit import SCORED_METRICS
+from calibration.serving.engine_fit import SCORED_METRICS
+from calibration.serving.engine_parameters import family_of
 from hw_profiles.efficiency import Form
-from hw_profiles.situations import form_of
-from hw_profiles.uncertainty import FILE, Evidence, Kind, Metric, Spread
+from simulator.model.engine import form_of
+from simulator.uncertainty.spreads import FILE, Evidence, Kind, Metric, Spread
 
 NAMED: dict[str, Metric] = {
     "tpot_ms": "tpot_s",

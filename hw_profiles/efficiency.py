@@ -148,7 +148,7 @@ class ClassEfficiency(Strict):
 
 
 class Situation(Strict):
-    """Factors on parts of a profile where all dimensions have these values (see `hw_profiles.situations`)."""
+    """Factors on parts of a profile where all dimensions have these values (see `simulator.model.engine`)."""
 
     when: dict[Dimension, str]
     factors: dict[Part, Annotated[FiniteFloat, Field(gt=0)]]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from runtime.cache import SequenceInput
-from runtime.config import CompressedAttention, ModelConfig
+from runtime.config.spec import CompressedAttention, ModelConfig
 
 Array = np.ndarray
 

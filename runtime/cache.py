@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from runtime.config import (
+from runtime.config.spec import (
     AttentionKind,
     CompressedAttention,
     ConfigError,

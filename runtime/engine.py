@@ -14,7 +14,7 @@ from runtime import models, weights
 from runtime.backend import run_requests
 from runtime.block_manager import BlockManager, SlotCopy, SlotOp, SlotReset
 from runtime.cache import KVCache, SequenceInput
-from runtime.config import ModelConfig
+from runtime.config.spec import ModelConfig
 from runtime.model_runner import ModelRunner
 from runtime.sampler import sample_tokens
 from runtime.scheduler import ScheduledStep, Scheduler, SchedulerConfig

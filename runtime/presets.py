@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from runtime.config import ConfigError, ModelConfig
+from runtime.config.spec import ConfigError, ModelConfig
 
 _DATA = Path(__file__).parent / "data"
 

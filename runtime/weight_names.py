@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from runtime.config import ModelConfig
+from runtime.config.spec import ModelConfig
 
 
 @dataclass(frozen=True, order=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from runtime import models
 from runtime.checkpoint import Checkpoint, CheckpointError
-from runtime.config import ModelConfig
+from runtime.config.spec import ModelConfig
 from runtime.layers.expert_parallel import ExpertGroup
 from runtime.layers.linear import Linear
 from runtime.layers.moe import Experts

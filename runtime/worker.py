@@ -17,7 +17,7 @@ import torch
 
 from runtime import handover
 from runtime.cache import KVCache
-from runtime.config import ModelConfig
+from runtime.config.spec import ModelConfig
 from runtime.engine import Engine, EngineConfig, Importer, StepRecord
 from runtime.handover import Handover
 from runtime.sequence import Request, RequestError, TokenEvent, failed

@@ -44,7 +44,7 @@ ONLY_LAZILY = {"calibration": {"runtime"}, "app": {"runtime", "calibration"}}
 
 
 def room_of(module: str) -> str | None:
-    """'simulator.des.cluster' -> 'simulator.des'; None for other people's modules."""
+    """'simulator.des.simulate' -> 'simulator.des'; None for other people's modules."""
     parts = module.split(".")
     if parts[0] not in PACKAGES:
         return None
@@ -109,13 +109,13 @@ def test_imports_go_one_way(path: Path) -> None:
     ("module", "source"),
     [
         ("hw_profiles.catalog", "from simulator.model import kv"),
-        ("simulator.model.kv", "import simulator.des.cluster"),
-        ("simulator.des.cluster", "def f():\n    from simulator.planner import search"),
-        ("simulator.des.cluster", "from ..planner import search"),
+        ("simulator.model.kv", "import simulator.des.simulate"),
+        ("simulator.des.simulate", "def f():\n    from simulator.planner import search"),
+        ("simulator.des.simulate", "from ..planner import search"),
         ("simulator.planner.search", "from app import cli"),
         ("runtime.engine", "import hw_profiles"),
         ("app.cli", "from runtime.engine import Engine"),
-        ("app.cli", "if True:\n    import calibration.fit"),
+        ("app.cli", "if True:\n    import calibration.roofline_fit"),
     ],
 )
 def test_the_check_sees_what_is_forbidden(module: str, source: str) -> None:
@@ -128,7 +128,7 @@ def test_the_check_lets_lazy_imports_pass(head: str) -> None:
 
 
 def test_type_checking_is_no_way_around_the_direction() -> None:
-    assert len(problems("simulator.des.run", "if TYPE_CHECKING:\n    from app.cli import main")) == 1
+    assert len(problems("simulator.des.cluster.cluster", "if TYPE_CHECKING:\n    from app.cli import main")) == 1
 
 
 def run_python(code: str, folder: Path) -> str:
@@ -149,13 +149,13 @@ def test_each_package_is_this_checkouts_folder(tmp_path: Path) -> None:
     "module",
     [
         "simulator",
-        "simulator.des.cluster",
+        "simulator.des.simulate",
         "simulator.planner.search",
         "app.cli",
         "app.commands.plan",
         "app.commands.simulate",
         "app.commands.catalogue",
-        "app.render_plan",
+        "app.render.plan",
         "app.views.plan",
     ],
 )
@@ -166,7 +166,7 @@ def test_works_without_torch(module: str, tmp_path: Path) -> None:
 
 def test_planning_imports_neither_scipy_nor_pandas(tmp_path: Path) -> None:
     """They take longer to import than a small plan takes, in each process that checks designs."""
-    code = "import sys, simulator.planner.check\nassert not {'scipy', 'pandas'} & set(sys.modules)"
+    code = "import sys, simulator.planner.verify\nassert not {'scipy', 'pandas'} & set(sys.modules)"
     run_python(code, tmp_path)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import loop
-from calibration.loop.report import METRICS, LoadReport
+from calibration.replay.report import METRICS, LoadReport
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from app import machine_calibration, serving_calibration
+from app.commands import calibrate_machine as machine_calibration
+from app.commands import calibrate_serving as serving_calibration
 
 cli = typer.Typer(no_args_is_help=True, help="Fit the efficiency of a software stack from measurements.")
 
@@ -31,8 +32,8 @@ def published(
 ) -> None:
     """Fit kernel rates from published op tables; says how well held-out rows are predicted and what was thrown out."""
     from app.output import STDOUT, check_writable, stdout_console
-    from app.render_calibration import calibration_report
-    from calibration.published import calibrate
+    from app.render.calibration import calibration_report
+    from calibration.op_tables.fit_tables import calibrate
 
     check_writable(output, "--output")
     result = calibrate(system, stack, tables)

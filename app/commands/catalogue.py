@@ -22,7 +22,7 @@ def gpus(
 ) -> None:
     """Accelerators: peaks, memory, links, power, prices."""
     from app import catalogue
-    from app.render_catalogue import gpu_table, gpus_table
+    from app.render.catalogue import gpu_table, gpus_table
 
     if name is None:
         _show(catalogue.gpus(), gpus_table, as_json)
@@ -37,7 +37,7 @@ def models(
 ) -> None:
     """Models: parameters, weight bytes, KV bytes."""
     from app import catalogue
-    from app.render_catalogue import model_table, models_table
+    from app.render.catalogue import model_table, models_table
 
     if name is None:
         _show(catalogue.models(), models_table, as_json)

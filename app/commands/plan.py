@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from app.commands.options import JsonOutput, SeedInput, TraceInput, above_zero, whole_above_zero
 from app.errors import EXIT_NO_ANSWER
-from app.options import JsonOutput, SeedInput, TraceInput, above_zero, whole_above_zero
 
 
 def plan(
@@ -49,9 +49,9 @@ def plan(
     limit binds, and by how much.
     """
     from app.output import STDOUT, check_writable, progress_bar, stdout_console, write_json
-    from app.render_plan import plan_report
+    from app.render.plan import plan_report
     from app.scenarios import default_scenario, with_changes
-    from simulator.des.scenario import load_scenario
+    from simulator.scenario import load_scenario
 
     check_writable(json_file, "--json")
     asked = with_changes(

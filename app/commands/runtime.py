@@ -11,9 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
+from app.commands.options import JsonOutput, above_zero, whole_above_zero
+from app.commands.runtime_options import EngineOptions, build_backend, with_engine_options
 from app.errors import InputError, OneSentenceGroup
-from app.options import JsonOutput, above_zero, whole_above_zero
-from app.runtime_options import EngineOptions, build_backend, with_engine_options
 
 runtime_app = typer.Typer(
     cls=OneSentenceGroup,
@@ -150,7 +150,7 @@ def bench(
     from dataclasses import asdict
 
     from app.output import STDOUT, check_writable, progress_bar, stdout_console, write_json
-    from app.render_runtime import replay_report
+    from app.render.runtime import replay_report
     from runtime.bench import replay, request_rows, summarize, warm_up
     from runtime.machine import machine_facts
     from runtime.trace import load_trace, poisson_trace

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.options import JsonOutput, SeedInput, TraceInput, above_zero
-from app.records import Records
+from app.commands.options import JsonOutput, SeedInput, TraceInput, above_zero
+from app.commands.records import Records
 
 if TYPE_CHECKING:
-    from simulator.des.scenario import SharedCluster
+    from simulator.scenario import SharedCluster
 
 
 def simulate(
@@ -51,9 +51,9 @@ def simulate(
 ) -> None:
     """Run a deployment through the discrete-event model, request by request."""
     from app.output import STDOUT, check_writable, progress_bar, stdout_console, write_json
-    from app.render_simulation import simulation_report
+    from app.render.simulation import simulation_report
     from app.scenarios import with_changes
-    from simulator.des.scenario import SharedCluster, load_any
+    from simulator.scenario import SharedCluster, load_any
 
     check_writable(json_file, "--json")
     check_writable(requests, "--requests")
@@ -70,12 +70,12 @@ def simulate(
         _simulate_shared(found, seed, json_file, records)
         return
     asked = with_changes(found, trace=trace, seed=seed)
-    from simulator.des.bands import of_run, of_runs
-    from simulator.des.cluster import simulate as run
+    from simulator.des.simulate import simulate as run
+    from simulator.uncertainty.bands import of_run, of_runs
 
     if replications is not None:
-        from app.render_simulation import replication_report
-        from simulator.des.replications import replicate
+        from app.render.simulation import replication_report
+        from simulator.des.replicate import replicate
 
         with progress_bar() as progress:
             seen = replicate(asked, runs=replications, tolerance=tolerance, progress=partial(progress, "runs"))
@@ -97,9 +97,9 @@ def simulate(
 def _simulate_shared(asked: SharedCluster, seed: int | None, json_file: Path | None, records: Records) -> None:
     """Play several models on one cluster."""
     from app.output import STDOUT, progress_bar, stdout_console, write_json
-    from app.render_simulation import shared_report
-    from simulator.des.bands import of_run
-    from simulator.des.shared import simulate_shared
+    from app.render.simulation import shared_report
+    from simulator.des.simulate_models import simulate_shared
+    from simulator.uncertainty.bands import of_run
 
     recorders = {served.name: records.recorder() for served in asked.models}
     told = {name: recorder for name, recorder in recorders.items() if recorder is not None}

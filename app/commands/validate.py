@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from app.options import JsonOutput
+from app.commands.options import JsonOutput
 
 
 def validate(
@@ -27,10 +27,10 @@ def validate(
     points are predicted so with --profiles.
     """
     from app.output import STDOUT, check_writable, progress_bar, stdout_console, write_json
-    from app.render_validation import parity_plot, validation_report
-    from calibration.validation.points import read_points
-    from calibration.validation.run import predictions, prepare, report
-    from calibration.validation.stack import chosen
+    from app.render.validation import parity_plot, validation_report
+    from calibration.serving.engine_parameters import chosen
+    from calibration.serving.points import read_points
+    from calibration.serving.predict import predictions, prepare, report
 
     for path, flag in ((json_file, "--json"), (predictions_file, "--predictions"), (html, "--html")):
         check_writable(path, flag)

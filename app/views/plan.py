@@ -8,15 +8,15 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from app.charts import cost_front, design_bands, rate_front
-from app.compute import offered, plan_answer, speeds_of
 from app.errors import is_input_error, sentence
-from app.frames import bands_frame, designs_frame, frontier_frame
 from app.output import plain
-from app.render_plan import grounds, limits_text, no_design_text
-from app.state import CONFIDENCES, CONVENTIONS, LIMITS, PERCENTILES, Question, from_query
-from app.tables import number
-from simulator.des.scenario import Scenario
+from app.render.charts import cost_front, design_bands, rate_front
+from app.render.frames import bands_frame, designs_frame, frontier_frame
+from app.render.plan import grounds, limits_text, no_design_text
+from app.render.tables import number
+from app.views.compute import offered, plan_answer, speeds_of
+from app.views.question import CONFIDENCES, CONVENTIONS, LIMITS, PERCENTILES, Question, from_query
+from simulator.scenario import Scenario
 
 COLUMNS = {
     "rank": st.column_config.NumberColumn("#", width=40),

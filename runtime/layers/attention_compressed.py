@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from runtime import ops
 from runtime.batch import Part, StepBatch
 from runtime.cache import LayerCache
-from runtime.config import AttentionKind, CompressedAttention
+from runtime.config.spec import AttentionKind, CompressedAttention
 from runtime.layers.compressor import CompressionStep, Compressor, Indexer
 from runtime.layers.linear import Factory, Linear, RMSNorm
 from runtime.layers.rotary import Angles

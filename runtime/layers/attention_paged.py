@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from runtime import ops
 from runtime.batch import StepBatch
 from runtime.cache import LayerCache
-from runtime.config import GroupedAttention, LatentAttention
+from runtime.config.spec import GroupedAttention, LatentAttention
 from runtime.layers.linear import Factory, Linear, RMSNorm
 from runtime.layers.rotary import Angles
 

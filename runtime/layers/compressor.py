@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from runtime import ops
 from runtime.batch import Compression, StepBatch
-from runtime.config import CompressedAttention
+from runtime.config.spec import CompressedAttention
 from runtime.layers.linear import Factory, Linear, RMSNorm
 from runtime.layers.rotary import Angles
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from runtime import ops
-from runtime.config import MlpKind, ModelConfig, MoEConfig
+from runtime.config.spec import MlpKind, ModelConfig, MoEConfig
 from runtime.layers.expert_parallel import parallel_experts
 from runtime.layers.linear import Factory, Linear
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from runtime.config import RopeConfig, YarnScaling
+from runtime.config.spec import RopeConfig, YarnScaling
 
 
 @dataclass(frozen=True)

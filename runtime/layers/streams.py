@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from runtime import ops
-from runtime.config import ModelConfig, StreamsConfig
+from runtime.config.spec import ModelConfig, StreamsConfig
 from runtime.layers.linear import Factory
 
 

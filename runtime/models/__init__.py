@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from runtime.config import ModelConfig
+from runtime.config.spec import ModelConfig
 from runtime.layers.expert_parallel import ExpertGroup
 from runtime.layers.linear import Factory
 from runtime.models.base import Model

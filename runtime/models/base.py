@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from runtime.batch import StepBatch
 from runtime.cache import KVCache
-from runtime.config import ModelConfig
+from runtime.config.spec import ModelConfig
 from runtime.layers.linear import Factory, Linear
 
 

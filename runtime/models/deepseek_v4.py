@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from runtime.batch import StepBatch
 from runtime.cache import KVCache, LayerCache
-from runtime.config import AttentionKind, CompressedAttention, MlpKind, ModelConfig, StreamsConfig
+from runtime.config.spec import AttentionKind, CompressedAttention, MlpKind, ModelConfig, StreamsConfig
 from runtime.layers.attention_compressed import CompressedSelfAttention
 from runtime.layers.compressor import CompressionStep
 from runtime.layers.linear import Factory, Linear, RMSNorm

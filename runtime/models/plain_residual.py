@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from runtime.batch import StepBatch
 from runtime.cache import KVCache, LayerCache
-from runtime.config import GroupedAttention, LatentAttention, MlpKind, ModelConfig
+from runtime.config.spec import GroupedAttention, LatentAttention, MlpKind, ModelConfig
 from runtime.layers.attention_paged import GroupedSelfAttention, LatentSelfAttention
 from runtime.layers.linear import Factory, Linear, RMSNorm
 from runtime.layers.moe import feed_forward

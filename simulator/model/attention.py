@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from hw_profiles.efficiency import OpClass
 from simulator.model.architecture import AttentionSpec, Indexer
 from simulator.model.collectives import all_gather
-from simulator.model.cut import Cut
 from simulator.model.ops import (
     ACTIVATION_BYTES,
     F32_BYTES,
@@ -23,6 +22,7 @@ from simulator.model.ops import (
     short_rows,
     window_reader,
 )
+from simulator.model.sharding import Cut
 
 # Queries that share one pass over keys in HBM in prefill kernels. Dense cores and the indexer work on 128-row tiles,
 # of which neighbours find the keys in L2: measured MLA prefill at 32k tokens takes 0.8 of matrix peak, which bounds

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 
 from simulator.model.architecture import MoeSpec
+from simulator.model.compiled_ops import Program
 from simulator.model.expert_swing import ExpertSwing, LoadsOf
 from simulator.model.moe import RankLoad
 from simulator.model.ops import Op
-from simulator.model.program import Program
 from simulator.model.step import Stack, StepOps
 
 REMEMBERED = 1 << 16  # answers that the table holds

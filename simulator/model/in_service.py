@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from hw_profiles.efficiency import Form
 from hw_profiles.profile import HardwareProfile
-from hw_profiles.situations import attention_of, drafts_of, experts_of, in_situation
 from simulator.model.architecture import ModelSpec
+from simulator.model.engine import attention_of, drafts_of, experts_of, in_situation
 from simulator.model.parallelism import Parallelism
 
 

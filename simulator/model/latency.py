@@ -21,11 +21,11 @@ from hw_profiles.efficiency import OpClass
 from hw_profiles.profile import HardwareProfile
 from simulator.model import layers as layer_ops
 from simulator.model.architecture import ModelSpec
+from simulator.model.compiled_ops import Program, compile_program
 from simulator.model.expert_load import ExpertSkew
 from simulator.model.expert_times import ExpertTimes
 from simulator.model.ops import Op, Reader
 from simulator.model.parallelism import Parallelism
-from simulator.model.program import Program, compile_program
 from simulator.model.roofline import Bound, roof_times
 from simulator.model.step import NO_DECODE, Chunk, DecodeLoad, LoadError, StepOps, StepShape, times
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from hw_profiles.efficiency import OpClass
 from simulator.model.architecture import AttentionSpec, LayerSpec, Linear, MixingSpec, ModelSpec, MoeSpec
 from simulator.model.collectives import all_gather, all_reduce, point_to_point
-from simulator.model.cut import Cut
 from simulator.model.ops import ACTIVATION_BYTES, F32_BYTES, MATMUL_DTYPE, Op
+from simulator.model.sharding import Cut
 
 # Kernels one after the other. Low-precision products quantise their input first. Launch floors of the measured tables:
 # 3-4 us bf16 and 7-8 us block-scaled fp8.

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from hw_profiles.profile import HardwareProfile
 from hw_profiles.units import human_bytes
 from simulator.model.architecture import AttentionSpec, LayerSpec, Linear, ModelSpec
-from simulator.model.cut import Cut
 from simulator.model.moe import INPUT_BYTES
 from simulator.model.ops import ACTIVATION_BYTES, F32_BYTES
 from simulator.model.parallelism import Parallelism, ParallelismError
+from simulator.model.sharding import Cut
 
 LARGEST_SEARCHED = 1024  # accelerators
 

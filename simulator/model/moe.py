@@ -9,8 +9,8 @@ from typing import NamedTuple
 from hw_profiles.efficiency import OpClass
 from simulator.model.architecture import MoeSpec, WeightDtype
 from simulator.model.collectives import all_gather, all_to_all
-from simulator.model.cut import Cut
 from simulator.model.ops import Op
+from simulator.model.sharding import Cut
 
 # Bytes of an expert input element by compute precision, one-byte scales of low-precision blocks of 32 included.
 INPUT_BYTES: dict[WeightDtype, float] = {

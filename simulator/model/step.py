@@ -15,12 +15,12 @@ from hw_profiles.profile import HardwareProfile
 from simulator.model import attention as cores
 from simulator.model import layers as layer_ops
 from simulator.model.architecture import DraftHead, LayerSpec, ModelSpec, MoeSpec
-from simulator.model.cut import Cut
 from simulator.model.expert_load import ExpertLoads, ExpertSkew
 from simulator.model.moe import RankLoad, expert_ops, rank_loads
 from simulator.model.ops import Counted, Op, Reader, counted, entry_reader, prefill_counts, readers, selectors
 from simulator.model.parallelism import Parallelism
 from simulator.model.roofline import op_seconds
+from simulator.model.sharding import Cut
 
 
 class LoadError(ValueError):

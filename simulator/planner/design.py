@@ -7,9 +7,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from simulator.des.cost import Cost
-from simulator.des.scenario import Deployment, Pool, Slo
-from simulator.planner.confidence import Certainty
+from simulator.des.results.cost import Cost
+from simulator.scenario import Deployment, Pool, Slo
+from simulator.uncertainty.chances import Certainty
 
 
 @dataclass(frozen=True)

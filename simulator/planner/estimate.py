@@ -11,8 +11,7 @@ from hw_profiles.catalog import CatalogError, load
 from hw_profiles.efficiency import Form
 from hw_profiles.profile import HardwareProfile
 from hw_profiles.schema import Convention
-from simulator.des.cost import PoolCost, cost_of
-from simulator.des.scenario import Deployment, Pool, Scenario, Transfer
+from simulator.des.results.cost import PoolCost, cost_of
 from simulator.model.architecture import ModelSpec
 from simulator.model.expert_load import ExpertSkew
 from simulator.model.in_service import in_service
@@ -20,7 +19,6 @@ from simulator.model.kv import transfer_bytes
 from simulator.model.latency import StepLatency
 from simulator.model.memory import plan_memory
 from simulator.model.parallelism import Parallelism
-from simulator.planner.confidence import certainty
 from simulator.planner.design import Design
 from simulator.planner.steady_state import (
     ColocatedState,
@@ -34,6 +32,8 @@ from simulator.planner.steady_state import (
     prefill_times,
 )
 from simulator.planner.traffic import Traffic
+from simulator.scenario import Deployment, Pool, Scenario, Transfer
+from simulator.uncertainty.chances import certainty
 
 
 def engine_of(model: ModelSpec, pool: Pool, form: Form) -> Engine:

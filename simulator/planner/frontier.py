@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from simulator.des.cost import PoolCost, cost_of
-from simulator.des.scenario import Pool, Scenario
+from simulator.des.results.cost import PoolCost, cost_of
 from simulator.planner.estimate import in_form, pool_cost
 from simulator.planner.pareto import pareto_front
 from simulator.planner.steady_state import Engine, mixed_point, prefill_times
 from simulator.planner.traffic import Traffic
+from simulator.scenario import Pool, Scenario
 
 PREFILL_CHUNK = 8192
 COLOCATED_BUDGET = 2048

@@ -8,14 +8,10 @@ from collections.abc import Callable, Iterator
 from hw_profiles.catalog import load
 from hw_profiles.efficiency import Form
 from hw_profiles.profile import HardwareProfile
-from hw_profiles.uncertainty import uncertainty_of
-from simulator.des.scenario import Deployment, Pool, Scenario, ScenarioError, Slo, Transfer
 from simulator.model.architecture import ModelSpec
 from simulator.model.memory import DoesNotFitError
 from simulator.model.parallelism import Parallelism
 from simulator.model.presets import load_model
-from simulator.planner.check import check_designs
-from simulator.planner.confidence import Demand, demand
 from simulator.planner.design import Design, Plan, Rejections, binding_limit
 from simulator.planner.estimate import assumptions, engine_of, estimate, handover_s, in_form, pool_cost
 from simulator.planner.frontier import frontier
@@ -23,6 +19,10 @@ from simulator.planner.sizing import MAX_UTILISATION, size_colocated, size_decod
 from simulator.planner.space import COLOCATED_BUDGETS, LONG_PROMPT, PREFILL_CHUNKS, context_parallel_cuts, cuts
 from simulator.planner.steady_state import Engine, PrefillTimes, prefill_times
 from simulator.planner.traffic import Traffic, traffic_of
+from simulator.planner.verify import check_designs
+from simulator.scenario import Deployment, Pool, Scenario, ScenarioError, Slo, Transfer
+from simulator.uncertainty.chances import Demand, demand
+from simulator.uncertainty.spreads import uncertainty_of
 
 KEPT_PER_POOL = 3  # cheapest cuts per accelerator and role that go on to be combined
 TABLE_ROWS = 12

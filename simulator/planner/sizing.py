@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from simulator.des.scenario import Slo
 from simulator.planner.steady_state import (
     Engine,
     PrefillTimes,
@@ -18,6 +17,7 @@ from simulator.planner.steady_state import (
     prefill_state,
 )
 from simulator.planner.traffic import Traffic
+from simulator.scenario import Slo
 
 # Pools are sized to this share of their capacity at most, so that a queue drains after a burst.
 MAX_UTILISATION = 0.9

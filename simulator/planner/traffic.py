@@ -7,10 +7,10 @@ from functools import cached_property
 
 import numpy as np
 
-from simulator.des.draws import draw_lengths
-from simulator.des.scenario import Lengths, OpenLoop, ScenarioError, Trace, Workload
-from simulator.des.traces import read_trace
-from simulator.des.workload import trace_arrivals
+from simulator.des.workload.draws import draw_lengths
+from simulator.des.workload.requests import trace_arrivals
+from simulator.des.workload.traces import read_trace
+from simulator.scenario import Lengths, OpenLoop, ScenarioError, Trace, Workload
 
 SAMPLES = 64
 WINDOW_S = 60.0

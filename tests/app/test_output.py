@@ -11,7 +11,7 @@ import pytest
 
 from app.errors import InputError, is_input_error, sentence
 from app.output import check_writable, plain, progress_bar, write_json
-from simulator.des.scenario import ScenarioError
+from simulator.scenario import ScenarioError
 
 
 def test_figures_that_do_not_exist_become_null(tmp_path: Path) -> None:

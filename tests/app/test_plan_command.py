@@ -13,10 +13,10 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from app.cli import cli
-from app.render_plan import plan_report
-from app.tables import band_text
+from app.render.plan import plan_report
+from app.render.tables import band_text
 from hw_profiles.catalog import load
-from simulator.des.scenario import load_scenario
+from simulator.scenario import load_scenario
 
 POOL_KEYS = {"gpu", "instances", "tp", "dp", "ep", "gpus_per_instance"}
 DESIGN_KEYS = {

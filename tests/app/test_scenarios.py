@@ -9,7 +9,7 @@ import pytest
 
 from app.errors import InputError
 from app.scenarios import default_scenario, with_changes
-from simulator.des.scenario import ClosedLoop, Lengths, OpenLoop, Scenario, Trace, load_scenario, parse_scenario
+from simulator.scenario import ClosedLoop, Lengths, OpenLoop, Scenario, Trace, load_scenario, parse_scenario
 
 CLOSED = {
     "model": "qwen3-30b-a3b",

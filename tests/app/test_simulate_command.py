@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from app.cli import cli
-from app.tables import band_text
+from app.render.tables import band_text
 
 
 def run(*args: str | Path) -> str:

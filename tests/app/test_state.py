@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.scenarios import default_scenario
-from app.state import CONFIDENCES, CONVENTIONS, LIMITS, PERCENTILES, Question, default_question, from_query
+from app.views.question import CONFIDENCES, CONVENTIONS, LIMITS, PERCENTILES, Question, default_question, from_query
 
 MODELS = ["deepseek-v4-pro", "qwen3-30b-a3b"]
 GPUS = ["b300_sxm", "h200_sxm", "mi355x"]

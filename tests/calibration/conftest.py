@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from calibration.machine.device import Machine, detect
-from calibration.machine.measure import measure
-from calibration.machine.measurement import Measurements, read
-from calibration.machine.preset import Preset
-from calibration.machine.timer import Limits
-from calibration.op_families import measurements
+from calibration.microbench.device import Machine, detect
+from calibration.microbench.measure import measure
+from calibration.microbench.measurement import Measurements, read
+from calibration.microbench.preset import Preset
+from calibration.microbench.timer import Limits
+from calibration.op_tables.table_ops import measurements
 from hw_profiles.efficiency import OpClass
 from hw_profiles.profile import HardwareProfile
 from simulator.model.roofline import op_seconds

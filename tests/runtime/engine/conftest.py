@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from runtime.block_manager import BlockManager
-from runtime.config import ModelConfig
+from runtime.config.spec import ModelConfig
 from runtime.sequence import Request, SamplingParams
 
 SHARED_MEMORY = Path("/dev/shm")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from runtime.bench import Replay, distribution, replay, request_rows, summarize, warm_up
-from runtime.config import ModelConfig
+from runtime.config.spec import ModelConfig
 from runtime.engine import Engine, EngineConfig
 from runtime.sequence import RequestOutput, RequestTiming, SettingError
 from runtime.trace import TraceRequest, poisson_trace

@@ -16,7 +16,7 @@ import torch
 
 from runtime import handover
 from runtime.backend import run_requests
-from runtime.config import ModelConfig
+from runtime.config.spec import ModelConfig
 from runtime.disaggregation import DisaggregatedConfig, DisaggregatedEngine
 from runtime.engine import EngineConfig
 from runtime.sequence import Request, RequestOutput, SamplingParams, SettingError, UnavailableError

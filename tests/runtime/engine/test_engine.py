@@ -12,7 +12,7 @@ import torch
 from runtime import models
 from runtime.backend import run_requests
 from runtime.cache import KVCache, SequenceInput
-from runtime.config import ModelConfig
+from runtime.config.spec import ModelConfig
 from runtime.engine import Engine, EngineConfig
 from runtime.model_runner import ModelRunner
 from runtime.sampler import sample_tokens

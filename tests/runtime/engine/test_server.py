@@ -14,7 +14,7 @@ import torch
 import uvicorn
 from fastapi.testclient import TestClient
 
-from runtime.config import ModelConfig
+from runtime.config.spec import ModelConfig
 from runtime.engine import Engine, EngineConfig
 from runtime.sequence import SamplingParams
 from runtime.server import create_app

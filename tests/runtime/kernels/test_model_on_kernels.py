@@ -13,7 +13,7 @@ import torch
 
 from runtime import models, ops
 from runtime.cache import KVCache, SequenceInput
-from runtime.config import CompressedAttention, ModelConfig
+from runtime.config.spec import CompressedAttention, ModelConfig
 from runtime.model_runner import ModelRunner
 from runtime.presets import load_model_config
 

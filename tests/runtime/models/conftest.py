@@ -14,7 +14,7 @@ import transformers
 
 from runtime import weights
 from runtime.cache import KVCache, SequenceInput
-from runtime.config import ModelConfig
+from runtime.config.spec import ModelConfig
 from runtime.model_runner import ModelRunner
 from runtime.models import Model
 

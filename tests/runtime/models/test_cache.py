@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from runtime.cache import KVCache
-from runtime.config import ConfigError
+from runtime.config.spec import ConfigError
 
 PREFILL, DECODE = 150, 20
 

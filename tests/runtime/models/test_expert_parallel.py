@@ -15,7 +15,7 @@ import torch.distributed as dist
 import runtime
 from runtime import models
 from runtime.cache import KVCache, SequenceInput
-from runtime.config import ModelConfig
+from runtime.config.spec import ModelConfig
 from runtime.layers.expert_parallel import ExpertGroup
 from runtime.model_runner import ModelRunner
 

@@ -17,7 +17,7 @@ from transformers.models.deepseek_v4 import modeling_deepseek_v4 as v4
 
 from runtime import weights
 from runtime.cache import KVCache
-from runtime.config import ModelConfig
+from runtime.config.spec import ModelConfig
 from runtime.model_runner import ModelRunner
 
 LENGTH = 200

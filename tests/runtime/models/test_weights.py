@@ -19,7 +19,7 @@ from torch import Tensor
 from runtime import weights
 from runtime.cache import KVCache, SequenceInput
 from runtime.checkpoint import INDEX, CheckpointError
-from runtime.config import ModelConfig
+from runtime.config.spec import ModelConfig
 from runtime.model_runner import ModelRunner
 
 # Sizes that are no multiples of 128 where the formats allow it.

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.des.arrivals import change_time
-from simulator.des.prefix_cache import StatePolicy, Tier
-from simulator.des.recorder import Recorder
-from simulator.des.scenario import Bursts, Diurnal, Slo, Transfer
+from simulator.des.cluster.recorder import Recorder
+from simulator.des.instance.prefix_cache import StatePolicy, Tier
+from simulator.des.workload.arrivals import change_time
+from simulator.scenario import Bursts, Diurnal, Slo, Transfer
 
 
 @st.composite

@@ -14,14 +14,14 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from simulator.des.cluster import simulate
-from simulator.des.fleet import State, integrate
-from simulator.des.journal import Status
-from simulator.des.metrics import SimulationResult
-from simulator.des.recorder import Recorder
-from simulator.des.scenario import SharedCluster, parse_any, parse_scenario
-from simulator.des.series import series
-from simulator.des.shared import simulate_shared
+from simulator.des.cluster.group import State, integrate
+from simulator.des.cluster.recorder import Recorder
+from simulator.des.records.request_log import Status
+from simulator.des.results.result import SimulationResult
+from simulator.des.results.series import series
+from simulator.des.simulate import simulate
+from simulator.des.simulate_models import simulate_shared
+from simulator.scenario import SharedCluster, parse_any, parse_scenario
 
 # Sixteen layers with KV of 16 MiB a token, so that 7,000 tokens fill an accelerator.
 GREEDY = {

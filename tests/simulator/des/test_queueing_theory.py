@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from simulator.des.metrics import SimulationResult
-from simulator.des.replications import Estimate, estimate
-from simulator.des.scenario import Transfer
+from simulator.des.replicate import Estimate, estimate
+from simulator.des.results.result import SimulationResult
+from simulator.scenario import Transfer
 
 LEVEL = 0.999
 RUNS = 20

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from hw_profiles.catalog import load
-from simulator.des.cluster import simulate
-from simulator.des.scenario import Scenario, ScenarioError, parse_scenario
+from simulator.des.simulate import simulate
 from simulator.model.latency import DecodeLoad, StepLatency
 from simulator.model.parallelism import Parallelism
 from simulator.model.presets import load_model
+from simulator.scenario import Scenario, ScenarioError, parse_scenario
 
 POOL = {"gpu": "h200_sxm", "tp": 8, "ep": 8}
 LOAD = {

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.des.scenario import Transfer
+from simulator.scenario import Transfer
 
 
 @dataclass

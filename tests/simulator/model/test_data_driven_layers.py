@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from simulator.model import counts, kv, presets
+from simulator.model import kv, presets
+from simulator.model import parameter_counts as counts
 from simulator.model.architecture import AttentionSpec, LayerSpec, ModelSpec
 
 LAYERS, STORED_EVERY = 40, 4

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from simulator.model import counts, presets
+from simulator.model import parameter_counts as counts
+from simulator.model import presets
 from simulator.model.architecture import ModelSpec
 from simulator.model.families import spec_from_config
 

@@ -10,7 +10,7 @@ import pytest
 from hw_profiles.catalog import load
 from hw_profiles.efficiency import OpClass
 from hw_profiles.profile import HardwareProfile
-from simulator.model import counts
+from simulator.model import parameter_counts as counts
 from simulator.model.attention import HEAD_TILE
 from simulator.model.latency import NO_DECODE, Chunk, DecodeLoad, PricedOp, StepLatency
 from simulator.model.ops import Op

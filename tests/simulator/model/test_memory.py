@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from hw_profiles.catalog import load
-from simulator.model import counts, kv
+from simulator.model import kv
+from simulator.model import parameter_counts as counts
 from simulator.model.memory import DoesNotFitError, plan_memory
 from simulator.model.parallelism import Parallelism, ParallelismError
 from simulator.model.presets import load_model

@@ -10,7 +10,6 @@ from hw_profiles.catalog import load
 from hw_profiles.efficiency import OpClass
 from hw_profiles.profile import HardwareProfile
 from simulator.model.architecture import MoeSpec
-from simulator.model.cut import Cut
 from simulator.model.moe import (
     RankLoad,
     copies_per_rank,
@@ -24,6 +23,7 @@ from simulator.model.moe import (
 from simulator.model.parallelism import Parallelism
 from simulator.model.presets import load_model
 from simulator.model.roofline import op_seconds
+from simulator.model.sharding import Cut
 
 # Tokens per rank -> measured us, SGLang pre-dispatch + fp8_fp4_mega_moe on GB200, V4-Pro shape, balanced routing.
 # Source: AIConfigurator (Apache-2.0) 095f58a, data/gb200/moe.

@@ -3,9 +3,9 @@ from typing import Any
 
 import pytest
 
-from simulator.des.scenario import parse_scenario
 from simulator.planner.design import Plan
 from simulator.planner.search import plan
+from simulator.scenario import parse_scenario
 
 
 def ask(model: str = "qwen3-30b-a3b", rate: float = 10.0, **changes: Any) -> Plan:

@@ -2,14 +2,14 @@
 
 import pytest
 
-from simulator.des.cluster import simulate
-from simulator.des.scenario import Deployment, Scenario, parse_scenario
-from simulator.model.counts import params_active_no_embedding
+from simulator.des.simulate import simulate
+from simulator.model.parameter_counts import params_active_no_embedding
 from simulator.model.presets import load_model
 from simulator.planner.estimate import engine_of, estimate
 from simulator.planner.sizing import size_decode, size_prefill
 from simulator.planner.steady_state import decode_state, mixed_point, prefill_state, prefill_times
 from simulator.planner.traffic import Traffic, traffic_of
+from simulator.scenario import Deployment, Scenario, parse_scenario
 
 SLO = {"ttft_s": 2.0, "tpot_s": 0.03, "percentile": 90}
 

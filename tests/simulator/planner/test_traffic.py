@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.des.scenario import ClosedLoop, Lengths, OpenLoop, ScenarioError, Trace
 from simulator.planner.traffic import Traffic, traffic_of
+from simulator.scenario import ClosedLoop, Lengths, OpenLoop, ScenarioError, Trace
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 150))

@@ -1,0 +1,115 @@
+"""Steps that prefill the prompts of a point: how many share a step, in how many chunks, and beside which decode."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from calibration.serving.engine_parameters import family_of
+from calibration.serving.points import Point
+from simulator.model.latency import StepLatency
+from simulator.model.ops import Op
+from simulator.model.step import Chunk, DecodeLoad
+
+BUDGET = 8192  # prompt tokens of a step, per attention rank, where the row does not say
+FEWEST_CHUNK = 16  # prompt tokens of a step whose token budget decode has used up
+ACCEPTANCE = 0.68  # of a draft, where the number of requests that end in a step is needed before any fit
+MIXING = ("vllm", "trtllm")  # families whose schedulers put prompts into the steps that decode
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Steps that prefill `prompts` prompts, as (weight, ops).
+
+    A step that prompts share with decode has weight 1 and the decode step whose place it takes -1: together they are
+    what the prompts add. extra: steps beyond those of decode, each with the host's time.
+    """
+
+    steps: tuple[tuple[float, tuple[Op, ...]], ...]
+    prompts: float
+    extra: float
+
+    def as_seen(self) -> Prompts:
+        """What a request waits for until its prompt is done: whole steps, decode within them included."""
+        whole = tuple(step for step in self.steps if step[0] > 0)
+        return replace(self, steps=whole, extra=sum(weight for weight, _ in whole))
+
+    def mixed(self, other: Prompts, share: float) -> Prompts:
+        """A mean of both, `share` of it the other."""
+        steps = tuple((weight * (1 - share), ops) for weight, ops in self.steps)
+        steps += tuple((weight * share, ops) for weight, ops in other.steps)
+        return Prompts(
+            steps,
+            self.prompts * (1 - share) + other.prompts * share,
+            self.extra * (1 - share) + other.extra * share,
+        )
+
+
+def shares_steps(point: Point) -> bool:
+    """Whether prompts are prefilled in the steps that decode, as the schedulers of vLLM and TensorRT-LLM do; those of
+    SGLang and ATOM run prompts in steps of their own."""
+    return not point.disaggregated and point.phase == "e2e" and family_of(point.engine) in MIXING
+
+
+def accepted_tokens(drafts: int) -> float:
+    """Tokens of a step with `drafts` drafts, (1 - p^(k+1)) / (1 - p)."""
+    return (1 - ACCEPTANCE ** (drafts + 1)) / (1 - ACCEPTANCE)
+
+
+def most_at_once(engine: StepLatency, point: Point, running: float = math.inf) -> int:
+    """Prompts that one step takes over all attention ranks; no more than there are requests."""
+    most = max(1, int(_chunk(point, 0) // point.prompt)) * engine.parallelism.dp
+    return min(most, math.ceil(running)) if math.isfinite(running) else most
+
+
+def arriving(engine: StepLatency, point: Point, running: float, beside: DecodeLoad | None) -> Prompts:
+    """Prompts that come while `running` sequences take one step.
+
+    mu = B A / O sequences end in a step and as many prompts come; a step with any has mu / (1 - exp(-mu)) in the mean.
+    """
+    coming = running * accepted_tokens(point.drafts) / point.output
+    mean = min(float(most_at_once(engine, point, running)), coming / -math.expm1(-coming))
+    few = together(engine, point, math.floor(mean), beside)
+    if mean == math.floor(mean):
+        return few
+    return few.mixed(together(engine, point, math.floor(mean) + 1, beside), mean - math.floor(mean))
+
+
+def together(engine: StepLatency, point: Point, prompts: int, beside: DecodeLoad | None) -> Prompts:
+    """`prompts` over the attention ranks in as few steps as the chunk allows. beside: decode of these steps."""
+    length, ranks = max(1, round(point.prompt)), engine.parallelism.dp
+    limit = _chunk(point, (beside.sequences if beside else 0) * (1 + point.drafts))
+    said = point.prefill_chunk is not None or point.token_budget is not None
+    if length <= (limit if said else 2 * limit):
+        steps = [[Chunk(length, 0)] * -(-prompts // ranks)]
+    else:
+        prompts = min(prompts, ranks)
+        steps = [[Chunk(min(limit, length - past), past)] for past in range(0, length, limit)]
+    priced: list[tuple[float, tuple[Op, ...]]] = []
+    for chunks in steps:
+        priced.append((1.0, ops_of(engine, chunks, beside, prompts * chunks[0].new)))
+        if beside:
+            priced.append((-1.0, ops_of(engine, [], beside, None)))
+    return Prompts(tuple(priced), float(prompts), 0.0 if beside else float(len(steps)))
+
+
+def _chunk(point: Point, rows: int) -> int:
+    """Prompt tokens that one step of an attention rank takes beside `rows` of decode."""
+    chunk = point.prefill_chunk or BUDGET
+    if point.token_budget is not None:
+        chunk = max(FEWEST_CHUNK, min(chunk, point.token_budget - rows))
+    return round(chunk)
+
+
+def ops_of(engine: StepLatency, chunks: Sequence[Chunk], load: DecodeLoad | None, total: int | None) -> tuple[Op, ...]:
+    """Ops of a step without the host's time. total: prompt tokens over all ranks."""
+    load = load or DecodeLoad(0, 0, tuple(0 for _ in engine.caps), 0)
+    return _cached_ops(engine, tuple(chunks), load, total)
+
+
+@lru_cache(maxsize=65536)
+def _cached_ops(engine: StepLatency, chunks: tuple[Chunk, ...], load: DecodeLoad, total: int | None) -> tuple[Op, ...]:
+    priced = engine.breakdown(chunks, load, total)
+    return tuple(one.op for one in priced if one.bound != "host")

@@ -1,0 +1,60 @@
+"""The scenario: model, traffic, limits, deployment. What command line, dashboard, notebooks and tests pass about."""
+
+from simulator.scenario.deployment import SEQUENCES_PER_RANK, Deployment, Pool, Power, PrefixCacheKeys, Transfer
+from simulator.scenario.distributions import Lengths, Seconds
+from simulator.scenario.faults_and_scaling import Autoscale, Faults, Outages, PlannedFault, ScheduledCount, Startup
+from simulator.scenario.keys import ScenarioError
+from simulator.scenario.reading import load_any, load_scenario, parse_any, parse_scenario
+from simulator.scenario.scenario import Scenario, Search
+from simulator.scenario.served import Served
+from simulator.scenario.shared_cluster import Hardware, SharedCluster
+from simulator.scenario.tenants import Slo, Tenant
+from simulator.scenario.workload import (
+    Bursts,
+    ClosedLoop,
+    Diurnal,
+    Offline,
+    OpenLoop,
+    Sessions,
+    SharedPrefix,
+    Trace,
+    Workload,
+)
+
+__all__ = [
+    "SEQUENCES_PER_RANK",
+    "Autoscale",
+    "Bursts",
+    "ClosedLoop",
+    "Deployment",
+    "Diurnal",
+    "Faults",
+    "Hardware",
+    "Lengths",
+    "Offline",
+    "OpenLoop",
+    "Outages",
+    "PlannedFault",
+    "Pool",
+    "Power",
+    "PrefixCacheKeys",
+    "Scenario",
+    "ScenarioError",
+    "ScheduledCount",
+    "Search",
+    "Seconds",
+    "Served",
+    "Sessions",
+    "SharedCluster",
+    "SharedPrefix",
+    "Slo",
+    "Startup",
+    "Tenant",
+    "Trace",
+    "Transfer",
+    "Workload",
+    "load_any",
+    "load_scenario",
+    "parse_any",
+    "parse_scenario",
+]

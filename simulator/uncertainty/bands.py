@@ -1,0 +1,146 @@
+"""How sure the figures of a deployment are: p10-p90 bands, and the chance that a limit holds.
+
+A band joins two independent errors in quadrature, on logarithms: that of the model against measurements
+(`simulator.uncertainty.spreads`), and the noise of the run or runs that gave the figure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hw_profiles.catalog import load
+from simulator.des.replicate import Replications, headline
+from simulator.des.results.noise import Floats, relative_error, student
+from simulator.des.results.result import METRICS, SimulationResult
+from simulator.des.results.tenants import PERCENTILES, Share
+from simulator.model.engine import form_of
+from simulator.model.presets import load_model
+from simulator.scenario import Deployment, Pool, Scenario
+from simulator.uncertainty.spreads import Metric, Spread, Uncertainty, uncertainty_of, widest
+
+# Figure -> the metric whose error it shares, and whether it is its reciprocal. Rates and costs are those at the same
+# number of requests in flight; end to end is mostly decode.
+SHARES: dict[str, tuple[Metric, bool]] = {
+    "ttft_s": ("ttft_s", False),
+    "tpot_s": ("tpot_s", False),
+    "e2e_s": ("tpot_s", False),
+    "tok_s_per_user": ("tpot_s", True),
+    "total_tok_s_per_gpu": ("total_tok_s_per_gpu", False),
+    "output_tok_s_per_gpu": ("total_tok_s_per_gpu", False),
+    "usd_per_mtok_input": ("total_tok_s_per_gpu", True),
+    "usd_per_mtok_output": ("total_tok_s_per_gpu", True),
+    "usd_per_mtok_blended": ("total_tok_s_per_gpu", True),
+}
+
+
+@dataclass(frozen=True)
+class Bands:
+    """What is known of the pool that computes prompts and of the one that decodes."""
+
+    entry: Uncertainty
+    decode: Uncertainty
+
+    @property
+    def whole(self) -> Uncertainty:
+        """What rates of the whole deployment rest on."""
+        return widest((self.entry, self.decode))
+
+    def spread(self, figure: str, noise: float = 0.0) -> Spread:
+        """Of a key of SHARES. noise: relative standard error of the prediction."""
+        metric, inverse = SHARES[figure]
+        pool = {"ttft_s": self.entry, "tpot_s": self.decode}.get(metric, self.whole)
+        found = pool.spreads[metric].with_noise(noise)
+        return found.inverse if inverse else found
+
+    def chance(self, figure: str, value: float, limit: float, noise: float = 0.0) -> float:
+        """Chance that a measurement is inside `limit` where `value` is predicted."""
+        return self.spread(figure, noise).chance_below(math.log(limit / value))
+
+    def grounds(self) -> dict[str, Any]:
+        """For JSON: kind of knowledge, and the reasons in words by accelerator."""
+        pools = (self.entry, self.decode)
+        return {"kind": self.whole.kind, "reasons": {pool.accelerator: pool.reason for pool in pools}}
+
+
+def bands_of(deployment: Deployment, model: str = "") -> Bands:
+    """model: as for `uncertainty_of`."""
+    form = form_of(not deployment.colocated)
+
+    def known(pool: Pool) -> Uncertainty:
+        return uncertainty_of(load(pool.gpu, pool.stack), form, model)
+
+    # Of a pool of several groups the least certain speaks for all. Prefill comes before decode.
+    pools = [widest(map(known, groups)) for groups in deployment.pools.values()]
+    return Bands(pools[0], pools[-1])
+
+
+def _model(scenario: Scenario) -> str:
+    return load_model(scenario.model).name
+
+
+def of_run(result: SimulationResult, scenario: Scenario) -> dict[str, Any]:
+    """Bands of one run, for JSON: {"kind", "reason", "bands": {dotted key: {"p10", "p50", "p90"}}, "limits"}.
+
+    A limit of one of several tenants is named "tenant.limit".
+    """
+    assert scenario.deployment is not None  # it was simulated
+    bands = bands_of(scenario.deployment, _model(scenario))
+    limits = {}
+    for share in result.shares:
+        noise = noise_at_limits(share)
+        for name, seen in share.slo_report()["limits"].items():
+            if seen["at_percentile"]:
+                chance = bands.chance(name, seen["at_percentile"], seen["limit"], noise[name])
+                key = f"{share.tenant}.{name}" if len(result.shares) > 1 else name
+                limits[key] = {"limit": seen["limit"], "chance": chance}
+    kept = result.measured & result.finished
+    noises = {
+        f"metrics.{name}.{key}": error
+        for name in METRICS
+        for key, error in _noises(getattr(result, name)[kept]).items()
+    }
+    return {**bands.grounds(), "bands": _table(bands, headline(result), noises), "limits": limits}
+
+
+def of_runs(seen: Replications, scenario: Scenario) -> dict[str, Any]:
+    """Bands of the means over several runs, for JSON."""
+    assert scenario.deployment is not None  # it was simulated
+    bands = bands_of(scenario.deployment, _model(scenario))
+    means = {key: found.mean for key, found in seen.estimates.items()}
+    errors = {
+        key: found.relative / student(found.runs, seen.confidence)
+        for key, found in seen.estimates.items()
+        if found.mean
+    }
+    return {**bands.grounds(), "bands": _table(bands, means, errors)}
+
+
+def noise_at_limits(share: Share) -> dict[str, float]:
+    """Relative standard error of each latency at the percentile of the limits."""
+    at = f"p{share.slo.percentile:g}"
+    kept = share.measured & share.finished
+    return {name: _noises(values[kept], (share.slo.percentile,))[at] for name, values in share.values.items()}
+
+
+def _noises(values: Floats, percentiles: Sequence[float] = PERCENTILES) -> dict[str, float]:
+    """By statistic of the summary."""
+    found = {"mean": relative_error(values, lambda v: float(np.mean(v)))}
+    for p in percentiles:
+        found[f"p{p:g}"] = relative_error(values, lambda v, p=p: float(np.percentile(v, p)))  # type: ignore[misc]
+    return found
+
+
+def _table(bands: Bands, figures: Mapping[str, float], noises: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Bands of those figures that have one, by dotted key such as "metrics.ttft_s.p90"."""
+    table = {}
+    for key, value in figures.items():
+        section, _, rest = key.partition(".")
+        figure = rest.partition(".")[0]
+        if figure in SHARES and section in ("metrics", "throughput", "cost"):
+            table[key] = bands.spread(figure, noises.get(key, 0.0)).band(value)
+    return table

@@ -1,0 +1,105 @@
+"""Bands of runs: the model's error alone where a run has no noise, more with it, by pool where pools differ."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from typing import Any
+
+import pytest
+
+from hw_profiles.catalog import load
+from simulator.des.replicate import Replications, estimate
+from simulator.des.simulate import simulate
+from simulator.scenario import Deployment, Pool, Scenario, parse_scenario
+from simulator.uncertainty.bands import Bands, bands_of, of_run, of_runs
+from simulator.uncertainty.spreads import Spread, Uncertainty, uncertainty_of
+
+RATE = "total_tok_s_per_gpu"
+
+
+def scenario(requests: int = 400, **changes: Any) -> Scenario:
+    return parse_scenario(
+        {
+            "model": "qwen3-30b-a3b",
+            "workload": {"kind": "open_loop", "rate": 5.0, "requests": requests, "prompt": 500, "output": 20},
+            "slo": {"ttft_s": 2.0, "tpot_s": 0.05},
+            "deployment": {"colocated": {"gpu": "h200_sxm", "tp": 2}},
+        }
+        | changes
+    )
+
+
+def test_a_run_widens_the_band_of_the_model_by_its_own_noise() -> None:
+    asked = scenario()
+    result = simulate(asked)
+    found = of_run(result, asked)
+    model = uncertainty_of(load("h200_sxm"), "colocated")
+    p90 = result.summary()["metrics"]["ttft_s"]["p90"]
+    band = found["bands"]["metrics.ttft_s.p90"]
+    spread = model.spreads["ttft_s"]
+    assert band["p50"] == pytest.approx(p90 * math.exp(spread.p50))
+    assert band["p90"] > p90 * math.exp(spread.p90)
+    assert band["p10"] < p90 * math.exp(spread.p10)
+    assert found["reasons"] == {"NVIDIA H200 SXM": model.reason}
+
+
+def test_rates_without_noise_have_the_band_of_the_model_and_costs_its_reciprocal() -> None:
+    asked = scenario()
+    result = simulate(asked)
+    bands, summary = of_run(result, asked)["bands"], result.summary()
+    spread = uncertainty_of(load("h200_sxm"), "colocated").spreads[RATE]
+    rate, cost = summary["throughput"][RATE], summary["cost"]["usd_per_mtok_blended"]
+    assert bands[f"throughput.{RATE}"] == pytest.approx(spread.band(rate))
+    assert bands["cost.usd_per_mtok_blended"]["p90"] == pytest.approx(cost * math.exp(-spread.p10))
+    assert bands["cost.usd_per_mtok_blended"]["p10"] == pytest.approx(cost * math.exp(-spread.p90))
+
+
+def test_a_limit_at_the_median_of_its_band_has_even_chances() -> None:
+    asked = scenario()
+    at = of_run(simulate(asked), asked)["bands"]["metrics.tpot_s.p90"]["p50"]
+    again = scenario(slo={"ttft_s": 2.0, "tpot_s": at})
+    assert of_run(simulate(again), again)["limits"]["tpot_s"]["chance"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("runs", [3, 12])
+def test_several_runs_have_the_noise_of_their_mean(runs: int) -> None:
+    """A third each of 0.9, 1.0 and 1.1 s: the standard error of the mean is s / sqrt(runs)."""
+    values = [0.9, 1.0, 1.1] * (runs // 3)
+    key = "metrics.ttft_s.p90"
+    seen = Replications(0.95, tuple(range(runs)), {key: estimate(values, 0.95)}, ())
+    noise = statistics.stdev(values) / math.sqrt(runs)
+    spread = uncertainty_of(load("h200_sxm"), "colocated").spreads["ttft_s"].with_noise(noise)
+    assert of_runs(seen, scenario())["bands"][key] == pytest.approx(spread.band(1.0))
+
+
+def test_pools_on_different_stacks_answer_for_their_own_latency() -> None:
+    deployment = Deployment(prefill=Pool(gpu="b200_sxm", stack="sglang"), decode=Pool(gpu="h200_sxm"))
+    bands = bands_of(deployment)
+    fitted = uncertainty_of(load("b200_sxm", "sglang"), "disaggregated")
+    assumed = uncertainty_of(load("h200_sxm"), "disaggregated")
+    assert bands.spread("ttft_s").band(1.0) == pytest.approx(fitted.spreads["ttft_s"].band(1.0))
+    assert bands.spread("tpot_s").band(1.0) == pytest.approx(assumed.spreads["tpot_s"].band(1.0))
+    assert list(bands.grounds()["reasons"].values()) == [fitted.reason, assumed.reason]
+
+
+def test_rates_are_as_unsure_as_the_less_known_pool() -> None:
+    def known(half: float) -> Uncertainty:
+        spread = Spread(p10=-half, p50=0.0, p90=half)
+        return Uncertainty(f"{half}", "", "", {"tpot_s": spread, "ttft_s": spread, "total_tok_s_per_gpu": spread})
+
+    for bands in (Bands(known(0.1), known(0.4)), Bands(known(0.4), known(0.1))):
+        assert bands.whole.kind == "0.4"
+        assert bands.spread(RATE).p90 == 0.4
+
+
+def test_every_tenant_has_chances_of_its_own() -> None:
+    stream = {"kind": "open_loop", "rate": 2.0, "requests": 100, "prompt": 500, "output": 20}
+    tenants = [
+        {"name": "strict", "workload": stream, "slo": {"ttft_s": 0.05}},
+        {"name": "easy", "workload": stream, "slo": {"ttft_s": 50.0}},
+    ]
+    asked = scenario(workload=None, tenants=tenants)
+    limits = of_run(simulate(asked), asked)["limits"]
+    assert set(limits) == {"strict.ttft_s", "easy.ttft_s"}
+    assert limits["strict.ttft_s"]["chance"] < limits["easy.ttft_s"]["chance"]
