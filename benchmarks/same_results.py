@@ -248,8 +248,8 @@ def main() -> None:
     with ProcessPoolExecutor(asked.processes, get_context("spawn")) as processes:
         for name, answer in processes.map(case, todo):
             results[name] = answer
-            print(f"\r{len(results)} of {len(todo)}: {name:<40}", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
+            if sys.stderr.isatty():
+                print(f"\r{len(results)} of {len(todo)}: {name:<40}", end="", file=sys.stderr, flush=True)
     results = json.loads(json.dumps(results))  # as a file holds it
     if asked.write:
         asked.write.write_text(

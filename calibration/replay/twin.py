@@ -17,8 +17,9 @@ from calibration.microbench.virtual_clock import Step
 from calibration.replay.traffic import Traffic
 from hw_profiles.profile import HardwareProfile
 from simulator.des.cluster.cluster import Cluster
-from simulator.des.cluster.spec import ClusterSpec, GroupSpec, InstanceSpec, StepTimes
-from simulator.des.instance.kv_room import KvSpace
+from simulator.des.cluster.spec import ClusterSpec, GroupSpec
+from simulator.des.instance.kv_room import KvRoom
+from simulator.des.instance.spec import InstanceSpec, StepTimes
 from simulator.model.architecture import ModelSpec
 from simulator.model.latency import Chunk, DecodeLoad, StepLatency
 from simulator.model.parallelism import Parallelism
@@ -105,7 +106,7 @@ def simulate(traffic: Traffic, times: StepTimes, limits: Limits, handover: Hando
     """One colocated worker; with `handover`, one prefill and one decode worker."""
     instance = InstanceSpec(
         times,
-        KvSpace(float(limits.capacity_tokens), 1.0),
+        KvRoom(float(limits.capacity_tokens), 1.0),
         max_tokens_per_step=limits.max_step_tokens,
         max_sequences=limits.max_sequences,
         nic_bandwidth=handover.bandwidth if handover else float("inf"),
@@ -121,8 +122,8 @@ def simulate(traffic: Traffic, times: StepTimes, limits: Limits, handover: Hando
             transfer=Transfer(efficiency=1.0, handshake_s=handover.fixed_s, half_rate_bytes=0.0, staged=True),
             transfer_bytes=lambda tokens: moved.constant_bytes + moved.bytes_per_token * tokens,
         )
-    journal = Cluster(spec, traffic.requests, np.random.default_rng(0)).run().journal
-    return Times(traffic.arrival_s, np.array(journal.first_token_s), np.array(journal.finish_s), traffic.output_tokens)
+    log = Cluster(spec, traffic.requests, np.random.default_rng(0)).run().log
+    return Times(traffic.arrival_s, np.array(log.first_token_s), np.array(log.finish_s), traffic.output_tokens)
 
 
 class RecordedTimes:

@@ -6,18 +6,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import simpy
 
 from hw_profiles.catalog import CatalogError, load
 from simulator.des.cluster.build import Profiles, cluster_spec, profile_key
 from simulator.des.cluster.cluster import Cluster, Progress, Run
 from simulator.des.cluster.recorder import Recorder
 from simulator.des.cluster.spec import ClusterSpec
+from simulator.des.primitives.clock import Environment
 from simulator.des.results.result import Price, SimulationResult, warmup_count
 from simulator.des.workload.requests import Requests, make_streams
 from simulator.model.architecture import ModelSpec
 from simulator.model.presets import load_model
-from simulator.scenario import Deployment, Power, Scenario, ScenarioError, Slo
+from simulator.scenario import Deployment, PowerKeys, Scenario, ScenarioError, Slo
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def prepare(
     seed: int,
     progress: Progress | None = None,
     recorder: Recorder | None = None,
-    env: simpy.Environment | None = None,
+    env: Environment | None = None,
 ) -> Prepared:
     """As `simulate`, up to the run; env: a clock that other clusters share."""
     deployment = scenario.deployment
@@ -93,7 +93,7 @@ def _prepare(
     rng: np.random.Generator,
     progress: Progress | None = None,
     recorder: Recorder | None = None,
-    env: simpy.Environment | None = None,
+    env: Environment | None = None,
 ) -> Prepared:
     _check_traffic(scenario.name, deployment, streams)
     slos = tuple(_slo(scenario, stream) for stream in streams)
@@ -159,7 +159,7 @@ def _assumptions(deployment: Deployment, spec: ClusterSpec) -> list[str]:
     """What energy, and a run with faults or autoscaling, rest on."""
     said = []
     power = deployment.power
-    if power == Power():
+    if power == PowerKeys():
         said.append(
             f"energy: accelerators draw {power.idle:.0%} of their TDP idle, {power.prefill:.0%} in prefill and "
             f"{power.decode:.0%} in decode"

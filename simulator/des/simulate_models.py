@@ -13,15 +13,15 @@ from typing import Any
 from hw_profiles.catalog import CatalogError, load
 from hw_profiles.profile import HardwareProfile
 from simulator.des.cluster.cluster import Progress, play_together
+from simulator.des.cluster.power import PowerDraw
 from simulator.des.cluster.recorder import Recorder
 from simulator.des.cluster.spines import make_spines
 from simulator.des.primitives.clock import Environment
 from simulator.des.replicate import seeds_of
 from simulator.des.results.cost import SECONDS_PER_HOUR, usd_per_mtok
-from simulator.des.results.energy import PowerDraw
 from simulator.des.results.result import SimulationResult
 from simulator.des.simulate import prepare
-from simulator.scenario import Deployment, Power, Scenario, ScenarioError, SharedCluster
+from simulator.scenario import Deployment, PowerKeys, Scenario, ScenarioError, SharedCluster
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def simulate_shared(
         rates = {instance: rate for cluster in clusters for instance, rate in cluster.serving.link_rates.items()}
         spines = make_spines(rates, hardware.oversubscription, hardware.rails)
         for cluster in clusters:
-            cluster.serving.links.spines = spines
+            cluster.serving.share_spines(spines)
     runs = play_together(clusters)
     results = [each.result(run) for each, run in zip(ready, runs, strict=True)]
     done = {s.name: Part(s, result) for s, result in zip(scenarios, results, strict=True)}
@@ -180,7 +180,7 @@ class SharedResult:
     def energy(self) -> dict[str, float | None] | None:
         """Energy of the models, and of the accelerators that no model has at the time, which idle; None where a TDP is
         not known. kWh of the whole run; mean power and J per token of the models' measured spans."""
-        draws = {name: PowerDraw.of(profile, Power()) for name, profile in self._profiles.items()}
+        draws = {name: PowerDraw.of(profile, PowerKeys()) for name, profile in self._profiles.items()}
         own = [part.result.energy() for part in self.models.values()]
         kwh, power_kw = 0.0, 0.0
         for seen in own:

@@ -1,6 +1,6 @@
 """The scenario: model, traffic, limits, deployment. What command line, dashboard, notebooks and tests pass about."""
 
-from simulator.scenario.deployment import SEQUENCES_PER_RANK, Deployment, Pool, Power, PrefixCacheKeys, Transfer
+from simulator.scenario.deployment import SEQUENCES_PER_RANK, Deployment, Pool, PowerKeys, PrefixCacheKeys, Transfer
 from simulator.scenario.distributions import Lengths, Seconds
 from simulator.scenario.faults_and_scaling import Autoscale, Faults, Outages, PlannedFault, ScheduledCount, Startup
 from simulator.scenario.keys import ScenarioError
@@ -36,7 +36,7 @@ __all__ = [
     "Outages",
     "PlannedFault",
     "Pool",
-    "Power",
+    "PowerKeys",
     "PrefixCacheKeys",
     "Scenario",
     "ScenarioError",

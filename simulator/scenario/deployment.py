@@ -11,7 +11,7 @@ from simulator.model.acceptance import class_rates
 from simulator.model.expert_load import ExpertSkew
 from simulator.model.parallelism import Parallelism
 from simulator.scenario.faults_and_scaling import Autoscale, Faults, Startup
-from simulator.scenario.keys import Bandwidth, Count, Drafts, Duration, Instances, NonNegative, Strict
+from simulator.scenario.keys import Bandwidth, Count, Drafts, Duration, Instances, Keys, NonNegative
 
 SEQUENCES_PER_RANK = 512
 Share = Annotated[FiniteFloat, Field(ge=0, le=1, strict=True)]
@@ -21,7 +21,7 @@ Share = Annotated[FiniteFloat, Field(ge=0, le=1, strict=True)]
 ACHIEVED = {"scale_out": 0.73, "scale_up": 0.83}
 
 
-class ExpertSkewKeys(Strict):
+class ExpertSkewKeys(Keys):
     """How unevenly tokens choose experts; see ExpertSkew."""
 
     kind: Literal["uniform", "power_law", "dirichlet"]
@@ -33,7 +33,7 @@ class ExpertSkewKeys(Strict):
     redundant_experts: Annotated[int, Field(ge=0, le=10**5, strict=True)] = 0
 
 
-class Pool(Strict):
+class Pool(Keys):
     """Identical instances of one accelerator and one cut: a pool, or one of its groups."""
 
     name: Annotated[str, Field(min_length=1)] | None = None  # of a group in reports; none: its accelerator
@@ -137,7 +137,7 @@ Groups = Annotated[
 ]
 
 
-class Transfer(Strict):
+class Transfer(Keys):
     """Hand-over of KV from prefill to decode over the links of each instance's accelerators.
 
     Defaults are fitted to published transfers between nodes, see docs/simulation.md.
@@ -183,7 +183,7 @@ class Transfer(Strict):
         return profile.scale_out_bandwidth if self.network == "scale_out" else profile.scale_up_bandwidth
 
 
-class Power(Strict):
+class PowerKeys(Keys):
     """What an accelerator draws, as shares of its TDP; all assumed, see docs/simulation.md."""
 
     idle: Share = 0.15  # between steps, and while an instance starts or is broken
@@ -191,7 +191,7 @@ class Power(Strict):
     decode: Share = 0.6
 
 
-class PrefixCacheKeys(Strict):
+class PrefixCacheKeys(Keys):
     """KV of past prompts kept by each instance that computes prompts, for prompts that begin alike.
 
     Needs a workload whose prompts name their blocks: a Mooncake trace, or an open loop with shared_prefix.
@@ -208,7 +208,7 @@ class PrefixCacheKeys(Strict):
     tail_tokens: Count = 256
 
 
-class Deployment(Strict):
+class Deployment(Keys):
     """Either `prefill` and `decode` pools, or one `colocated` pool; each is one group of instances or several."""
 
     prefill: Groups | None = None
@@ -227,7 +227,7 @@ class Deployment(Strict):
     prefix_cache: PrefixCacheKeys | None = None  # none: every prompt is computed whole
     startup: Startup = Startup()
     faults: Faults | None = None  # none: nothing breaks
-    power: Power = Power()
+    power: PowerKeys = PowerKeys()
 
     @model_validator(mode="after")
     def _one_form(self) -> Deployment:

@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from simulator.scenario.keys import Count, Duration, Positive, Strict
+from simulator.scenario.keys import Count, Duration, Keys, Positive
 
 
-class Lengths(Strict):
+class Lengths(Keys):
     """Token counts of one side of a request, or turns of a session. A bare number in TOML means `constant`.
 
     constant: value. uniform: low..high inclusive. exponential: mean. lognormal: median and sigma of the log.
@@ -38,7 +38,7 @@ class Lengths(Strict):
         return self
 
 
-class Seconds(Strict):
+class Seconds(Keys):
     """A time that is drawn. A bare number in TOML means `constant`; the other kinds are those of `Lengths`."""
 
     kind: Literal["constant", "exponential", "lognormal"] = "constant"

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from simulator.scenario.keys import Bandwidth, Count, Duration, Instances, Interval, NonNegative, Positive, Strict
+from simulator.scenario.keys import Bandwidth, Count, Duration, Instances, Interval, Keys, NonNegative, Positive
 
 PoolName = Literal["prefill", "decode", "colocated"]
 FaultKind = Literal["instance", "node", "link", "slow"]
@@ -14,7 +14,7 @@ LEAST_SPEED = 1e-3  # of steps
 Speed = Annotated[FiniteFloat, Field(ge=0, lt=1, strict=True)]
 
 
-class Startup(Strict):
+class Startup(Keys):
     """What an instance does before it serves, after a fault or when it is added: start, then load its weights."""
 
     start_s: Duration = 30.0  # processes, communicators, graphs; assumed
@@ -22,7 +22,7 @@ class Startup(Strict):
     load_s: Duration | None = None  # left out: weight bytes of an accelerator over that rate
 
 
-class Outages(Strict):
+class Outages(Keys):
     """Faults of each unit of a kind at exponential times."""
 
     mtbf_s: Annotated[FiniteFloat, Field(ge=1e-3, strict=True)]  # mean time from the end of one fault to the next
@@ -30,7 +30,7 @@ class Outages(Strict):
     speed: Speed = 0.0  # share of normal speed that is left
 
 
-class PlannedFault(Strict):
+class PlannedFault(Keys):
     """One fault of one unit at a given time."""
 
     kind: FaultKind
@@ -41,7 +41,7 @@ class PlannedFault(Strict):
     speed: Speed = 0.0
 
 
-class Faults(Strict):
+class Faults(Keys):
     """What breaks, at random or at given times, and what becomes of the requests that it hits.
 
     instance: it dies with all KV that it holds. node: so do all instances with an accelerator on it.
@@ -73,14 +73,14 @@ class Faults(Strict):
         return self
 
 
-class ScheduledCount(Strict):
+class ScheduledCount(Keys):
     """From `at_s` on the pool is to have `instances`."""
 
     at_s: NonNegative
     instances: Instances
 
 
-class Autoscale(Strict):
+class Autoscale(Keys):
     """How many instances a pool has over time, between `minimum` and `maximum`: by what it sees, or as planned.
 
     queue: waiting requests per instance above `target` add instances. utilization: share of time in steps (prefill

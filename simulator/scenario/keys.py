@@ -25,5 +25,5 @@ class ScenarioError(ValueError):
     """A scenario that cannot be understood; the message names the key, the value and the way out."""
 
 
-class Strict(BaseModel):
+class Keys(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)

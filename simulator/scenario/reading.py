@@ -10,12 +10,12 @@ from pydantic import ValidationError
 
 from simulator.scenario.deployment import SPELLINGS
 from simulator.scenario.faults_and_scaling import PoolName
-from simulator.scenario.keys import ScenarioError, Strict
+from simulator.scenario.keys import Keys, ScenarioError
 from simulator.scenario.scenario import Scenario
 from simulator.scenario.shared_cluster import SharedCluster
 
 POOLS = get_args(PoolName)
-Kind = TypeVar("Kind", bound=Strict)
+Kind = TypeVar("Kind", bound=Keys)
 
 
 def parse_scenario(data: dict[str, Any], where: str = "scenario") -> Scenario:

@@ -9,11 +9,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat
 
-from simulator.scenario.keys import Count, Drafts, Strict
+from simulator.scenario.keys import Count, Drafts, Keys
 from simulator.scenario.served import RunKeys, Served
 
 
-class Search(Strict):
+class Search(Keys):
     """What the planner may choose from."""
 
     gpus: Annotated[tuple[str, ...], Field(min_length=1)] = ("h200_sxm", "b200_sxm", "b300_sxm")

@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 from pydantic import Field, FiniteFloat, model_validator
 
 from simulator.scenario.deployment import Deployment
-from simulator.scenario.keys import ScenarioError, Strict
+from simulator.scenario.keys import Keys, ScenarioError
 from simulator.scenario.tenants import Slo, Tenant
 from simulator.scenario.workload import ClosedLoop, Offline, Workload
 
 
-class Served(Strict):
+class Served(Keys):
     """A model that is served: to whom, within which limits, on what.
 
     The traffic is one [workload], or that of several [[tenants]].
@@ -67,7 +67,7 @@ class Served(Strict):
         return self.workload
 
 
-class RunKeys(Strict):
+class RunKeys(Keys):
     """What a run needs besides models, traffic and hardware."""
 
     price_convention: Literal["hyperscaler_ownership", "neocloud_ownership", "rental_3yr", "on_demand"] = (

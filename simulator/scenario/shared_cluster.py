@@ -6,12 +6,12 @@ from typing import Annotated
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from simulator.scenario.keys import Count, Strict
+from simulator.scenario.keys import Count, Keys
 from simulator.scenario.scenario import Scenario
 from simulator.scenario.served import RunKeys, Served
 
 
-class Hardware(Strict):
+class Hardware(Keys):
     """What there is to be parted. Without `oversubscription` the models share no network."""
 
     gpus: Annotated[dict[str, Count], Field(min_length=1)]  # accelerators, by their catalogue names

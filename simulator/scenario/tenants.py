@@ -6,11 +6,11 @@ from typing import Annotated
 
 from pydantic import Field, FiniteFloat
 
-from simulator.scenario.keys import Positive, Strict
+from simulator.scenario.keys import Keys, Positive
 from simulator.scenario.workload import Workload
 
 
-class Slo(Strict):
+class Slo(Keys):
     """Latency limits that the given share of requests must meet."""
 
     ttft_s: Positive | None = None
@@ -25,7 +25,7 @@ class Slo(Strict):
         return {name: limit for name, limit in named.items() if limit is not None}
 
 
-class Tenant(Strict):
+class Tenant(Keys):
     """One of several users of the deployment."""
 
     name: str

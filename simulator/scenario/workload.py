@@ -8,17 +8,17 @@ from typing import Annotated, Literal
 from pydantic import Field, FiniteFloat, model_validator
 
 from simulator.scenario.distributions import Lengths, Seconds
-from simulator.scenario.keys import MOST_REQUESTS, Count, Duration, Interval, Rate, RequestCount, Strict
+from simulator.scenario.keys import MOST_REQUESTS, Count, Duration, Interval, Keys, Rate, RequestCount
 
 
-class SharedPrefix(Strict):
+class SharedPrefix(Keys):
     """Prompts that begin alike: each starts with the first `tokens` of one of `groups` prefixes, drawn at random."""
 
     tokens: Count
     groups: Count = 1
 
 
-class Diurnal(Strict):
+class Diurnal(Keys):
     """A day's curve of the arrival rate: a cosine from `rate` at its peak to trough * rate half a period later."""
 
     trough: Annotated[FiniteFloat, Field(ge=1e-3, le=1, strict=True)] = 0.4
@@ -28,7 +28,7 @@ class Diurnal(Strict):
     growth_per_day: Annotated[FiniteFloat, Field(ge=0, le=1, strict=True)] = 0.0
 
 
-class Bursts(Strict):
+class Bursts(Keys):
     """Spells of `rate` between spells of quiet * rate, exponential in length (a Markov-modulated Poisson process)."""
 
     quiet: Annotated[FiniteFloat, Field(ge=1e-3, lt=1, strict=True)] = 0.25
@@ -36,7 +36,7 @@ class Bursts(Strict):
     quiet_s: Interval = 60.0  # mean time between bursts
 
 
-class OpenLoop(Strict):
+class OpenLoop(Keys):
     """Arrivals that do not wait for answers: Poisson, or Gamma with `burstiness` (squared variation) above 1.
 
     With `diurnal` or `bursts` the rate changes, and `rate` is the highest of it.
@@ -63,7 +63,7 @@ class OpenLoop(Strict):
         return self
 
 
-class ClosedLoop(Strict):
+class ClosedLoop(Keys):
     """A fixed number of clients, each sending its next request when the last one ends (public benchmarks)."""
 
     kind: Literal["closed_loop"] = "closed_loop"
@@ -73,7 +73,7 @@ class ClosedLoop(Strict):
     output: Lengths
 
 
-class Sessions(Strict):
+class Sessions(Keys):
     """Conversations: each prompt is all that was said before and the user's new tokens.
 
     A turn comes a think time after the answer before it has ended. Sessions begin as a Poisson stream of `rate`, or
@@ -98,7 +98,7 @@ class Sessions(Strict):
         return self
 
 
-class Offline(Strict):
+class Offline(Keys):
     """Work without a deadline, all there from the start, that fills the gaps.
 
     A request of it is begun where no other prompt waits, and where it leaves `headroom` free: that share of an
@@ -112,7 +112,7 @@ class Offline(Strict):
     output: Lengths
 
 
-class Trace(Strict):
+class Trace(Keys):
     """Recorded arrivals: Azure CSV (TIMESTAMP, ContextTokens, GeneratedTokens) or Mooncake JSONL.
 
     Lengths and order stay as recorded; only the time between arrivals is scaled, by `speed` or to a mean `rate`.

@@ -12,8 +12,9 @@ import pytest
 
 from simulator.des.cluster.cluster import Cluster
 from simulator.des.cluster.recorder import Recorder
-from simulator.des.cluster.spec import ClusterSpec, GroupSpec, InstanceSpec
-from simulator.des.instance.kv_room import KvSpace
+from simulator.des.cluster.spec import ClusterSpec, GroupSpec
+from simulator.des.instance.kv_room import KvRoom
+from simulator.des.instance.spec import InstanceSpec
 from simulator.des.results.result import SimulationResult
 from simulator.des.workload.requests import Requests
 from simulator.model.latency import Chunk, DecodeLoad
@@ -49,7 +50,7 @@ class FormulaTimes:
 
 def _instance(times: FormulaTimes | None = None, capacity: float = float("inf"), **limits: Any) -> InstanceSpec:
     """An instance whose KV is counted in tokens: one byte a token, none a sequence."""
-    return InstanceSpec(times=times or FormulaTimes(), kv=KvSpace(capacity, 1.0), **limits)
+    return InstanceSpec(times=times or FormulaTimes(), kv=KvRoom(capacity, 1.0), **limits)
 
 
 def _play(

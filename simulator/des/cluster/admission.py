@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from simulator.des.cluster.spec import ClusterSpec
-from simulator.des.records.request_log import Journal
+from simulator.des.records.request_log import RequestLog
 
 
-def hopeless(spec: ClusterSpec, journal: Journal) -> tuple[list[int], list[str]]:
+def hopeless(spec: ClusterSpec, log: RequestLog) -> tuple[list[int], list[str]]:
     """Per request the index of the reason why it can never be served (0: it can), and the reasons."""
-    prompts = np.array(journal.prompt_tokens)
-    total = prompts + np.array(journal.output_tokens)
+    prompts = np.array(log.prompt_tokens)
+    total = prompts + np.array(log.output_tokens)
     reasons = [""]
     verdict = np.zeros(len(prompts), dtype=np.int64)
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Sequence, Sized
+from typing import Any
 
 import simpy
 
-from simulator.des.cluster.group import Fleet, State, integrate
-from simulator.des.records.request_log import Journal
+from simulator.des.cluster.group import Group, State, integrate
+from simulator.des.primitives.clock import Environment
+from simulator.des.records.request_log import RequestLog
 from simulator.scenario import Autoscale
 
 SAMPLES = 10  # of queues and rooms in a window
@@ -34,27 +36,27 @@ class GroupView:
 
     def __init__(
         self,
-        fleet: Fleet,
+        group: Group[Any],
         parked: Sized,
-        journal: Journal,
+        log: RequestLog,
         ended: Sequence[int],
         limits_of: Callable[[int], dict[str, float]],
     ) -> None:
-        self._fleet = fleet
+        self._group = group
         self._parked = parked
-        self._journal = journal
+        self._log = log
         self._ended = ended
         self._limits_of = limits_of
         self._seen = 0
 
     def waiting(self) -> int:
         """Requests that wait in the group and for its pool."""
-        queues = {id(queue): queue for queue in (self._parked, *(i.waiting for i in self._fleet.open))}
-        return sum(map(len, queues.values())) + sum(i.stalled_count for i in self._fleet.open)
+        queues = {id(queue): queue for queue in (self._parked, *(i.waiting for i in self._group.open))}
+        return sum(map(len, queues.values())) + sum(i.stalled_count for i in self._group.open)
 
     def fullness(self) -> float:
         """Sequence slots or KV room in use, whichever is scarcer, over the instances that take requests."""
-        instances = self._fleet.open
+        instances = self._group.open
         if not instances:
             return 0.0
         spec = instances[0].spec
@@ -64,7 +66,7 @@ class GroupView:
 
     def busy_s(self) -> float:
         """Seconds in steps so far, over all instances."""
-        return sum(instance.usage().busy_s for instance in self._fleet.instances)
+        return sum(instance.usage().busy_s for instance in self._group.instances)
 
     def missed_share(self) -> float | None:
         """Of the requests with limits that ended since the last call, the share outside; None where none ended."""
@@ -74,27 +76,27 @@ class GroupView:
         return sum(self._missed(request, limits) for request, limits in judged) / len(judged) if judged else None
 
     def _missed(self, request: int, limits: dict[str, float]) -> bool:
-        journal = self._journal
-        arrival, first, end = (t[request] for t in (journal.arrival_s, journal.first_token_s, journal.finish_s))
+        log = self._log
+        arrival, first, end = (t[request] for t in (log.arrival_s, log.first_token_s, log.finish_s))
         seen = {"ttft_s": first - arrival, "e2e_s": end - arrival}
-        if journal.output_tokens[request] > 1:
-            seen["tpot_s"] = (end - first) / (journal.output_tokens[request] - 1)
+        if log.output_tokens[request] > 1:
+            seen["tpot_s"] = (end - first) / (log.output_tokens[request] - 1)
         return any(seen.get(name, 0.0) > limit for name, limit in limits.items())
 
 
-def follow_schedule(env: simpy.Environment, fleet: Fleet, keys: Autoscale) -> Process:
+def follow_schedule(env: Environment, group: Group[Any], keys: Autoscale) -> Process:
     """Set the planned size at each planned time, every period anew."""
     turn_s = 0.0
     while True:
         for step in keys.schedule:
             yield env.timeout(max(0.0, turn_s + step.at_s - env.now))
-            fleet.resize(step.instances)
+            group.resize(step.instances)
         if keys.period_s is None:
             return
         turn_s += keys.period_s
 
 
-def watch(env: simpy.Environment, fleet: Fleet, keys: Autoscale, view: GroupView, by_steps: bool) -> Process:
+def watch(env: Environment, group: Group[Any], keys: Autoscale, view: GroupView, by_steps: bool) -> Process:
     """Look at a group and resize it, window after window; by_steps: utilization is the share of time in steps."""
     changed_s = -math.inf
     while True:
@@ -104,9 +106,9 @@ def watch(env: simpy.Environment, fleet: Fleet, keys: Autoscale, view: GroupView
             yield env.timeout(keys.window_s / SAMPLES)
             waiting += view.waiting() / SAMPLES
             fullness += view.fullness() / SAMPLES
-        ready = fleet.count(State.UP)
+        ready = group.count(State.UP)
         missed = view.missed_share()
-        serving_s = integrate(fleet.log, begun_s, env.now).serving
+        serving_s = integrate(group.sizes, begun_s, env.now).serving
         if not ready or not serving_s:
             continue
         utilization = (view.busy_s() - busy_s) / serving_s if by_steps else fullness
@@ -119,11 +121,11 @@ def watch(env: simpy.Environment, fleet: Fleet, keys: Autoscale, view: GroupView
             pressure = 1.0 if waiting else 0.0
         else:
             pressure = missed / (1 - keys.target)
-        present = fleet.count(State.UP, State.STARTING, State.DOWN)
+        present = group.count(State.UP, State.STARTING, State.DOWN)
         settled = ready == present and env.now - changed_s >= keys.cooldown_s
         size = wanted(keys, ready, present, pressure, utilization, settled)
         if size != present:
-            fleet.resize(size)
+            group.resize(size)
             changed_s = env.now
 
 

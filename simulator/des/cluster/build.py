@@ -7,11 +7,11 @@ from dataclasses import replace
 from hw_profiles.efficiency import Form
 from hw_profiles.profile import HardwareProfile
 from simulator.des.cluster.faults import nodes_of
+from simulator.des.cluster.power import PowerDraw
 from simulator.des.cluster.predicted_speed import predicted_speed
 from simulator.des.cluster.spec import ClusterSpec, GroupSpec, InstanceSpec
-from simulator.des.instance.kv_room import KvSpace
+from simulator.des.instance.kv_room import KvRoom
 from simulator.des.instance.prefix_cache import BLOCK_TOKENS, Loss, StatePolicy, Tier
-from simulator.des.results.energy import PowerDraw
 from simulator.model.architecture import ModelSpec
 from simulator.model.engine import form_of
 from simulator.model.in_service import in_service
@@ -102,7 +102,7 @@ def _check_domain(deployment: Deployment, profiles: Profiles) -> None:
 
 
 def cache_tiers(
-    keys: PrefixCacheKeys, room: KvSpace, ranks: int, profile: HardwareProfile
+    keys: PrefixCacheKeys, room: KvRoom, ranks: int, profile: HardwareProfile
 ) -> tuple[tuple[Tier, ...], StatePolicy, float]:
     """Prefix cache of one instance whose ranks have `room` each, and the bytes of a block on one accelerator.
 
@@ -163,7 +163,7 @@ def instance_spec(
     cut.check(model)
     profile = in_service(profile, model, cut, pool.draft_tokens, form)
     memory = plan_memory(model, profile, cut, pool.max_tokens_per_step, pool.draft_tokens, pool.redundant_experts)
-    room = KvSpace(memory.kv_capacity_bytes, memory.kv_bytes_per_token, memory.kv_bytes_per_sequence)
+    room = KvRoom(memory.kv_capacity_bytes, memory.kv_bytes_per_token, memory.kv_bytes_per_sequence)
     tiers, policy, block_bytes = cache_tiers(cache, room, cut.dp, profile) if cache else ((), StatePolicy(), 0.0)
     return InstanceSpec(
         times=StepLatency(model, profile, cut, pool.draft_tokens, pool.skew),

@@ -1,4 +1,4 @@
-"""A run of the cluster: source -> router -> instances -> journal, on one SimPy clock."""
+"""A run of the cluster: source -> router -> instances -> log, on one SimPy clock."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ import simpy
 from simulator.des.cluster.admission import hopeless
 from simulator.des.cluster.autoscale import GroupView, follow_schedule, watch
 from simulator.des.cluster.faults import FaultInjector, Incident
-from simulator.des.cluster.group import Change, Moment
+from simulator.des.cluster.group import Moment, StateChange
 from simulator.des.cluster.recorder import Recorder
 from simulator.des.cluster.serving import Serving
 from simulator.des.cluster.spec import ClusterSpec, GroupSpec
 from simulator.des.primitives.clock import Environment
-from simulator.des.records.request_log import Journal, Status, Usage
+from simulator.des.records.request_log import RequestLog, Status
+from simulator.des.records.usage import Usage
 from simulator.des.workload.requests import Requests
 from simulator.des.workload.sources import Source, make_source
 from simulator.scenario import Autoscale, ScenarioError
@@ -45,18 +46,18 @@ class Run:
     """What a finished run left behind.
 
     streams: whose requests they were, in the order of their numbers.
-    incidents: faults in order of their beginning. fleets: how many instances each group had, from when on; changes: the
+    incidents: faults in order of their beginning. sizes: how many instances each group had, from when on; changes: the
     state of each of its instances, from when on.
     warmup: requests sent before the first measured one; at least one request is measured. Offline work is not counted.
     opened: taken when the first measured request arrived; closed: when the last request arrived; end: at the end.
     """
 
     streams: tuple[Requests, ...]
-    journal: Journal
+    log: RequestLog
     rejections: Counter[str]
     incidents: list[Incident]
-    fleets: dict[str, list[Moment]]
-    changes: dict[str, list[Change]]
+    sizes: dict[str, list[Moment]]
+    changes: dict[str, list[StateChange]]
     warmup: int
     opened: Snapshot
     closed: Snapshot
@@ -77,18 +78,18 @@ class Cluster:
         warmup: int = 0,
         progress: Progress | None = None,
         recorder: Recorder | None = None,
-        env: simpy.Environment | None = None,
+        env: Environment | None = None,
     ) -> None:
         self.env = env = env or Environment()
         self.spec = spec
         self.streams = (requests,) if isinstance(requests, Requests) else tuple(requests)
-        self.journal = journal = Journal(self.streams, rng.spawn(1)[0])
-        self._total = len(journal.status)
+        draws = rng.spawn(1)[0]  # of what instances draw while they run
+        self._total = sum(map(len, self.streams))
+        paces = max(len(group.instance.rates) for group in spec.groups)
+        pace = draws.integers(paces, size=self._total).tolist() if paces > 1 else ()
+        self.log = log = RequestLog(self.streams, pace)
         self._online = sum(len(stream) for stream in self.streams if not stream.offline)
         self._warmup = max(0, min(warmup, self._online - 1))
-        paces = max(len(group.instance.rates) for group in spec.groups)
-        if paces > 1:
-            journal.pace = journal.rng.integers(paces, size=self._total).tolist()
         self._progress = progress
         self._recorder = recorder
         self._progress_every = max(1, self._total // 100)
@@ -96,9 +97,9 @@ class Cluster:
         self._sent = 0
         self._outside = 0  # sent, or to be sent again, and not yet queued; without those of clocks
         self._strikes = 0  # random faults since a request last came or ended
-        self._rejected, self._reasons = hopeless(spec, journal)
+        self._rejected, self._reasons = hopeless(spec, log)
         self.rejections: Counter[str] = Counter()
-        self.serving = Serving(env, spec, journal, rng, self._finish, self._turn_away, self._retry, recorder)
+        self.serving = Serving(env, spec, log, rng, draws, self._finish, self._turn_away, self._retry, recorder)
         self.over = env.event()
         self.entry_delay_s = max(group.instance.times.first_token_extra_s for group in spec.entry)
         self._sources: list[Source] = []
@@ -109,9 +110,9 @@ class Cluster:
         self._feedback = any(stream.arrival_s is None for stream in self.streams)
         self._injector: FaultInjector | None = None
         if spec.faults is not None:
-            fleets = {pool[0].pool: [self.serving.fleets[group.name] for group in pool] for pool in spec.pools}
-            set_speed = self.serving.links.set_speed
-            self._injector = FaultInjector(env, spec.faults, fleets, set_speed, rng.spawn(1)[0], self._struck)
+            groups = {pool[0].pool: [self.serving.groups[own.name] for own in pool] for pool in spec.pools}
+            set_speed = self.serving.set_link_speed
+            self._injector = FaultInjector(env, spec.faults, groups, set_speed, rng.spawn(1)[0], self._struck)
         self._ended: list[int] = []  # requests in order of their end, where an autoscaler looks at them
         self._notes_ends = False
         for group in spec.groups:
@@ -130,7 +131,7 @@ class Cluster:
     def start(self) -> None:
         self._opened = self._closed = self._snapshot()
         if self._recorder is not None:
-            self._recorder.begin(self.env, self.serving.fleets, lambda: self.unassigned)
+            self._recorder.begin(self.env, self.serving.groups, lambda: self.unassigned)
         for source in self._sources:
             source.start()
         assert self.over.callbacks is not None
@@ -144,11 +145,11 @@ class Cluster:
             self._recorder.end()
         self.ended = Run(
             self.streams,
-            self.journal,
+            self.log,
             self.rejections,
             [] if self._injector is None else list(self._injector.incidents),
-            {group: list(fleet.log) for group, fleet in self.serving.fleets.items()},
-            {group: list(fleet.changes) for group, fleet in self.serving.fleets.items()},
+            {name: list(group.sizes) for name, group in self.serving.groups.items()},
+            {name: list(group.changes) for name, group in self.serving.groups.items()},
             self._warmup,
             self._opened,
             self._closed,
@@ -168,7 +169,7 @@ class Cluster:
     def send(self, request: int) -> bool:
         """Take a request that is sent now, which reaches the queue after the entry overhead; False: it is refused."""
         env = self.env
-        self.journal.arrival_s[request] = env.now
+        self.log.arrival_s[request] = env.now
         self._mark()
         if self._rejected[request]:
             self._refuse(request, self._reasons[self._rejected[request]])
@@ -186,9 +187,9 @@ class Cluster:
         for request in requests:
             self.serving.enter(request)
 
-    def pile(self, request: int) -> None:
+    def put_offline(self, request: int) -> None:
         """Take an offline request, which waits for a gap."""
-        self.journal.arrival_s[request] = self.env.now
+        self.log.arrival_s[request] = self.env.now
         if self._rejected[request]:
             self._refuse(request, self._reasons[self._rejected[request]])
         else:
@@ -207,11 +208,11 @@ class Cluster:
         """Send requests again as often as they may; their KV, of prompt and tokens out, has to be computed anew."""
         keys = self.spec.faults
         assert keys is not None
-        journal = self.journal
+        log = self.log
         again = []
         for request in requests:
-            journal.retries[request] += 1
-            if journal.retries[request] > keys.retries or not self.serving.can_compute(request):
+            log.retries[request] += 1
+            if log.retries[request] > keys.retries or not self.serving.can_compute(request):
                 self._close(request, Status.FAILED)
                 self._tell_source(request)
             else:
@@ -229,7 +230,7 @@ class Cluster:
 
     def _turn_away(self, request: int, reason: str) -> None:
         """Its queue is full. One that was let in before and lost to a fault was not refused: it has failed."""
-        if self.journal.retries[request]:
+        if self.log.retries[request]:
             self._close(request, Status.FAILED)
         else:
             self._refuse(request, reason)
@@ -249,10 +250,10 @@ class Cluster:
         return bisect_right(self._first, request) - 1
 
     def _close(self, request: int, status: Status) -> None:
-        journal = self.journal
-        assert journal.status[request] == 0, f"request {request} ends twice"
-        journal.status[request] = status
-        journal.finish_s[request] = self.env.now
+        log = self.log
+        assert log.status[request] == 0, f"request {request} ends twice"
+        log.status[request] = status
+        log.finish_s[request] = self.env.now
         self._done = done = self._done + 1
         self._strikes = 0
         is_last = done == self._total
@@ -265,7 +266,7 @@ class Cluster:
         """A random fault took instances down. Refuse to wait for ever where requests are open that none will serve."""
         assert self._injector is not None
         self._strikes += 1
-        open_now = self._sent + len(self.journal.offline) - self._done
+        open_now = self._sent + len(self.log.offline) - self._done
         if open_now > 0 and self._strikes > FAULTS_BETWEEN_REQUESTS * self._injector.killers:
             raise ScenarioError(
                 f"[deployment.faults] leaves no instance up long enough to end a request: none has ended for "
@@ -277,16 +278,16 @@ class Cluster:
         return Snapshot(self.env.now, self.serving.usage())
 
     def _autoscale(self, group: GroupSpec, keys: Autoscale) -> None:
-        fleet = self.serving.fleets[group.name]
+        own = self.serving.groups[group.name]
         if keys.schedule:
-            self.env.process(follow_schedule(self.env, fleet, keys))
+            self.env.process(follow_schedule(self.env, own, keys))
             return
         if keys.metric == "attainment":
             self._notes_ends = True
         entry = self.spec.is_entry(group)
-        journal = self.journal
-        numbers = {instance.index for instance in fleet.instances}
-        served_by = journal.prefill_instance if entry and self.spec.decode else journal.decode_instance
+        log = self.log
+        numbers = {instance.index for instance in own.instances}
+        served_by = log.prefill_instance if entry and self.spec.decode else log.decode_instance
         limits = self.spec.limits_of(group)
 
         def limits_of(request: int) -> dict[str, float]:
@@ -295,8 +296,8 @@ class Cluster:
                 return {}
             return limits[0] if len(limits) == 1 else limits[self._stream_of(request)]
 
-        view = GroupView(fleet, self.serving.parked(group), journal, self._ended, limits_of)
-        self.env.process(watch(self.env, fleet, keys, view, by_steps=entry and bool(self.spec.decode)))
+        view = GroupView(own, self.serving.parked(group), log, self._ended, limits_of)
+        self.env.process(watch(self.env, own, keys, view, by_steps=entry and bool(self.spec.decode)))
 
 
 def play_together(clusters: Sequence[Cluster]) -> list[Run]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
 
-from simulator.des.cluster.group import Fleet
+from simulator.des.cluster.group import Group
 from simulator.des.cluster.router import Router
 from simulator.des.instance.instance import Instance
 
+Kind = TypeVar("Kind", bound=Instance)
 MakeRouter = Callable[[Sequence[Instance], list[int] | None], Router]
 
 
-class Dispatch:
+class Dispatch(Generic[Kind]):
     """The instances of a pool that serve, and the router among them.
 
     make_router: picks among the instances it is given, whose loads stand in a list in their order if there is one;
@@ -21,25 +23,25 @@ class Dispatch:
     """
 
     def __init__(self, make_router: MakeRouter, kv_tokens: Callable[[int], int]) -> None:
-        self.fleets: list[Fleet] = []
-        self.open: list[Instance] = []
+        self.groups: list[Group[Kind]] = []
+        self.open: list[Kind] = []
         self._make_router = make_router
         self._kv_tokens = kv_tokens
         self._unlike_rooms = False
-        self._partial: dict[tuple[bool, ...], tuple[list[Instance], Router]] = {}  # routers of some groups alone
+        self._partial: dict[tuple[bool, ...], tuple[list[Kind], Router]] = {}  # routers of some groups alone
 
-    def enlist(self, fleets: Sequence[Fleet]) -> None:
+    def enlist(self, groups: Sequence[Group[Kind]]) -> None:
         """Begin with these groups."""
-        self.fleets = list(fleets)
-        self._unlike_rooms = len({fleet.spec.instance.kv for fleet in fleets}) > 1
+        self.groups = list(groups)
+        self._unlike_rooms = len({group.spec.instance.kv for group in groups}) > 1
         self.review()
 
     def review(self) -> None:
         """Others may be up than before."""
-        self.open = [instance for fleet in self.fleets for instance in fleet.open]
+        self.open = [instance for group in self.groups for instance in group.open]
         self._partial.clear()
-        for fleet in self.fleets:
-            for instance in fleet.instances:
+        for group in self.groups:
+            for instance in group.instances:
                 instance.post_load([0], 0)
         loads = [0] * len(self.open)
         for place, instance in enumerate(self.open):
@@ -47,19 +49,19 @@ class Dispatch:
         if self.open:
             self._route = self._make_router(self.open, loads)
 
-    def pick(self, request: int) -> Instance | None:
+    def pick(self, request: int) -> Kind | None:
         """The instance that takes the request; None where none serves that could."""
         if self._unlike_rooms:
-            fits = tuple([fleet.spec.instance.kv.fits(1, self._kv_tokens(request)) for fleet in self.fleets])
+            fits = tuple([group.spec.instance.kv.fits(1, self._kv_tokens(request)) for group in self.groups])
             if not all(fits):
                 return self._pick_among(fits, request)
         return self.open[self._route(request)] if self.open else None
 
-    def _pick_among(self, groups: tuple[bool, ...], request: int) -> Instance | None:
-        found = self._partial.get(groups)
+    def _pick_among(self, among: tuple[bool, ...], request: int) -> Kind | None:
+        found = self._partial.get(among)
         if found is None:
-            chosen = [i for fleet, fits in zip(self.fleets, groups, strict=True) if fits for i in fleet.open]
-            found = self._partial[groups] = (chosen, self._make_router(chosen, None) if chosen else _nobody)
+            chosen = [i for group, fits in zip(self.groups, among, strict=True) if fits for i in group.open]
+            found = self._partial[among] = (chosen, self._make_router(chosen, None) if chosen else _nobody)
         instances, route = found
         return instances[route(request)] if instances else None
 

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import simpy
 
-from simulator.des.cluster.group import Fleet, State
+from simulator.des.cluster.group import Group, State
 from simulator.des.instance.instance import Instance
 from simulator.des.instance.prefix_cache import Loss
+from simulator.des.primitives.clock import Environment
 from simulator.scenario import Faults, Outages
 
 Wait = Generator[simpy.Event, None, None]
@@ -52,14 +53,14 @@ class _Unit(NamedTuple):
     """What one fault takes down: instances of a group, by their indices there."""
 
     number: int  # in its pool
-    fleet: Fleet
+    group: Group
     hit: Sequence[int]
 
 
 class FaultInjector:
-    """Plays random and planned faults on the fleets.
+    """Plays random and planned faults on the groups.
 
-    fleets: those of the groups of each pool, by the pool's name. set_link_speed: gives an instance's NICs a share of
+    groups: those of the groups of each pool, by the pool's name. set_link_speed: gives an instance's NICs a share of
     their rate. struck: called at each random fault that takes instances down.
     incidents: faults that hit an instance that was there, in order of their beginning.
     killers: units, such as nodes, that such faults take down one by one.
@@ -67,9 +68,9 @@ class FaultInjector:
 
     def __init__(
         self,
-        env: simpy.Environment,
+        env: Environment,
         keys: Faults,
-        fleets: Mapping[str, Sequence[Fleet]],
+        groups: Mapping[str, Sequence[Group[Any]]],
         set_link_speed: Callable[[Instance, float], None],
         rng: np.random.Generator,
         struck: Callable[[], None],
@@ -84,14 +85,14 @@ class FaultInjector:
             outages: Outages | None = getattr(keys, kind)
             if outages is None:
                 continue
-            for pool in fleets.values():
+            for pool in groups.values():
                 units = _units(kind, pool)
                 self.killers += len(units) * (kind in KILLING)
                 for unit in units:
                     # A generator for each unit: its faults do not depend on what happens to the others.
                     env.process(self._at_random(kind, unit, outages, rng.spawn(1)[0]))
         for event in keys.events:
-            unit = _units(event.kind, fleets[event.pool])[event.index]
+            unit = _units(event.kind, groups[event.pool])[event.index]
             env.process(self._planned(event.at_s, event.kind, unit, event.speed, event.duration_s))
 
     def _at_random(self, kind: str, unit: _Unit, outages: Outages, draws: np.random.Generator) -> Wait:
@@ -100,7 +101,7 @@ class FaultInjector:
             yield from self._play(kind, unit, outages.speed, draws.exponential(outages.mttr_s))
             if kind in KILLING:
                 self._struck()
-                yield self.env.timeout(unit.fleet.spec.startup_s)
+                yield self.env.timeout(unit.group.spec.startup_s)
 
     def _planned(self, at_s: float, kind: str, unit: _Unit, speed: float, duration_s: float) -> Wait:
         yield self.env.timeout(at_s)
@@ -108,41 +109,41 @@ class FaultInjector:
 
     def _play(self, kind: str, unit: _Unit, speed: float, duration_s: float) -> Wait:
         """One fault from its beginning to its end."""
-        fleet = unit.fleet
+        group = unit.group
         number = len(self.incidents)
-        seen = any(fleet.state(i) is not State.OFF for i in unit.hit)
+        seen = any(group.state(i) is not State.OFF for i in unit.hit)
         if seen:
-            self.incidents.append(Incident(fleet.spec.name, kind, unit.number, speed, self.env.now))
+            self.incidents.append(Incident(group.spec.name, kind, unit.number, speed, self.env.now))
         for i in unit.hit:
             if kind in KILLING:
-                fleet.fail(i, KILLING[kind])
+                group.fail(i, KILLING[kind])
             else:
-                self._speeds.setdefault((kind, fleet.instances[i]), []).append(speed)
-                self._apply_speed(kind, fleet.instances[i])
+                self._speeds.setdefault((kind, group.instances[i]), []).append(speed)
+                self._apply_speed(kind, group.instances[i])
         yield self.env.timeout(duration_s)
         if seen:
             self.incidents[number] = self.incidents[number]._replace(end_s=self.env.now)
         for i in unit.hit:
             if kind in KILLING:
-                fleet.repair(i)
+                group.repair(i)
             else:
-                self._speeds[kind, fleet.instances[i]].remove(speed)
-                self._apply_speed(kind, fleet.instances[i])
+                self._speeds[kind, group.instances[i]].remove(speed)
+                self._apply_speed(kind, group.instances[i])
 
     def _apply_speed(self, kind: str, instance: Instance) -> None:
         speed = min(self._speeds[kind, instance], default=1.0)
         if kind == "slow":
-            instance.slowdown = 1.0 / speed
+            instance.slow_down(1.0 / speed)
         else:
             self._set_link_speed(instance, speed)
 
 
-def _units(kind: str, pool: Sequence[Fleet]) -> list[_Unit]:
+def _units(kind: str, pool: Sequence[Group[Any]]) -> list[_Unit]:
     """What faults of a kind take down in a pool, one by one."""
     found: list[_Unit] = []
-    for fleet in pool:
-        spec = fleet.spec
+    for group in pool:
+        spec = group.spec
         alone = [[i] for i in range(spec.count)]
         hits = nodes_of(spec.count, spec.instance.gpus, spec.node_gpus) if kind == "node" else alone
-        found += [_Unit(len(found) + i, fleet, hit) for i, hit in enumerate(hits)]
+        found += [_Unit(len(found) + i, group, hit) for i, hit in enumerate(hits)]
     return found

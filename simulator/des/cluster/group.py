@@ -12,13 +12,16 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import simpy
 
 from simulator.des.cluster.spec import GroupSpec
 from simulator.des.instance.instance import Instance
 from simulator.des.instance.prefix_cache import Loss
+from simulator.des.primitives.clock import Environment
+
+Kind = TypeVar("Kind", bound=Instance)
 
 
 class State(Enum):
@@ -42,7 +45,7 @@ class Moment(NamedTuple):
     down: int  # broken, or back from a fault and not yet ready
 
 
-class Change(NamedTuple):
+class StateChange(NamedTuple):
     """The instance of that number in its pool is in `state` from `time_s` on."""
 
     time_s: float
@@ -58,17 +61,17 @@ class Integral(NamedTuple):
     down: float
 
 
-def integrate(log: Sequence[Moment], start_s: float, end_s: float) -> Integral:
+def integrate(sizes: Sequence[Moment], start_s: float, end_s: float) -> Integral:
     """Instance-seconds between two times.
 
     >>> integrate([Moment(0, 2, 2, 0), Moment(10, 3, 2, 0), Moment(15, 3, 3, 0)], 5, 20)
     Integral(allocated=40.0, serving=35.0, down=0.0)
     """
     sums = [0.0, 0.0, 0.0]
-    first = max(0, bisect_right(log, start_s, key=lambda moment: moment.time_s) - 1)
-    for k in range(first, len(log)):
-        moment = log[k]
-        until = log[k + 1].time_s if k + 1 < len(log) else end_s
+    first = max(0, bisect_right(sizes, start_s, key=lambda moment: moment.time_s) - 1)
+    for k in range(first, len(sizes)):
+        moment = sizes[k]
+        until = sizes[k + 1].time_s if k + 1 < len(sizes) else end_s
         span = min(until, end_s) - max(moment.time_s, start_s)
         if moment.time_s >= end_s:
             break
@@ -77,29 +80,30 @@ def integrate(log: Sequence[Moment], start_s: float, end_s: float) -> Integral:
     return Integral(*sums)
 
 
-class Fleet:
+class Group(Generic[Kind]):
     """Instances of a group, of which the first `spec.begins_with` serve from the start.
 
     An index counts from the group's first. changed: called whenever others may be up than before.
     opened: called with each instance that begins to serve; lost: with each that dies while it serves;
-    drains: with each that is to take no more requests. changes: the state of each from the start on.
+    drains: with each that is to take no more requests. sizes: how many there are, from when on; changes: the state of
+    each from the start on.
     """
 
     def __init__(
         self,
-        env: simpy.Environment,
+        env: Environment,
         spec: GroupSpec,
-        instances: Sequence[Instance],
+        instances: Sequence[Kind],
         changed: Callable[[], None],
-        opened: Callable[[Instance], None],
-        lost: Callable[[Instance], None],
-        drains: Callable[[Instance], None],
+        opened: Callable[[Kind], None],
+        lost: Callable[[Kind], None],
+        drains: Callable[[Kind], None],
     ) -> None:
         count = spec.count if spec.begins_with is None else spec.begins_with
         self.env = env
         self.spec = spec
         self.instances = instances
-        self.open: list[Instance] = []  # up, in order
+        self.open: list[Kind] = []  # up, in order
         self._changed = changed
         self._opened = opened
         self._lost = lost
@@ -107,8 +111,8 @@ class Fleet:
         self._states = [State.UP if i < count else State.OFF for i in range(len(instances))]
         self._faults = [0] * len(instances)  # under way that keep an instance down
         self._starts = [0] * len(instances)  # starts begun or called off; only the last may end
-        self.log: list[Moment] = []
-        self.changes = [Change(env.now, i.index, state) for i, state in zip(instances, self._states, strict=True)]
+        self.sizes: list[Moment] = []
+        self.changes = [StateChange(env.now, i.index, state) for i, state in zip(instances, self._states, strict=True)]
         self._review()
 
     def state(self, index: int) -> State:
@@ -157,7 +161,7 @@ class Fleet:
 
     def _add(self, index: int) -> None:
         if self._states[index] is State.DRAINING:
-            self.instances[index].emptied = None
+            self.instances[index].drain(None)
             self._become(index, State.UP)
         elif self._faults[index]:
             self._become(index, State.DOWN)
@@ -172,7 +176,7 @@ class Fleet:
             return
         instance = self.instances[index]
         self._become(index, State.DRAINING)
-        instance.emptied = lambda: self._become(index, State.OFF)
+        instance.drain(lambda: self._become(index, State.OFF))
         self._drains(instance)
         instance.kick()
 
@@ -191,9 +195,9 @@ class Fleet:
     def _become(self, index: int, state: State) -> None:
         instance = self.instances[index]
         self._states[index] = state
-        self.changes.append(Change(self.env.now, instance.index, state))
+        self.changes.append(StateChange(self.env.now, instance.index, state))
         if state in (State.OFF, State.DOWN):
-            instance.emptied = None
+            instance.drain(None)
         if state is State.OFF:
             instance.lose_cache(Loss.RELEASE)
         self._review()
@@ -201,15 +205,15 @@ class Fleet:
             self._opened(instance)
 
     def _review(self) -> None:
-        """Bring router, admission and log up to date with the states."""
+        """Bring router, admission and sizes up to date with the states."""
         for instance, state in zip(self.instances, self._states, strict=True):
-            instance.scheduler.admits = state is State.UP
+            instance.admit_newcomers(state is State.UP)
         self.open = [i for i, state in zip(self.instances, self._states, strict=True) if state is State.UP]
         self._changed()
         serving = self.count(State.UP, State.DRAINING)
         allocated = len(self._states) - self.count(State.OFF)
         moment = Moment(self.env.now, allocated, serving, self.count(State.DOWN))
-        if self.log and self.log[-1].time_s == moment.time_s:
-            self.log.pop()
-        if not self.log or self.log[-1][1:] != moment[1:]:
-            self.log.append(moment)
+        if self.sizes and self.sizes[-1].time_s == moment.time_s:
+            self.sizes.pop()
+        if not self.sizes or self.sizes[-1][1:] != moment[1:]:
+            self.sizes.append(moment)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import simpy
-
 from simulator.des.cluster.spines import Spines
+from simulator.des.instance.handover import Handover, KvDestination, KvSource
 from simulator.des.instance.instance import Instance
-from simulator.des.instance.kv_receiver import Handover
-from simulator.des.instance.running_batch import Rank
+from simulator.des.instance.rank import Rank
+from simulator.des.instance.spec import InstanceSpec
+from simulator.des.primitives.clock import Environment
 from simulator.des.primitives.links import Fabric, Flow, Link
 from simulator.scenario import Transfer
 
@@ -28,11 +28,11 @@ class _Body(Flow):
         self.handover = handover
 
     def ended(self) -> None:
-        self.handover.body = None
+        self.handover.body_ended()
         self.interconnect.body_arrived(self.handover)
 
 
-class _Stream:
+class _LayerStream:
     """A prompt whose last chunk is being computed from `begun_s` to `ready_s`."""
 
     __slots__ = ("begun_s", "handover", "last_part", "ready_s")
@@ -57,7 +57,7 @@ class Interconnect:
 
     def __init__(
         self,
-        env: simpy.Environment,
+        env: Environment,
         transfer_bytes: Callable[[int], float],
         keys: Transfer,
         layers: int = 1,
@@ -71,26 +71,30 @@ class Interconnect:
         self._handshake_s = keys.handshake_s
         self._layers = layers
         self._overhead_bytes = keys.half_rate_bytes * (layers if self.streams else 1)
-        self._links: dict[Instance, tuple[Link, ...]] = {}
-        self.spines = Spines()
-        self._paths: dict[tuple[Instance, int, Instance, int], tuple[Link, ...]] = {}
+        self._spines = Spines()
+        self._paths: dict[tuple[KvSource, int, KvDestination, int], tuple[Link, ...]] = {}
         self.under_way: dict[Handover, None] = {}
-        self._streaming: dict[int, _Stream] = {}  # by request
+        self._streaming: dict[int, _LayerStream] = {}  # by request
 
-    def links(self, instance: Instance) -> tuple[Link, ...]:
-        """The link of each rank; none where links are infinitely fast."""
-        links = self._links.get(instance)
-        if links is None:
-            rate = self._efficiency * instance.spec.rank_bandwidth
-            links = tuple([Link(rate) for _ in range(instance.spec.ranks)]) if rate < math.inf else ()
-            self._links[instance] = instance.meter.links = links
-        return links
+    def rank_rate(self, spec: InstanceSpec) -> float:
+        """What the link of an attention rank reaches. [B/s]"""
+        return self._efficiency * spec.rank_bandwidth
 
-    def _path(self, source: Instance, out_rank: int, destination: Instance, into_rank: int) -> tuple[Link, ...]:
+    def make_links(self, spec: InstanceSpec) -> tuple[Link, ...]:
+        """The link of each rank of an instance; none where links are infinitely fast."""
+        rate = self.rank_rate(spec)
+        return tuple([Link(rate) for _ in range(spec.ranks)]) if rate < math.inf else ()
+
+    def share_spines(self, spines: Spines) -> None:
+        """Let what leaves from now on cross these spines too."""
+        self._spines = spines
+        self._paths.clear()
+
+    def _path(self, source: KvSource, out_rank: int, destination: KvDestination, into_rank: int) -> tuple[Link, ...]:
         """The links between two ranks."""
-        out, into = self.links(source), self.links(destination)
+        out, into = source.links, destination.links
         ends = (*out[out_rank : out_rank + 1], *into[into_rank : into_rank + 1])
-        path = self._paths[source, out_rank, destination, into_rank] = (*ends, *self.spines.of(source, out_rank))
+        path = self._paths[source, out_rank, destination, into_rank] = (*ends, *self._spines.of(source, out_rank))
         return path
 
     def _size(self, tokens: int) -> float:
@@ -103,20 +107,15 @@ class Interconnect:
         self._sizes[tokens] = size
         return size
 
-    def fetch(self, destination: Instance, handover: Handover, rank: Rank) -> None:
+    def fetch(self, destination: KvDestination, handover: Handover, rank: Rank) -> None:
         """Start a transfer into reserved room; it ends in `destination.deliver`."""
         size = self._sizes.get(handover.tokens)
         if size is None:
             size = self._size(handover.tokens)
         ends = (handover.source, handover.rank.index, destination, rank.index)
-        handover.links = self._paths.get(ends) or self._path(*ends)
-        handover.left_bytes = size
-        handover.destination = destination
-        handover.into = rank
-        handover.earliest_s = earliest_s = self.env.now + self._handshake_s
-        handover.body = None
-        handover.under_way = under_way = self.under_way
-        under_way[handover] = None
+        path = self._paths.get(ends) or self._path(*ends)
+        earliest_s = self.env.now + self._handshake_s
+        handover.send(destination, rank, path, size, earliest_s, self.under_way)
         stream = self._streaming.get(handover.request) if self.streams else None
         if stream is None:
             self.fabric.send(handover, earliest_s)
@@ -128,18 +127,18 @@ class Interconnect:
 
     def announce(self, handover: Handover, ready_s: float, last_part: float) -> None:
         """The last chunk of a prompt, which makes `last_part` of its KV, is computed from now to `ready_s`."""
-        self._streaming[handover.request] = _Stream(self.env.now, ready_s, last_part)
+        self._streaming[handover.request] = _LayerStream(self.env.now, ready_s, last_part)
 
-    def _send_body(self, stream: _Stream, handover: Handover) -> None:
+    def _send_body(self, stream: _LayerStream, handover: Handover) -> None:
         """Send all but the last layer of the last chunk as it is computed, if hands are shaken by then."""
         first_layer_s = (stream.ready_s - stream.begun_s) / self._layers if stream.last_part == 1.0 else 0.0
         start_s = max(handover.earliest_s, stream.begun_s + first_layer_s)
         size = handover.left_bytes * (1.0 - stream.last_part / self._layers)
         if size and start_s < stream.ready_s:
-            handover.left_bytes -= size
             as_made = Link(size / (stream.ready_s - start_s))
-            handover.body = _Body(self, handover, (*handover.links, as_made), size)
-            self.fabric.send(handover.body, start_s)
+            body = _Body(self, handover, (*handover.links, as_made), size)
+            handover.split(body)
+            self.fabric.send(body, start_s)
 
     def body_arrived(self, handover: Handover) -> None:
         """The rest follows once the prompt is computed."""
@@ -159,7 +158,7 @@ class Interconnect:
 
     def set_speed(self, instance: Instance, share: float) -> None:
         """Leave the links of an instance `share` of their rate: 0 takes them down, 1 mends them."""
-        for link in self.links(instance):
+        for link in instance.links:
             self.fabric.set_rate(link, share)
 
     def drop(self, instance: Instance) -> None:

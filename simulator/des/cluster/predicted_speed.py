@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from simulator.des.cluster.spec import InstanceSpec
+from simulator.des.instance.spec import InstanceSpec
 from simulator.model.latency import Chunk, DecodeLoad
 
 

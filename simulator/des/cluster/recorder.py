@@ -9,13 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import simpy
-
-from simulator.des.cluster.group import Fleet
+from simulator.des.cluster.group import Group
 from simulator.des.instance.instance import Instance
-from simulator.des.primitives.clock import Alarm
+from simulator.des.primitives.clock import Alarm, Environment
 
 
 class Step(NamedTuple):
@@ -34,7 +32,7 @@ class Step(NamedTuple):
     cached_bytes: float
 
 
-class Sample(NamedTuple):
+class InstanceSample(NamedTuple):
     """An instance at a point of the grid."""
 
     group: str
@@ -57,7 +55,7 @@ class Recorder:
 
     grid_s: float | None = None
     steps: list[Step] = field(default_factory=list)
-    samples: list[list[Sample]] = field(default_factory=list)
+    samples: list[list[InstanceSample]] = field(default_factory=list)
     unassigned: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -66,9 +64,9 @@ class Recorder:
                 f"grid_s={self.grid_s:g} is not a finite number above 0; give the seconds between two samples"
             )
 
-    def begin(self, env: simpy.Environment, fleets: Mapping[str, Fleet], unassigned: Callable[[], int]) -> None:
+    def begin(self, env: Environment, groups: Mapping[str, Group[Any]], unassigned: Callable[[], int]) -> None:
         """Take samples from now on."""
-        self._fleets = fleets
+        self._groups = groups
         self._count_unassigned = unassigned
         if self.grid_s is not None:
             self._clock = Alarm(env, self._ring)
@@ -88,11 +86,7 @@ class Recorder:
     def _sample(self) -> None:
         self.unassigned.append(self._count_unassigned())
         self.samples.append(
-            [
-                Sample(group, instance.index, *instance.standing(), instance.kv_bytes, instance.cached_bytes)
-                for group, fleet in self._fleets.items()
-                for instance in fleet.instances
-            ]
+            [_sample(name, instance) for name, group in self._groups.items() for instance in group.instances]
         )
 
     def by_instance(self) -> dict[tuple[str, int], list[Step]]:
@@ -102,7 +96,7 @@ class Recorder:
             found.setdefault((step.group, step.instance), []).append(step)
         return found
 
-    def observer(self, env: simpy.Environment, group: str) -> Callable[[Instance, float, float, int, int], None]:
+    def observer(self, env: Environment, group: str) -> Callable[[Instance, float, float, int, int], None]:
         """What the instances of a group tell of each step."""
         steps = self.steps
 
@@ -124,3 +118,7 @@ class Recorder:
             )
 
         return observe
+
+
+def _sample(group: str, instance: Instance) -> InstanceSample:
+    return InstanceSample(group, instance.index, *instance.standing(), instance.kv_bytes, instance.cached_bytes)

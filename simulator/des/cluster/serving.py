@@ -4,21 +4,28 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence, Sized
+from typing import Any, TypeVar
 
 import numpy as np
-import simpy
 
 from simulator.des.cluster.dispatch import Dispatch
-from simulator.des.cluster.group import Fleet
+from simulator.des.cluster.group import Group
 from simulator.des.cluster.kv_transfer import Interconnect
 from simulator.des.cluster.recorder import Recorder
 from simulator.des.cluster.router import Homes, make_router
 from simulator.des.cluster.spec import ClusterSpec, GroupSpec
-from simulator.des.cluster.spines import make_spines
-from simulator.des.instance.instance import Instance
-from simulator.des.instance.kv_receiver import Handover
+from simulator.des.cluster.spines import Spines, make_spines
+from simulator.des.instance.handover import Handover, KvSource
+from simulator.des.instance.instance import DecodeInstance, Instance, Observe, PrefillInstance
+from simulator.des.instance.scheduler import PromptQueues
+from simulator.des.instance.spec import InstanceSpec
+from simulator.des.instance.step_loop import start
+from simulator.des.primitives.clock import Environment
 from simulator.des.primitives.queues import Queue, queue_of
-from simulator.des.records.request_log import Journal, Usage
+from simulator.des.records.request_log import RequestLog
+from simulator.des.records.usage import Usage
+
+Kind = TypeVar("Kind", bound=Instance)
 
 SHARED_QUEUE = "shared_queue"
 CACHE_ROUTERS = ("prefix_aware", "session_affinity")  # pick by what an instance keeps of past prompts
@@ -27,17 +34,19 @@ CACHE_ROUTERS = ("prefix_aware", "session_affinity")  # pick by what an instance
 class Serving:
     """Takes requests by `enter`.
 
+    routing: of what routers draw; draws: of what instances draw while they run.
     finished: called with each request that has emitted its last token; refused: with one that found its queue full,
     and the reason; lost: with those whose KV or place in a queue went with an instance.
-    fleets: of each group, by its name. entry, decode: all instances of a pool, by number.
+    groups: of each group, by its name. entry, decode: all instances of a pool, by number.
     """
 
     def __init__(
         self,
-        env: simpy.Environment,
+        env: Environment,
         spec: ClusterSpec,
-        journal: Journal,
-        rng: np.random.Generator,
+        log: RequestLog,
+        routing: np.random.Generator,
+        draws: np.random.Generator,
         finished: Callable[[int], None],
         refused: Callable[[int, str], None],
         lost: Callable[[list[int]], None],
@@ -45,93 +54,132 @@ class Serving:
     ) -> None:
         self.env = env
         self.spec = spec
-        self.journal = journal
+        self.log = log
         self._max_queue = spec.max_queue
+        self._draws = draws
+        self._recorder = recorder
+        self._finished = finished
         self._refused = refused
         self._lost = lost
         self._parked: deque[int] = deque()  # requests and hand-overs while no instance serves
         self._parked_handovers: deque[Handover] = deque()
         shared = spec.router == SHARED_QUEUE
         self._shared_queue = self._new_queue() if shared else None
-        self._backlog: deque[int] | None = deque() if journal.offline else None
-        self.fleets: dict[str, Fleet] = {}
-        self.links = Interconnect(env, spec.transfer_bytes, spec.transfer, spec.layers)
-        # Instances take prompts from where no router has looked at their room.
-        pulls = shared or self._backlog is not None
-        unlike = not spec.decode and len({group.instance.kv for group in spec.entry}) > 1
-
-        def entry(group: GroupSpec, index: int) -> Instance:
-            kv = group.instance.kv
-            return Instance(
-                env,
-                index,
-                group.instance,
-                journal,
-                self._new_queue() if self._shared_queue is None else self._shared_queue,
-                finished,
-                self._hand_over if spec.decode else None,
-                streams=self.links if spec.decode and self.links.streams else None,
-                observe=None if recorder is None else recorder.observer(env, group.name),
-                backlog=self._backlog,
-                holds=(lambda request: kv.fits(1, self._all_tokens(request))) if pulls and unlike else None,
-            )
-
-        def decode(group: GroupSpec, index: int) -> Instance:
-            return Instance(
-                env,
-                index,
-                group.instance,
-                journal,
-                self._new_queue(),
-                finished,
-                fetch=self.links.fetch,
-                stages=spec.transfer.staged,
-                observe=None if recorder is None else recorder.observer(env, group.name),
-                backlog=None if self._backlog is None else deque(),
-            )
-
+        self._backlog: deque[int] | None = deque() if log.offline else None
+        self.groups: dict[str, Group[Any]] = {}
+        self._interconnect = Interconnect(env, spec.transfer_bytes, spec.transfer, spec.layers)
         picks = "least_loaded" if shared else spec.router
         # No decode instance keeps prefixes.
         decode_picks = spec.decode_router or ("least_loaded" if picks in CACHE_ROUTERS else picks)
-        homes = None if journal.session is None else Homes(journal.session)
-        self._entry = Dispatch(
-            lambda among, loads: make_router(picks, among, rng, homes, loads),
+        homes = None if log.session is None else Homes(log.session)
+        self._entry: Dispatch[Instance] = Dispatch(
+            lambda among, loads: make_router(picks, among, routing, homes, loads),
             self._prompt_tokens if spec.decode else self._all_tokens,
         )
-        self._decode = Dispatch(
-            lambda among, loads: make_router(decode_picks, among, rng, loads=loads), self._all_tokens
+        self._decode: Dispatch[DecodeInstance] = Dispatch(
+            lambda among, loads: make_router(decode_picks, among, routing, loads=loads), self._all_tokens
         )
-        self.entry = self._enlist(self._entry, spec.entry, entry)
-        self.decode = self._enlist(self._decode, spec.decode, decode)
-        for instance in self.entry:
-            instance.shares_queue = shared
-        self.links.spines = make_spines(self.link_rates, spec.transfer.oversubscription, spec.transfer.rails)
+        self.entry = self._enlist(self._entry, spec.entry, self._prefill_instance if spec.decode else self._colocated)
+        self.decode = self._enlist(self._decode, spec.decode, self._decode_instance)
+        self.share_spines(make_spines(self.link_rates, spec.transfer.oversubscription, spec.transfer.rails))
+
+    # What the cluster is made of
+
+    def _colocated(self, group: GroupSpec, index: int) -> Instance:
+        spec = group.instance
+        return Instance(
+            self.env,
+            index,
+            spec,
+            spec.times_of_one(self._draws),
+            self.log,
+            self._entry_queues(spec),
+            self._finished,
+            observe=self._observer(group),
+        )
+
+    def _prefill_instance(self, group: GroupSpec, index: int) -> PrefillInstance:
+        spec = group.instance
+        return PrefillInstance(
+            self.env,
+            index,
+            spec,
+            spec.times_of_one(self._draws),
+            self.log,
+            self._entry_queues(spec),
+            self._finished,
+            self._hand_over,
+            self._interconnect if self._interconnect.streams else None,
+            self._interconnect.make_links(spec),
+            self._observer(group),
+        )
+
+    def _decode_instance(self, group: GroupSpec, index: int) -> DecodeInstance:
+        spec = group.instance
+        return DecodeInstance(
+            self.env,
+            index,
+            spec,
+            spec.times_of_one(self._draws),
+            self.log,
+            PromptQueues(self._new_queue(), backlog=None if self._backlog is None else deque()),
+            self._finished,
+            self._interconnect.fetch,
+            self.spec.transfer.staged,
+            self._interconnect.make_links(spec),
+            self._observer(group),
+        )
+
+    def _entry_queues(self, spec: InstanceSpec) -> PromptQueues:
+        """Where an instance of the entry pool takes prompts from: those that fit, where no router looks at its room."""
+        kv = spec.kv
+        shared = self._shared_queue
+        pulls = shared is not None or self._backlog is not None
+        unlike = not self.spec.decode and len({group.instance.kv for group in self.spec.entry}) > 1
+        return PromptQueues(
+            self._new_queue() if shared is None else shared,
+            shared is not None,
+            self._backlog,
+            (lambda request: kv.fits(1, self._all_tokens(request))) if pulls and unlike else None,
+        )
+
+    def _observer(self, group: GroupSpec) -> Observe | None:
+        return None if self._recorder is None else self._recorder.observer(self.env, group.name)
 
     def _new_queue(self) -> Queue[int]:
-        return queue_of(self.journal.priority, lambda request: request)
+        return queue_of(self.log.priority, lambda request: request)
 
     def _enlist(
-        self, dispatch: Dispatch, groups: Sequence[GroupSpec], make: Callable[[GroupSpec, int], Instance]
-    ) -> list[Instance]:
+        self, dispatch: Dispatch[Kind], specs: Sequence[GroupSpec], make: Callable[[GroupSpec, int], Kind]
+    ) -> list[Kind]:
         """The instances of a pool, numbered through its groups."""
-        made: list[Instance] = []
-        for group in groups:
-            own = [make(group, len(made) + i) for i in range(group.count)]
+        made: list[Kind] = []
+        groups: list[Group[Kind]] = []
+        for spec in specs:
+            own = [make(spec, len(made) + i) for i in range(spec.count)]
+            for instance in own:
+                start(instance)
             made += own
-            self.fleets[group.name] = Fleet(
-                self.env, group, own, dispatch.review, self._opens, self._dies, self._drains
-            )
-        dispatch.enlist([self.fleets[group.name] for group in groups])
+            groups.append(Group(self.env, spec, own, dispatch.review, self._opens, self._dies, self._drains))
+            self.groups[spec.name] = groups[-1]
+        dispatch.enlist(groups)
         return made
 
     # What others may ask
 
     @property
-    def link_rates(self) -> dict[Instance, float]:
+    def link_rates(self) -> dict[KvSource, float]:
         """What the link of each attention rank reaches, of the instances that KV leaves from. [B/s]"""
-        if not self.spec.decode:
-            return {}
-        return {instance: self.spec.transfer.achieved * instance.spec.rank_bandwidth for instance in self.entry}
+        sources = [instance for instance in self.entry if isinstance(instance, PrefillInstance)]
+        return {instance: self._interconnect.rank_rate(instance.spec) for instance in sources}
+
+    def share_spines(self, spines: Spines) -> None:
+        """Let KV that leaves from now on cross these spines, which other clusters may share."""
+        self._interconnect.share_spines(spines)
+
+    def set_link_speed(self, instance: Instance, share: float) -> None:
+        """Leave the NICs of an instance a share of their rate: 0 takes them down, 1 mends them."""
+        self._interconnect.set_speed(instance, share)
 
     @property
     def is_empty(self) -> bool:
@@ -145,7 +193,7 @@ class Serving:
 
     def usage(self) -> dict[str, list[Usage]]:
         """Of every instance, by group."""
-        return {name: [instance.usage() for instance in fleet.instances] for name, fleet in self.fleets.items()}
+        return {name: [instance.usage() for instance in group.instances] for name, group in self.groups.items()}
 
     def parked(self, group: GroupSpec) -> Sized:
         """What waits for any instance of the group's pool to serve."""
@@ -158,17 +206,17 @@ class Serving:
 
     def _prompt_tokens(self, request: int) -> int:
         """KV that a request needs until it is handed over."""
-        return self.journal.prompt_tokens[request] + self.journal.emitted[request] + 1
+        return self.log.prompt_tokens[request] + self.log.emitted[request] + 1
 
     def _all_tokens(self, request: int) -> int:
         """KV that a request needs until its end."""
-        return self.journal.prompt_tokens[request] + self.journal.output_tokens[request]
+        return self.log.prompt_tokens[request] + self.log.output_tokens[request]
 
     # Requests come in and are handed over
 
     def enter(self, request: int) -> None:
         """Queue a request, or refuse it where the queue is full; where no instance serves it waits for one."""
-        if self._backlog is not None and request in self.journal.offline:
+        if self._backlog is not None and request in self.log.offline:
             self._backlog.append(request)
             for instance in self._entry.open:
                 instance.kick()
@@ -227,7 +275,7 @@ class Serving:
     def _dies(self, instance: Instance) -> None:
         """What an instance held is lost; KV that it was to fetch goes elsewhere."""
         losses = instance.fail()
-        self.links.drop(instance)
+        self._interconnect.drop(instance)
         queued = [] if instance.waiting is self._shared_queue else instance.unqueue()
         for _ in range(len(self._parked_handovers)):
             handover = self._parked_handovers.popleft()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from simulator.des.instance.instance import Instance
+from simulator.des.instance.handover import KvSource
 from simulator.des.primitives.links import Link
 from simulator.scenario import ScenarioError
 
@@ -13,18 +13,18 @@ from simulator.scenario import ScenarioError
 class Spines:
     """Spines side by side, and the one that each attention rank is on; none where nothing is over-subscribed."""
 
-    def __init__(self, links: tuple[Link, ...] = (), first_rank: dict[Instance, int] | None = None) -> None:
+    def __init__(self, links: tuple[Link, ...] = (), first_rank: Mapping[KvSource, int] | None = None) -> None:
         """first_rank: the number of an instance's first rank among all ranks, which lie on the spines in turn."""
         self.links = links
         self._first_rank = first_rank or {}
 
-    def of(self, instance: Instance, rank: int) -> tuple[Link, ...]:
+    def of(self, instance: KvSource, rank: int) -> tuple[Link, ...]:
         if not self.links:
             return ()
         return (self.links[(self._first_rank[instance] + rank) % len(self.links)],)
 
 
-def make_spines(rank_rates: Mapping[Instance, float], oversubscription: float, rails: int) -> Spines:
+def make_spines(rank_rates: Mapping[KvSource, float], oversubscription: float, rails: int) -> Spines:
     """The spines that the ranks of instances share, from the rate that the link of each of their ranks reaches. [B/s]
 
     One spine; or one for each group of rails that ranks lie on, as many as there are ranks in a row of rails, each
@@ -44,7 +44,7 @@ def make_spines(rank_rates: Mapping[Instance, float], oversubscription: float, r
             f"rails={rails} cannot be shared out to attention ranks of {width} accelerators; one has to "
             "divide the other"
         )
-    first_rank: dict[Instance, int] = {}
+    first_rank: dict[KvSource, int] = {}
     ranks = 0
     for instance in rank_rates:
         first_rank[instance] = ranks

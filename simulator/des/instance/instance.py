@@ -1,31 +1,28 @@
-"""One serving instance: continuous batching as a generator that an alarm resumes once a step.
+"""One serving instance: what it holds, what comes in and goes out, and what others may ask of it.
 
-The scheduler decides what a step holds, `price` what it costs, the meter keeps the books.
+Its steps are told by `step_loop`. A colocated instance computes prompts and decodes them. One that prefills hands each
+sequence over; one that decodes takes them in, and computes prompts again where it had to drop their KV.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Generator
-from heapq import heappush
+from collections.abc import Callable, Generator, Sequence, Sized
 from typing import NamedTuple
 
-import simpy
-from simpy.events import NORMAL
-
-from simulator.des.cluster.spec import InstanceSpec
-from simulator.des.instance.decode_loop import can_decode_alone, decode_alone
-from simulator.des.instance.kv_receiver import Handover, Intake, Losses, Streams
+from simulator.des.instance.handover import Handover, Losses, Streams
+from simulator.des.instance.kv_receiver import KvReceiver
+from simulator.des.instance.kv_sender import KvSender
 from simulator.des.instance.prefix_cache import BLOCK_TOKENS, Loss, PrefixCache
-from simulator.des.instance.running_batch import Prefilling, Rank
-from simulator.des.instance.scheduler import Scheduler
-from simulator.des.instance.step_cost import Part, price
-from simulator.des.primitives.clock import Alarm
-from simulator.des.primitives.queues import Queue
-from simulator.des.records.request_log import Journal, Usage
-from simulator.des.records.usage import INFINITE, Meter
+from simulator.des.instance.rank import Prompt, PromptChunk, Rank
+from simulator.des.instance.scheduler import PromptQueues, Scheduler
+from simulator.des.instance.spec import InstanceSpec, StepTimes
+from simulator.des.instance.step_cost import step_cost
+from simulator.des.primitives.clock import Alarm, Environment
+from simulator.des.primitives.links import Link
+from simulator.des.records.request_log import RequestLog
+from simulator.des.records.usage import Usage, UsageCounter
 
-NO_PARTS: list[Part] = []
+Observe = Callable[["Instance", float, float, int, int], None]
 
 
 class Standing(NamedTuple):
@@ -39,121 +36,102 @@ class Standing(NamedTuple):
 
 
 class Instance:
-    """Takes requests by `enqueue` (prompts to compute) or `offer` (KV to fetch) and reports their end.
+    """Takes requests by `enqueue` and reports their end; by itself, a colocated one.
 
-    ended: called with each request that has emitted its last token.
-    hand_over: called with each prefilled sequence that still has tokens to emit; None where it decodes here.
-    fetch: starts a KV transfer to a rank of this instance; `deliver` is called when it is done.
-    streams: is told of hand-overs before their KV is whole; None where it leaves when it is.
-    stages: KV is fetched at once into host memory, and finds room as a step begins.
-    holds: whether a request of a queue that instances share fits here until its end; None where every one does.
+    times: its step times. ended: called with each request that has emitted its last token. links: of each rank, over
+    which KV is handed over; none where they are infinitely fast.
     observe: called at each step's end with the instance, the step's start, prefill's part of its time, its prompt
         tokens and decoded sequences.
     """
 
     __slots__ = (
-        "_announced",
         "_cache_load_s",
-        "_decodes",
         "_ended",
-        "_hand_over",
         "_idles",
-        "_kv_room",
-        "_leaving",
+        "_kv_bytes",
         "_loads",
         "_place",
+        "_queues",
         "_story",
-        "_streams",
-        "_takes_in",
         "_wake",
         "batch",
         "cache",
         "cut",
-        "emptied",
+        "drained",
         "env",
         "index",
-        "intake",
-        "journal",
-        "meter",
+        "links",
+        "log",
         "observe",
         "scheduler",
-        "shares_queue",
         "slowdown",
         "spec",
         "speed",
         "step_ends",
         "times",
+        "usage_counter",
         "waiting",
     )  # so many attributes would be slow in a dictionary
 
     def __init__(
         self,
-        env: simpy.Environment,
+        env: Environment,
         index: int,
         spec: InstanceSpec,
-        journal: Journal,
-        waiting: Queue[int],
+        times: StepTimes,
+        log: RequestLog,
+        queues: PromptQueues,
         ended: Callable[[int], None],
-        hand_over: Callable[[Handover], None] | None = None,
-        fetch: Callable[[Instance, Handover, Rank], None] | None = None,
-        streams: Streams | None = None,
-        stages: bool = False,
-        observe: Callable[[Instance, float, float, int, int], None] | None = None,
-        backlog: deque[int] | None = None,
-        holds: Callable[[int], bool] | None = None,
+        links: tuple[Link, ...] = (),
+        observe: Observe | None = None,
     ) -> None:
         self.env = env
         self.index = index
         self.spec = spec
         self.speed = spec.speed
-        self.journal = journal
-        self.scheduler = Scheduler(env, spec, journal, waiting, self._begin, self._free_cached, backlog, holds)
+        self.times = times
+        self.log = log
+        self.links = links
+        self.observe = observe
+        self.scheduler = Scheduler(env, spec, log, queues, self._begin, self._free_cached)
         self.batch = self.scheduler.batch
-        self.waiting = waiting
-        self.shares_queue = False
-        self.meter = Meter()
-        self.times = spec.times_of_one(journal.rng)
-        self._loads, self._place = [0], 0  # where `load` is noted
-        self.slowdown = 1.0  # steps last this many times as long
-        self.emptied: Callable[[], None] | None = None  # called when nothing is held any more, while it drains
+        self.waiting = queues.waiting
+        self.usage_counter = UsageCounter(env)
         self.cache = (
             PrefixCache(spec.cache_tiers, spec.cache_policy, spec.cache_block_bytes) if spec.cache_tiers else None
         )
-        self._cache_load_s = 0.0  # of prompts admitted to the step under way
-        self._kv_room = spec.kv.capacity_bytes * spec.ranks
-        self.intake = Intake(self, journal, fetch, stages)
-        self._announced: dict[int, Handover] = {}  # by request; in its last chunk
-        self._leaving: dict[int, Handover] = {}  # by request; KV that waits here or is under way from here
+        self.slowdown = 1.0  # steps last this many times as long
+        self.drained: Callable[[], None] | None = None  # called when nothing is held any more, while it drains
+        self._queues = queues
         self._ended = ended
-        self._hand_over = hand_over
-        self._takes_in = fetch is not None
-        self._streams = streams
-        self.observe = observe
-        self._decodes = False  # the step under way decodes
+        self._loads, self._place = [0], 0  # where `load` is noted
+        self._cache_load_s = 0.0  # of prompts admitted to the step under way
+        self._kv_bytes = spec.kv.capacity_bytes * spec.ranks
         self._idles = False
-        self._story = self._run()
-        next(self._story)
-        self.step_ends, self._wake, self.cut = (Alarm(env, self._story.send) for _ in range(3))
+
+    def start(self, story: Generator[None, Alarm, None]) -> None:
+        """Live by a story, which is told up to its first wait and goes on once the clock runs."""
+        self._story = story
+        next(story)
+        self.step_ends, self._wake, self.cut = (Alarm(self.env, story.send) for _ in range(3))
         self._wake.set_first()
 
     # Requests come in
 
     def enqueue(self, request: int) -> None:
         """Put a request at the end of the queue of prompts."""
-        journal = self.journal
-        self._loads[self._place] += (  # as weight
-            1 if self._hand_over is None else journal.prompt_tokens[request] + journal.emitted[request]
-        )
+        self._loads[self._place] += self.weight(request)
         self.waiting.append(request)
-        if self._idles:
-            self.kick()
+        self.kick()
 
-    @property
-    def has_place(self) -> bool:
-        """Whether a request that comes now need not queue behind others."""
-        scheduler = self.scheduler
-        free = scheduler.sequences < self.spec.max_sequences
-        return free and scheduler.admits and not (self.waiting or scheduler.recompute)
+    def kick(self) -> None:
+        """Wake the instance if it idles."""
+        if self._idles and not self._wake.is_set:
+            self._wake.set()
+
+    def weight(self, request: int) -> int:
+        """What a request adds to the load."""
+        return 1
 
     @property
     def load(self) -> int:
@@ -165,226 +143,143 @@ class Instance:
         loads[place] = self.load
         self._loads, self._place = loads, place
 
-    def weight(self, request: int) -> int:
-        """What a request adds to the load."""
-        if self._hand_over is None:
-            return 1
-        return self.journal.prompt_tokens[request] + self.journal.emitted[request]
+    @property
+    def has_place(self) -> bool:
+        """Whether a request that comes now need not queue behind others."""
+        scheduler = self.scheduler
+        free = scheduler.sequences < self.spec.max_sequences
+        return free and scheduler.admits and not (self.waiting or scheduler.recompute)
 
     def hit_share(self, request: int) -> float:
         """Part of the request's prompt that is in the prefix cache now."""
-        journal = self.journal
-        if self.cache is None or journal.blocks is None:
+        log = self.log
+        if self.cache is None or log.blocks is None:
             return 0.0
-        tokens = journal.prompt_tokens[request]
-        return min(1.0, self.cache.peek(journal.blocks[request]) * BLOCK_TOKENS / tokens)
+        tokens = log.prompt_tokens[request]
+        return min(1.0, self.cache.peek(log.blocks[request]) * BLOCK_TOKENS / tokens)
 
-    def offer(self, handover: Handover) -> None:
-        """Take a prefilled sequence: its KV is fetched once there is room, or at once where host memory stages it."""
-        self._loads[self._place] += 1
-        self.intake.offer(handover)
+    # What a step asks for
 
-    def deliver(self, handover: Handover) -> None:
-        """The KV has arrived on its rank and is freed at its source; decoding starts with the next step."""
-        if handover.into not in self.batch.ranks:
-            return  # this instance failed meanwhile; the source keeps the KV for another transfer
-        lost = handover.rank not in handover.source.batch.ranks  # as is_lost, without its call
-        self.intake.arrive(handover, lost)
-        if lost:
-            self._loads[self._place] -= 1
+    @property
+    def awaiting_room(self) -> Sized:
+        """Prefilled sequences that wait for room here."""
+        return ()
+
+    @property
+    def arrived(self) -> Sized:
+        """Sequences whose KV has come here and that join the batch with the next step."""
+        return ()
+
+    def take_in(self) -> None:
+        """What has come in from elsewhere joins the batch."""
+
+    def accept(self) -> None:
+        """Room may have become free for what waits to come in."""
+
+    def fall_asleep(self) -> None:
+        """There is nothing to do."""
+        if self.drained is not None and self.holds_nothing:
+            self.drained()
+        self._idles = True
+
+    def wake_up(self) -> None:
+        self._idles = False
+
+    def cost(self, chunks: Sequence[PromptChunk], decodes: bool) -> tuple[float, float]:
+        """Seconds of a step that computes `chunks` and decodes or not, and prefill's part of them."""
+        if chunks:
+            duration_s, prefill_s = step_cost(self.times, chunks, self.batch.load() if decodes else None)
+            duration_s += self._cache_load_s
+            prefill_s += self._cache_load_s
+            self._cache_load_s = 0.0
         else:
-            self.journal.delivered_s[handover.request] = self.env.now
-            handover.source.let_go(handover)
-        if self._idles:
-            self.kick()
+            duration_s, prefill_s = self.times.decode_s(self.batch.load()), 0.0
+        return duration_s * self.slowdown, prefill_s * self.slowdown
 
-    def let_go(self, handover: Handover) -> None:
-        """Free the KV of a sequence that has left for another instance."""
-        del self._leaving[handover.request]
-        handover.rank.release(handover.tokens)
-        if self.cache is not None:
-            self._free_cached(handover.request)
-        if self.waiting or self.scheduler.backlog or self.emptied is not None:
-            self.kick()
+    def announce(self, chunks: Sequence[PromptChunk], ready_s: float) -> None:
+        """A step that will have computed `chunks` by `ready_s` begins."""
 
-    def kick(self) -> None:
-        """Wake the instance if it idles."""
-        wake = self._wake
-        if self._idles and wake.callbacks is None:
-            wake.set()
+    def advance(self, chunks: Sequence[PromptChunk]) -> None:
+        """A step has computed `chunks`."""
+        for rank, prompt, new in chunks:
+            prompt.done += new
+            if prompt.done == prompt.tokens:
+                self._computed(rank, prompt)
 
-    # The step
-
-    def _run(self) -> Generator[None, Alarm, None]:
-        env = self.env
-        batch = self.batch
-        scheduler = self.scheduler
-        meter = self.meter
-        times = self.times
-        decode_s = times.decode_s
-        queue, number = env._queue, env._eid
-        waiting, recompute, backlog = scheduler.waiting, scheduler.recompute, scheduler.backlog
-        intake = self.intake
-        incoming, arrived, stages = intake.waiting, intake.arrived, intake.stages
-        hand_over, streams, observe, cache = self._hand_over, self._streams, self.observe, self.cache
-        decodes_alone = can_decode_alone(self)
-        yield  # until the clock runs
-        while True:
-            if stages and incoming:
-                intake.accept()
-            if arrived:
-                intake.join()
-            parts = NO_PARTS
-            prompts = waiting or scheduler.prefilling or recompute
-            if prompts or (backlog is not None and (backlog or scheduler.set_aside)):
-                parts = scheduler.parts()
-            elif decodes_alone and batch.size:
-                self._decodes = True
-                yield from decode_alone(self)
-                meter.begun_s = INFINITE
-                continue
-            size = batch.size
-            if parts:
-                self._decodes = decodes = size > 0 and scheduler.mixes
-                duration, prefill_s = price(times, parts, batch.load() if decodes else None)
-                if cache is not None:
-                    duration += self._cache_load_s
-                    prefill_s += self._cache_load_s
-                    self._cache_load_s = 0.0
-            elif size:
-                self._decodes = decodes = True
-                duration = decode_s(batch.load())
-                prefill_s = 0.0
-            else:
-                if self.emptied is not None and self.holds_nothing:
-                    self.emptied()
-                self._idles = True
-                yield
-                self._idles = False
-                continue
-            if self.slowdown != 1.0:
-                duration *= self.slowdown
-                prefill_s *= self.slowdown
-            meter.begun_s = start_s = env.now
-            if streams is not None and parts:
-                self._announce(parts, start_s + duration)
-            alarm = self.step_ends
-            alarm.callbacks = alarm.rings  # as Alarm.set
-            heappush(queue, (start_s + duration, NORMAL, next(number), alarm))
-            if (yield) is self.cut:
-                if observe is not None:
-                    observe(self, start_s, 0.0 if decodes else env.now - start_s, 0, 0)
-                continue
-            meter.begun_s = INFINITE
-            meter.busy_s += duration
-            if size:
-                meter.sequence_s += size * duration
-            if prefill_s:
-                meter.prefill_s += prefill_s
-            if decodes:
-                for sequence in batch.emit():
-                    self.end(sequence.request)
-            else:
-                meter.prefill_steps += 1
-            if parts:
-                for rank, prompt, new in parts:
-                    if hand_over is not None:
-                        self._loads[self._place] -= new
-                    prompt.done += new
-                    if prompt.done == prompt.tokens:
-                        self._prefilled(rank, prompt)
-            if decodes:
-                scheduler.fit()
-            if cache is not None:
-                self._fit_cache()
-            if incoming:
-                intake.accept()
-            if observe is not None:
-                observe(self, start_s, prefill_s, sum(new for _, _, new in parts), size if decodes else 0)
-
-    def _begin(self, prompt: Prefilling, routed: bool) -> None:
-        """A prompt is admitted: note when and where, and spare what the prefix cache holds of it."""
-        journal = self.journal
-        request = prompt.request
-        if journal.prefill_instance[request] < 0:
-            journal.prefill_start_s[request] = self.env.now
-        if not self._takes_in:  # else it is preempted and computed again where it decodes
-            journal.prefill_instance[request] = self.index
-        if not routed:
-            self._loads[self._place] += self.weight(request)
-        if self.cache is not None and journal.blocks is not None:
-            hit = self.cache.take(request, journal.blocks[request])
-            self._fit_cache()
-            prompt.done = self.cache.policy.resume(hit.blocks * BLOCK_TOKENS, journal.prompt_tokens[request])
-            self._cache_load_s += hit.load_s
-            journal.cached_tokens[request] += prompt.done
-            if self._hand_over is not None:
-                self._loads[self._place] -= prompt.done
-
-    def _announce(self, parts: list[Part], ready_s: float) -> None:
-        """Offer what this step completes by `ready_s`, so that KV can leave while it is computed."""
-        assert self._streams is not None
-        assert self._hand_over is not None
-        journal = self.journal
-        for rank, prompt, new in parts:
-            request = prompt.request
-            if prompt.done + new == prompt.tokens and journal.output_tokens[request] - journal.emitted[request] > 1:
-                handover = self._announced[request] = Handover(request, self, rank, prompt.tokens + 1)
-                self._streams.announce(handover, ready_s, new / prompt.tokens)
-                self._hand_over(handover)
-
-    def _prefilled(self, rank: Rank, prompt: Prefilling) -> None:
+    def _computed(self, rank: Rank, prompt: Prompt) -> None:
         """The end of a prompt emits a token; what is left to emit is decoded here or handed over."""
-        journal = self.journal
+        log = self.log
         request = prompt.request
-        context = prompt.tokens + 1
-        rank.prefilling.remove(prompt)  # the first, unless offline prompts or shares of a step are there too
-        self.scheduler.prefilling -= 1
-        if self.cache is not None and journal.blocks is not None:
-            self.cache.keep(request, journal.blocks[request])
-        journal.emitted[request] = emitted = journal.emitted[request] + 1
+        self.scheduler.computed(rank, prompt)
+        if self.cache is not None and log.blocks is not None:
+            self.cache.keep(request, log.blocks[request])
+        log.emitted[request] = emitted = log.emitted[request] + 1
         if emitted == 1:
-            journal.first_token_s[request] = self.env.now
-        remaining = journal.output_tokens[request] - emitted
-        if not remaining:
-            rank.release(context)
-            self.end(request)
-        elif self._hand_over is not None:
-            self.scheduler.sequences -= 1
-            if self._streams is None:
-                handover = self._leaving[request] = Handover(request, self, rank, context)
-                self._hand_over(handover)
-            else:
-                handover = self._leaving[request] = self._announced.pop(request)
-                self._streams.computed(handover)
+            log.first_token_s[request] = self.env.now
+        remaining = log.output_tokens[request] - emitted
+        if remaining:
+            self._go_on(request, rank, prompt.tokens + 1, remaining)
         else:
-            self.batch.join(request, rank, context, remaining)
+            rank.release(prompt.tokens + 1)
+            self.end(request)
+
+    def _go_on(self, request: int, rank: Rank, context: int, remaining: int) -> None:
+        """A sequence of `context` tokens has `remaining` to emit."""
+        self.batch.join(request, rank, context, remaining)
 
     def end(self, request: int) -> None:
         """A request has emitted its last token here."""
-        journal = self.journal
-        self.scheduler.sequences -= 1
-        journal.emitted[request] = journal.output_tokens[request]
+        log = self.log
+        self.scheduler.leave()
+        log.emitted[request] = log.output_tokens[request]
         if self.cache is not None:
             self._free_cached(request)
-        if self._hand_over is None:
-            self._loads[self._place] -= 1
-            journal.decode_instance[request] = self.index
-            if self.cache is not None and journal.kept_blocks is not None:
-                self.cache.insert(journal.kept_blocks[request])
+        self._note_end(request)
         self._ended(request)
+
+    def _note_end(self, request: int) -> None:
+        log = self.log
+        self._loads[self._place] -= 1
+        log.decode_instance[request] = self.index
+        if self.cache is not None and log.kept_blocks is not None:
+            self.cache.insert(log.kept_blocks[request])
+
+    # Prompts begin
+
+    def _begin(self, prompt: Prompt, routed: bool) -> None:
+        """A prompt is admitted: note when and where, and spare what the prefix cache holds of it."""
+        log = self.log
+        request = prompt.request
+        if log.prefill_instance[request] < 0:
+            log.prefill_start_s[request] = self.env.now
+        self._note_begin(request)
+        if not routed:
+            self._loads[self._place] += self.weight(request)
+        if self.cache is not None and log.blocks is not None:
+            hit = self.cache.take(request, log.blocks[request])
+            self.fit_cache()
+            prompt.done = self.cache.policy.resume(hit.blocks * BLOCK_TOKENS, log.prompt_tokens[request])
+            self._cache_load_s += hit.load_s
+            log.cached_tokens[request] += prompt.done
+            self._note_computed(prompt.done)
+
+    def _note_begin(self, request: int) -> None:
+        self.log.prefill_instance[request] = self.index
+
+    def _note_computed(self, tokens: int) -> None:
+        """Prompt tokens need not be computed any more."""
 
     # The prefix cache
 
-    def _fit_cache(self) -> None:
+    def fit_cache(self) -> None:
         """Leave past prompts what requests hold no KV in."""
-        assert self.cache is not None
-        self.cache.fit(self._kv_room - self.batch.used_bytes)
+        if self.cache is not None:
+            self.cache.fit(self._kv_bytes - self.batch.used_bytes)
 
     def _free_cached(self, request: int) -> None:
         """A request's KV has been freed; its blocks stay while there is room."""
         if self.cache is not None:
-            self._fit_cache()
+            self.fit_cache()
             self.cache.release(request)
 
     def lose_cache(self, loss: Loss) -> None:
@@ -392,7 +287,19 @@ class Instance:
         if self.cache is not None:
             self.cache.lose(loss)
 
-    # Faults
+    # Growth, shrinking and faults
+
+    def admit_newcomers(self, admits: bool) -> None:
+        """Begin prompts from now on, or none that has not begun."""
+        self.scheduler.admit_newcomers(admits)
+
+    def drain(self, drained: Callable[[], None] | None) -> None:
+        """Tell when nothing is held any more; None: no longer."""
+        self.drained = drained
+
+    def slow_down(self, times: float) -> None:
+        """Steps that begin from now on last so many times as long."""
+        self.slowdown = times
 
     def fail(self) -> Losses:
         """Lose the step under way and all KV of requests, also of those that wait to leave.
@@ -400,19 +307,18 @@ class Instance:
         The waiting queue stays: `unqueue` hands it back. Transfers under way to here end without effect; the
         sources keep their KV, and the hand-overs may be offered elsewhere.
         """
-        now = self.env.now
-        if self.meter.in_step:
-            self.meter.cancel(now, self.batch.size, not self._decodes)
+        if self.usage_counter.in_step:
+            self.usage_counter.cancel(self.batch.size)
             self.step_ends.silence()
             self.step_ends = Alarm(self.env, self._story.send)
             self.cut.set_first()
-        coming = self.intake.drop()
-        lost = [*self.scheduler.drop(), *coming.requests, *self._leaving]
-        self._announced.clear()
-        self._leaving.clear()
+        lost = self._lose_all()
         self._cache_load_s = 0.0
         self._loads[self._place] = sum(map(self.weight, self.waiting))
-        return Losses(sorted(lost), coming.handovers)
+        return lost
+
+    def _lose_all(self) -> Losses:
+        return Losses(self.scheduler.drop(), [])
 
     def unqueue(self) -> list[int]:
         """Take back every request of the waiting queue."""
@@ -420,13 +326,11 @@ class Instance:
         self._loads[self._place] -= sum(map(self.weight, requests))
         return requests
 
-    def forget_lost(self) -> None:
-        """Drop hand-overs that wait for room here and whose KV has gone with their source."""
-        if not self.intake.stages:
-            self._loads[self._place] -= self.intake.forget_lost()
-            self.kick()
-
     # What others may ask
+
+    def holds(self, rank: Rank) -> bool:
+        """Whether the rank is still one of this instance's."""
+        return rank in self.batch.ranks
 
     @property
     def waiting_count(self) -> int:
@@ -436,17 +340,15 @@ class Instance:
     @property
     def stalled_count(self) -> int:
         """Preempted sequences to compute again, but for offline ones, and prefilled sequences that wait for room."""
-        return len(self.scheduler.recompute) + len(self.intake.waiting)
+        return len(self.scheduler.recompute) + len(self.awaiting_room)
 
     def standing(self) -> Standing:
         """Where the requests of this instance stand now; prompts of a queue that it shares are not its own."""
-        scheduler, intake = self.scheduler, self.intake
+        scheduler = self.scheduler
         waiting = len(scheduler.recompute) + len(scheduler.set_aside)
-        if not self.shares_queue:
+        if not self._queues.is_shared:
             waiting += len(self.waiting)
-        if intake.stages:  # else their KV is at its source
-            waiting += len(intake.waiting)
-        return Standing(waiting, scheduler.prefilling, len(self._leaving) + len(intake.arrived), self.batch.size)
+        return Standing(waiting, scheduler.prefilling, 0, self.batch.size)
 
     @property
     def kv_bytes(self) -> float:
@@ -461,15 +363,14 @@ class Instance:
     @property
     def kv_claimed(self) -> float:
         """Share of the KV room that is held now or waited for by sequences that are to come here."""
-        intake = self.intake
-        awaited = self.spec.kv.used_bytes(len(intake.waiting), intake.waiting_tokens)
-        return (self.batch.used_bytes + awaited) / self._kv_room
+        return self.batch.used_bytes / self._kv_bytes
 
     def usage(self) -> Usage:
         """Integrals up to now; the step and the transfers under way count for the time that they have run."""
         now = self.env.now
-        kv_byte_s = self.scheduler.books.until(now, self.batch.used_bytes)
-        return self.meter.usage(now, self.batch.size, not self._decodes, self.batch.steps, kv_byte_s)
+        kv_byte_s = self.scheduler.occupancy.until_now(self.batch.used_bytes)
+        link_s = sum(link.busy_s(now) for link in self.links) / len(self.links) if self.links else 0.0
+        return self.usage_counter.until_now(self.batch.size, self.batch.steps, kv_byte_s, link_s)
 
     @property
     def is_empty(self) -> bool:
@@ -479,4 +380,162 @@ class Instance:
     @property
     def holds_nothing(self) -> bool:
         """No KV, nor anything to bring or compute again; what waits has not begun."""
-        return self.scheduler.is_idle and self.intake.is_empty and not (self._announced or self._leaving)
+        return self.scheduler.is_idle
+
+
+class PrefillInstance(Instance):
+    """Computes prompts and hands their sequences over.
+
+    hand_over: called with each prefilled sequence that still has tokens to emit. streams: is told of hand-overs before
+    their KV is whole; None where it leaves when it is.
+    """
+
+    __slots__ = ("sender",)
+
+    def __init__(
+        self,
+        env: Environment,
+        index: int,
+        spec: InstanceSpec,
+        times: StepTimes,
+        log: RequestLog,
+        queues: PromptQueues,
+        ended: Callable[[int], None],
+        hand_over: Callable[[Handover], None],
+        streams: Streams | None = None,
+        links: tuple[Link, ...] = (),
+        observe: Observe | None = None,
+    ) -> None:
+        super().__init__(env, index, spec, times, log, queues, ended, links, observe)
+        self.sender = KvSender(self, log, hand_over, streams)
+
+    def weight(self, request: int) -> int:
+        return self.log.prompt_tokens[request] + self.log.emitted[request]
+
+    def announce(self, chunks: Sequence[PromptChunk], ready_s: float) -> None:
+        self.sender.announce(chunks, ready_s)
+
+    def advance(self, chunks: Sequence[PromptChunk]) -> None:
+        for rank, prompt, new in chunks:
+            self._note_computed(new)
+            prompt.done += new
+            if prompt.done == prompt.tokens:
+                self._computed(rank, prompt)
+
+    def _go_on(self, request: int, rank: Rank, context: int, remaining: int) -> None:
+        self.scheduler.leave()
+        self.sender.computed(request, rank, context)
+
+    def _note_computed(self, tokens: int) -> None:
+        self._loads[self._place] -= tokens
+
+    def _note_end(self, request: int) -> None:
+        """A request of one token ends here; who decodes it is not noted, as nobody does."""
+
+    def let_go(self, handover: Handover) -> None:
+        """Free the KV of a sequence that has left for another instance."""
+        self.sender.let_go(handover)
+        if self.cache is not None:
+            self._free_cached(handover.request)
+        if self.waiting or self.scheduler.backlog or self.drained is not None:
+            self.kick()
+
+    def _lose_all(self) -> Losses:
+        return Losses(sorted([*self.scheduler.drop(), *self.sender.drop()]), [])
+
+    def standing(self) -> Standing:
+        return super().standing()._replace(transferring=len(self.sender))
+
+    @property
+    def holds_nothing(self) -> bool:
+        return self.scheduler.is_idle and self.sender.is_empty
+
+
+class DecodeInstance(Instance):
+    """Takes prefilled sequences by `offer` and decodes them.
+
+    fetch: starts a KV transfer to a rank of this instance; `deliver` is called when it is done.
+    stages: KV is fetched at once into host memory, and finds room as a step begins.
+    """
+
+    __slots__ = ("receiver",)
+
+    def __init__(
+        self,
+        env: Environment,
+        index: int,
+        spec: InstanceSpec,
+        times: StepTimes,
+        log: RequestLog,
+        queues: PromptQueues,
+        ended: Callable[[int], None],
+        fetch: Callable[[DecodeInstance, Handover, Rank], None],
+        stages: bool = False,
+        links: tuple[Link, ...] = (),
+        observe: Observe | None = None,
+    ) -> None:
+        super().__init__(env, index, spec, times, log, queues, ended, links, observe)
+        self.receiver = KvReceiver(self.scheduler, log, lambda handover, rank: fetch(self, handover, rank), stages)
+
+    def offer(self, handover: Handover) -> None:
+        """Take a prefilled sequence: its KV is fetched once there is room, or at once where host memory stages it."""
+        self._loads[self._place] += 1
+        self.receiver.offer(handover)
+
+    def deliver(self, handover: Handover) -> None:
+        """The KV has arrived on its rank and is freed at its source; decoding starts with the next step."""
+        if not self.holds(handover.into):
+            return  # this instance failed meanwhile; the source keeps the KV for another transfer
+        lost = handover.is_lost
+        self.receiver.arrive(handover, lost)
+        if lost:
+            self._loads[self._place] -= 1
+        else:
+            self.log.delivered_s[handover.request] = self.env.now
+            handover.source.let_go(handover)
+        self.kick()
+
+    def forget_lost(self) -> None:
+        """Drop hand-overs that wait for room here and whose KV has gone with their source."""
+        if not self.receiver.stages:
+            self._loads[self._place] -= self.receiver.forget_lost()
+            self.kick()
+
+    @property
+    def awaiting_room(self) -> Sized:
+        return self.receiver.waiting
+
+    @property
+    def arrived(self) -> Sized:
+        return self.receiver.arrived
+
+    def take_in(self) -> None:
+        receiver = self.receiver
+        if receiver.stages and receiver.waiting:
+            receiver.accept()
+        if receiver.arrived:
+            receiver.join()
+
+    def accept(self) -> None:
+        self.receiver.accept()
+
+    def _note_begin(self, request: int) -> None:
+        """It was preempted and is computed again where it decodes; who prefilled it is noted already."""
+
+    def _lose_all(self) -> Losses:
+        coming = self.receiver.drop()
+        return Losses(sorted([*self.scheduler.drop(), *coming.requests]), coming.handovers)
+
+    def standing(self) -> Standing:
+        seen, receiver = super().standing(), self.receiver
+        waiting = seen.waiting + (len(receiver.waiting) if receiver.stages else 0)  # else their KV is at its source
+        return seen._replace(waiting=waiting, transferring=len(receiver.arrived))
+
+    @property
+    def kv_claimed(self) -> float:
+        awaited = self.spec.kv.used_bytes(len(self.receiver.waiting), self.receiver.waiting_tokens)
+        return (self.batch.used_bytes + awaited) / self._kv_bytes
+
+    @property
+    def holds_nothing(self) -> bool:
+        return self.scheduler.is_idle and self.receiver.is_empty

@@ -8,8 +8,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence as Sequences
 
-from simulator.des.instance.kv_room import KvBooks, KvSpace
-from simulator.des.instance.running_batch import Rank, RunningBatch, Sequence
+from simulator.des.instance.kv_room import KvOccupancy, KvRoom
+from simulator.des.instance.rank import Rank
+from simulator.des.instance.running_batch import RunningBatch, Sequence
 
 
 class PacedBatch(RunningBatch):
@@ -21,17 +22,17 @@ class PacedBatch(RunningBatch):
 
     def __init__(
         self,
-        kv: KvSpace,
-        books: KvBooks,
+        kv: KvRoom,
+        occupancy: KvOccupancy,
         ranks: int,
         caps: tuple[int, ...],
         rates: Sequences[float],
         pace_of: Sequences[int],
     ) -> None:
-        super().__init__(kv, books, ranks, caps)
+        super().__init__(kv, occupancy, ranks, caps)
         self._pace_of = pace_of
         serial = itertools.count()
-        self._lanes = [RunningBatch(kv, books, ranks, caps, rate, serial) for rate in rates]
+        self._lanes = [RunningBatch(kv, occupancy, ranks, caps, rate, serial) for rate in rates]
 
     @property
     def is_even(self) -> bool:
@@ -40,8 +41,7 @@ class PacedBatch(RunningBatch):
     def join(self, request: int, rank: Rank, context: int, remaining: int) -> None:
         lane = self._lanes[self._pace_of[request]]
         part = lane.ranks[rank.index]
-        rank.held_sequences -= 1
-        rank.held_tokens -= context
+        rank.start_decoding(context)
         part.held_sequences += 1
         part.held_tokens += context
         lane.join(request, part, context, remaining)

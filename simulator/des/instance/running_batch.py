@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
-from simulator.des.instance.kv_room import KvBooks, KvSpace
+from simulator.des.instance.kv_room import KvOccupancy, KvRoom
+from simulator.des.instance.rank import Rank
 from simulator.model.latency import DecodeLoad
 
 NEVER = sys.maxsize  # a tick
@@ -38,58 +37,6 @@ class Sequence:
     alive: bool
 
 
-@dataclass(slots=True)
-class Prefilling:
-    """A prompt under way: `done` of `tokens` are computed."""
-
-    request: int
-    tokens: int
-    done: int = 0
-    offline: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class Rank:
-    """One attention rank: its KV room, the prompts it is computing and the sums over its running sequences."""
-
-    index: int
-    kv: KvSpace
-    books: KvBooks
-    capped_fixed: list[int]  # per cap: sum over sequences of min(context, cap), less growing * tick
-    growing: list[int]  # per cap: sequences whose context is below it
-    size: int = 0  # running sequences
-    offsets: int = 0  # sum of context - tick over them
-    held_sequences: int = 0  # sequences whose KV is held but that do not decode: in prefill, in transfer
-    held_tokens: int = 0
-    prefilling: deque[Prefilling] = field(default_factory=deque)
-    left: int = 0  # of the tokens of the step that is being put together
-
-    def admits(self, tokens: int, tick: int, room: float) -> bool:
-        """Whether one more sequence of `tokens` fits: into `room` beside others, into all there is alone."""
-        kv = self.kv
-        size = self.size
-        sequences = size + self.held_sequences + 1
-        used = (tokens + self.offsets + size * tick + self.held_tokens) * kv.bytes_per_token
-        if kv.bytes_per_sequence:
-            used += sequences * kv.bytes_per_sequence
-        return used <= (room if sequences > 1 else kv.capacity_bytes)
-
-    def used_bytes(self, tick: int) -> float:
-        return self.kv.used_bytes(self.size + self.held_sequences, self.offsets + self.size * tick + self.held_tokens)
-
-    def hold(self, tokens: int) -> None:
-        self.held_sequences += 1
-        self.held_tokens += tokens
-        books = self.books
-        books.byte_s -= (books.per_sequence + books.per_token * tokens) * books.clock.now
-
-    def release(self, tokens: int) -> None:
-        self.held_sequences -= 1
-        self.held_tokens -= tokens
-        books = self.books
-        books.byte_s += (books.per_sequence + books.per_token * tokens) * books.clock.now
-
-
 class RunningBatch:
     """The sequences that an instance decodes together, over its attention ranks.
 
@@ -99,8 +46,8 @@ class RunningBatch:
 
     def __init__(
         self,
-        kv: KvSpace,
-        books: KvBooks,
+        kv: KvRoom,
+        occupancy: KvOccupancy,
         ranks: int,
         caps: tuple[int, ...],
         rate: float = 1.0,
@@ -110,7 +57,7 @@ class RunningBatch:
         # The latency model names its caps in its own order; `load` answers in that order.
         self._order = [self.caps.index(cap) for cap in caps]
         self._kv = kv
-        self.books = books
+        self._occupancy = occupancy
         self._renew(ranks)
         self.size = 0
         self.tick = 0
@@ -135,7 +82,7 @@ class RunningBatch:
     def _renew(self, count: int) -> None:
         """Begin with `count` empty ranks; `only` is the one, where there is no other."""
         nothing = [0] * len(self.caps)
-        self.ranks = [Rank(i, self._kv, self.books, [*nothing], [*nothing]) for i in range(count)]
+        self.ranks = [Rank(i, self._kv, self._occupancy, [*nothing], [*nothing]) for i in range(count)]
         self.only = self.ranks[0] if count == 1 else None
 
     def join(self, request: int, rank: Rank, context: int, remaining: int) -> None:
@@ -159,8 +106,7 @@ class RunningBatch:
         sequence.last_tick = last_tick
         sequence.below = below
         sequence.alive = True
-        rank.held_sequences -= 1
-        rank.held_tokens -= context
+        rank.start_decoding(context)
         rank.size += 1
         rank.offsets += offset
         self.size += 1
@@ -185,8 +131,7 @@ class RunningBatch:
         rank.size -= 1
         rank.offsets -= offset
         self.size -= 1
-        books = self.books
-        books.byte_s += (books.per_sequence + books.per_token * (offset + self.tick)) * books.clock.now
+        self._occupancy.go(offset + self.tick)
         sequence.alive = False
         if not self.caps:
             return
@@ -213,10 +158,13 @@ class RunningBatch:
 
         A sequence with fewer tokens left than `tokens` emits only those.
         """
-        books = self.books
-        books.byte_s -= self.size * tokens * books.per_token * books.clock.now
-        self.tick = tick = self.tick + tokens
-        return self.reach(tick) if tick >= self.due else []
+        self.lengthen(tokens)
+        return self.reach(self.tick) if self.tick >= self.due else []
+
+    def lengthen(self, tokens: int) -> None:
+        """Every running sequence emits `tokens`; what is due by then has yet to happen."""
+        self._occupancy.grow(self.size * tokens)
+        self.tick += tokens
 
     def reach(self, tick: int) -> list[Sequence]:
         """Let happen what is due by a tick; returns the sequences that end, dropped."""
@@ -273,7 +221,7 @@ class RunningBatch:
     def drop(self) -> list[tuple[int, int]]:
         """Drop every sequence and start with new ranks. Returns requests and the tokens that they still had to emit."""
         dropped = [(s.request, s.last_tick - self.tick) for _, _, s in sorted(self._ends) if s.alive]
-        self.books.byte_s += self.used_bytes * self.books.clock.now
+        self._occupancy.clear(self.used_bytes)
         self._renew(len(self.ranks))
         self.size = 0
         self._ends.clear()

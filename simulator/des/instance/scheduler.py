@@ -20,71 +20,94 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from simulator.des.cluster.spec import InstanceSpec
-from simulator.des.instance.kv_room import Clock, KvBooks
+from simulator.des.instance.kv_room import KvOccupancy
 from simulator.des.instance.paced_batch import PacedBatch
-from simulator.des.instance.running_batch import Prefilling, Rank, RunningBatch
-from simulator.des.instance.step_cost import Part
+from simulator.des.instance.rank import Prompt, PromptChunk, Rank
+from simulator.des.instance.running_batch import RunningBatch
+from simulator.des.instance.spec import InstanceSpec
+from simulator.des.primitives.clock import Clock
 from simulator.des.primitives.queues import Queue
-from simulator.des.records.request_log import Journal
+from simulator.des.records.request_log import RequestLog
+
+
+@dataclass(frozen=True)
+class PromptQueues:
+    """Where an instance takes its prompts from.
+
+    waiting: prompts to compute. is_shared: with the other instances of the pool.
+    backlog: offline prompts, shared with all of the pool; None where no work is offline.
+    fits: whether a request of a shared queue fits here until its end; None where every one does. One at its head that
+        does not fit waits for an instance that can hold it, and those behind it with it.
+    """
+
+    waiting: Queue[int]
+    is_shared: bool = False
+    backlog: deque[int] | None = None
+    fits: Callable[[int], bool] | None = None
 
 
 class Scheduler:
     """Prompts and sequences of one instance.
 
-    waiting: prompts to compute; may be shared with the other instances of the pool.
-    backlog: offline prompts, shared likewise; None where no work is offline.
     begin: called with each prompt as it is admitted, before its first chunk is cut, and whether it was routed here.
     preempted: called with each request whose KV was dropped to make room.
-    holds: whether a request of a shared queue fits here until its end; None where every one does. One at its head that
-        does not fit waits for an instance that can hold it, and those behind it with it.
     """
 
     def __init__(
         self,
         clock: Clock,
         spec: InstanceSpec,
-        journal: Journal,
-        waiting: Queue[int],
-        begin: Callable[[Prefilling, bool], None],
+        log: RequestLog,
+        queues: PromptQueues,
+        begin: Callable[[Prompt, bool], None],
         preempted: Callable[[int], None],
-        backlog: deque[int] | None = None,
-        holds: Callable[[int], bool] | None = None,
     ) -> None:
         self.spec = spec
-        self.journal = journal
+        self.log = log
         rates = spec.rates
-        self.books = books = KvBooks(clock, spec.kv)
+        self.occupancy = occupancy = KvOccupancy(clock, spec.kv)
         self.batch = (
-            RunningBatch(spec.kv, books, spec.ranks, spec.times.caps, rates[0])
+            RunningBatch(spec.kv, occupancy, spec.ranks, spec.times.caps, rates[0])
             if len(rates) == 1
-            else PacedBatch(spec.kv, books, spec.ranks, spec.times.caps, rates, journal.pace)
+            else PacedBatch(spec.kv, occupancy, spec.ranks, spec.times.caps, rates, log.pace)
         )
         self.capacity = spec.kv.capacity_bytes
-        self._room, self._offline_room = spec.kv.room(), spec.kv.room(journal.headroom)
-        self.waiting = waiting
-        self.backlog = backlog
+        self._room, self._offline_room = spec.kv.room(), spec.kv.room(log.headroom)
+        self.waiting = queues.waiting
+        self.backlog = queues.backlog
         self.recompute: deque[int] = deque()  # preempted sequences; they go before `waiting`
         self.set_aside: deque[int] = deque()  # preempted offline sequences; they go before `backlog`
         self.admits = True  # whether newcomers are taken from `waiting`
         self.sequences = 0  # in prefill, in transfer to the instance or running
-        self.prefilling = 0
+        self.prefilling = 0  # prompts under way
         self.mixes = spec.batching != "prefill_first"
         self._budget = spec.max_tokens_per_step  # of one rank in a step
         self._rows = 1 + spec.draft_tokens  # of it, for each running sequence
         self._most = spec.max_sequences
         self._whole = spec.batching == "inflight"
-        self._most_offline = max(1, round(spec.max_sequences * (1 - journal.headroom)))
+        self._most_offline = max(1, round(spec.max_sequences * (1 - log.headroom)))
         self._most_new = spec.long_prefill_token_threshold or sys.maxsize  # of one prompt in a step
         self._most_long = spec.max_long_partial_prefills
         self._begin = begin
         self._preempted = preempted
-        self._holds = holds
+        self._fits = queues.fits
 
-    def parts(self) -> list[Part]:
+    @property
+    def has_prompts(self) -> bool:
+        """Whether there is any prompt to compute, begun or not."""
+        if self.waiting or self.prefilling or self.recompute:
+            return True
+        return self.backlog is not None and bool(self.backlog or self.set_aside)
+
+    def admit_newcomers(self, admits: bool) -> None:
+        """Take prompts from the queues from now on, or none that has not begun."""
+        self.admits = admits
+
+    def chunks(self) -> list[PromptChunk]:
         """The prompt chunks of the next step: prompts under way first, then newcomers while budget and room last."""
-        parts: list[Part] = []
+        chunks: list[PromptChunk] = []
         for rank in self.batch.ranks:
             left = self._budget
             if self.mixes:
@@ -95,20 +118,20 @@ class Scheduler:
                 if prompt.offline:
                     continue
                 new = min(left, prompt.tokens - prompt.done, self._most_new)
-                parts.append((rank, prompt, new))
+                chunks.append((rank, prompt, new))
                 left -= new
             rank.left = left
-        all_in = not self.recompute or self._take(self.recompute, parts)
+        all_in = not self.recompute or self._take(self.recompute, chunks)
         if all_in and self.waiting and self.admits:
-            all_in = self._take(self.waiting, parts)
+            all_in = self._take(self.waiting, chunks)
         if self.backlog is not None:
-            self._fill(parts, all_in)
-        return parts
+            self._fill(chunks, all_in)
+        return chunks
 
-    def _take(self, queue: Queue[int], parts: list[Part], offline: bool = False) -> bool:
+    def _take(self, queue: Queue[int], chunks: list[PromptChunk], offline: bool = False) -> bool:
         """Admit prompts and cut their first chunks while budget and room last; whether the queue is empty then."""
         most, room = (self._most_offline, self._offline_room) if offline else (self._most, self._room)
-        journal = self.journal
+        log = self.log
         while queue:
             if self.sequences >= most:
                 return False
@@ -119,9 +142,9 @@ class Scheduler:
                     return False
                 place = found
             request = queue[place]
-            if self._holds is not None and not self._holds(request):
+            if self._fits is not None and not self._fits(request):
                 return False
-            tokens = journal.prompt_tokens[request] + journal.emitted[request]
+            tokens = log.prompt_tokens[request] + log.emitted[request]
             rank = self._rank_for(tokens + 1, room)
             if rank is None:
                 return False
@@ -134,7 +157,7 @@ class Scheduler:
                 del queue[place]
             else:
                 queue.popleft()
-            prompt = Prefilling(request, tokens, 0, self.backlog is not None and request in journal.offline)
+            prompt = Prompt(request, tokens, 0, self.backlog is not None and request in log.offline)
             rank.prefilling.append(prompt)
             rank.hold(tokens + 1)
             self.sequences += 1
@@ -146,13 +169,13 @@ class Scheduler:
             if new > self._most_new:
                 new = self._most_new
             rank.left = left - new
-            parts.append((rank, prompt, new))
+            chunks.append((rank, prompt, new))
         return True
 
-    def _fill(self, parts: list[Part], admits: bool) -> None:
+    def _fill(self, chunks: list[PromptChunk], admits: bool) -> None:
         """Offline prompts in what the others have left of the step; newcomers only if it `admits` them."""
         assert self.backlog is not None
-        kept = int(self.journal.headroom * self.spec.max_tokens_per_step)
+        kept = int(self.log.headroom * self.spec.max_tokens_per_step)
         for rank in self.batch.ranks:
             left = rank.left - kept
             for prompt in rank.prefilling:
@@ -160,15 +183,15 @@ class Scheduler:
                     new = prompt.tokens - prompt.done
                     if not self._whole:
                         new = min(left, new, self._most_new)
-                    parts.append((rank, prompt, new))
+                    chunks.append((rank, prompt, new))
                     left -= new
             rank.left = left
-        if admits and self._take(self.set_aside, parts, True) and self.admits:
-            self._take(self.backlog, parts, True)
+        if admits and self._take(self.set_aside, chunks, True) and self.admits:
+            self._take(self.backlog, chunks, True)
 
     def _tokens(self, request: int) -> int:
         """What a prompt has to compute, with what it had emitted before it was preempted or lost."""
-        return self.journal.prompt_tokens[request] + self.journal.emitted[request]
+        return self.log.prompt_tokens[request] + self.log.emitted[request]
 
     def _next(self, queue: Queue[int]) -> int | None:
         """Place of the first prompt that is not too long to begin now; None where all are."""
@@ -200,7 +223,7 @@ class Scheduler:
 
     def reserve(self, request: int, tokens: int) -> Rank | None:
         """Hold room for a prefilled sequence on the rank with fewest of them; None where there is no room."""
-        offline = self.backlog is not None and request in self.journal.offline
+        offline = self.backlog is not None and request in self.log.offline
         if self.recompute or self.sequences >= (self._most_offline if offline else self._most):
             return None
         room = self._offline_room if offline else self._room
@@ -218,6 +241,20 @@ class Scheduler:
         self.sequences += 1
         return rank
 
+    def give_back(self, rank: Rank, tokens: int) -> None:
+        """Free room that was held for a sequence that does not come."""
+        rank.release(tokens)
+        self.sequences -= 1
+
+    def computed(self, rank: Rank, prompt: Prompt) -> None:
+        """A prompt is computed; its sequence still counts."""
+        rank.prefilling.remove(prompt)  # the first, unless offline prompts or shares of a step are there too
+        self.prefilling -= 1
+
+    def leave(self) -> None:
+        """A sequence has ended, or leaves for another instance."""
+        self.sequences -= 1
+
     def fit(self) -> None:
         """Preempt where a decode step has let KV outgrow a rank."""
         tick = self.batch.tick
@@ -227,8 +264,8 @@ class Scheduler:
 
     def _preempt(self, rank: Rank) -> None:
         """Drop the newest sequence of the lowest priority, prompts under way first; it is recomputed from its start."""
-        journal = self.journal
-        priority = journal.priority
+        log = self.log
+        priority = log.priority
         prompt = rank.prefilling[-1] if rank.prefilling else None
         if prompt is not None and priority is not None:
             prompt = min(reversed(rank.prefilling), key=lambda p: priority[p.request])
@@ -242,21 +279,21 @@ class Scheduler:
             request = prompt.request
         else:
             request, remaining = self.batch.preempt(rank, priority)
-            journal.emitted[request] = journal.output_tokens[request] - remaining
+            log.emitted[request] = log.output_tokens[request] - remaining
         self.sequences -= 1
-        journal.preemptions[request] += 1
+        log.preemptions[request] += 1
         self._preempted(request)
-        (self.set_aside if request in journal.offline else self.recompute).appendleft(request)
+        (self.set_aside if request in log.offline else self.recompute).appendleft(request)
 
     def drop(self) -> list[int]:
         """Forget all but the waiting queue; returns the requests that were under way, by number.
 
         What a sequence has emitted is booked. All ranks are new: what still points to an old one finds nothing.
         """
-        journal = self.journal
+        log = self.log
         lost = [prompt.request for rank in self.batch.ranks for prompt in rank.prefilling]
         for request, remaining in self.batch.drop():
-            journal.emitted[request] = journal.output_tokens[request] - remaining
+            log.emitted[request] = log.output_tokens[request] - remaining
             lost.append(request)
         lost += [*self.recompute, *self.set_aside]
         self.recompute.clear()

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from simulator.des.cluster.spec import StepTimes
-from simulator.des.instance.running_batch import Prefilling, Rank
+from simulator.des.instance.rank import PromptChunk
+from simulator.des.instance.spec import StepTimes
 from simulator.model.latency import Chunk, DecodeLoad
 
-Part = tuple[Rank, Prefilling, int]  # a prompt on a rank, and how many of its tokens the step computes
 
-
-def price(times: StepTimes, parts: Sequence[Part], load: DecodeLoad | None) -> tuple[float, float]:
+def step_cost(times: StepTimes, chunks: Sequence[PromptChunk], load: DecodeLoad | None) -> tuple[float, float]:
     """Seconds of a step with prompt chunks, and prefill's part of them; load: of decode, where the step decodes too.
 
     The step takes as long as its busiest rank: most new tokens, then most query-key pairs. In a mixed step
     decode is charged with what it would take alone, prefill with the rest.
     """
-    if len(parts) == 1:
-        _, prompt, total = parts[0]
+    if len(chunks) == 1:
+        _, prompt, total = chunks[0]
         busiest = [tuple.__new__(Chunk, (total, prompt.done))]  # Chunk(...) in half the time
     else:
         by_rank: dict[int, list[Chunk]] = {}
         total = 0
-        for rank, prompt, new in parts:
+        for rank, prompt, new in chunks:
             by_rank.setdefault(rank.index, []).append(Chunk(new, prompt.done))
             total += new
         busiest = next(iter(by_rank.values())) if len(by_rank) == 1 else max(by_rank.values(), key=_work)

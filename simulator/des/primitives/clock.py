@@ -1,14 +1,15 @@
-"""SimPy's environment and timeouts at less cost: an alarm takes half the time of a timeout that resumes a process.
+"""The clock of a run: SimPy's, with alarms that cost half of a timeout that resumes a process.
 
 What SimPy spends on an event is calls: a new object, its scheduling, the process around the generator, the property
-`now`. The order of events is SimPy's own: by time, then urgent ones first, then in the order of setting.
+`now`. The order of events is SimPy's own: by time, then urgent ones first, then in the order of setting. Here alone
+SimPy's private parts are touched: its queue and the number of an event by `Environment.ring`, its time by `now`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from heapq import heappop, heappush
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import simpy
 from simpy.core import StopSimulation
@@ -17,10 +18,35 @@ from simpy.events import NORMAL, URGENT
 T = TypeVar("T")
 
 
+class Clock(Protocol):
+    """Whatever tells the time. [s]"""
+
+    @property
+    def now(self) -> float: ...
+
+
+class Ring(Protocol):
+    """Lets an event happen at `at_s`, which is not before now: each of `calls` is then called with it."""
+
+    def __call__(
+        self, event: Any, calls: list[Callable[[Any], Any]], at_s: float, priority: int = NORMAL, /
+    ) -> None: ...
+
+
 class Environment(simpy.Environment):
     """SimPy's, whose `now` is a plain attribute, and which runs up to an event in one loop."""
 
-    __slots__ = ("now",)
+    __slots__ = ("now", "ring")
+
+    def __init__(self) -> None:
+        super().__init__()
+        queue, number = self._queue, self._eid.__next__  # looked up once: a run rings a dozen times a request
+
+        def ring(event: Any, calls: list[Callable[[Any], Any]], at_s: float, priority: int = NORMAL) -> None:
+            event.callbacks = calls
+            heappush(queue, (at_s, priority, number(), event))  # type: ignore[misc]
+
+        self.ring: Ring = ring
 
     def run(self, until: Any = None) -> Any:
         if not isinstance(until, simpy.Event):
@@ -52,13 +78,15 @@ setattr(Environment, "_now", Environment.now)  # noqa: B010  # SimPy keeps the t
 
 
 class Alarm(simpy.Event):
-    """An event that happens a given time after each `set`. It may be set again when it has rung.
+    """An event that happens at each time it is set to. It may be set again when it has rung.
 
     ring: called with the alarm, which has `value`; that may be `send` of a generator that yields to wait, which spares
         a process.
     """
 
-    def __init__(self, env: simpy.Environment, ring: Callable[[Any], Any], value: Any = None) -> None:
+    env: Environment
+
+    def __init__(self, env: Environment, ring: Callable[[Any], Any], value: Any = None) -> None:
         self.env = env
         self.rings = [ring]
         self._ok = True  # on the instance, where CPython finds it sooner than on the class
@@ -69,36 +97,37 @@ class Alarm(simpy.Event):
     def is_set(self) -> bool:
         return self.callbacks is not None
 
-    def set(self, delay: float = 0.0) -> None:
+    def set(self, delay_s: float = 0.0) -> None:
+        """Ring `delay_s` from now."""
         env = self.env
-        self.callbacks = self.rings
-        heappush(env._queue, (env._now + delay, NORMAL, next(env._eid), self))  # as Environment.schedule does
+        env.ring(self, self.rings, env.now + delay_s)
 
     def set_first(self) -> None:
         """Ring now, before whatever else happens now."""
-        self.callbacks = self.rings
-        self.env.schedule(self, URGENT)
+        env = self.env
+        env.ring(self, self.rings, env.now, URGENT)
 
-    def set_last(self, delay: float) -> None:
+    def set_last(self, delay_s: float) -> None:
         """Ring after all else that happens then."""
-        self.callbacks = self.rings
-        self.env.schedule(self, NORMAL + 1, delay)  # type: ignore[arg-type]
+        env = self.env
+        env.ring(self, self.rings, env.now + delay_s, NORMAL + 1)
 
     def silence(self) -> None:
         """Never ring again, also where it is set."""
         self.rings.clear()
 
 
-class Timer(Generic[T]):
+class OneShot(Generic[T]):
     """An alarm that rings once, a given time after it is made: what SimPy's loop asks of an event, and nothing else.
 
-    rings: called with the timer; a list that many timers share.
+    rings: called with it; a list that many share.
     """
 
     __slots__ = ("_ok", "callbacks", "value")
 
-    def __init__(self, env: simpy.Environment, rings: list[Callable[[Timer[T]], None]], value: T, delay: float) -> None:
+    callbacks: list[Callable[[OneShot[T]], None]]
+
+    def __init__(self, env: Environment, rings: list[Callable[[OneShot[T]], None]], value: T, delay_s: float) -> None:
         self._ok = True
-        self.callbacks = rings
         self.value = value
-        heappush(env._queue, (env._now + delay, NORMAL, next(env._eid), self))  # type: ignore[misc]
+        env.ring(self, rings, env.now + delay_s)

@@ -11,9 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 
-import simpy
-
-from simulator.des.primitives.clock import Timer
+from simulator.des.primitives.clock import Environment, OneShot
 
 
 class Link:
@@ -47,7 +45,7 @@ class Flow:
     timer_s: float
     number: int
     shares: bool
-    timer: Timer[Flow] | None
+    timer: OneShot[Flow] | None
 
     __slots__ = ("end_s", "left_bytes", "links", "mark_s", "number", "rate", "shares", "timer", "timer_s")
 
@@ -84,11 +82,11 @@ def fair_rates(flows: Iterable[Flow]) -> dict[Flow, float]:
 class Fabric:
     """All flows of a cluster on one clock."""
 
-    def __init__(self, env: simpy.Environment) -> None:
+    def __init__(self, env: Environment) -> None:
         self.env = env
         self._sent = 0
-        self._begins: list[Callable[[Timer[Flow]], None]] = [self._begin]
-        self._rings: list[Callable[[Timer[Flow]], None]] = [self._ring]
+        self._begins: list[Callable[[OneShot[Flow]], None]] = [self._begin]
+        self._rings: list[Callable[[OneShot[Flow]], None]] = [self._ring]
 
     def send(self, flow: Flow, start_s: float) -> None:
         """Move the flow's bytes over all of its links at once, from `start_s` (now or later) on."""
@@ -107,10 +105,8 @@ class Fabric:
         flow.rate = least
         flow.shares = False
         flow.mark_s = start_s
-        flow.end_s = flow.timer_s = end_s = start_s + flow.left_bytes / least
-        env = self.env
-        now = env.now
-        flow.timer = Timer(env, self._rings, flow, end_s - now if end_s > now else 0.0)  # as _set_timer
+        flow.end_s = start_s + flow.left_bytes / least
+        self._set_timer(flow, flow.end_s, self._rings)
 
     def set_rate(self, link: Link, share: float) -> None:
         """Give a link `share` of its nominal rate from now on: 1 is whole, 0 is down and its flows stand still."""
@@ -118,7 +114,7 @@ class Fabric:
         self._share((link,))
 
     def abort(self, flow: Flow) -> None:
-        """Take a flow away before its end. What it has moved stays in the books of its links."""
+        """Take a flow away before its end. What it has moved stays counted at its links."""
         flow.timer = None
         if flow.links and flow in flow.links[0].flows:
             self._settle(flow)
@@ -126,12 +122,12 @@ class Fabric:
 
     # Flows begin and end
 
-    def _set_timer(self, flow: Flow, at_s: float, rings: list[Callable[[Timer[Flow]], None]]) -> None:
+    def _set_timer(self, flow: Flow, at_s: float, rings: list[Callable[[OneShot[Flow]], None]]) -> None:
         now = self.env.now
         flow.timer_s = at_s
-        flow.timer = Timer(self.env, rings, flow, at_s - now if at_s > now else 0.0)
+        flow.timer = OneShot(self.env, rings, flow, at_s - now if at_s > now else 0.0)
 
-    def _begin(self, timer: Timer[Flow]) -> None:
+    def _begin(self, timer: OneShot[Flow]) -> None:
         """Join the links with whoever is there by now."""
         flow = timer.value
         if flow.timer is not timer:
@@ -145,7 +141,7 @@ class Fabric:
             link.flows[flow] = None
         self._share(flow.links)
 
-    def _ring(self, timer: Timer[Flow]) -> None:
+    def _ring(self, timer: OneShot[Flow]) -> None:
         """The end of a flow, unless its rate has changed since the timer was set.
 
         Those that end with it on its links go first where they were sent before.
@@ -161,13 +157,7 @@ class Fabric:
             return
         if flow.shares:
             self._end_earlier(flow)
-            self._end(flow)
-            return
-        moved_bytes = flow.left_bytes
-        for link in flow.links:  # as _leave, of one that is alone
-            link.carried_bytes += moved_bytes
-            link.flows.clear()
-        flow.ended()
+        self._end(flow)
 
     def _end_earlier(self, flow: Flow) -> None:
         """End those that end now as well and were sent before."""

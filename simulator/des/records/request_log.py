@@ -1,10 +1,9 @@
-"""What happened to every request, as columns (one list entry a request), and how busy the instances were."""
+"""What happened to every request, as columns: one entry a request."""
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass
 from enum import IntEnum
 
 import numpy as np
@@ -24,14 +23,15 @@ class Status(IntEnum):
     REJECTED = 3
 
 
-class Journal:
-    """Columns that the cluster writes while it runs. Times are seconds of the simulated clock.
+class RequestLog:
+    """Columns that whoever serves a request writes as it happens. Times are seconds of the simulated clock.
 
+    pace: of each request, the index of its rate of decoding, where instances have several.
     Times are in arrays: a list of a million floats is one of a million objects, which Python's garbage collector walks.
     """
 
-    def __init__(self, streams: Sequence[Requests], rng: np.random.Generator | None = None) -> None:
-        self.rng = rng or np.random.default_rng(0)  # of what instances draw while they run
+    def __init__(self, streams: Sequence[Requests], pace: Sequence[int] = ()) -> None:
+        self.pace = pace
         self.prompt_tokens = _joined(stream.prompt_tokens for stream in streams)
         self.output_tokens = _joined(stream.output_tokens for stream in streams)
         count = len(self.prompt_tokens)
@@ -57,7 +57,6 @@ class Journal:
         self.cached_tokens = [0] * count  # prompt tokens that a prefix cache spared, summed over recomputations
         self.emitted = [0] * count  # output tokens out so far, kept at prefill ends, preemptions and the end
         self.preemptions = [0] * count
-        self.pace: list[int] = []  # index of the request's rate of decoding, where an instance has several
         self.retries = [0] * count  # times that a fault took the request's KV or place in a queue
         self.prefill_instance = [-1] * count
         self.decode_instance = [-1] * count
@@ -110,30 +109,3 @@ def _sessions(streams: Sequence[Requests]) -> list[int] | None:
             numbers += [begun + session for session in stream.sessions.session_of()]
             begun += len(stream.sessions.first) - 1
     return numbers
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Integrals over the life of one instance up to a moment."""
-
-    busy_s: float  # inside a step
-    prefill_s: float  # the part of busy_s that prefill is charged with
-    steps: int
-    sequence_s: float  # running sequences, integrated over time
-    kv_byte_s: float  # KV held or reserved, integrated over time; what a step adds counts from its end
-    link_s: float  # KV arriving or leaving, as seconds at the full rate of the links; mean over the instance's ranks
-
-    @classmethod
-    def total(cls, of: Iterable[Usage]) -> Usage:
-        """Sums over instances, of which there is at least one."""
-        return cls(*(sum(column) for column in zip(*map(astuple, of), strict=True)))
-
-    def since(self, earlier: Usage) -> Usage:
-        return Usage(
-            self.busy_s - earlier.busy_s,
-            self.prefill_s - earlier.prefill_s,
-            self.steps - earlier.steps,
-            self.sequence_s - earlier.sequence_s,
-            self.kv_byte_s - earlier.kv_byte_s,
-            self.link_s - earlier.link_s,
-        )

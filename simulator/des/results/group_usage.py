@@ -10,7 +10,7 @@ from typing import Any
 from simulator.des.cluster.cluster import Run, Snapshot
 from simulator.des.cluster.group import integrate
 from simulator.des.cluster.spec import GroupSpec
-from simulator.des.records.request_log import Usage
+from simulator.des.records.usage import Usage
 from simulator.des.results.cost import SECONDS_PER_HOUR
 from simulator.des.results.energy import GroupEnergy
 
@@ -36,15 +36,15 @@ class GroupBooks:
 
     def mean_instances(self, start_s: float, end_s: float) -> float:
         """Instances that are paid for, on average over a span."""
-        log = self.run.fleets[self.group.name]
-        if len(log) == 1 or end_s <= start_s:
-            return log[-1].allocated
-        return integrate(log, start_s, end_s).allocated / (end_s - start_s)
+        sizes = self.run.sizes[self.group.name]
+        if len(sizes) == 1 or end_s <= start_s:
+            return sizes[-1].allocated
+        return integrate(sizes, start_s, end_s).allocated / (end_s - start_s)
 
     @property
     def most_gpus(self) -> int:
         """Accelerators that were there at the same time."""
-        return max(moment.allocated for moment in self.run.fleets[self.group.name]) * self.group.instance.gpus
+        return max(moment.allocated for moment in self.run.sizes[self.group.name]) * self.group.instance.gpus
 
     @property
     def prefill_share(self) -> float:
@@ -71,12 +71,12 @@ class GroupBooks:
     def lifecycle(self) -> dict[str, Any]:
         """Over the whole run: what was paid for, how much of it served, what broke."""
         name = self.group.name
-        log = self.run.fleets[name]
-        total = integrate(log, 0.0, self.run.end.time_s)
+        sizes = self.run.sizes[name]
+        total = integrate(sizes, 0.0, self.run.end.time_s)
         return {
             "gpu_hours": total.allocated * self.group.instance.gpus / SECONDS_PER_HOUR,
-            "instances_least": min(moment.allocated for moment in log),
-            "instances_most": max(moment.allocated for moment in log),
+            "instances_least": min(moment.allocated for moment in sizes),
+            "instances_most": max(moment.allocated for moment in sizes),
             "availability": total.serving / (total.serving + total.down) if total.down else 1.0,
             "faults": dict(Counter(seen.kind for seen in self.run.incidents if seen.group == name)),
         }
@@ -92,7 +92,7 @@ class GroupBooks:
             return float(draw.joules(powered_s, usage.prefill_s, decode_s)) * self.group.instance.gpus
 
         name, end, span_s = self.group.name, self.run.end, self._span_s
-        whole = joules(integrate(self.run.fleets[name], 0.0, end.time_s).allocated, Usage.total(end.usage[name]))
+        whole = joules(integrate(self.run.sizes[name], 0.0, end.time_s).allocated, Usage.total(end.usage[name]))
         mean = joules(span_s * self.mean_instances(self.first.time_s, self.last.time_s), self._usage)
         return GroupEnergy(name, whole, mean / span_s if span_s > 0 else 0.0)
 

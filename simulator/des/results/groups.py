@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def served_by(result: SimulationResult, name: str) -> Mask:
     """Requests that a group took last: to prefill them in a prefill pool, else to decode them."""
     group = result.groups[name].group
-    journal = result.run.journal
-    column = journal.prefill_instance if result.spec.decode and result.spec.is_entry(group) else journal.decode_instance
+    log = result.run.log
+    column = log.prefill_instance if result.spec.decode and result.spec.is_entry(group) else log.decode_instance
     numbers = {change.instance for change in result.run.changes[name]}
     return np.isin(np.array(column), list(numbers))
 

@@ -21,8 +21,8 @@ def request_table(result: SimulationResult) -> pd.DataFrame:
 
     Tenant by tenant, each in order of arrival, sessions turn by turn.
     """
-    journal = result.run.journal
-    first = np.array(journal.first_token_s)
+    log = result.run.log
+    first = np.array(log.first_token_s)
     return pd.DataFrame(
         {
             **_tenant_column(result),
@@ -30,21 +30,21 @@ def request_table(result: SimulationResult) -> pd.DataFrame:
             "prompt_tokens": result.prompt_tokens,
             "output_tokens": result.output_tokens,
             "status": pd.Categorical.from_codes(
-                np.frombuffer(journal.status, dtype=np.int8),
+                np.frombuffer(log.status, dtype=np.int8),
                 dtype=pd.CategoricalDtype([status.name.lower() for status in Status]),
             ),
-            "queue_s": np.array(journal.prefill_start_s) - result.arrival_s,
+            "queue_s": np.array(log.prefill_start_s) - result.arrival_s,
             "ttft_s": result.ttft_s,
             "tpot_s": result.tpot_s,
             "e2e_s": result.e2e_s,
             "first_token_s": first,
             "finish_s": result.finish_s,
-            "prefill_instance": journal.prefill_instance,
-            "decode_instance": journal.decode_instance,
-            "transfer_s": np.array(journal.delivered_s) - first,
-            "preemptions": journal.preemptions,
-            "retries": journal.retries,
-            "cached_tokens": journal.cached_tokens,
+            "prefill_instance": log.prefill_instance,
+            "decode_instance": log.decode_instance,
+            "transfer_s": np.array(log.delivered_s) - first,
+            "preemptions": log.preemptions,
+            "retries": log.retries,
+            "cached_tokens": log.cached_tokens,
         }
     )
 

@@ -81,13 +81,13 @@ class SimulationResult:
         self.prices = prices
         self.assumptions = assumptions
         self.rejections: Counter[str] = run.rejections
-        journal = run.journal
-        self.prompt_tokens = np.array(journal.prompt_tokens)
-        self.output_tokens = np.array(journal.output_tokens)
-        self.arrival_s = np.array(journal.arrival_s)
-        self.finish_s = np.array(journal.finish_s)
-        self.finished = np.frombuffer(journal.status, dtype=np.uint8) == Status.FINISHED
-        first = np.array(journal.first_token_s)
+        log = run.log
+        self.prompt_tokens = np.array(log.prompt_tokens)
+        self.output_tokens = np.array(log.output_tokens)
+        self.arrival_s = np.array(log.arrival_s)
+        self.finish_s = np.array(log.finish_s)
+        self.finished = np.frombuffer(log.status, dtype=np.uint8) == Status.FINISHED
+        first = np.array(log.first_token_s)
         ended = np.where(self.finished, self.finish_s, np.nan)
         self.ttft_s: Floats = first - self.arrival_s
         self.e2e_s: Floats = ended - self.arrival_s
@@ -106,7 +106,7 @@ class SimulationResult:
     @cached_property
     def offline(self) -> Mask:
         mask = np.zeros(len(self.finished), dtype=np.bool_)
-        offline = self.run.journal.offline
+        offline = self.run.log.offline
         mask[offline.start : offline.stop] = True
         return mask
 
@@ -276,7 +276,7 @@ class SimulationResult:
         """What each of several tenants got; rates over the window of the whole run."""
         table = {}
         for share in self.shares if len(self.shares) > 1 else ():
-            status = self.run.journal.status[share.rows]
+            status = self.run.log.status[share.rows]
             w = self.window_of(share.rows)
             table[share.tenant] = {
                 "priority": share.priority,
@@ -295,14 +295,14 @@ class SimulationResult:
 
     def summary(self) -> dict[str, Any]:
         """Everything as JSON; metric and unit in the key."""
-        status = self.run.journal.status
+        status = self.run.log.status
         cost = self.cost()
         return {
             "requests": _counts(status),
             "rejections": dict(self.rejections),
-            "preemptions": int(sum(self.run.journal.preemptions)),
-            "retries": sum(self.run.journal.retries),
-            "cached_tokens": sum(self.run.journal.cached_tokens),
+            "preemptions": int(sum(self.run.log.preemptions)),
+            "retries": sum(self.run.log.retries),
+            "cached_tokens": sum(self.run.log.cached_tokens),
             "tokens_in": int(self.prompt_tokens[self.finished].sum()),
             "tokens_out": int(self.output_tokens[self.finished].sum()),
             "duration_s": self.run.end.time_s,

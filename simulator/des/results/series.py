@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from simulator.des.cluster.group import Change, State
-from simulator.des.cluster.recorder import Recorder, Sample, Step
+from simulator.des.cluster.group import State, StateChange
+from simulator.des.cluster.recorder import InstanceSample, Recorder, Step
 from simulator.des.results.result import SimulationResult
 
 Floats = NDArray[np.float64]
@@ -33,7 +33,7 @@ def series(recorder: Recorder, result: SimulationResult) -> pd.DataFrame:
     end_s = result.run.end.time_s
     grid: Floats = np.arange(math.ceil(end_s / grid_s) + 1, dtype=np.float64) * grid_s
     seen = [min(i, len(recorder.samples) - 1) for i in range(len(grid))]
-    samples: dict[tuple[str, int], list[Sample]] = {}
+    samples: dict[tuple[str, int], list[InstanceSample]] = {}
     for i in seen:
         for sample in recorder.samples[i]:
             samples.setdefault((sample.group, sample.instance), []).append(sample)
@@ -77,13 +77,13 @@ def _step_time(steps: list[Step], grid: Floats) -> tuple[Floats, Floats]:
     return np.interp(grid, bounds, busy), np.interp(grid, bounds, prefill)
 
 
-def _states(changes: list[Change], grid: Floats) -> list[str]:
+def _states(changes: list[StateChange], grid: Floats) -> list[str]:
     """Name of the state at each time; the last one where several begin at once."""
     last = np.searchsorted([change.time_s for change in changes], grid, side="right") - 1
     return [changes[i].state.value for i in last]
 
 
-def _powered_s(changes: list[Change], times: Floats) -> Floats:
+def _powered_s(changes: list[StateChange], times: Floats) -> Floats:
     """Seconds up to each time in which the instance was not off."""
     bounds = [change.time_s for change in changes] + [math.inf]
     total = np.zeros_like(times)

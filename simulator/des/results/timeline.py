@@ -18,7 +18,7 @@ from typing import Any
 from simulator.des.cluster.cluster import Run
 from simulator.des.cluster.group import State
 from simulator.des.cluster.recorder import Recorder, Step
-from simulator.des.records.request_log import Journal, Status
+from simulator.des.records.request_log import RequestLog, Status
 
 MICRO = 1e6
 Event = dict[str, Any]
@@ -34,15 +34,15 @@ def write_timeline(path: Path, runs: Mapping[str, tuple[Recorder, Run]]) -> None
 def timeline(recorder: Recorder, run: Run, names: _Names, model: str = "") -> Iterator[Event]:
     """All events of a run but those that name what runs: these are left in `names`, with the model in front."""
     names.prefix = f"{model}: " if model else ""
-    pids = {group: names.process(group) for group in run.fleets}
+    pids = {group: names.process(group) for group in run.sizes}
     for step in recorder.steps:
         yield _step(step, names.thread(pids[step.group], step.instance, f"instance {step.instance}"))
     yield from _arrows(recorder, run, pids, model)
     yield from _lifecycle(run, names)
     requests = names.process("requests")
-    for request, status in enumerate(run.journal.status):
+    for request, status in enumerate(run.log.status):
         if status == Status.FINISHED:
-            yield from _stages(request, run.journal, requests, model)
+            yield from _stages(request, run.log, requests, model)
 
 
 class _Names:
@@ -97,7 +97,7 @@ def _step(step: Step, where: Event) -> Event:
 
 def _arrows(recorder: Recorder, run: Run, pids: dict[str, int], model: str) -> Iterator[Event]:
     """From the middle of the step that completed a prompt to the middle of the first that decodes it elsewhere."""
-    journal = run.journal
+    log = run.log
     # Numbers of instances are those in their pool; a group is called after its pool.
     homes = {(group.partition(".")[0], c.instance): group for group, changes in run.changes.items() for c in changes}
     pools = list(dict.fromkeys(pool for pool, _ in homes))
@@ -106,12 +106,12 @@ def _arrows(recorder: Recorder, run: Run, pids: dict[str, int], model: str) -> I
     steps = recorder.by_instance()
     ends = {key: [step.end_s for step in own] for key, own in steps.items()}
     starts = {key: [step.start_s for step in own] for key, own in steps.items()}
-    for request, delivered_s in enumerate(journal.delivered_s):
-        if math.isnan(delivered_s) or journal.status[request] != Status.FINISHED or journal.retries[request]:
+    for request, delivered_s in enumerate(log.delivered_s):
+        if math.isnan(delivered_s) or log.status[request] != Status.FINISHED or log.retries[request]:
             continue
-        numbers = (journal.prefill_instance[request], journal.decode_instance[request])
+        numbers = (log.prefill_instance[request], log.decode_instance[request])
         source, taker = ((homes[pool, number], number) for pool, number in zip(pools, numbers, strict=True))
-        last = bisect_left(ends[source], journal.first_token_s[request])
+        last = bisect_left(ends[source], log.first_token_s[request])
         first = bisect_left(starts[taker], delivered_s)
         for phase, key, i in (("s", source, last), ("f", taker, first)):
             step = steps[key][i]
@@ -156,18 +156,18 @@ def _lifecycle(run: Run, names: _Names) -> Iterator[Event]:
             yield _slice(f"{seen.kind} fault", where, seen.begin_s, last_s, speed=seen.speed)
 
 
-def _stages(request: int, journal: Journal, pid: int, model: str) -> Iterator[Event]:
+def _stages(request: int, log: RequestLog, pid: int, model: str) -> Iterator[Event]:
     """Begin and end of each stage of a finished request, as asynchronous events."""
     moments = [
-        ("queue", journal.arrival_s[request], journal.prefill_start_s[request]),
-        ("prefill", journal.prefill_start_s[request], journal.first_token_s[request]),
+        ("queue", log.arrival_s[request], log.prefill_start_s[request]),
+        ("prefill", log.prefill_start_s[request], log.first_token_s[request]),
     ]
-    decode_from = journal.first_token_s[request]
-    delivered = journal.delivered_s[request]
+    decode_from = log.first_token_s[request]
+    delivered = log.delivered_s[request]
     if not math.isnan(delivered):
         moments.append(("transfer", decode_from, delivered))
         decode_from = delivered
-    moments.append(("decode", decode_from, journal.finish_s[request]))
+    moments.append(("decode", decode_from, log.finish_s[request]))
     where = {"cat": f"request {model}".rstrip(), "id": request, "pid": pid, "tid": 0}
     for name, begin, end in moments:
         for phase, moment in (("b", begin), ("e", end)):

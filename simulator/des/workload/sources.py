@@ -1,25 +1,23 @@
-"""What sends the requests of one tenant: a clock, clients that wait for answers, sessions, a heap of offline work."""
+"""What sends the requests of one tenant: times given, clients that wait for answers, sessions, offline work."""
 
 from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
 from collections.abc import Generator
-from heapq import heappush
 from typing import Protocol
 
 import simpy
-from simpy.events import NORMAL
 
-from simulator.des.primitives.clock import Alarm
+from simulator.des.primitives.clock import Alarm, Environment
 from simulator.des.workload.requests import Requests
 
 
-class Desk(Protocol):
+class Entry(Protocol):
     """Where requests are handed in; numbers are those of the whole run."""
 
     @property
-    def env(self) -> simpy.Environment: ...
+    def env(self) -> Environment: ...
     @property
     def entry_delay_s(self) -> float:
         """From sending a request to its joining a queue."""
@@ -33,7 +31,7 @@ class Desk(Protocol):
         """Take a request that is sent now. False: it was refused."""
         ...
 
-    def pile(self, request: int) -> None:
+    def put_offline(self, request: int) -> None:
         """Take a request that can wait for a gap."""
         ...
 
@@ -52,22 +50,22 @@ class Source(Protocol):
         ...
 
 
-def make_source(requests: Requests, first: int, desk: Desk) -> Source:
+def make_source(requests: Requests, first: int, entry: Entry) -> Source:
     """The source of `requests`, whose numbers in the run start at `first`."""
     if requests.arrival_s is not None:
-        return Clock(desk, first, array("d", requests.arrival_s))
+        return TimedSource(entry, first, array("d", requests.arrival_s))
     if requests.concurrency is not None:
-        return Clients(desk, first, len(requests), requests.concurrency)
+        return ClosedLoopSource(entry, first, len(requests), requests.concurrency)
     if requests.sessions is not None:
-        return Talkers(desk, first, requests)
-    return Heap(desk, first, len(requests))
+        return SessionSource(entry, first, requests)
+    return OfflineSource(entry, first, len(requests))
 
 
-class Clock:
+class TimedSource:
     """Open loop: sends each request at its time, whatever becomes of the others."""
 
-    def __init__(self, desk: Desk, first: int, arrival_s: array[float]) -> None:
-        self._desk = desk
+    def __init__(self, entry: Entry, first: int, arrival_s: array[float]) -> None:
+        self._entry = entry
         self._first = first
         self._arrival_s = arrival_s
         self._arrived = 0
@@ -75,39 +73,36 @@ class Clock:
     def start(self) -> None:
         story = self._run()
         next(story)
-        self._alarm = Alarm(self._desk.env, story.send)
+        self._alarm = Alarm(self._entry.env, story.send)
         self._alarm.set_first()
 
     def _run(self) -> Generator[None, Alarm, None]:
-        desk = self._desk
-        env = desk.env
-        extra = desk.entry_delay_s
+        entry = self._entry
+        env = entry.env
+        extra = entry.entry_delay_s
         yield  # until the clock runs
         alarm = self._alarm
-        rings, queue, number = alarm.rings, env._queue, env._eid
         for request, arrival_s in enumerate(self._arrival_s, start=self._first):
-            now = env.now
-            delay = arrival_s + extra - now
-            if delay > 0:
-                alarm.callbacks = rings  # as Alarm.set
-                heappush(queue, (now + delay, NORMAL, next(number), alarm))
+            delay_s = arrival_s + extra - env.now
+            if delay_s > 0:
+                alarm.set(delay_s)
                 yield
             self._arrived += 1
-            desk.arrive(request)
+            entry.arrive(request)
         yield  # for ever
 
     def ended(self, request: int) -> None:
         pass
 
     def on_the_way(self) -> int:
-        return bisect_right(self._arrival_s, self._desk.env.now) - self._arrived
+        return bisect_right(self._arrival_s, self._entry.env.now) - self._arrived
 
 
-class Clients:
+class ClosedLoopSource:
     """Closed loop: each client sends its next request when its last one ends; refused ones end at once."""
 
-    def __init__(self, desk: Desk, first: int, count: int, clients: int) -> None:
-        self._desk = desk
+    def __init__(self, entry: Entry, first: int, count: int, clients: int) -> None:
+        self._entry = entry
         self._next = first
         self._end = first + count
         self._clients = clients
@@ -125,16 +120,16 @@ class Clients:
     def _send_next(self) -> None:
         while self._next < self._end:
             self._next += 1
-            if self._desk.send(self._next - 1):
+            if self._entry.send(self._next - 1):
                 return
 
 
-class Talkers:
+class SessionSource:
     """Sessions: a turn comes its think time after the one before it has ended, or was refused."""
 
-    def __init__(self, desk: Desk, first: int, requests: Requests) -> None:
+    def __init__(self, entry: Entry, first: int, requests: Requests) -> None:
         assert requests.sessions is not None
-        self._desk = desk
+        self._entry = entry
         self._first = first
         self._plan = requests.sessions
         self._session_of = requests.sessions.session_of()
@@ -173,24 +168,24 @@ class Talkers:
         request = self._first + turn
 
         def send(_: simpy.Event) -> None:
-            if not self._desk.send(request):
+            if not self._entry.send(request):
                 self.ended(request)
 
-        timeout = self._desk.env.timeout(delay_s)
+        timeout = self._entry.env.timeout(delay_s)
         assert timeout.callbacks is not None
         timeout.callbacks.append(send)
 
 
-class Heap:
+class OfflineSource:
     """Offline work: everything is there at 0 s."""
 
-    def __init__(self, desk: Desk, first: int, count: int) -> None:
-        self._desk = desk
+    def __init__(self, entry: Entry, first: int, count: int) -> None:
+        self._entry = entry
         self._requests = range(first, first + count)
 
     def start(self) -> None:
         for request in self._requests:
-            self._desk.pile(request)
+            self._entry.put_offline(request)
 
     def ended(self, request: int) -> None:
         pass

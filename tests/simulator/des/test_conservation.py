@@ -126,7 +126,7 @@ def test_every_request_ends_once_and_nothing_is_left_behind(
     assert counted["total"] == len(load["prompts"]) == counted["finished"] + counted["rejected"] + counted["failed"]
     assert counted["rejected"] == sum(result.rejections.values())
     assert summary["tokens_in"] == done["prompt_tokens"].sum()
-    assert result.run.journal.emitted == [
+    assert result.run.log.emitted == [
         o if s == "finished" else 0 for o, s in zip(load["outputs"], table["status"], strict=True)
     ]
     assert (done["arrival_s"] <= done["first_token_s"]).all()

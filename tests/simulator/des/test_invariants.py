@@ -266,12 +266,12 @@ def test_models_on_parts_of_a_cluster_run_as_if_alone(greedy_model: str, first: 
 
 def said_of(result: SimulationResult) -> None:
     """What the examples came to, for --hypothesis-show-statistics."""
-    journal = result.run.journal
-    event(f"preemptions: {any(journal.preemptions)}")
-    event(f"retries: {any(journal.retries)}")
+    log = result.run.log
+    event(f"preemptions: {any(log.preemptions)}")
+    event(f"retries: {any(log.retries)}")
     event(f"rejections: {bool(result.rejections)}")
-    event(f"cache hits: {any(journal.cached_tokens)}")
-    event(f"transfers: {not np.isnan(journal.delivered_s).all()}")
+    event(f"cache hits: {any(log.cached_tokens)}")
+    event(f"transfers: {not np.isnan(log.delivered_s).all()}")
     event(f"mixed pools: {any(len(pool) > 1 for pool in result.spec.pools)}")
 
 
@@ -291,24 +291,24 @@ def requests_end_as_they_may(result: SimulationResult) -> None:
 
 def tokens_are_accounted_for(result: SimulationResult, recorder: Recorder) -> None:
     """Output tokens come out once; prompt tokens are computed or found in a cache, again where KV was lost."""
-    journal = result.run.journal
-    emitted, wanted = np.array(journal.emitted), result.output_tokens
+    log = result.run.log
+    emitted, wanted = np.array(log.emitted), result.output_tokens
     assert (emitted[result.finished] == wanted[result.finished]).all()
     assert (emitted[~result.finished] < wanted[~result.finished]).all()
-    computed = sum(step.prompt_tokens for step in recorder.steps) + sum(journal.cached_tokens)
+    computed = sum(step.prompt_tokens for step in recorder.steps) + sum(log.cached_tokens)
     prompts = int(result.prompt_tokens[result.finished].sum())
-    if any(journal.preemptions) or any(journal.retries):
+    if any(log.preemptions) or any(log.retries):
         assert computed >= prompts
     else:
         assert computed == prompts
     # Without drafts a step emits a token to each sequence, and so does each end of a prompt, also one computed again.
     if all(pool.instance.rates == (1.0,) for pool in result.spec.groups):
         decoded = sum(step.sequences for step in recorder.steps)
-        begun = int((~np.isnan(journal.first_token_s)).sum())
-        again = sum(journal.preemptions) + sum(journal.retries)
+        begun = int((~np.isnan(log.first_token_s)).sum())
+        again = sum(log.preemptions) + sum(log.retries)
         assert begun <= emitted.sum() - decoded <= begun + again
     # Little's law: the time integral of running sequences is the sum of what each ran, all behind its first token.
-    decoded_s = float(np.nansum(result.finish_s - np.array(journal.first_token_s)))
+    decoded_s = float(np.nansum(result.finish_s - np.array(log.first_token_s)))
     integral = sum(usage.sequence_s for pool in result.run.end.usage.values() for usage in pool)
     assert integral <= decoded_s * (1 + EPS_S) + EPS_S
 
@@ -348,7 +348,7 @@ def instances_work_while_they_serve(result: SimulationResult, recorder: Recorder
             for step in own:
                 assert any(a <= step.start_s and step.end_s <= b + EPS_S for a, b in served[i])
             assert sum(step.end_s - step.start_s for step in own) <= usage.busy_s * (1 + EPS_S) + EPS_S
-        total = integrate(run.fleets[group.name], 0.0, end_s)
+        total = integrate(run.sizes[group.name], 0.0, end_s)
         assert total.serving == pytest.approx(sum(b - a for spans in served.values() for a, b in spans))
         room = group.instance.kv.capacity_bytes * group.instance.ranks
         usages = run.end.usage[group.name]
@@ -358,28 +358,28 @@ def instances_work_while_they_serve(result: SimulationResult, recorder: Recorder
         scale = group.autoscale
         least, most = (1, group.count) if scale is None else (scale.minimum, scale.most)
         assert all(
-            min(least, group.count) <= moment.allocated <= max(most, group.count) for moment in run.fleets[group.name]
+            min(least, group.count) <= moment.allocated <= max(most, group.count) for moment in run.sizes[group.name]
         )
 
 
 def groups_add_up(result: SimulationResult, summary: Keys) -> None:
     """Every request that got so far was computed by an instance of one group, and decoded by one of another."""
-    spec, journal = result.spec, result.run.journal
+    spec, log = result.spec, result.run.log
     numbers = {name: {change.instance for change in changes} for name, changes in result.run.changes.items()}
     for pool in spec.pools:
         own = [numbers[group.name] for group in pool]
         assert sorted(set.union(*own)) == list(range(sum(map(len, own))))
         last = pool is spec.pools[-1]
-        column = journal.decode_instance if last else journal.prefill_instance
-        for seen, status in zip(column, journal.status, strict=True):
+        column = log.decode_instance if last else log.prefill_instance
+        for seen, status in zip(column, log.status, strict=True):
             ended_at_prefill = spec.decode and pool is spec.decode
             assert seen >= 0 or status != Status.FINISHED or ended_at_prefill
             assert seen < sum(map(len, own))
         for group in pool:
             kv = group.instance.kv
             for request, seen in enumerate(column):
-                if seen in numbers[group.name] and journal.status[request] == Status.FINISHED:
-                    assert kv.fits(1, journal.prompt_tokens[request] + (journal.output_tokens[request] if last else 1))
+                if seen in numbers[group.name] and log.status[request] == Status.FINISHED:
+                    assert kv.fits(1, log.prompt_tokens[request] + (log.output_tokens[request] if last else 1))
     assert bool(summary["groups"]) == any(len(pool) > 1 for pool in spec.pools)
 
 

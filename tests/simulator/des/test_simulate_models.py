@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import simpy
 
 from simulator.des.cluster.cluster import Cluster, play_together
 from simulator.des.cluster.recorder import Recorder
 from simulator.des.cluster.spines import make_spines
+from simulator.des.primitives.clock import Environment
 from simulator.des.results.timeline import write_timeline
 from simulator.des.simulate import simulate
 from simulator.des.simulate_models import SharedResult, simulate_shared
@@ -78,7 +78,7 @@ def test_one_model_on_the_spine_of_the_cluster_has_it_as_its_own(rails: int) -> 
 
 def test_transfers_of_two_models_share_a_spine(times: Any, instance: Any, disaggregated: Any) -> None:
     """Two links of 1000 B/s, a spine of 1000: 1000 B of each model at once take 2 s, later 500 B of one 0.5 s."""
-    env = simpy.Environment()
+    env = Environment()
     plain = Transfer(efficiency=1.0, handshake_s=0.0, half_rate_bytes=0.0)
     spec = disaggregated(
         instance(times(per_prompt_token_s=0.0), nic_bandwidth=1000.0),
@@ -94,8 +94,8 @@ def test_transfers_of_two_models_share_a_spine(times: Any, instance: Any, disagg
     both = [cluster([100], [0.0]), cluster([100, 50], [0.0, 5.0])]
     spines = make_spines({k: v for each in both for k, v in each.serving.link_rates.items()}, 2.0, 1)
     for each in both:
-        each.serving.links.spines = spines
-    first, second = (run.journal for run in play_together(both))
+        each.serving.share_spines(spines)
+    first, second = (run.log for run in play_together(both))
     np.testing.assert_allclose(first.delivered_s, [2.0])
     np.testing.assert_allclose(second.delivered_s, [2.0, 5.5])
 

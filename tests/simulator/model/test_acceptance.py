@@ -63,7 +63,7 @@ def test_a_request_decodes_as_fast_as_its_class(times: Any, instance: Any, coloc
     fields = {"draft_tokens": 3, "acceptance_length": 2.5, "acceptance_spread": 0.2}
     server = instance(times(per_prompt_token_s=0.0, decode_base_s=0.01), ranks=2, **fields)
     result = play(colocated(server), [10] * 400, [4001] * 400, [0.0] * 400)
-    paces = np.array(result.run.journal.pace)
+    paces = np.array(result.run.log.pace)
     expected = 0.01 / np.array(server.rates)[paces]
     np.testing.assert_allclose(result.tpot_s, expected, rtol=1e-3)
     assert set(paces) == set(range(CLASSES))
@@ -79,4 +79,4 @@ def test_the_spread_reaches_the_instances_of_a_scenario() -> None:
     )
     result = simulate(scenario)
     assert result.spec.entry[0].instance.rates == class_rates(1.6, 1, 0.2)
-    assert len(result.run.journal.pace) == 5
+    assert len(result.run.log.pace) == 5

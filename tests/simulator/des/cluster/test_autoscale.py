@@ -29,7 +29,7 @@ def planned(*steps: tuple[float, int]) -> tuple[ScheduledCount, ...]:
 
 
 def sizes(result: SimulationResult, pool: str = "colocated") -> list[tuple[float, int, int]]:
-    return [(moment.time_s, moment.allocated, moment.serving) for moment in result.run.fleets[pool]]
+    return [(moment.time_s, moment.allocated, moment.serving) for moment in result.run.sizes[pool]]
 
 
 def test_a_schedule_is_followed_exactly_and_its_gpu_hours_are_paid(
@@ -131,7 +131,7 @@ def test_constant_load_settles_at_the_least_size_that_keeps_the_target(
         spec = scaled(colocated(server, 16, router), begins_with, 10.0, **keys)
         arrivals = np.arange(18_000) / 10
         result = play(spec, [500] * 18_000, [1] * 18_000, arrivals)
-        log = result.run.fleets["colocated"]
+        log = result.run.sizes["colocated"]
         assert log[-1].allocated == 8
         late = integrate(log, 1200.0, 1800.0)
         assert late.allocated == pytest.approx(8 * 600.0)
@@ -161,7 +161,7 @@ def test_missed_limits_add_instances_until_they_are_kept(times: Any, instance: A
     result = play(spec, [500] * count, [1] * count, np.arange(count) / 7)
     late = result.ttft_s[-7 * 300 :]
     assert np.mean(late <= 1.0) >= 0.9
-    allocated = integrate(result.run.fleets["colocated"], 600.0, 900.0).allocated / 300.0
+    allocated = integrate(result.run.sizes["colocated"], 600.0, 900.0).allocated / 300.0
     assert 4 <= allocated <= 6  # 3.5 / 0.7 is 5: the pool does not shrink below
 
 
@@ -224,7 +224,7 @@ def test_no_request_is_lost_however_pools_grow_and_shrink(
     assert summary["requests"]["finished"] == count
     assert summary["retries"] == 0
     for pool in spec.groups:
-        log = result.run.fleets[pool.name]
+        log = result.run.sizes[pool.name]
         assert all(1 <= moment.allocated <= 4 and moment.serving <= moment.allocated for moment in log)
         assert summary["lifecycle"][pool.name]["gpu_hours"] <= 4 * result.run.end.time_s / 3600 * (1 + 1e-9)
     json.dumps(summary, allow_nan=False)

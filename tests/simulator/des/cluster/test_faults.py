@@ -198,7 +198,7 @@ def test_a_fault_during_start_up_begins_it_anew(times: Any, instance: Any, coloc
     spec = colocated(instance(times(per_prompt_token_s=MS)))
     events = (down("colocated", 1.0, 1.0), down("colocated", 5.0, 1.0))
     result = play(with_faults(spec, startup_s=10.0, events=events), [10, 10], [1, 1], [3.0, 20.0])
-    assert [(m.time_s, m.serving) for m in result.run.fleets["colocated"]] == [(0.0, 1), (1.0, 0), (16.0, 1)]
+    assert [(m.time_s, m.serving) for m in result.run.sizes["colocated"]] == [(0.0, 1), (1.0, 0), (16.0, 1)]
     assert result.finish_s == pytest.approx([16.01, 20.01])
 
 
@@ -208,7 +208,7 @@ def test_routers_see_no_load_when_all_is_done(times: Any, instance: Any, disaggr
     spec = with_faults(two_pools(times, instance, disaggregated, (2, 2)), events=events)
     requests = Requests(np.array([100, 150, 200]), np.array([300, 200, 100]), np.zeros(3))
     cluster = Cluster(spec, requests, np.random.default_rng(0))
-    assert sum(cluster.run().journal.retries) > 0
+    assert sum(cluster.run().log.retries) > 0
     assert [each.load for each in (*cluster.serving.entry, *cluster.serving.decode)] == [0, 0, 0, 0]
 
 
@@ -230,7 +230,7 @@ def test_a_node_takes_all_its_instances_down(times: Any, instance: Any, colocate
     keys = {"events": (down("colocated", 0.95, 10.0, 1, "node"),)}
     result = play(with_faults(spec, **keys), [10] * 30, [1] * 30, np.arange(30) / 10)
     assert set(result.requests["prefill_instance"][10:]) == {0, 1, 4}
-    moments = result.run.fleets["colocated"]
+    moments = result.run.sizes["colocated"]
     assert [(m.time_s, m.serving, m.down) for m in moments] == [(0.0, 5, 0), (0.95, 3, 2)]
 
 
@@ -263,7 +263,7 @@ def test_availability_is_mtbf_over_mtbf_and_the_whole_repair(
     spec = colocated(instance(times(per_prompt_token_s=MS), gpus=4), count, "shared_queue")
     outages = {kind: Outages(mtbf_s=mtbf_s, mttr_s=mttr_s)}
     result = play(with_faults(spec, startup_s, 8, **outages), [1, 1], [1, 1], [0.0, horizon_s])
-    log = result.run.fleets["colocated"]
+    log = result.run.sizes["colocated"]
     edges = np.linspace(0, horizon_s, 21)[1:]  # batch means behind the start, where all are up
     shares = [integrate(log, a, b).serving / count / (b - a) for a, b in pairwise(edges)]
     half = student.ppf(0.995, len(shares) - 1) * np.std(shares, ddof=1) / math.sqrt(len(shares))
@@ -285,7 +285,7 @@ def test_instances_that_are_up_are_binomial(
     spec = colocated(instance(times(per_prompt_token_s=MS)), count, "shared_queue")
     outages = Outages(mtbf_s=mtbf_s, mttr_s=mttr_s)
     result = play(with_faults(spec, instance=outages), [1, 1], [1, 1], [0.0, horizon_s], seed=1)
-    log = result.run.fleets["colocated"]
+    log = result.run.sizes["colocated"]
     edges = np.linspace(0, horizon_s, 26)[1:]
     chances = binom.pmf(range(count + 1), count, mtbf_s / (mtbf_s + mttr_s))
     for up, chance in enumerate(chances):
@@ -414,13 +414,13 @@ def test_whatever_breaks_every_request_ends_once_and_no_kv_is_left(
     assert set(table["status"]) <= {"finished", "failed", "rejected"}
     assert (table.loc[table["status"] == "failed", "retries"] > 0).all()
     assert (table.loc[table["status"] == "finished", "retries"] <= faults.retries).all()
-    emitted = np.array(result.run.journal.emitted)
+    emitted = np.array(result.run.log.emitted)
     done = (table["status"] == "finished").to_numpy()
     assert (emitted[done] == np.array(outputs)[done]).all()
     assert (emitted[~done] < np.array(outputs)[~done]).all()
     end_s = result.run.end.time_s
     for pool in spec.groups:
-        total = integrate(result.run.fleets[pool.name], 0.0, end_s)
+        total = integrate(result.run.sizes[pool.name], 0.0, end_s)
         assert total.serving + total.down == pytest.approx(total.allocated) == pytest.approx(pool.count * end_s)
         assert sum(usage.busy_s for usage in result.run.end.usage[pool.name]) <= total.serving * (1 + 1e-9)
     json.dumps(result.summary(), allow_nan=False)

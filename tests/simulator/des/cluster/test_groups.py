@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hw_profiles.catalog import load
+from simulator.des.cluster.power import PowerDraw
 from simulator.des.cluster.predicted_speed import predicted_speed
 from simulator.des.cluster.recorder import Recorder
 from simulator.des.cluster.spec import ClusterSpec, GroupSpec
 from simulator.des.replicate import estimate
-from simulator.des.results.energy import PowerDraw
 from simulator.des.results.result import Price, SimulationResult
 from simulator.des.results.series import series
 from simulator.des.results.timeline import write_timeline

@@ -91,9 +91,9 @@ def test_what_a_dead_instance_had_set_aside_is_sent_again(
     fault = PlannedFault(kind="instance", pool="colocated", at_s=2.5, duration_s=0.1)
     spec = replace(colocated(server), faults=Faults(events=(fault,)))
     result = serve(spec, [online([1.0, 1.0], 200, 200), offline(4, 100, 400, 0.0)])
-    assert result.run.journal.retries == [1] * 6
+    assert result.run.log.retries == [1] * 6
     assert result.finished.all()
-    assert any(result.run.journal.preemptions[2:])
+    assert any(result.run.log.preemptions[2:])
 
 
 @pytest.mark.parametrize("split", [False, True])

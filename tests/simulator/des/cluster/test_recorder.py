@@ -26,15 +26,15 @@ def recorded(times: Any, instance: Any, disaggregated: Any) -> Any:
 
 def test_recording_changes_nothing_and_the_steps_add_up(recorded: Any) -> None:
     recorder, run, bare = recorded
-    assert run.journal.finish_s == bare.journal.finish_s
+    assert run.log.finish_s == bare.log.finish_s
     assert run.end.time_s == bare.end.time_s
     for pool, of_pool in bare.end.usage.items():  # sums of time may round otherwise
         for usage, other in zip(run.end.usage[pool], of_pool, strict=True):
             assert asdict(usage) == pytest.approx(asdict(other), rel=1e-12)
     steps = recorder.steps
-    assert sum(s.prompt_tokens for s in steps) == sum(run.journal.prompt_tokens)  # nothing was preempted
-    assert run.journal.preemptions == [0] * 200
-    assert sum(s.sequences for s in steps) == sum(o - 1 for o in run.journal.output_tokens)
+    assert sum(s.prompt_tokens for s in steps) == sum(run.log.prompt_tokens)  # nothing was preempted
+    assert run.log.preemptions == [0] * 200
+    assert sum(s.sequences for s in steps) == sum(o - 1 for o in run.log.output_tokens)
     for pool in ("prefill", "decode"):
         for i, usage in enumerate(run.end.usage[pool]):
             own = [s.end_s - s.start_s for s in steps if (s.group, s.instance) == (pool, i)]

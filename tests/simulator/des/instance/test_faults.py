@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import simpy
 
 from simulator.des.cluster.kv_transfer import Interconnect
-from simulator.des.instance.instance import Instance
-from simulator.des.instance.kv_receiver import Handover
-from simulator.des.records.request_log import Journal
+from simulator.des.instance.handover import Handover
+from simulator.des.instance.instance import DecodeInstance, PrefillInstance
+from simulator.des.instance.scheduler import PromptQueues
+from simulator.des.instance.step_loop import start
+from simulator.des.primitives.clock import Environment
+from simulator.des.records.request_log import RequestLog
 from simulator.des.workload.requests import Requests
 from simulator.scenario import Transfer
 
@@ -22,17 +24,40 @@ class Pair:
     def __init__(
         self, times: Any, instance: Any, prompts: list[int], outputs: list[int], staged: bool = False, places: int = 8
     ) -> None:
-        self.env = simpy.Environment()
+        self.env = Environment()
         arrivals = np.zeros(len(prompts))
-        self.journal = Journal([Requests(np.array(prompts), np.array(outputs), arrivals)])
+        self.log = RequestLog([Requests(np.array(prompts), np.array(outputs), arrivals)])
         links = self.links = Interconnect(
             self.env, float, Transfer(efficiency=1.0, handshake_s=0.0, half_rate_bytes=0.0)
         )
         make = partial(instance, times(per_prompt_token_s=1e-3, decode_base_s=0.01), nic_bandwidth=1e3)
         self.ended: list[tuple[int, float]] = []
-        self.prefill = Instance(self.env, 0, make(), self.journal, deque(), self._end, self._hand_over)
-        decode = make(max_sequences=places)
-        self.decode = Instance(self.env, 1, decode, self.journal, deque(), self._end, fetch=links.fetch, stages=staged)
+        first, second = make(), make(max_sequences=places)
+        self.prefill = PrefillInstance(
+            self.env,
+            0,
+            first,
+            first.times,
+            self.log,
+            PromptQueues(deque()),
+            self._end,
+            self._hand_over,
+            links=links.make_links(first),
+        )
+        self.decode = DecodeInstance(
+            self.env,
+            1,
+            second,
+            second.times,
+            self.log,
+            PromptQueues(deque()),
+            self._end,
+            links.fetch,
+            staged,
+            links.make_links(second),
+        )
+        start(self.prefill)
+        start(self.decode)
         for request in range(len(prompts)):
             self.prefill.enqueue(request)
 
@@ -56,7 +81,7 @@ def test_a_decode_instance_that_fails_loses_what_has_arrived_and_gives_back_what
     assert losses.requests == [0]
     assert [handover.request for handover in losses.handovers] == [1]
     # 0.5 to 0.555: five steps of 10 ms had ended
-    assert two.journal.emitted == [6, 1]
+    assert two.log.emitted == [6, 1]
     assert two.decode.usage().busy_s == pytest.approx(0.055)
     assert two.decode.is_empty
     assert two.decode.load == 0
@@ -88,11 +113,11 @@ def test_a_prefill_instance_that_fails_takes_the_kv_of_its_hand_overs_with_it(pa
 
 def test_a_failure_inside_a_step_cuts_it_and_the_queue_can_be_taken_back(pair: Any) -> None:
     two = pair([100, 200], [5, 5])
-    two.prefill.scheduler.admits = False
+    two.prefill.admit_newcomers(False)
     two.env.run(1.0)
     assert two.prefill.usage().busy_s == 0.0  # drains: nothing is admitted
-    two.prefill.scheduler.admits = True
-    two.prefill.slowdown = 3.0
+    two.prefill.admit_newcomers(True)
+    two.prefill.slow_down(3.0)
     two.prefill.kick()
     two.env.run(1.5)  # 0.9 s at a third of the speed
     assert two.prefill.usage().prefill_s == pytest.approx(0.5)
@@ -113,7 +138,7 @@ def test_dropped_transfers_leave_the_link_and_free_the_room_that_waited_for_them
     two.prefill.fail()
     two.links.drop(two.prefill)
     assert two.decode.is_empty
-    assert two.decode.usage().link_s == pytest.approx(0.1)  # what has moved is in the books
+    assert two.decode.usage().link_s == pytest.approx(0.1)  # what has moved is counted
     assert two.prefill.usage().link_s == pytest.approx(0.1)
     two.env.run()
     assert two.ended == []

@@ -95,12 +95,12 @@ def test_requests_take_the_room_that_they_need_from_past_prompts(
     result = play(colocated(server), prompts, [1] * 5, np.arange(5) * 10.0, blocks=blocks, recorder=recorder)
     # B is found whole, but its last token is computed; A's first block has outlived B's second run, beside the five
     # of the long prompt; these give way to A.
-    assert result.run.journal.cached_tokens == [0, 0, 0, 1022, 512]
+    assert result.run.log.cached_tokens == [0, 0, 0, 1022, 512]
     assert [step.cached_bytes / 512 for step in recorder.steps] == [2, 4, 8, 8, 8]
     assert [step.kv_bytes for step in recorder.steps] == [0] * 5
     capped = replace(server, cache_tiers=(Tier(2),))
     result = play(colocated(capped), prompts, [1] * 5, np.arange(5) * 10.0, blocks=blocks)
-    assert result.run.journal.cached_tokens == [0] * 5
+    assert result.run.log.cached_tokens == [0] * 5
 
 
 chains = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 2500)), min_size=2, max_size=25)
@@ -174,7 +174,7 @@ def test_with_room_for_everything_a_server_hits_as_the_ideal_cache_does(
     result = play(
         colocated(server), [512 * len(chain) + 1 for chain in chains], [2] * 80, np.arange(80.0), blocks=chains
     )
-    hits = sum(result.run.journal.cached_tokens) / 512 / sum(map(len, chains))
+    hits = sum(result.run.log.cached_tokens) / 512 / sum(map(len, chains))
     assert hits == pytest.approx(replayed_hit_rate(chains))
     assert hits > 0.5
 
@@ -217,9 +217,9 @@ def test_a_second_equal_beginning_is_spared(
     tokens = np.array([1500, 1500])
     requests = Requests(tokens, np.array([1, 1]), np.array([0.0, 10.0]), blocks=[(1, 2, 3), (1, 2, 4)])
     run = Cluster(colocated(server), requests, np.random.default_rng(0)).run()
-    assert run.journal.cached_tokens == [0, 1500 - computed]
+    assert run.log.cached_tokens == [0, 1500 - computed]
     # Both blocks come from the lower tier.
-    assert run.journal.finish_s == pytest.approx([1.5, 10.0 + computed * 1e-3 + 0.5])
+    assert run.log.finish_s == pytest.approx([1.5, 10.0 + computed * 1e-3 + 0.5])
 
 
 def test_drawn_blocks_share_whole_blocks_within_a_group_only() -> None:
@@ -273,7 +273,7 @@ def test_a_fault_takes_the_tiers_that_die_with_it(
     spec = colocated(instance(times(), cache_tiers=tiers), faults=Faults(events=(down,)))
     requests = Requests(np.array([1500] * 2), np.array([1] * 2), np.array([0.0, 10.0]), blocks=[(1, 2, 3)] * 2)
     run = Cluster(spec, requests, np.random.default_rng(0)).run()
-    assert run.journal.cached_tokens == [0, 1499 if survives[holder] else 0]
+    assert run.log.cached_tokens == [0, 1499 if survives[holder] else 0]
 
 
 def test_an_instance_that_is_given_back_comes_without_its_cache(times: Any, instance: Any, colocated: Any) -> None:

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator.des.instance.kv_room import KvBooks, KvSpace
+from simulator.des.instance.kv_room import KvOccupancy, KvRoom
 from simulator.des.instance.paced_batch import PacedBatch
 from simulator.des.instance.running_batch import Rank, RunningBatch
 from simulator.des.primitives.clock import Environment
 
-KV = KvSpace(1e9, 1.0, 10.0)
+KV = KvRoom(1e9, 1.0, 10.0)
 CAPS = (40, 8, 128)  # in the order of a latency model that does not sort them
 
 
@@ -52,7 +52,7 @@ action = st.one_of(
 @settings(max_examples=300)
 @given(st.lists(action, max_size=60))
 def test_running_sums_equal_sums_over_a_list(actions: list[Any]) -> None:
-    batch = RunningBatch(KV, KvBooks(Environment(), KV), 3, CAPS)
+    batch = RunningBatch(KV, KvOccupancy(Environment(), KV), 3, CAPS)
     plain = PlainBatch(3)
     for number, (name, *values) in enumerate(actions):
         if name == "join":
@@ -81,7 +81,7 @@ def test_running_sums_equal_sums_over_a_list(actions: list[Any]) -> None:
 @given(st.lists(action, max_size=60), st.lists(st.integers(0, 2), min_size=60, max_size=60))
 def test_sums_over_paces_equal_sums_over_a_list(actions: list[Any], pace_of: list[int]) -> None:
     rates = (1.0, 2.0, 5.0)
-    batch = PacedBatch(KV, KvBooks(Environment(), KV), 3, CAPS, rates, pace_of)
+    batch = PacedBatch(KV, KvOccupancy(Environment(), KV), 3, CAPS, rates, pace_of)
     plain = PlainBatch(3)
     for number, (name, *values) in enumerate(actions):
         if name == "join":
@@ -117,11 +117,15 @@ class Watch:
 
 @settings(max_examples=100)
 @given(st.lists(action, max_size=60), st.booleans())
-def test_kv_is_booked_for_as_long_as_it_is_there(actions: list[Any], paced: bool) -> None:
+def test_kv_is_counted_for_as_long_as_it_is_there(actions: list[Any], paced: bool) -> None:
     """Against the plain integral: what is there times how long, from one moment to the next."""
     watch = Watch()
-    books = KvBooks(watch, KV)
-    batch = PacedBatch(KV, books, 3, CAPS, (1.0, 2.0), [0, 1] * 30) if paced else RunningBatch(KV, books, 3, CAPS, 1.5)
+    occupancy = KvOccupancy(watch, KV)
+    batch = (
+        PacedBatch(KV, occupancy, 3, CAPS, (1.0, 2.0), [0, 1] * 30)
+        if paced
+        else RunningBatch(KV, occupancy, 3, CAPS, 1.5)
+    )
     integral = 0.0
     for number, (name, *values) in enumerate([*actions, ("drop",)]):
         integral += batch.used_bytes * 0.25
@@ -139,12 +143,12 @@ def test_kv_is_booked_for_as_long_as_it_is_there(actions: list[Any], paced: bool
         elif batch.newest(batch.ranks[values[0]]) is not None:
             batch.preempt(batch.ranks[values[0]])
             batch.ranks[values[0]].release(7)
-        assert books.until(watch.now, batch.used_bytes) == pytest.approx(integral)
+        assert occupancy.until_now(batch.used_bytes) == pytest.approx(integral)
 
 
 def test_an_empty_rank_takes_what_fits_and_a_used_one_keeps_room_to_grow() -> None:
-    kv = KvSpace(capacity_bytes=1000.0, bytes_per_token=1.0)
-    rank = Rank(0, kv, KvBooks(Environment(), kv), [], [])
+    kv = KvRoom(capacity_bytes=1000.0, bytes_per_token=1.0)
+    rank = Rank(0, kv, KvOccupancy(Environment(), kv), [], [])
     assert rank.admits(1000, 0, kv.room())
     assert not rank.admits(1001, 0, kv.room())
     rank.hold(500)

@@ -1,21 +1,21 @@
 """Alarms and timeouts share one order of events, that of SimPy."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import simpy
 
-from simulator.des.primitives.clock import Alarm, Environment, Timer
+from simulator.des.primitives.clock import Alarm, Environment, OneShot
 
 
-@pytest.mark.parametrize("environment", [simpy.Environment, Environment])
-def test_alarms_ring_where_timeouts_would(environment: Callable[[], simpy.Environment]) -> None:
+@pytest.mark.parametrize("timeouts_of", [simpy.Environment, Environment])
+def test_alarms_ring_where_timeouts_would(timeouts_of: Callable[[], simpy.Environment]) -> None:
     """Many at the same times, so that the order of setting decides."""
     delays = np.random.default_rng(0).integers(0, 4, size=(30, 40)).astype(float).tolist()
 
-    def play(alarms: bool) -> list[tuple[float, int]]:
-        env = environment()
+    def play(env: Any, alarms: bool) -> list[tuple[float, int]]:
         rung: list[tuple[float, int]] = []
 
         def start(number: int, own: list[float]) -> None:
@@ -39,7 +39,7 @@ def test_alarms_ring_where_timeouts_would(environment: Callable[[], simpy.Enviro
         env.run()
         return rung
 
-    assert play(alarms=True) == play(alarms=False)
+    assert play(Environment(), alarms=True) == play(timeouts_of(), alarms=False)
 
 
 def test_the_time_is_the_one_that_simpy_keeps() -> None:
@@ -69,16 +69,17 @@ def test_an_alarm_can_ring_first_or_not_at_all() -> None:
     assert not late.is_set
 
 
-@pytest.mark.parametrize("environment", [simpy.Environment, Environment])
-def test_timers_ring_among_alarms_in_the_order_of_setting(environment: Callable[[], simpy.Environment]) -> None:
-    env = environment()
+@pytest.mark.parametrize("by_event", [False, True])
+def test_one_shots_ring_among_alarms_in_the_order_of_setting(by_event: bool) -> None:
+    """Run up to a time, in SimPy's loop, or up to an event, in the clock's own."""
+    env = Environment()
     rung: list[tuple[float, str]] = []
     Alarm(env, lambda _: rung.append((env.now, "alarm"))).set(1.0)
-    rings = [lambda timer: rung.append((env.now, timer.value))]
-    Timer(env, rings, "first", 1.0)
-    Timer(env, rings, "second", 1.0)
-    Timer(env, rings, "soon", 0.5)
-    env.run(env.timeout(1.0))
+    rings = [lambda shot: rung.append((env.now, shot.value))]
+    OneShot(env, rings, "first", 1.0)
+    OneShot(env, rings, "second", 1.0)
+    OneShot(env, rings, "soon", 0.5)
+    env.run(env.timeout(1.0) if by_event else 1.1)
     assert rung == [(0.5, "soon"), (1.0, "alarm"), (1.0, "first"), (1.0, "second")]
 
 

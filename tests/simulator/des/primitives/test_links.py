@@ -10,6 +10,7 @@ import simpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from simulator.des.primitives.clock import Environment
 from simulator.des.primitives.links import Fabric, Flow, Link, fair_rates
 
 
@@ -26,7 +27,7 @@ class Wires:
     """A fabric, its links, and when each flow ended."""
 
     rates: tuple[float, ...]
-    env: simpy.Environment = field(default_factory=simpy.Environment)
+    env: Environment = field(default_factory=Environment)
     ended: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -169,7 +170,7 @@ def test_a_shared_link_is_a_processor_sharing_queue(sizes: str) -> None:
     count, rho = 20_000, 0.6
     arrivals = np.cumsum(rng.exponential(1 / rho, count))
     work = rng.exponential(1.0, count) if sizes == "exponential" else np.ones(count)
-    env = simpy.Environment()
+    env = Environment()
     fabric, link = Fabric(env), Link(1.0)
     sojourn: list[float] = []
 

@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 
 from hw_profiles.catalog import load
+from simulator.des.cluster.power import PowerDraw
 from simulator.des.cluster.recorder import Recorder
 from simulator.des.cluster.spec import ClusterSpec
-from simulator.des.results.energy import PowerDraw
 from simulator.des.results.request_table import write_table
 from simulator.des.results.series import series
 from simulator.des.simulate import simulate
-from simulator.scenario import Autoscale, Faults, Outages, PlannedFault, Power, ScheduledCount, parse_scenario
+from simulator.scenario import Autoscale, Faults, Outages, PlannedFault, PowerKeys, ScheduledCount, parse_scenario
 
 MS = 1e-3
 DRAW = PowerDraw(idle_w=100.0, prefill_w=700.0, decode_w=400.0)
@@ -124,7 +124,7 @@ def test_power_comes_from_the_catalogue_and_its_shares_from_the_scenario() -> No
     }
     summary = simulate(parse_scenario(keys)).summary()
     assert summary["energy"]["kwh"] == pytest.approx(8 * 350.0 * summary["duration_s"] / 3.6e6)
-    draw = PowerDraw.of(load("h200_sxm"), Power())
+    draw = PowerDraw.of(load("h200_sxm"), PowerKeys())
     assert draw is not None
     assert 0 < draw.idle_w < draw.decode_w < draw.prefill_w <= tdp_w
 

@@ -67,12 +67,12 @@ def test_steps_stages_and_hand_overs(times: Any, instance: Any, disaggregated: A
     # One arrow for each sequence with more than one token, from a prefill to a decode step, forward in time.
     ends = {ph: {e["id"]: e for e in trace.events if e["ph"] == ph} for ph in ("s", "f")}
     assert set(ends["s"]) == set(ends["f"]) == set(np.flatnonzero(result.output_tokens > 1).tolist())
-    journal = result.run.journal
+    log = result.run.log
     for request, begin in ends["s"].items():
         end = ends["f"][request]
-        assert (trace.processes[begin["pid"]], begin["tid"]) == ("prefill", journal.prefill_instance[request])
-        assert (trace.processes[end["pid"]], end["tid"]) == ("decode", journal.decode_instance[request])
-        assert begin["ts"] < journal.first_token_s[request] * 1e6 <= end["ts"]
+        assert (trace.processes[begin["pid"]], begin["tid"]) == ("prefill", log.prefill_instance[request])
+        assert (trace.processes[end["pid"]], end["tid"]) == ("decode", log.decode_instance[request])
+        assert begin["ts"] < log.first_token_s[request] * 1e6 <= end["ts"]
 
 
 def test_faults_of_one_instance_that_overlap_lie_on_lanes_of_their_own(
