@@ -95,7 +95,7 @@ def run(count: int, seed: int = 0) -> dict[str, Any]:
         np.random.default_rng(seed),
         progress=lambda done, _: ended.append((done, time.process_time())),
     )
-    summary = result.summary()
+    summary = result.summary().to_json()
     cpu_s = time.process_time() - start
     return {
         "requests": count,

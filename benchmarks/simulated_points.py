@@ -110,12 +110,13 @@ def simulate_point(point: Point, hardware: HardwareProfile, acceptance: float) -
         np.random.default_rng(router),
     )
     latency, rates = result.metrics(), result.throughput()
-    ttft = latency["ttft_s"]["mean" if point.mean_ttft and point.median_ttft_ms is None else "p50"]
-    tpot = latency["tpot_s"]["p50"]
+    ttfts = latency["ttft_s"]
+    ttft = ttfts.mean if point.mean_ttft and point.median_ttft_ms is None else ttfts.p50
+    tpot = latency["tpot_s"].p50
     return np.array(
         [
             math.nan if tpot is None else tpot * 1e3,
-            rates["total_tok_s_per_gpu"],
+            rates.total_tok_s_per_gpu,
             math.nan if ttft is None else ttft * 1e3,
         ]
     )

@@ -87,7 +87,7 @@ def simulate(
     recorder = records.recorder()
     with progress_bar() as progress:
         result = run(asked, progress=partial(progress, "requests"), recorder=recorder)
-    summary = result.summary() | {"uncertainty": of_run(result, asked)}
+    summary = result.summary().to_json() | {"uncertainty": of_run(result, asked)}
     write_json(summary, json_file)
     records.write({"": (result, recorder)})
     if json_file != STDOUT:
@@ -105,7 +105,7 @@ def _simulate_shared(asked: SharedCluster, seed: int | None, json_file: Path | N
     told = {name: recorder for name, recorder in recorders.items() if recorder is not None}
     with progress_bar() as progress:
         result = simulate_shared(asked, seed=seed, progress=partial(progress, "requests"), recorders=told)
-    summary = result.summary()
+    summary = result.summary().to_json()
     for name, part in result.models.items():
         summary["models"][name]["uncertainty"] = of_run(part.result, part.scenario)
     write_json(summary, json_file)

@@ -109,7 +109,7 @@ def replicate(
 
 def headline(result: SimulationResult) -> dict[str, float]:
     """Latencies, rates, utilisations and cost of a run, by dotted key."""
-    summary = result.summary()
+    summary = result.summary().to_json()
     flat: dict[str, float] = {}
 
     def walk(prefix: str, node: Any) -> None:

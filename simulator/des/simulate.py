@@ -13,7 +13,8 @@ from simulator.des.cluster.cluster import Cluster, Progress, Run
 from simulator.des.cluster.recorder import Recorder
 from simulator.des.cluster.spec import ClusterSpec
 from simulator.des.primitives.clock import Environment
-from simulator.des.results.result import Price, SimulationResult, warmup_count
+from simulator.des.results.measured import GroupPrice, warmup_count
+from simulator.des.results.result import SimulationResult
 from simulator.des.workload.requests import Requests, make_streams
 from simulator.model.architecture import ModelSpec
 from simulator.model.presets import load_model
@@ -21,7 +22,7 @@ from simulator.scenario import Deployment, PowerKeys, Scenario, ScenarioError, S
 
 
 @dataclass(frozen=True)
-class Prepared:
+class ReadyCluster:
     """A cluster that is ready to run, and what makes a result of its run."""
 
     cluster: Cluster
@@ -52,7 +53,7 @@ def prepare(
     progress: Progress | None = None,
     recorder: Recorder | None = None,
     env: Environment | None = None,
-) -> Prepared:
+) -> ReadyCluster:
     """As `simulate`, up to the run; env: a clock that other clusters share."""
     deployment = scenario.deployment
     if deployment is None:
@@ -94,7 +95,7 @@ def _prepare(
     progress: Progress | None = None,
     recorder: Recorder | None = None,
     env: Environment | None = None,
-) -> Prepared:
+) -> ReadyCluster:
     _check_traffic(scenario.name, deployment, streams)
     slos = tuple(_slo(scenario, stream) for stream in streams)
     spec = cluster_spec(deployment, model, profiles, slos, _mean_lengths(streams))
@@ -102,7 +103,7 @@ def _prepare(
     prices, assumptions = _prices(scenario, deployment, profiles, spec)
     said = tuple(dict.fromkeys((*model.assumptions, *assumptions, *_assumptions(deployment, spec))))
     cluster = Cluster(spec, streams, rng, warmup, progress, recorder, env)
-    return Prepared(cluster, lambda run: SimulationResult(spec, run, spec.slos, prices, said))
+    return ReadyCluster(cluster, lambda run: SimulationResult(spec, run, spec.slos, prices, said))
 
 
 def _check_traffic(name: str, deployment: Deployment, streams: Sequence[Requests]) -> None:
@@ -137,9 +138,9 @@ def _mean_lengths(streams: Sequence[Requests]) -> tuple[float, float]:
 
 def _prices(
     scenario: Scenario, deployment: Deployment, profiles: Profiles, spec: ClusterSpec
-) -> tuple[dict[str, Price] | None, list[str]]:
+) -> tuple[dict[str, GroupPrice] | None, list[str]]:
     """What an accelerator of each group costs, None where one has no price; and what is assumed of accelerators."""
-    prices: dict[str, Price] = {}
+    prices: dict[str, GroupPrice] = {}
     assumptions: list[str] = []
     for keys, group in zip(deployment.groups, spec.groups, strict=True):
         profile = profiles[profile_key(keys)]
@@ -149,7 +150,7 @@ def _prices(
         except CatalogError as error:
             assumptions.append(f"no cost is given: {error}")
             continue
-        prices[group.name] = Price(price.value, profile.all_in_w)
+        prices[group.name] = GroupPrice(price.value, profile.all_in_w)
         if price.assumed:
             assumptions.append(f"{profile.display_name}: price: {price.note}")
     return (prices if len(prices) == len(spec.groups) else None), assumptions

@@ -6,7 +6,7 @@ What they may share is the spine between prefill and decode; without one, each m
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -19,13 +19,14 @@ from simulator.des.cluster.spines import make_spines
 from simulator.des.primitives.clock import Environment
 from simulator.des.replicate import seeds_of
 from simulator.des.results.cost import SECONDS_PER_HOUR, usd_per_mtok
+from simulator.des.results.reports import Rates, Summary
 from simulator.des.results.result import SimulationResult
 from simulator.des.simulate import prepare
 from simulator.scenario import Deployment, PowerKeys, Scenario, ScenarioError, SharedCluster
 
 
 @dataclass(frozen=True)
-class Part:
+class ModelResult:
     """One model: its scenario, as it could run by itself, and what came of it beside the others."""
 
     scenario: Scenario
@@ -42,12 +43,12 @@ class Part:
     def gpu_hours(self, accelerator: str) -> float:
         """Paid for up to the end of this model's run."""
         lifecycle = self.result.lifecycle()
-        return sum(lifecycle[group]["gpu_hours"] for group, own in self.accelerators.items() if own == accelerator)
+        return sum(lifecycle[group].gpu_hours for group, own in self.accelerators.items() if own == accelerator)
 
     def mean_gpus(self, accelerator: str) -> float:
         """Paid for, on average over the measured span."""
         usage = self.result.utilization()
-        return sum(usage[group]["gpus"] for group, own in self.accelerators.items() if own == accelerator)
+        return sum(usage[group].gpus for group, own in self.accelerators.items() if own == accelerator)
 
 
 def simulate_shared(
@@ -77,7 +78,7 @@ def simulate_shared(
             cluster.serving.share_spines(spines)
     runs = play_together(clusters)
     results = [each.result(run) for each, run in zip(ready, runs, strict=True)]
-    done = {s.name: Part(s, result) for s, result in zip(scenarios, results, strict=True)}
+    done = {s.name: ModelResult(s, result) for s, result in zip(scenarios, results, strict=True)}
     return SharedResult(asked, sizes, parts, done)
 
 
@@ -133,6 +134,64 @@ class _Sum:
 
 
 @dataclass(frozen=True)
+class ClusterCost:
+    """USD of every accelerator of the cluster, in a model's part or free."""
+
+    usd_per_hour: float
+    usd_per_mtok_blended: float | None
+    usd_per_request: float | None
+
+
+@dataclass(frozen=True)
+class ClusterEnergy:
+    """Energy of the models, and of the accelerators that no model has at the time, which idle. kWh of the whole run;
+    mean power and J per token of the models' measured spans."""
+
+    kwh: float
+    power_kw: float
+    joule_per_token: float | None
+    joule_per_request: float | None
+
+
+@dataclass(frozen=True)
+class AcceleratorShares:
+    """Of one kind of accelerator, how many each model has at most."""
+
+    total: int
+    models: dict[str, int]
+    free: int
+
+
+@dataclass(frozen=True)
+class ClusterSummary:
+    """The whole cluster. gpus: by accelerator; seeds: by model."""
+
+    name: str
+    gpus: dict[str, AcceleratorShares]
+    seeds: dict[str, int]
+    gpus_total: int
+    duration_s: float
+    gpu_hours: float
+    throughput: Rates
+    cost: ClusterCost | None
+    energy: ClusterEnergy | None
+
+
+@dataclass(frozen=True)
+class SharedSummary:
+    """The cluster, and each model as its own simulation would have it."""
+
+    cluster: ClusterSummary
+    models: dict[str, Summary]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "cluster": asdict(self.cluster),
+            "models": {name: summary.to_json() for name, summary in self.models.items()},
+        }
+
+
+@dataclass(frozen=True)
 class SharedResult:
     """Results by model, and what they add up to.
 
@@ -142,25 +201,24 @@ class SharedResult:
     asked: SharedCluster
     sizes: dict[str, int]
     partition: dict[str, dict[str, int]]
-    models: dict[str, Part]
+    models: dict[str, ModelResult]
 
     @property
     def duration_s(self) -> float:
         """Until the last model's last request has ended."""
         return max(part.result.run.end.time_s for part in self.models.values())
 
-    def throughput(self) -> dict[str, float]:
+    def throughput(self) -> Rates:
         """Sums of the rates of the models, each over its own window."""
-        keys = ("input_tok_s", "output_tok_s", "requests_per_s", "goodput_requests_per_s")
-        rates = [part.result.throughput() for part in self.models.values()]
-        return {key: sum(rate[key] for rate in rates) for key in keys}
+        own = [part.result.throughput() for part in self.models.values()]
+        return Rates(*(sum(getattr(rates, field.name) for rates in own) for field in fields(Rates)))
 
     @cached_property
     def _profiles(self) -> dict[str, HardwareProfile]:
         return {name: load(name) for name in self.sizes}
 
-    def cost(self) -> dict[str, float | None] | None:
-        """USD of every accelerator of the cluster, in a model's part or free; None where one has no price."""
+    def cost(self) -> ClusterCost | None:
+        """None where an accelerator has no price."""
         try:
             prices = {
                 name: profile.usd_per_hour(self.asked.price_convention).usd_per_hour.value
@@ -170,24 +228,23 @@ class SharedResult:
             return None
         usd = sum(prices[name] * count for name, count in self.sizes.items())
         rates = self.throughput()
-        tokens, requests = rates["input_tok_s"] + rates["output_tok_s"], rates["requests_per_s"]
-        return {
-            "usd_per_hour": usd,
-            "usd_per_mtok_blended": usd_per_mtok(usd, tokens) if tokens else None,
-            "usd_per_request": usd / SECONDS_PER_HOUR / requests if requests else None,
-        }
+        tokens, requests = rates.input_tok_s + rates.output_tok_s, rates.requests_per_s
+        return ClusterCost(
+            usd,
+            usd_per_mtok(usd, tokens) if tokens else None,
+            usd / SECONDS_PER_HOUR / requests if requests else None,
+        )
 
-    def energy(self) -> dict[str, float | None] | None:
-        """Energy of the models, and of the accelerators that no model has at the time, which idle; None where a TDP is
-        not known. kWh of the whole run; mean power and J per token of the models' measured spans."""
+    def energy(self) -> ClusterEnergy | None:
+        """None where a TDP is not known."""
         draws = {name: PowerDraw.of(profile, PowerKeys()) for name, profile in self._profiles.items()}
         own = [part.result.energy() for part in self.models.values()]
         kwh, power_kw = 0.0, 0.0
         for seen in own:
             if seen is None:
                 return None
-            kwh += seen["kwh"]
-            power_kw += seen["power_kw"]
+            kwh += seen.kwh
+            power_kw += seen.power_kw
         hours = self.duration_s / SECONDS_PER_HOUR
         for name, draw in draws.items():
             if draw is None:
@@ -196,39 +253,35 @@ class SharedResult:
             kwh += draw.idle_w / 1e3 * (self.sizes[name] * hours - sum(part.gpu_hours(name) for part in parts))
             power_kw += draw.idle_w / 1e3 * (self.sizes[name] - sum(part.mean_gpus(name) for part in parts))
         rates = self.throughput()
-        tokens = rates["input_tok_s"] + rates["output_tok_s"]
+        tokens = rates.input_tok_s + rates.output_tok_s
+        return ClusterEnergy(
+            kwh,
+            power_kw,
+            power_kw * 1e3 / tokens if tokens else None,
+            power_kw * 1e3 / rates.requests_per_s if rates.requests_per_s else None,
+        )
+
+    def _shares(self) -> dict[str, AcceleratorShares]:
         return {
-            "kwh": kwh,
-            "power_kw": power_kw,
-            "joule_per_token": power_kw * 1e3 / tokens if tokens else None,
-            "joule_per_request": power_kw * 1e3 / rates["requests_per_s"] if rates["requests_per_s"] else None,
+            name: AcceleratorShares(
+                size,
+                {model: part[name] for model, part in self.partition.items() if name in part},
+                size - sum(part.get(name, 0) for part in self.partition.values()),
+            )
+            for name, size in self.sizes.items()
         }
 
-    def cluster(self) -> dict[str, Any]:
-        """The whole cluster as JSON."""
+    def summary(self) -> SharedSummary:
         total = sum(self.sizes.values())
-        return {
-            "name": self.asked.name,
-            "gpus": {
-                name: {
-                    "total": size,
-                    "models": {model: part[name] for model, part in self.partition.items() if name in part},
-                    "free": size - sum(part.get(name, 0) for part in self.partition.values()),
-                }
-                for name, size in self.sizes.items()
-            },
-            "seeds": {name: part.scenario.seed for name, part in self.models.items()},
-            "gpus_total": total,
-            "duration_s": self.duration_s,
-            "gpu_hours": total * self.duration_s / SECONDS_PER_HOUR,
-            "throughput": self.throughput(),
-            "cost": self.cost(),
-            "energy": self.energy(),
-        }
-
-    def summary(self) -> dict[str, Any]:
-        """Everything as JSON: the cluster, and each model as its own simulation would have it."""
-        return {
-            "cluster": self.cluster(),
-            "models": {name: part.result.summary() for name, part in self.models.items()},
-        }
+        cluster = ClusterSummary(
+            self.asked.name,
+            self._shares(),
+            {name: part.scenario.seed for name, part in self.models.items()},
+            total,
+            self.duration_s,
+            total * self.duration_s / SECONDS_PER_HOUR,
+            self.throughput(),
+            self.cost(),
+            self.energy(),
+        )
+        return SharedSummary(cluster, {name: part.result.summary() for name, part in self.models.items()})

@@ -80,7 +80,7 @@ def _simulated(task: _Task, design: Design) -> Design:
     failed counted as misses, and if every limit holds with the chance that is demanded.
     """
     run = simulate(_scenario(task.scenario, design))
-    result = run.summary()
+    result = run.summary().to_json()
     p = f"p{task.scenario.slo.percentile:g}"
     metrics = {key: dict(values) for key, values in result["metrics"].items()}
     for key, limit in result["slo"]["limits"].items():

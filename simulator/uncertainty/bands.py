@@ -15,9 +15,11 @@ import numpy as np
 
 from hw_profiles.catalog import load
 from simulator.des.replicate import Replications, headline
+from simulator.des.results.measured import METRICS
 from simulator.des.results.noise import Floats, relative_error, student
-from simulator.des.results.result import METRICS, SimulationResult
-from simulator.des.results.tenants import PERCENTILES, Share
+from simulator.des.results.reports import PERCENTILES
+from simulator.des.results.result import SimulationResult
+from simulator.des.results.tenants import TenantRequests
 from simulator.model.engine import form_of
 from simulator.model.presets import load_model
 from simulator.scenario import Deployment, Pool, Scenario
@@ -93,11 +95,11 @@ def of_run(result: SimulationResult, scenario: Scenario) -> dict[str, Any]:
     limits = {}
     for share in result.shares:
         noise = noise_at_limits(share)
-        for name, seen in share.slo_report()["limits"].items():
-            if seen["at_percentile"]:
-                chance = bands.chance(name, seen["at_percentile"], seen["limit"], noise[name])
+        for name, seen in share.slo_report().limits.items():
+            if seen.at_percentile:
+                chance = bands.chance(name, seen.at_percentile, seen.limit, noise[name])
                 key = f"{share.tenant}.{name}" if len(result.shares) > 1 else name
-                limits[key] = {"limit": seen["limit"], "chance": chance}
+                limits[key] = {"limit": seen.limit, "chance": chance}
     kept = result.measured & result.finished
     noises = {
         f"metrics.{name}.{key}": error
@@ -120,7 +122,7 @@ def of_runs(seen: Replications, scenario: Scenario) -> dict[str, Any]:
     return {**bands.grounds(), "bands": _table(bands, means, errors)}
 
 
-def noise_at_limits(share: Share) -> dict[str, float]:
+def noise_at_limits(share: TenantRequests) -> dict[str, float]:
     """Relative standard error of each latency at the percentile of the limits."""
     at = f"p{share.slo.percentile:g}"
     kept = share.measured & share.finished

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 JOULE_PER_KWH = 3.6e6  # by definition
 
@@ -18,20 +17,39 @@ class GroupEnergy:
     watts: float
 
 
+@dataclass(frozen=True)
+class PoolEnergy:
+    """Of one group: over the whole run, and its mean draw over the measured span."""
+
+    kwh: float
+    power_kw: float
+
+
+@dataclass(frozen=True)
+class EnergyReport:
+    """Of the whole run; per token and request at the measured draw and rates, None where nothing was served."""
+
+    kwh: float
+    power_kw: float
+    joule_per_token: float | None
+    joule_per_output_token: float | None
+    joule_per_request: float | None
+    pools: Mapping[str, PoolEnergy]
+
+
 def energy_report(
     groups: Sequence[GroupEnergy], input_tok_s: float, output_tok_s: float, requests_per_s: float
-) -> dict[str, Any]:
-    """Energy of the whole run; per token and request at the measured draw and rates, None where nothing was served."""
+) -> EnergyReport:
     watts = sum(group.watts for group in groups)
 
     def per(rate: float) -> float | None:
         return watts / rate if rate > 0 else None
 
-    return {
-        "kwh": sum(group.joules for group in groups) / JOULE_PER_KWH,
-        "power_kw": watts / 1e3,
-        "joule_per_token": per(input_tok_s + output_tok_s),
-        "joule_per_output_token": per(output_tok_s),
-        "joule_per_request": per(requests_per_s),
-        "pools": {each.group: {"kwh": each.joules / JOULE_PER_KWH, "power_kw": each.watts / 1e3} for each in groups},
-    }
+    return EnergyReport(
+        sum(group.joules for group in groups) / JOULE_PER_KWH,
+        watts / 1e3,
+        per(input_tok_s + output_tok_s),
+        per(output_tok_s),
+        per(requests_per_s),
+        {each.group: PoolEnergy(each.joules / JOULE_PER_KWH, each.watts / 1e3) for each in groups},
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from simulator.des.cluster.cluster import Run, Snapshot
 from simulator.des.cluster.group import integrate
@@ -13,11 +12,12 @@ from simulator.des.cluster.spec import GroupSpec
 from simulator.des.records.usage import Usage
 from simulator.des.results.cost import SECONDS_PER_HOUR
 from simulator.des.results.energy import GroupEnergy
+from simulator.des.results.reports import Lifecycle, Utilization
 
 
 @dataclass(frozen=True)
-class GroupBooks:
-    """The books of a group; means are taken from snapshot `first` to snapshot `last`."""
+class GroupUsage:
+    """What a group did; means are taken from snapshot `first` to snapshot `last`."""
 
     group: GroupSpec
     run: Run
@@ -52,34 +52,34 @@ class GroupBooks:
         usage = self._usage
         return min(1.0, usage.prefill_s / usage.busy_s) if usage.busy_s > 0 else 0.0
 
-    def utilization(self) -> dict[str, float]:
+    def utilization(self) -> Utilization:
         """Means over the instances that are paid for and over time."""
         usage = self._usage
         spec = self.group.instance
         instances = self.mean_instances(self.first.time_s, self.last.time_s)
         total = self._span_s * instances
-        return {
-            "instances": instances,
-            "gpus": instances * spec.gpus,
-            "busy_fraction": _share(usage.busy_s, total),
-            "batch_mean": usage.sequence_s / usage.busy_s if usage.busy_s > 0 else 0.0,
-            "kv_occupancy": _share(usage.kv_byte_s, total * spec.kv.capacity_bytes * spec.ranks),
-            "link_fraction": _share(usage.link_s, total),
-            "steps": usage.steps,
-        }
+        return Utilization(
+            instances,
+            instances * spec.gpus,
+            _share(usage.busy_s, total),
+            usage.sequence_s / usage.busy_s if usage.busy_s > 0 else 0.0,
+            _share(usage.kv_byte_s, total * spec.kv.capacity_bytes * spec.ranks),
+            _share(usage.link_s, total),
+            usage.steps,
+        )
 
-    def lifecycle(self) -> dict[str, Any]:
+    def lifecycle(self) -> Lifecycle:
         """Over the whole run: what was paid for, how much of it served, what broke."""
         name = self.group.name
         sizes = self.run.sizes[name]
         total = integrate(sizes, 0.0, self.run.end.time_s)
-        return {
-            "gpu_hours": total.allocated * self.group.instance.gpus / SECONDS_PER_HOUR,
-            "instances_least": min(moment.allocated for moment in sizes),
-            "instances_most": max(moment.allocated for moment in sizes),
-            "availability": total.serving / (total.serving + total.down) if total.down else 1.0,
-            "faults": dict(Counter(seen.kind for seen in self.run.incidents if seen.group == name)),
-        }
+        return Lifecycle(
+            total.allocated * self.group.instance.gpus / SECONDS_PER_HOUR,
+            min(moment.allocated for moment in sizes),
+            max(moment.allocated for moment in sizes),
+            total.serving / (total.serving + total.down) if total.down else 1.0,
+            dict(Counter(seen.kind for seen in self.run.incidents if seen.group == name)),
+        )
 
     def energy(self) -> GroupEnergy | None:
         """Energy over the whole run, mean draw between the snapshots; None where the TDP is not known."""

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import numpy as np
 
 from simulator.des.results.cost import usd_per_mtok
-from simulator.des.results.tenants import Mask, spread
+from simulator.des.results.measured import Measured
+from simulator.des.results.reports import GroupReport, percentiles_of
+from simulator.des.results.tenants import Mask
 
-if TYPE_CHECKING:
-    from simulator.des.results.result import SimulationResult
 
-
-def served_by(result: SimulationResult, name: str) -> Mask:
+def served_by(result: Measured, name: str) -> Mask:
     """Requests that a group took last: to prefill them in a prefill pool, else to decode them."""
     group = result.groups[name].group
     log = result.run.log
@@ -22,7 +19,7 @@ def served_by(result: SimulationResult, name: str) -> Mask:
     return np.isin(np.array(column), list(numbers))
 
 
-def group_results(result: SimulationResult) -> dict[str, dict[str, Any]]:
+def group_results(result: Measured) -> dict[str, GroupReport]:
     """By group: requests, their share of the pool's, tokens per second, latencies, USD; empty where no pool has two.
 
     Requests that left in the window of throughput count, their prompt tokens at the group that computed them, their
@@ -32,7 +29,7 @@ def group_results(result: SimulationResult) -> dict[str, dict[str, Any]]:
     spec = result.spec
     if all(len(pool) == 1 for pool in spec.pools):
         return {}
-    table: dict[str, dict[str, Any]] = {}
+    table: dict[str, GroupReport] = {}
     for pool in spec.pools:
         masks = {group.name: served_by(result, group.name) for group in pool}
         windows = {name: result.window_of(mask) for name, mask in masks.items()}
@@ -44,15 +41,15 @@ def group_results(result: SimulationResult) -> dict[str, dict[str, Any]]:
             gpus = result.mean_gpus(group.name)
             usd = None if result.prices is None else gpus * result.prices[group.name].usd_per_gpu_hour
             kept = masks[group.name] & result.measured & result.finished
-            table[group.name] = {
-                "pool": group.pool,
-                "requests": w.requests,
-                "request_share": w.requests / whole if whole else 0.0,
-                "input_tok_s": w.rate(w.tokens_in) if computes else None,
-                "output_tok_s": w.rate(w.tokens_out) if decodes else None,
-                "tok_s_per_gpu": w.rate(tokens) / gpus if gpus else 0.0,
-                "usd_per_mtok": None if usd is None or not w.rate(tokens) else usd_per_mtok(usd, w.rate(tokens)),
-                "ttft_s": spread(result.ttft_s[kept]) if computes else None,
-                "tpot_s": spread(result.tpot_s[kept]) if decodes else None,
-            }
+            table[group.name] = GroupReport(
+                group.pool,
+                w.requests,
+                w.requests / whole if whole else 0.0,
+                w.rate(w.tokens_in) if computes else None,
+                w.rate(w.tokens_out) if decodes else None,
+                w.rate(tokens) / gpus if gpus else 0.0,
+                None if usd is None or not w.rate(tokens) else usd_per_mtok(usd, w.rate(tokens)),
+                percentiles_of(result.ttft_s[kept]) if computes else None,
+                percentiles_of(result.tpot_s[kept]) if decodes else None,
+            )
     return table

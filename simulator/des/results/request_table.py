@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from simulator.des.records.request_log import Status
+from simulator.des.results.measured import Measured
 from simulator.scenario import ScenarioError
 
-if TYPE_CHECKING:
-    from simulator.des.results.result import SimulationResult
 
-
-def request_table(result: SimulationResult) -> pd.DataFrame:
+def request_table(result: Measured) -> pd.DataFrame:
     """What did not happen is NaN, instances that did not serve are -1; instances are numbered through their pool.
 
     Tenant by tenant, each in order of arrival, sessions turn by turn.
@@ -49,7 +47,7 @@ def request_table(result: SimulationResult) -> pd.DataFrame:
     )
 
 
-def _tenant_column(result: SimulationResult) -> dict[str, Any]:
+def _tenant_column(result: Measured) -> dict[str, Any]:
     streams = result.run.streams
     if len(streams) == 1:
         return {}

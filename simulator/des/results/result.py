@@ -1,101 +1,18 @@
-"""Metrics of a run, as the public serving benchmarks define them.
-
-TTFT = first token - arrival. TPOT = (end - first token) / (output tokens - 1), undefined for one output token.
-e2e = end - arrival. tok/s/user = 1 / TPOT. Goodput = requests/s that meet every limit; attainment = their share.
-
-The first `warmup` requests to be sent are left out of latency and attainment; offline work, which waits from the start,
-is neither counted among them nor left out. Throughput is counted over a window of departures, so that neither the
-filling nor the draining of the cluster enters: it opens when the warm-up share of all departures is over and closes
-when the last request arrives, or with the last departure where most come later; offline work has no say in it where
-there is other.
-"""
+"""A finished simulation: every request, and what they add up to."""
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
+import pandas as pd
 
-from simulator.des.cluster.cluster import Run
-from simulator.des.cluster.spec import ClusterSpec
-from simulator.des.records.request_log import Status
-from simulator.des.results.cost import Cost, PoolCost, cost_of
-from simulator.des.results.energy import energy_report
-from simulator.des.results.group_usage import GroupBooks
 from simulator.des.results.groups import group_results
-from simulator.des.results.tenants import Floats, Mask, Share, spread
-from simulator.scenario import Slo
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-METRICS = ("ttft_s", "tpot_s", "e2e_s", "tok_s_per_user")
+from simulator.des.results.measured import Measured, counts_of
+from simulator.des.results.reports import Summary
 
 
-@dataclass(frozen=True)
-class Price:
-    """What one accelerator of a group costs and draws."""
-
-    usd_per_gpu_hour: float
-    all_in_w: float | None = None
-
-
-@dataclass(frozen=True)
-class Window:
-    """The span over which throughput is counted, and what left in it."""
-
-    start_s: float
-    end_s: float
-    requests: int
-    tokens_in: int
-    tokens_out: int
-    good: int  # requests that met every limit
-
-    def rate(self, amount: float) -> float:
-        span = self.end_s - self.start_s
-        return amount / span if span > 0 else 0.0
-
-
-class SimulationResult:
-    """A finished simulation: every request, and what they add up to."""
-
-    def __init__(
-        self,
-        spec: ClusterSpec,
-        run: Run,
-        slo: Slo | Sequence[Slo],
-        prices: dict[str, Price] | None = None,
-        assumptions: tuple[str, ...] = (),
-    ) -> None:
-        """slo: of all requests, or of each tenant."""
-        self.spec = spec
-        self.run = run
-        self.slos = (slo,) * len(run.streams) if isinstance(slo, Slo) else tuple(slo)
-        self.warmup = run.warmup
-        self.prices = prices
-        self.assumptions = assumptions
-        self.rejections: Counter[str] = run.rejections
-        log = run.log
-        self.prompt_tokens = np.array(log.prompt_tokens)
-        self.output_tokens = np.array(log.output_tokens)
-        self.arrival_s = np.array(log.arrival_s)
-        self.finish_s = np.array(log.finish_s)
-        self.finished = np.frombuffer(log.status, dtype=np.uint8) == Status.FINISHED
-        first = np.array(log.first_token_s)
-        ended = np.where(self.finished, self.finish_s, np.nan)
-        self.ttft_s: Floats = first - self.arrival_s
-        self.e2e_s: Floats = ended - self.arrival_s
-        steps = np.where(self.output_tokens > 1, self.output_tokens - 1.0, np.nan)
-        self.tpot_s: Floats = (ended - first) / steps
-        with np.errstate(divide="ignore"):
-            self.tok_s_per_user: Floats = 1.0 / self.tpot_s
-        self.tok_s_per_user[np.isinf(self.tok_s_per_user)] = np.nan
+class SimulationResult(Measured):
+    """What `simulate` gives. `requests` is a table of one row a request, `summary` what a report shows."""
 
     @cached_property
     def requests(self) -> pd.DataFrame:
@@ -103,234 +20,27 @@ class SimulationResult:
 
         return request_table(self)
 
-    @cached_property
-    def offline(self) -> Mask:
-        mask = np.zeros(len(self.finished), dtype=np.bool_)
-        offline = self.run.log.offline
-        mask[offline.start : offline.stop] = True
-        return mask
-
-    @cached_property
-    def measured(self) -> Mask:
-        """Requests behind the warm-up."""
-        mask = np.ones(len(self.finished), dtype=np.bool_)
-        online = np.flatnonzero(~self.offline)
-        mask[online[np.argsort(self.arrival_s[online], kind="stable")[: self.warmup]]] = False
-        return mask
-
-    @cached_property
-    def shares(self) -> tuple[Share, ...]:
-        """Each tenant's part of the requests, in the order of their numbers."""
-        shares = []
-        first = 0
-        for stream, slo in zip(self.run.streams, self.slos, strict=True):
-            rows = slice(first, first + len(stream))
-            first += len(stream)
-            values = {name: getattr(self, name)[rows] for name in METRICS}
-            shares.append(
-                Share(
-                    stream.tenant,
-                    stream.priority,
-                    stream.offline,
-                    slo,
-                    rows,
-                    values,
-                    self.finished[rows],
-                    self.measured[rows],
-                )
-            )
-        return tuple(shares)
-
-    @cached_property
-    def good(self) -> Mask:
-        """Requests that finished and kept every limit of their tenant."""
-        return np.concatenate([share.good for share in self.shares])
-
-    @property
-    def attainment(self) -> float:
-        """Share of the measured requests that finished inside every limit; refused ones count as missed."""
-        return float(np.mean(self.good[self.measured]))
-
-    @property
-    def meets_slo(self) -> bool:
-        return all(share.meets_slo for share in self.shares)
-
-    @cached_property
-    def _timed(self) -> Mask:
-        """Finished requests whose departures say when throughput is counted."""
-        timed = self.finished & ~self.offline
-        return timed if timed.any() else self.finished
-
-    @cached_property
-    def _closed_early(self) -> bool:
-        """Whether most departures come before the last arrival: then that is where the cluster starts to drain."""
-        departures = self.finish_s[self._timed]
-        return bool(len(departures)) and float(np.median(departures)) <= self.run.closed.time_s
-
-    @cached_property
-    def window(self) -> Window:
-        return self.window_of(slice(None))
-
-    def window_of(self, rows: slice | Mask) -> Window:
-        """The span over which throughput is counted, the same for all requests, and what left in it of `rows`."""
-        start, end, inside = self._departures
-        chosen = np.zeros(len(self.finished), dtype=np.bool_)
-        chosen[rows] = True
-        inside = inside[chosen[inside]]
-        return Window(
-            start,
-            end,
-            len(inside),
-            int(self.prompt_tokens[inside].sum()),
-            int(self.output_tokens[inside].sum()),
-            int(self.good[inside].sum()),
+    def summary(self) -> Summary:
+        log = self.run.log
+        return Summary(
+            counts_of(log.status),
+            dict(self.rejections),
+            int(sum(log.preemptions)),
+            sum(log.retries),
+            sum(log.cached_tokens),
+            int(self.prompt_tokens[self.finished].sum()),
+            int(self.output_tokens[self.finished].sum()),
+            self.run.end.time_s,
+            self.warmup,
+            sum(usage.most_gpus for usage in self.groups.values()),
+            self.metrics(),
+            self.throughput(),
+            self.slo_report(),
+            self.tenants(),
+            self.utilization(),
+            group_results(self),
+            self.lifecycle(),
+            self.cost(),
+            self.energy(),
+            self.assumptions,
         )
-
-    @cached_property
-    def _departures(self) -> tuple[float, float, NDArray[np.intp]]:
-        """Start and end of the window, and the requests that left in it."""
-        order = np.argsort(self.finish_s, kind="stable")
-        order = order[self.finished[order]]
-        if not len(order):
-            return 0.0, 0.0, order
-        timed = np.flatnonzero(self._timed[order])  # places in the order
-        skipped = min(round(self.warmup / max(1, int((~self.offline).sum())) * len(timed)), len(timed) - 1)
-        first = int(timed[skipped - 1]) + 1 if skipped else 0
-        start = float(self.finish_s[order[first - 1]]) if skipped else float(np.nanmin(self.arrival_s))
-        last = float(self.finish_s[order[timed[-1]]])
-        end = self.run.closed.time_s if self._closed_early else last
-        if end <= start:
-            end = last
-        inside = order[first:]
-        return start, end, inside[self.finish_s[inside] <= end]
-
-    @cached_property
-    def groups(self) -> dict[str, GroupBooks]:
-        """By name; means run from the first measured arrival to the end of the measurement."""
-        first = self.run.opened
-        last = self.run.closed if self._closed_early else self.run.end
-        if last.time_s <= first.time_s:
-            last = self.run.end
-        return {group.name: GroupBooks(group, self.run, first, last) for group in self.spec.groups}
-
-    def mean_gpus(self, group: str) -> float:
-        """Accelerators of a group that are paid for, on average over the window of throughput."""
-        books = self.groups[group]
-        return books.mean_instances(self.window.start_s, self.window.end_s) * books.group.instance.gpus
-
-    def lifecycle(self) -> dict[str, dict[str, Any]]:
-        return {name: books.lifecycle() for name, books in self.groups.items()}
-
-    def utilization(self) -> dict[str, dict[str, float]]:
-        return {name: books.utilization() for name, books in self.groups.items()}
-
-    def cost(self) -> Cost | None:
-        """Cost and energy at the achieved load; None where prices are not given."""
-        if self.prices is None:
-            return None
-        pools = []
-        for name, books in self.groups.items():
-            price = self.prices[name]
-            prefill = float(self.spec.is_entry(books.group)) if self.spec.decode else books.prefill_share
-            pools.append(PoolCost(self.mean_gpus(name), price.usd_per_gpu_hour, prefill, price.all_in_w))
-        w = self.window
-        return cost_of(tuple(pools), w.rate(w.tokens_in), w.rate(w.tokens_out), w.rate(w.requests))
-
-    def energy(self) -> dict[str, Any] | None:
-        """Energy of the accelerators alone, by the time that they idle and are in steps; None where no TDP is known."""
-        pools = [energy for books in self.groups.values() if (energy := books.energy()) is not None]
-        if len(pools) < len(self.groups):
-            return None
-        w = self.window
-        return energy_report(pools, w.rate(w.tokens_in), w.rate(w.tokens_out), w.rate(w.requests))
-
-    def throughput(self) -> dict[str, float]:
-        """Rates over the window; per GPU means over all accelerators of all groups that are paid for in it."""
-        w = self.window
-        gpus = sum(map(self.mean_gpus, self.groups))
-        return {
-            "total_tok_s_per_gpu": w.rate(w.tokens_in + w.tokens_out) / gpus,
-            "output_tok_s_per_gpu": w.rate(w.tokens_out) / gpus,
-            "input_tok_s": w.rate(w.tokens_in),
-            "output_tok_s": w.rate(w.tokens_out),
-            "requests_per_s": w.rate(w.requests),
-            "goodput_requests_per_s": w.rate(w.good),
-            "attainment": self.attainment,
-            "window_start_s": w.start_s,
-            "window_end_s": w.end_s,
-        }
-
-    def metrics(self) -> dict[str, dict[str, float | None]]:
-        return {name: spread(getattr(self, name)[self.measured & self.finished]) for name in METRICS}
-
-    def slo_report(self) -> dict[str, Any]:
-        """Per limit: the value at the wanted percentile of those that finished, and the share of all that keep it.
-
-        Several tenants have limits of their own, which `tenants` reports; only the attainment of all is here.
-        """
-        if len(self.shares) == 1:
-            return self.shares[0].slo_report()
-        return {"percentile": None, "attainment": self.attainment, "meets_slo": self.meets_slo, "limits": {}}
-
-    def tenants(self) -> dict[str, dict[str, Any]]:
-        """What each of several tenants got; rates over the window of the whole run."""
-        table = {}
-        for share in self.shares if len(self.shares) > 1 else ():
-            status = self.run.log.status[share.rows]
-            w = self.window_of(share.rows)
-            table[share.tenant] = {
-                "priority": share.priority,
-                "offline": share.offline,
-                "requests": _counts(status),
-                "metrics": share.metrics(),
-                "throughput": {
-                    "input_tok_s": w.rate(w.tokens_in),
-                    "output_tok_s": w.rate(w.tokens_out),
-                    "requests_per_s": w.rate(w.requests),
-                    "goodput_requests_per_s": w.rate(w.good),
-                },
-                "slo": share.slo_report(),
-            }
-        return table
-
-    def summary(self) -> dict[str, Any]:
-        """Everything as JSON; metric and unit in the key."""
-        status = self.run.log.status
-        cost = self.cost()
-        return {
-            "requests": _counts(status),
-            "rejections": dict(self.rejections),
-            "preemptions": int(sum(self.run.log.preemptions)),
-            "retries": sum(self.run.log.retries),
-            "cached_tokens": sum(self.run.log.cached_tokens),
-            "tokens_in": int(self.prompt_tokens[self.finished].sum()),
-            "tokens_out": int(self.output_tokens[self.finished].sum()),
-            "duration_s": self.run.end.time_s,
-            "warmup_requests": self.warmup,
-            "gpus_total": sum(books.most_gpus for books in self.groups.values()),
-            "metrics": self.metrics(),
-            "throughput": self.throughput(),
-            "slo": self.slo_report(),
-            "tenants": self.tenants(),
-            "utilization": self.utilization(),
-            "groups": group_results(self),
-            "lifecycle": self.lifecycle(),
-            "cost": None if cost is None else cost.to_json(),
-            "energy": self.energy(),
-            "assumptions": list(self.assumptions),
-        }
-
-
-def _counts(status: bytearray) -> dict[str, int]:
-    """How requests ended."""
-    ends = {status.name.lower(): status for status in (Status.FINISHED, Status.FAILED, Status.REJECTED)}
-    return {"total": len(status), **{name: status.count(end) for name, end in ends.items()}}
-
-
-def warmup_count(fraction: float, requests: int) -> int:
-    """Requests left out at the start; at least one stays.
-
-    >>> warmup_count(0.1, 2000), warmup_count(0.9, 1)
-    (200, 0)
-    """
-    return min(math.ceil(fraction * requests), requests - 1)

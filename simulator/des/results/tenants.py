@@ -5,30 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.des.results.reports import LimitReport, Percentiles, SloReport, percentiles_of
 from simulator.scenario import Slo
 
-PERCENTILES = (50, 90, 95, 99)
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 
-def spread(values: Floats) -> dict[str, float | None]:
-    """Mean and percentiles of the defined values; None where there are none."""
-    values = values[~np.isnan(values)]
-    keys = ("mean", *(f"p{p}" for p in PERCENTILES))
-    if not len(values):
-        return dict.fromkeys(keys)
-    numbers = (float(np.mean(values)), *np.percentile(values, PERCENTILES).tolist())
-    return dict(zip(keys, numbers, strict=True))
-
-
 @dataclass(frozen=True)
-class Share:
+class TenantRequests:
     """One tenant's part of the requests, which are columns of one entry a request.
 
     values: by metric, NaN where undefined. measured: requests behind the warm-up.
@@ -66,24 +55,18 @@ class Share:
     def meets_slo(self) -> bool:
         return self.attainment is None or self.attainment >= self.slo.percentile / 100
 
-    def metrics(self) -> dict[str, dict[str, float | None]]:
-        return {name: spread(values[self.measured & self.finished]) for name, values in self.values.items()}
+    def metrics(self) -> dict[str, Percentiles]:
+        return {name: percentiles_of(values[self.measured & self.finished]) for name, values in self.values.items()}
 
-    def slo_report(self) -> dict[str, Any]:
-        """Per limit: the value at the wanted percentile of those that finished, and the share of all that keep it."""
+    def slo_report(self) -> SloReport:
         wanted = self.slo.percentile
-        table: dict[str, Any] = {}
+        limits: dict[str, LimitReport] = {}
         for name, limit in self.slo.limits.items():
             values = self.values[name][self.measured & self.finished]
             values = values[~np.isnan(values)]
-            table[name] = {
-                "limit": limit,
-                "at_percentile": float(np.percentile(values, wanted)) if len(values) else None,
-                "attainment": float(np.mean(self.met[name][self.measured])) if self.measured.any() else None,
-            }
-        return {
-            "percentile": wanted,
-            "attainment": self.attainment,
-            "meets_slo": self.meets_slo,
-            "limits": table,
-        }
+            limits[name] = LimitReport(
+                limit,
+                float(np.percentile(values, wanted)) if len(values) else None,
+                float(np.mean(self.met[name][self.measured])) if self.measured.any() else None,
+            )
+        return SloReport(wanted, self.attainment, self.meets_slo, limits)

@@ -119,7 +119,7 @@ def test_every_request_ends_once_and_nothing_is_left_behind(
     # The run itself refuses to end with a request open or KV held, and a request that would end twice.
     recorder = Recorder()
     result = play(spec, **load, warmup=warmup, slo=Slo(ttft_s=0.5, tpot_s=0.05), recorder=recorder)
-    summary = result.summary()
+    summary = result.summary().to_json()
     table = result.requests
     done = table[table["status"] == "finished"]
     counted = summary["requests"]
@@ -161,5 +161,5 @@ def test_every_request_ends_once_and_nothing_is_left_behind(
     throughput = summary["throughput"]
     assert throughput["goodput_requests_per_s"] <= throughput["requests_per_s"] * (1 + 1e-9)
     again = play(spec, **load, warmup=warmup, slo=Slo(ttft_s=0.5, tpot_s=0.05))
-    assert differences(again.summary(), summary) == {}
+    assert differences(again.summary().to_json(), summary) == {}
     assert again.requests.equals(table)

@@ -231,7 +231,7 @@ def test_invariants_of_whole_scenarios(greedy_model: str, differences: Any, keys
     recorder = Recorder(grid_s=0.07)
     # The run itself refuses to end with a request open or KV held, and a request that would end twice.
     result = simulate(scenario, recorder=recorder)
-    summary = result.summary()
+    summary = result.summary().to_json()
     said_of(result)
     requests_end_as_they_may(result)
     tokens_are_accounted_for(result, recorder)
@@ -242,7 +242,7 @@ def test_invariants_of_whole_scenarios(greedy_model: str, differences: Any, keys
     tenants_add_up(result, summary)
     json.dumps(summary, allow_nan=False)
     again = simulate(scenario)
-    assert differences(again.summary(), summary) == {}
+    assert differences(again.summary().to_json(), summary) == {}
     assert again.requests.equals(result.requests)
 
 
@@ -257,10 +257,10 @@ def test_models_on_parts_of_a_cluster_run_as_if_alone(greedy_model: str, first: 
     asked = parse_any({"cluster": {"gpus": dict.fromkeys(["h100", "h200", "b200"], 199)}, "models": models})
     assert isinstance(asked, SharedCluster)
     whole = simulate_shared(asked)
-    json.dumps(whole.summary(), allow_nan=False)
+    json.dumps(whole.summary().to_json(), allow_nan=False)
     for part in whole.models.values():
         alone = simulate(part.scenario)
-        assert part.result.summary() == alone.summary()
+        assert part.result.summary().to_json() == alone.summary().to_json()
         assert part.result.requests.equals(alone.requests)
 
 

@@ -244,5 +244,5 @@ def test_a_closed_loop_runs_at_concurrency_over_response_time(
     spec = colocated(instance(times(per_prompt_token_s=0.0, decode_base_s=0.01)))
     result = play(spec, [5] * 600, [101] * 600, concurrency=12, warmup=60)
     assert result.e2e_s == pytest.approx(np.full(600, 1.0))
-    assert result.throughput()["requests_per_s"] == pytest.approx(12.0, rel=0.01)
-    assert result.utilization()["colocated"]["batch_mean"] == pytest.approx(12.0, rel=0.01)
+    assert result.throughput().requests_per_s == pytest.approx(12.0, rel=0.01)
+    assert result.utilization()["colocated"].batch_mean == pytest.approx(12.0, rel=0.01)

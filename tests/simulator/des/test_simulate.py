@@ -46,7 +46,7 @@ DISAGGREGATED = {
 @pytest.mark.parametrize("changes", [{}, DISAGGREGATED], ids=["colocated", "disaggregated"])
 def test_summary_has_the_promised_keys_and_survives_json(changes: dict[str, Any]) -> None:
     result = simulate(scenario(**changes))
-    summary = json.loads(json.dumps(result.summary(), allow_nan=False))
+    summary = json.loads(json.dumps(result.summary().to_json(), allow_nan=False))
     assert summary["requests"] == {"total": 150, "finished": 150, "failed": 0, "rejected": 0}
     assert set(summary["metrics"]) == {"ttft_s", "tpot_s", "e2e_s", "tok_s_per_user"}
     assert all(set(m) == {"mean", "p50", "p90", "p95", "p99"} for m in summary["metrics"].values())
@@ -78,7 +78,7 @@ def test_a_request_alone_decodes_at_the_step_time_of_the_op_model() -> None:
 
 def test_more_traffic_is_never_faster() -> None:
     def mean_e2e(rate: float) -> float:
-        value = simulate(scenario(workload=LOAD | {"rate": rate})).summary()["metrics"]["e2e_s"]["mean"]
+        value = simulate(scenario(workload=LOAD | {"rate": rate})).summary().to_json()["metrics"]["e2e_s"]["mean"]
         return float(value)
 
     assert mean_e2e(1.0) < mean_e2e(8.0) < mean_e2e(64.0)
@@ -103,7 +103,7 @@ def test_a_trace_is_replayed_at_its_own_times(tmp_path: Path) -> None:
 def test_sequences_beyond_the_models_positions_are_rejected() -> None:
     too_long = {"kind": "open_loop", "rate": 1.0, "requests": 4, "prompt": 41_000, "output": 10}
     result = simulate(scenario(workload=too_long))
-    assert result.summary()["requests"]["rejected"] == 4
+    assert result.summary().to_json()["requests"]["rejected"] == 4
     assert "positions" in next(iter(result.rejections))
 
 

@@ -15,7 +15,7 @@ from simulator.des.cluster.spines import make_spines
 from simulator.des.primitives.clock import Environment
 from simulator.des.results.timeline import write_timeline
 from simulator.des.simulate import simulate
-from simulator.des.simulate_models import SharedResult, simulate_shared
+from simulator.des.simulate_models import AcceleratorShares, SharedResult, simulate_shared
 from simulator.des.workload.requests import Requests
 from simulator.scenario import ScenarioError, SharedCluster, Transfer, load_any, load_scenario, parse_any
 
@@ -57,7 +57,7 @@ def test_parts_that_share_nothing_run_as_if_alone() -> None:
     seeds = set()
     for part in result.models.values():
         alone = simulate(part.scenario)
-        assert part.result.summary() == alone.summary()
+        assert part.result.summary().to_json() == alone.summary().to_json()
         assert part.result.requests.equals(alone.requests)
         seeds.add(part.scenario.seed)
     assert len(seeds) == 2
@@ -71,7 +71,7 @@ def test_one_model_on_the_spine_of_the_cluster_has_it_as_its_own(rails: int) -> 
     pools = {"prefill": POOL | {"instances": 2, "tp": 1, "dp": 4, "ep": 4}}
     part = played(model(rate=60.0, **pools), **spine).models["a"]
     own = played(model(rate=60.0, transfer=spine, **pools)).models["a"]
-    assert part.result.summary() == own.result.summary()
+    assert part.result.summary().to_json() == own.result.summary().to_json()
     free = played(model(rate=60.0, **pools)).models["a"]
     assert part.result.requests["transfer_s"].mean() > 1.1 * free.result.requests["transfer_s"].mean()
 
@@ -106,7 +106,7 @@ def test_the_whole_cluster_adds_up() -> None:
     result = played(
         model("a", **wide), model("b", rate=3.0, decode=POOL | {"instances": 3}), gpus={"h200": 64, "b200": 8}
     )
-    summary = result.summary()
+    summary = result.summary().to_json()
     cluster, models = summary["cluster"], summary["models"]
     assert cluster["gpus"] == {
         "h200_sxm": {"total": 64, "models": {"a": 32, "b": 16}, "free": 16},
@@ -115,7 +115,7 @@ def test_the_whole_cluster_adds_up() -> None:
     assert cluster["gpu_hours"] == pytest.approx(72 * cluster["duration_s"] / 3600)
     # USD/hour of H200 by what a model pays for its 32, of B200 by a cluster of nothing else
     usd = 64 * models["a"]["cost"]["usd_per_hour"] / 32
-    prices = played(model("a"), gpus={"h200": 8, "b200": 8}).cluster()["cost"]["usd_per_hour"]
+    prices = played(model("a"), gpus={"h200": 8, "b200": 8}).cost().usd_per_hour
     usd += prices - 8 * models["a"]["cost"]["usd_per_hour"] / 32
     assert cluster["cost"]["usd_per_hour"] == pytest.approx(usd)
     tokens = sum(each["throughput"][key] for each in models.values() for key in ("input_tok_s", "output_tok_s"))
@@ -132,7 +132,7 @@ def test_the_whole_cluster_adds_up() -> None:
 
 
 def test_a_model_that_has_the_whole_cluster_costs_and_draws_what_the_cluster_does() -> None:
-    summary = played(model(), gpus={"h200": 8}).summary()
+    summary = played(model(), gpus={"h200": 8}).summary().to_json()
     cluster, own = summary["cluster"], summary["models"]["a"]
     assert cluster["energy"] == pytest.approx({key: own["energy"][key] for key in cluster["energy"]})
     assert cluster["cost"] == pytest.approx({key: own["cost"][key] for key in cluster["cost"]})
@@ -215,4 +215,4 @@ def test_the_example_plays() -> None:
         served.append(each.model_copy(update={"workload": workload}))
     result = simulate_shared(whole.model_copy(update={"models": tuple(served)}))
     assert all(part.result.finished.all() for part in result.models.values())
-    assert result.cluster()["gpus"]["h200_sxm"] == {"total": 32, "models": {"chat": 24, "drafts": 4}, "free": 4}
+    assert result.summary().cluster.gpus["h200_sxm"] == AcceleratorShares(32, {"chat": 24, "drafts": 4}, 4)

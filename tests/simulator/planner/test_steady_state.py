@@ -45,7 +45,7 @@ def test_estimate_and_simulation_agree(deployment: dict[str, object], rate: floa
     asked = scenario(deployment, rate)
     assert asked.deployment is not None
     design = estimate(asked, load_model(asked.model), traffic_of(asked.workload, 0), asked.deployment)
-    metrics = simulate(asked).summary()["metrics"]
+    metrics = simulate(asked).summary().to_json()["metrics"]
     assert design.steady_state["tpot_s"]["mean"] == pytest.approx(metrics["tpot_s"]["mean"], rel=0.15)
     assert design.steady_state["ttft_s"]["mean"] == pytest.approx(metrics["ttft_s"]["mean"], rel=0.35)
 

@@ -22,7 +22,7 @@ def scenario(deployment: dict[str, Any]) -> Any:
 def test_examples_play(name: str) -> None:
     whole = load_scenario(EXAMPLES / f"{name}.toml")
     short = whole.model_copy(update={"workload": whole.workload.model_copy(update={"requests": 3000})})
-    summary = simulate(short).summary()
+    summary = simulate(short).summary().to_json()
     assert summary["requests"]["finished"] == 3000
     life = summary["lifecycle"]
     if name == "faults":
@@ -49,7 +49,7 @@ def test_chats_pass_prompts_of_a_million_tokens() -> None:
         result = simulate(whole.model_copy(update={"tenants": tenants, "deployment": deployment}))
         assert result.finished.all()
         assert result.prompt_tokens.max() == 1_000_000
-        p99.append(result.tenants()["chat"]["metrics"]["ttft_s"]["p99"])
+        p99.append(result.tenants()["chat"].metrics["ttft_s"].p99)
     assert p99[0] < p99[1]
 
 

@@ -35,7 +35,7 @@ def test_a_run_widens_the_band_of_the_model_by_its_own_noise() -> None:
     result = simulate(asked)
     found = of_run(result, asked)
     model = uncertainty_of(load("h200_sxm"), "colocated")
-    p90 = result.summary()["metrics"]["ttft_s"]["p90"]
+    p90 = result.summary().to_json()["metrics"]["ttft_s"]["p90"]
     band = found["bands"]["metrics.ttft_s.p90"]
     spread = model.spreads["ttft_s"]
     assert band["p50"] == pytest.approx(p90 * math.exp(spread.p50))
@@ -47,7 +47,7 @@ def test_a_run_widens_the_band_of_the_model_by_its_own_noise() -> None:
 def test_rates_without_noise_have_the_band_of_the_model_and_costs_its_reciprocal() -> None:
     asked = scenario()
     result = simulate(asked)
-    bands, summary = of_run(result, asked)["bands"], result.summary()
+    bands, summary = of_run(result, asked)["bands"], result.summary().to_json()
     spread = uncertainty_of(load("h200_sxm"), "colocated").spreads[RATE]
     rate, cost = summary["throughput"][RATE], summary["cost"]["usd_per_mtok_blended"]
     assert bands[f"throughput.{RATE}"] == pytest.approx(spread.band(rate))

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from simulator.des.cluster.group import Moment, integrate
 from simulator.des.cluster.spec import ClusterSpec
-from simulator.des.results.result import Price, SimulationResult
+from simulator.des.results.measured import GroupPrice
+from simulator.des.results.result import SimulationResult
 from simulator.scenario import Autoscale, ScheduledCount, Slo, Transfer
 
 MS = 1e-3
@@ -48,7 +49,7 @@ def test_a_schedule_is_followed_exactly_and_its_gpu_hours_are_paid(
     result = play(spec, prompts, [1] * 800, arrivals)
     assert result.run.end.time_s == pytest.approx(400.0)
     assert sizes(result) == [(0.0, 1, 1), (100.0, 3, 1), (120.0, 3, 3), (300.0, 2, 2)]
-    life = result.summary()["lifecycle"]["colocated"]
+    life = result.summary().to_json()["lifecycle"]["colocated"]
     assert life["gpu_hours"] == pytest.approx(1.0)
     assert (life["instances_least"], life["instances_most"], life["availability"]) == (1, 3, 1.0)
 
@@ -63,14 +64,14 @@ def test_the_cost_is_that_of_the_instances_that_were_there(
     """
     spec = scaled(colocated(instance(times(per_prompt_token_s=0.0004), gpus=2), 3), 1, schedule=planned((100, 3)))
     run = play(spec, [1000] * 200, [1] * 200, np.arange(200.0)).run
-    result = SimulationResult(spec, run, Slo(), {"colocated": Price(3.0)})
+    result = SimulationResult(spec, run, Slo(), {"colocated": GroupPrice(3.0)})
     cost = result.cost()
     assert cost is not None
     gpus = (100 * 1 + 99 * 3) / 199 * 2
     assert cost.usd_per_hour == pytest.approx(gpus * 3.0)
     assert cost.usd_per_request == pytest.approx(gpus * 3.0 / 3600)
     assert cost.usd_per_mtok_input == pytest.approx(gpus * 3.0 / 3600 / 1000 * 1e6)
-    assert result.throughput()["total_tok_s_per_gpu"] == pytest.approx(1001 / gpus)
+    assert result.throughput().total_tok_s_per_gpu == pytest.approx(1001 / gpus)
 
 
 def test_a_schedule_repeats_with_its_period(times: Any, instance: Any, colocated: Any, play: Any) -> None:
@@ -93,7 +94,7 @@ def test_a_leaving_instance_finishes_what_it_holds_and_hands_back_what_it_has_no
     result = play(spec, [10_000] * 4, [1] * 4, [0.0] * 4)
     assert result.finish_s == pytest.approx([10.0, 10.0, 20.0, 30.0])
     assert result.requests["prefill_instance"].tolist() == [0, 1, 0, 0]
-    assert result.summary()["retries"] == 0
+    assert result.summary().to_json()["retries"] == 0
     assert sizes(result) == [(0.0, 2, 2), (10.0, 1, 1)]
 
 
@@ -135,7 +136,7 @@ def test_constant_load_settles_at_the_least_size_that_keeps_the_target(
         assert log[-1].allocated == 8
         late = integrate(log, 1200.0, 1800.0)
         assert late.allocated == pytest.approx(8 * 600.0)
-        assert result.summary()["requests"]["finished"] == 18_000
+        assert result.summary().to_json()["requests"]["finished"] == 18_000
 
 
 def test_a_queue_is_worked_off_by_more_instances(times: Any, instance: Any, colocated: Any, play: Any) -> None:
@@ -220,7 +221,7 @@ def test_no_request_is_lost_however_pools_grow_and_shrink(
     prompts, outputs = rng.integers(1, 60, count).tolist(), rng.integers(1, 40, count).tolist()
     arrivals = np.cumsum(rng.exponential(0.05, count))
     result = play(spec, prompts, outputs, arrivals)
-    summary = result.summary()
+    summary = result.summary().to_json()
     assert summary["requests"]["finished"] == count
     assert summary["retries"] == 0
     for pool in spec.groups:

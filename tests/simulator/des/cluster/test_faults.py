@@ -49,7 +49,7 @@ def test_a_dead_instance_loses_its_kv_and_the_request_computes_prompt_and_tokens
     result = play(with_faults(spec, startup_s=2.0, events=(down("colocated", 0.355, 1.0),)), [100], [51], [0.0])
     assert result.ttft_s[0] == pytest.approx(0.1)
     assert result.finish_s[0] == pytest.approx(3.355 + 0.126 + 24 * 0.010)
-    summary = result.summary()
+    summary = result.summary().to_json()
     assert summary["retries"] == 1
     assert summary["tokens_out"] == 51
     assert summary["lifecycle"]["colocated"]["faults"] == {"instance": 1}
@@ -92,7 +92,7 @@ def test_a_request_fails_after_its_last_retry(times: Any, instance: Any, colocat
     assert result.requests["status"].tolist() == ["failed", "finished"]
     assert result.requests["retries"].tolist() == [3, 0]
     assert result.finish_s == pytest.approx([3.0, 4.5])
-    assert result.summary()["requests"] == {"total": 2, "finished": 1, "failed": 1, "rejected": 0}
+    assert result.summary().to_json()["requests"] == {"total": 2, "finished": 1, "failed": 1, "rejected": 0}
 
 
 def test_a_request_that_a_fault_took_and_a_full_queue_refuses_has_failed_once(
@@ -102,7 +102,7 @@ def test_a_request_that_a_fault_took_and_a_full_queue_refuses_has_failed_once(
     spec = colocated(instance(times(per_prompt_token_s=MS), max_sequences=1), 2, max_queue=0)
     spec = with_faults(spec, events=(down("colocated", 1.0, 9.0),))
     result = play(spec, [5000] * 4, [1] * 4, [0.0, 0.1, 0.2, 6.0], slo=Slo(ttft_s=7.0))
-    summary = result.summary()
+    summary = result.summary().to_json()
     assert result.requests["status"].tolist() == ["failed", "finished", "rejected", "finished"]
     assert summary["requests"] == {"total": 4, "finished": 2, "failed": 1, "rejected": 1}
     assert list(summary["rejections"].values()) == [1]
@@ -150,7 +150,7 @@ def test_kv_still_at_the_source_is_sent_elsewhere_without_a_retry(
     """The decode instance dies at 0.15 s, half-way through the transfer; the other one fetches the KV whole."""
     spec = with_faults(two_pools(times, instance, disaggregated, (1, 2)), events=(down("decode", 0.15, 60.0),))
     result = play(spec, [100], [21], [0.0])
-    assert result.summary()["retries"] == 0
+    assert result.summary().to_json()["retries"] == 0
     assert result.requests["decode_instance"][0] == 1
     assert result.finish_s[0] == pytest.approx(0.15 + 0.1 + 20 * 0.010)
 
@@ -161,7 +161,7 @@ def test_kv_waits_at_the_source_while_no_decode_instance_serves(
     spec = with_faults(two_pools(times, instance, disaggregated), events=(down("decode", 0.05, 0.95),))
     result = play(spec, [100], [11], [0.0])
     assert result.finish_s[0] == pytest.approx(1.0 + 0.1 + 0.1)
-    assert result.summary()["retries"] == 0
+    assert result.summary().to_json()["retries"] == 0
 
 
 @pytest.mark.parametrize("at_s", [0.05, 0.15])
@@ -175,7 +175,7 @@ def test_a_dead_prefill_instance_takes_kv_that_has_not_arrived_with_it(
     tokens = 100 + again
     assert result.ttft_s[0] == pytest.approx(0.1 if again else at_s + 1.0 + 0.1)
     assert result.finish_s[0] == pytest.approx(at_s + 1.0 + 2 * tokens * MS + (10 - again) * 0.010)
-    assert result.summary()["retries"] == 1
+    assert result.summary().to_json()["retries"] == 1
 
 
 def test_lost_kv_that_waited_for_room_is_not_waited_for(
@@ -221,7 +221,7 @@ def test_a_link_that_is_down_stalls_a_transfer_and_a_weak_one_slows_it(
     spec = with_faults(spec, events=(down("prefill", 0.15, 0.5, kind="link", speed=speed),))
     result = play(spec, [100], [11], [0.0])
     assert result.finish_s[0] == pytest.approx(arrival_s + 0.1)
-    assert result.summary()["lifecycle"]["prefill"]["faults"] == {"link": 1}
+    assert result.summary().to_json()["lifecycle"]["prefill"]["faults"] == {"link": 1}
 
 
 def test_a_node_takes_all_its_instances_down(times: Any, instance: Any, colocated: Any, play: Any) -> None:
@@ -248,7 +248,7 @@ def test_a_slow_spell_stretches_steps_that_begin_in_it(times: Any, instance: Any
     slow = [down("colocated", 1.0, 1.0, kind="slow", speed=0.5)]
     result = play(with_faults(spec, events=tuple(slow)), [10], [300], [0.0])
     assert result.finish_s[0] == pytest.approx(0.01 + 299 * 0.01 + 0.5)
-    assert result.summary()["retries"] == 0
+    assert result.summary().to_json()["retries"] == 0
     slow.append(down("colocated", 1.2, 0.4, kind="slow", speed=0.25))
     result = play(with_faults(spec, events=tuple(slow)), [10], [300], [0.0])
     assert result.finish_s[0] == pytest.approx(0.01 + 299 * 0.01 + 0.3 + 0.3)
@@ -270,7 +270,7 @@ def test_availability_is_mtbf_over_mtbf_and_the_whole_repair(
     expected = mtbf_s / (mtbf_s + mttr_s + startup_s)
     assert abs(np.mean(shares) - expected) < half
     assert half < 0.03
-    assert result.lifecycle()["colocated"]["availability"] == pytest.approx(expected, abs=0.03)
+    assert result.lifecycle()["colocated"].availability == pytest.approx(expected, abs=0.03)
 
 
 @pytest.mark.parametrize(("mtbf_s", "mttr_s"), [(20.0, 5.0), (4.0, 8.0)])
@@ -423,5 +423,5 @@ def test_whatever_breaks_every_request_ends_once_and_no_kv_is_left(
         total = integrate(result.run.sizes[pool.name], 0.0, end_s)
         assert total.serving + total.down == pytest.approx(total.allocated) == pytest.approx(pool.count * end_s)
         assert sum(usage.busy_s for usage in result.run.end.usage[pool.name]) <= total.serving * (1 + 1e-9)
-    json.dumps(result.summary(), allow_nan=False)
+    json.dumps(result.summary().to_json(), allow_nan=False)
     assert play(spec, prompts, outputs, **load).requests.equals(table)

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from simulator.des.cluster.predicted_speed import predicted_speed
 from simulator.des.cluster.recorder import Recorder
 from simulator.des.cluster.spec import ClusterSpec, GroupSpec
 from simulator.des.replicate import estimate
-from simulator.des.results.result import Price, SimulationResult
+from simulator.des.results.measured import GroupPrice
+from simulator.des.results.result import SimulationResult
 from simulator.des.results.series import series
 from simulator.des.results.timeline import write_timeline
 from simulator.des.simulate import simulate
@@ -86,8 +87,8 @@ def test_equal_groups_are_one_group_of_their_sum(
     parts = play(replace(spec, entry=cut(spec.entry, sizes), decode=cut(spec.decode, sizes)), *load)
     assert parts.requests.equals(whole.requests)
     for key in ("metrics", "requests", "retries", "duration_s", "gpus_total"):
-        assert parts.summary()[key] == whole.summary()[key]
-    assert parts.throughput() == pytest.approx(whole.throughput())
+        assert parts.summary().to_json()[key] == whole.summary().to_json()[key]
+    assert asdict(parts.throughput()) == pytest.approx(asdict(whole.throughput()))
 
 
 @pytest.mark.parametrize("router", ["least_loaded", "shared_queue", "power_of_two", "kv_aware"])
@@ -107,8 +108,8 @@ def test_saturated_servers_share_work_by_their_speed(
         transfer=PLAIN,
     )
     result = play(spec, [1] * 2000, [21] * 2000, concurrency=80, warmup=200)
-    groups, usage = result.summary()["groups"], result.utilization()
-    assert all(usage[name]["busy_fraction"] > 0.98 for name in ("decode.slow", "decode.fast"))
+    groups, usage = result.summary().to_json()["groups"], result.utilization()
+    assert all(usage[name].busy_fraction > 0.98 for name in ("decode.slow", "decode.fast"))
     assert groups["decode.fast"]["request_share"] == pytest.approx(0.75, abs=0.02)
     assert groups["decode.slow"]["output_tok_s"] == pytest.approx(1000 / 3 * 21 / 20, rel=0.03)
 
@@ -126,7 +127,7 @@ def test_routers_that_compare_delays_keep_unlike_servers_stable_where_turns_do_n
             for speed in (1.0, 3.0)
         )
         result = play(ClusterSpec(groups, router=router), [10_000] * 3000, [1] * 3000, arrivals)
-        p99[router] = result.summary()["metrics"]["ttft_s"]["p99"]
+        p99[router] = result.summary().to_json()["metrics"]["ttft_s"]["p99"]
     assert p99["round_robin"] > 200
     assert max(p99["least_loaded"], p99["power_of_two"]) < 10
 
@@ -265,13 +266,13 @@ def mixed(times: Build, instance: Build, play: Build, **fields: Any) -> tuple[Cl
     recorder = Recorder(0.1)
     load = rng.integers(1, 200, 300).tolist(), rng.integers(2, 40, 300).tolist(), np.cumsum(rng.exponential(0.02, 300))
     result = play(spec, *load, warmup=20, recorder=recorder)
-    prices = {group.name: Price(float(i + 1), 1000.0) for i, group in enumerate(spec.groups)}
+    prices = {group.name: GroupPrice(float(i + 1), 1000.0) for i, group in enumerate(spec.groups)}
     return spec, SimulationResult(spec, result.run, Slo(), prices), recorder
 
 
 def test_groups_add_up_to_the_cluster(times: Build, instance: Build, play: Build) -> None:
     spec, result, recorder = mixed(times, instance, play)
-    summary = result.summary()
+    summary = result.summary().to_json()
     groups, throughput = summary["groups"], summary["throughput"]
     assert list(groups) == ["prefill.g0", "prefill.g1", "decode.g0", "decode.g1", "decode.g2"]
     for pool in ("prefill", "decode"):
@@ -337,11 +338,11 @@ def test_groups_scale_and_break_by_themselves(times: Build, instance: Build, pla
     }
     _, result, _ = mixed(times, instance, play, **fields)
     life = result.lifecycle()
-    assert (life["decode.g1"]["instances_least"], life["decode.g1"]["instances_most"]) == (1, 2)
-    assert life["decode.g2"]["instances_most"] == 3
-    assert life["decode.g0"]["instances_most"] == 1
-    assert life["prefill.g1"]["faults"] == {"node": 1}
-    assert life["prefill.g0"]["faults"] == {}
+    assert (life["decode.g1"].instances_least, life["decode.g1"].instances_most) == (1, 2)
+    assert life["decode.g2"].instances_most == 3
+    assert life["decode.g0"].instances_most == 1
+    assert life["prefill.g1"].faults == {"node": 1}
+    assert life["prefill.g0"].faults == {}
     down = {change.instance for change in result.run.changes["prefill.g1"] if change.state.value == "down"}
     assert down == {1, 2}
     assert result.finished.all()
@@ -357,9 +358,9 @@ def scenario(deployment: dict[str, Any], **keys: Any) -> Any:
 
 def test_one_table_and_a_list_of_one_are_the_same() -> None:
     table, listed = (simulate(scenario({"prefill": POOL, "decode": pool})) for pool in (POOL, [POOL]))
-    assert listed.summary() == table.summary()
+    assert listed.summary().to_json() == table.summary().to_json()
     assert listed.requests.equals(table.requests)
-    assert table.summary()["groups"] == {}
+    assert table.summary().to_json()["groups"] == {}
 
 
 def test_the_speeds_of_unlike_accelerators_come_from_the_op_model() -> None:
@@ -368,7 +369,7 @@ def test_the_speeds_of_unlike_accelerators_come_from_the_op_model() -> None:
     old, new = (group.instance.speed for group in result.spec.decode)
     assert 1.2 < new / old < 4
     assert result.spec.entry[0].instance.speed == 1.0
-    shares = {name: seen["request_share"] for name, seen in result.summary()["groups"].items()}
+    shares = {name: seen["request_share"] for name, seen in result.summary().to_json()["groups"].items()}
     assert shares["decode.b200"] > 0.5 > shares["decode.h200"]
 
 
@@ -415,7 +416,7 @@ def test_the_example_plays() -> None:
     whole = load_scenario(EXAMPLE)
     assert whole.workload is not None
     result = simulate(whole.model_copy(update={"workload": whole.workload.model_copy(update={"requests": 1500})}))
-    groups = result.summary()["groups"]
+    groups = result.summary().to_json()["groups"]
     assert result.finished.all()
     speeds = {group.name: group.count * group.instance.speed for group in result.spec.decode}
     fair = speeds["decode.b200"] / sum(speeds.values())

@@ -121,7 +121,7 @@ def test_a_transfer_counts_only_for_the_time_inside_the_measured_span(
         transfer_bytes=lambda tokens: 100.0 * tokens,
     )
     result = play(spec, [4, 1, 1], [2, 1, 1], [0.0, 3.0, 5.0], warmup=1)
-    assert {name: pool["link_fraction"] for name, pool in result.utilization().items()} == pytest.approx(
+    assert {name: pool.link_fraction for name, pool in result.utilization().items()} == pytest.approx(
         {"prefill": 0.5, "decode": 0.5}
     )
 
@@ -246,8 +246,8 @@ def test_a_link_is_never_more_than_full_in_any_span(
     arrivals = np.arange(60) * 0.1
     result = play(spec, [100] * 60, [2] * 60, arrivals.tolist(), warmup=20)
     use = result.utilization()
-    assert use["prefill"]["link_fraction"] == pytest.approx(1.0)
-    assert use["decode"]["link_fraction"] == pytest.approx(1.0)
+    assert use["prefill"].link_fraction == pytest.approx(1.0)
+    assert use["decode"].link_fraction == pytest.approx(1.0)
 
 
 def test_a_full_decode_side_stalls_prefill_until_it_computes_nothing(
@@ -261,8 +261,8 @@ def test_a_full_decode_side_stalls_prefill_until_it_computes_nothing(
     )
     result = play(spec, [100] * 20, [11] * 20, [0.0] * 20, warmup=4)
     use = result.utilization()
-    assert use["decode"]["busy_fraction"] == pytest.approx(1.0, abs=0.01)
-    assert use["prefill"]["busy_fraction"] == pytest.approx(0.1, abs=0.02)
+    assert use["decode"].busy_fraction == pytest.approx(1.0, abs=0.01)
+    assert use["prefill"].busy_fraction == pytest.approx(0.1, abs=0.02)
     # In the steady state a first token comes each second, as decode lets go of a sequence, not each 0.1 s.
     np.testing.assert_allclose(np.diff(result.requests["first_token_s"])[4:], 1.0)
 

@@ -54,8 +54,8 @@ def test_an_online_prompt_waits_for_one_step_at_most(times: Any, instance: Any, 
     # a step of decode has at most 500 offline prompt tokens beside it
     assert seen.values["tpot_s"].max() <= 0.01 + 0.05 + 1e-9
     assert filled.shares[1].finished.all()
-    offline_rate = filled.tenants()["offline"]["throughput"]["output_tok_s"]
-    assert offline_rate > 5 * filled.tenants()["online"]["throughput"]["output_tok_s"]
+    offline_rate = filled.tenants()["offline"].throughput.output_tok_s
+    assert offline_rate > 5 * filled.tenants()["online"].throughput.output_tok_s
 
 
 @pytest.mark.parametrize("headroom", [0.0, 0.25, 0.9])
@@ -109,8 +109,8 @@ def test_both_throughputs_are_reported_on_a_real_deployment(split: bool) -> None
         ],
         "deployment": {"prefill": pool, "decode": pool} if split else {"colocated": pool},
     }  # fmt: skip
-    filled = simulate(parse_scenario(data)).summary()
-    bare = simulate(parse_scenario(data | {"tenants": data["tenants"][:1]})).summary()
+    filled = simulate(parse_scenario(data)).summary().to_json()
+    bare = simulate(parse_scenario(data | {"tenants": data["tenants"][:1]})).summary().to_json()
     batch, chat = filled["tenants"]["batch"], filled["tenants"]["chat"]
     assert batch["requests"]["finished"] == 200
     assert batch["offline"]
@@ -125,6 +125,6 @@ def test_offline_work_alone_runs() -> None:
         "workload": {"kind": "offline", "requests": 20, "prompt": 500, "output": 50},
         "deployment": {"colocated": {"gpu": "h200_sxm", "tp": 4, "ep": 4}},
     }
-    summary = simulate(parse_scenario(data)).summary()
+    summary = simulate(parse_scenario(data)).summary().to_json()
     assert summary["requests"]["finished"] == 20
     assert summary["throughput"]["requests_per_s"] > 0

@@ -14,7 +14,7 @@ def test_a_prompt_is_cut_into_chunks_of_the_budget(times: Any, instance: Any, co
     result = play(spec, [250], [1], [0.0])
     assert result.ttft_s[0] == pytest.approx(0.25)
     assert result.e2e_s[0] == result.ttft_s[0]
-    assert result.utilization()["colocated"]["steps"] == 3
+    assert result.utilization()["colocated"].steps == 3
 
 
 def test_a_rank_that_waits_at_the_barrier_is_busy(times: Any, instance: Any, colocated: Any, play: Any) -> None:
@@ -54,7 +54,7 @@ def test_the_newest_sequence_is_preempted_and_recomputed(times: Any, instance: A
     np.testing.assert_allclose(result.ttft_s, [0.08, 0.08])
     assert result.finish_s[0] == pytest.approx(0.08 + 29 * 0.010)
     assert result.finish_s[1] == pytest.approx(0.08 + 29 * 0.010 + 0.051 + 18 * 0.010)
-    assert result.summary()["preemptions"] == 1
+    assert result.summary().to_json()["preemptions"] == 1
 
 
 def test_draft_tokens_shorten_the_answer_by_the_acceptance_length(
@@ -75,7 +75,7 @@ def test_attention_ranks_share_the_load_and_the_busiest_sets_the_pace(
     spec = colocated(instance(times(per_prompt_token_s=MS), ranks=4))
     result = play(spec, [100, 200, 300, 400], [1] * 4, [0.0] * 4)
     np.testing.assert_allclose(result.ttft_s, [0.4] * 4)
-    assert result.utilization()["colocated"]["steps"] == 1
+    assert result.utilization()["colocated"].steps == 1
 
 
 def test_max_sequences_holds_later_ones_back(times: Any, instance: Any, colocated: Any, play: Any) -> None:

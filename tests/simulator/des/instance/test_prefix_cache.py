@@ -243,7 +243,7 @@ def scenario(load: dict[str, Any], cache: dict[str, Any] | None, router: str = "
 
 def test_prefix_aware_routing_hits_more_and_answers_sooner_than_turns() -> None:
     cold, turns, aware = (
-        simulate(scenario(LOAD | PREFIX, cache, router)).summary()
+        simulate(scenario(LOAD | PREFIX, cache, router)).summary().to_json()
         for cache, router in [(None, "round_robin"), ({}, "round_robin"), ({}, "prefix_aware")]
     )
     assert cold["cached_tokens"] == 0 < turns["cached_tokens"] < aware["cached_tokens"]

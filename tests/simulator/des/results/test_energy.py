@@ -37,7 +37,7 @@ def test_prefill_decode_and_idle_time_are_charged_with_their_levels(
     spec = powered(colocated(instance(times(per_prompt_token_s=MS, decode_base_s=10 * MS), gpus=2), 2))
     recorder = Recorder(0.1)
     result = play(spec, [100] * 100, [21] * 100, np.arange(100.0), recorder=recorder)
-    energy = result.summary()["energy"]
+    energy = result.summary().to_json()["energy"]
     joules = 2 * (2 * 99.3 * 100 + 100 * (0.1 * 600 + 0.2 * 300))
     assert energy["kwh"] == energy["pools"]["colocated"]["kwh"] == pytest.approx(joules / 3.6e6)
     # Measured from the first to the last arrival: 99 requests come and go.
@@ -56,7 +56,7 @@ def test_a_cluster_that_does_nothing_draws_idle_power_all_the_time(instance: Any
     spec = powered(colocated(instance(capacity=5.0, gpus=4), 3))
     recorder = Recorder(10.0)
     result = play(spec, [10] * 6, [1] * 6, np.arange(6) * 10.0, recorder=recorder)
-    energy = result.summary()["energy"]
+    energy = result.summary().to_json()["energy"]
     assert energy["kwh"] == pytest.approx(3 * 4 * 100.0 * 50 / 3.6e6)
     assert energy["power_kw"] == pytest.approx(1.2)
     assert energy["joule_per_token"] is energy["joule_per_request"] is None
@@ -84,10 +84,10 @@ def test_the_power_series_adds_up_to_the_energy_whatever_breaks(
         recorder=recorder,
     )
     assert len(result.run.incidents) > 5
-    assert result.summary()["preemptions"] > 0
+    assert result.summary().to_json()["preemptions"] > 0
     table = series(recorder, result)
     for pool, part in table.groupby("pool"):
-        joules = result.summary()["energy"]["pools"][pool]["kwh"] * 3.6e6
+        joules = result.summary().to_json()["energy"]["pools"][pool]["kwh"] * 3.6e6
         assert part["power_w"].sum() * grid_s == pytest.approx(joules)
     gpus = table["pool"].map({"prefill": 2, "decode": 8})
     assert (table["power_w"] <= gpus * 700 * (1 + 1e-9)).all()
@@ -122,7 +122,7 @@ def test_power_comes_from_the_catalogue_and_its_shares_from_the_scenario() -> No
             "power": {"idle": 0.5, "prefill": 0.5, "decode": 0.5},
         },
     }
-    summary = simulate(parse_scenario(keys)).summary()
+    summary = simulate(parse_scenario(keys)).summary().to_json()
     assert summary["energy"]["kwh"] == pytest.approx(8 * 350.0 * summary["duration_s"] / 3.6e6)
     draw = PowerDraw.of(load("h200_sxm"), PowerKeys())
     assert draw is not None
@@ -131,4 +131,4 @@ def test_power_comes_from_the_catalogue_and_its_shares_from_the_scenario() -> No
 
 def test_without_a_tdp_no_energy_is_told(instance: Any, colocated: Any, play: Any) -> None:
     result = play(powered(colocated(instance()), None), [1], [1], [0.0])
-    assert result.summary()["energy"] is None
+    assert result.summary().to_json()["energy"] is None

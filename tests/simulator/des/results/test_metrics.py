@@ -5,7 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simulator.des.results.result import METRICS, Price, SimulationResult, spread, warmup_count
+from simulator.des.results.measured import METRICS, GroupPrice, warmup_count
+from simulator.des.results.reports import Percentiles, percentiles_of
+from simulator.des.results.result import SimulationResult
 from simulator.scenario import Slo
 
 MS = 1e-3
@@ -25,7 +27,7 @@ def steady(times: Any, instance: Any, colocated: Any, play: Any) -> Any:
 
 def test_latencies_follow_their_definitions(steady: Any) -> None:
     result = steady()
-    metrics = result.summary()["metrics"]
+    metrics = result.summary().to_json()["metrics"]
     assert tuple(metrics) == METRICS
     for name, value in {"ttft_s": 0.1, "tpot_s": 0.01, "e2e_s": 0.3, "tok_s_per_user": 100.0}.items():
         assert tuple(metrics[name]) == ("mean", "p50", "p90", "p95", "p99")
@@ -38,7 +40,7 @@ def test_throughput_counts_departures_over_the_window(steady: Any) -> None:
     window = result.window
     assert (window.start_s, window.end_s) == (pytest.approx(9.3), 99.0)
     assert window.requests == 89
-    rates = result.summary()["throughput"]
+    rates = result.summary().to_json()["throughput"]
     assert rates["requests_per_s"] == pytest.approx(89 / 89.7)
     assert rates["output_tok_s_per_gpu"] == pytest.approx(89 / 89.7 * 21 / 2)
     assert rates["total_tok_s_per_gpu"] == pytest.approx(89 / 89.7 * 121 / 2)
@@ -51,27 +53,27 @@ def test_a_burst_that_ends_before_the_first_departure_is_measured_to_its_end(
     spec = colocated(instance(times(per_prompt_token_s=MS), max_sequences=1))
     result = play(spec, [1000] * 10, [1] * 10, [0.0] * 10, warmup=2)
     assert result.window.requests == 8
-    assert result.summary()["throughput"]["requests_per_s"] == pytest.approx(1.0)
+    assert result.summary().to_json()["throughput"]["requests_per_s"] == pytest.approx(1.0)
 
 
 def test_utilization_is_the_share_of_time_inside_steps(steady: Any) -> None:
     """0.3 s of every second are busy, and 0.2 s of them decode one sequence."""
     pool = steady(warmup=10).utilization()["colocated"]
-    assert pool["busy_fraction"] == pytest.approx(0.3)
-    assert pool["batch_mean"] == pytest.approx(2 / 3)
-    assert pool["gpus"] == 2
+    assert pool.busy_fraction == pytest.approx(0.3)
+    assert pool.batch_mean == pytest.approx(2 / 3)
+    assert pool.gpus == 2
 
 
 def test_attainment_goodput_and_slo(times: Any, instance: Any, colocated: Any, play: Any) -> None:
     """Prompts of 100 and 300 tokens alternate: a TTFT limit of 0.2 s is kept by half, TPOT by all."""
     spec = colocated(instance(times(per_prompt_token_s=MS, decode_base_s=10 * MS)))
     result = play(spec, [100, 300] * 50, [2] * 100, np.arange(100.0), warmup=10, slo=Slo(ttft_s=0.2, tpot_s=0.02))
-    report = result.summary()["slo"]
+    report = result.summary().to_json()["slo"]
     assert report["attainment"] == pytest.approx(0.5)
     assert report["limits"]["ttft_s"]["at_percentile"] == pytest.approx(0.3)
     assert report["limits"]["tpot_s"]["attainment"] == 1.0
     assert not result.meets_slo
-    assert result.summary()["throughput"]["goodput_requests_per_s"] == pytest.approx(0.5, rel=0.02)
+    assert result.summary().to_json()["throughput"]["goodput_requests_per_s"] == pytest.approx(0.5, rel=0.02)
     easy = play(spec, [100, 300] * 50, [2] * 100, np.arange(100.0), slo=Slo(ttft_s=0.31, e2e_s=0.32))
     assert easy.meets_slo
 
@@ -81,13 +83,13 @@ def test_refused_requests_miss_the_slo_and_single_tokens_have_no_tpot(instance: 
         colocated(instance(capacity=50.0)), [10, 100, 10, 10], [1, 1, 1, 1], [0.0, 1.0, 2.0, 3.0], slo=Slo(tpot_s=0.001)
     )
     assert result.attainment == 0.75
-    assert result.summary()["metrics"]["tpot_s"] == dict.fromkeys(("mean", "p50", "p90", "p95", "p99"))
-    assert result.summary()["requests"] == {"total": 4, "finished": 3, "failed": 0, "rejected": 1}
+    assert result.summary().to_json()["metrics"]["tpot_s"] == dict.fromkeys(("mean", "p50", "p90", "p95", "p99"))
+    assert result.summary().to_json()["requests"] == {"total": 4, "finished": 3, "failed": 0, "rejected": 1}
 
 
 def test_nothing_served_is_a_result_too(instance: Any, colocated: Any, play: Any) -> None:
     result = play(colocated(instance(capacity=5.0)), [10, 20], [1, 1], [0.0, 1.0])
-    summary = result.summary()
+    summary = result.summary().to_json()
     assert summary["requests"]["rejected"] == 2
     assert summary["throughput"]["requests_per_s"] == 0.0
     assert summary["metrics"]["ttft_s"]["p99"] is None
@@ -96,7 +98,7 @@ def test_nothing_served_is_a_result_too(instance: Any, colocated: Any, play: Any
 def test_colocated_cost_is_split_by_busy_time(steady: Any) -> None:
     """Of 0.3 busy seconds 0.1 are prefill: a third of 2 x 3 USD/h pays for 100 tokens/s of input."""
     result = steady()
-    result.prices = {"colocated": Price(3.0, all_in_w=1500.0)}
+    result.prices = {"colocated": GroupPrice(3.0, all_in_w=1500.0)}
     cost = result.cost()
     w = result.window
     assert cost.usd_per_hour == 6.0
@@ -106,14 +108,14 @@ def test_colocated_cost_is_split_by_busy_time(steady: Any) -> None:
 
 
 def test_percentiles_interpolate_as_numpy_does() -> None:
-    table = spread(np.array([np.nan, *range(101)]))
-    assert table == {"mean": 50.0, "p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0}
+    spread = percentiles_of(np.array([np.nan, *range(101)]))
+    assert spread == Percentiles(mean=50.0, p50=50.0, p90=90.0, p95=95.0, p99=99.0)
 
 
 def test_a_warmup_of_everything_still_measures_the_last_request(steady: Any) -> None:
     result = steady(warmup=1000)
     assert result.measured.sum() == 1
-    assert result.summary()["warmup_requests"] == 99
+    assert result.summary().to_json()["warmup_requests"] == 99
     assert result.attainment == 1.0
 
 

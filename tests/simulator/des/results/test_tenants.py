@@ -115,7 +115,7 @@ def test_every_tenants_requests_end_once(
     )
     spec = disaggregated(server, server, counts=(2, 2)) if split else colocated(server, 2)
     result = serve(spec, streams, slo=Slo(ttft_s=0.2, tpot_s=0.02))
-    summary = result.summary()
+    summary = result.summary().to_json()
     assert set(summary["tenants"]) == {stream.tenant for stream in streams}
     for part in ("total", "finished", "rejected", "failed"):
         assert summary["requests"][part] == sum(t["requests"][part] for t in summary["tenants"].values())
@@ -125,7 +125,7 @@ def test_every_tenants_requests_end_once(
         )
     good = sum(share.good[share.measured].sum() for share in result.shares)
     assert summary["slo"]["attainment"] == pytest.approx(good / result.measured.sum())
-    assert serve(spec, streams, slo=Slo(ttft_s=0.2, tpot_s=0.02)).summary() == summary
+    assert serve(spec, streams, slo=Slo(ttft_s=0.2, tpot_s=0.02)).summary().to_json() == summary
 
 
 def test_tenants_of_equal_priority_are_served_as_one_stream(
@@ -160,7 +160,7 @@ DEPLOYMENT = {"colocated": {"gpu": "h200_sxm", "tp": 8, "ep": 8}}
 
 def test_each_tenant_is_held_to_its_own_limits() -> None:
     data = {"model": "qwen3-235b-a22b", "tenants": TENANTS, "deployment": DEPLOYMENT}
-    summary = simulate(parse_scenario(data)).summary()
+    summary = simulate(parse_scenario(data)).summary().to_json()
     chat, agents = summary["tenants"]["chat"], summary["tenants"]["agents"]
     assert chat["slo"]["attainment"] == 1.0
     assert agents["slo"]["attainment"] == 0.0

@@ -54,8 +54,8 @@ def test_throughput_is_users_over_response_and_think_time(
     requests = drawn(users=users, sessions=40 * users, turns=1, think_s=9.0, prompt=10_000, output=1)
     server = instance(times(per_prompt_token_s=TOKEN_S), max_sequences=1, max_tokens_per_step=10**9)
     result = serve(colocated(server), [requests], warmup=2 * users)
-    assert result.throughput()["requests_per_s"] == pytest.approx(rate, rel=0.02)
-    response_s = result.metrics()["e2e_s"]["mean"]
+    assert result.throughput().requests_per_s == pytest.approx(rate, rel=0.02)
+    response_s = result.metrics()["e2e_s"].mean
     assert response_s is not None
     assert users / (response_s + 9.0) == pytest.approx(rate, rel=0.02)
 
@@ -86,7 +86,7 @@ def test_a_machine_with_operators_works_as_the_repairman_model_says(
         assert requests.sessions is not None
         spent = sum(requests.sessions.think_s) + result.e2e_s.sum()
         assert spent == pytest.approx(np.sort(result.finish_s)[-users:].sum())
-        rates.append(result.throughput()["requests_per_s"])
+        rates.append(result.throughput().requests_per_s)
     found = estimate(rates, 0.999)
     assert abs(found.mean - theory) < found.half_width < 0.05 * theory
 
@@ -180,7 +180,7 @@ def test_sessions_run_on_a_real_deployment_with_hits() -> None:
     table = result.requests
     # Prompts of 1500, 3100, 4700 and 6300 tokens, all of the last prompt's whole blocks found again.
     assert table["cached_tokens"].tolist() == [0, 2 * BLOCK, 6 * BLOCK, 9 * BLOCK] * 30
-    assert result.summary()["requests"]["finished"] == 120
+    assert result.summary().to_json()["requests"]["finished"] == 120
 
 
 @pytest.mark.parametrize(
