@@ -19,6 +19,8 @@ from simulator.des.simulate import simulate
 from simulator.scenario import Scenario, ScenarioError
 
 FEWEST = 3  # runs before the width of an interval is trusted
+MSER_BATCH = 5  # values that are averaged first: the 5 of MSER-5
+FEWEST_BATCHES = 4  # below it there is no first half to cut in
 
 
 @dataclass(frozen=True)
@@ -129,12 +131,12 @@ def mser5(values: NDArray[np.float64]) -> int:
 
     Values are averaged by fives first.
     """
-    batches = len(values) // 5
-    if batches < 4:
+    batches = len(values) // MSER_BATCH
+    if batches < FEWEST_BATCHES:
         return 0
-    means = values[: batches * 5].reshape(batches, 5).mean(axis=1)
+    means = values[: batches * MSER_BATCH].reshape(batches, MSER_BATCH).mean(axis=1)
     left = np.arange(batches, 0, -1)
     tail = np.cumsum(means[::-1])[::-1] / left
     squares = np.cumsum(means[::-1] ** 2)[::-1] / left
     errors = np.maximum(squares - tail**2, 0.0) / left
-    return 5 * int(np.argmin(errors[: batches // 2]))
+    return MSER_BATCH * int(np.argmin(errors[: batches // 2]))

@@ -1,6 +1,6 @@
 """The scenario: model, traffic, limits, deployment. What command line, dashboard, notebooks and tests pass about."""
 
-from simulator.scenario.deployment import SEQUENCES_PER_RANK, Deployment, Pool, PowerKeys, PrefixCacheKeys, Transfer
+from simulator.scenario.deployment import Deployment, Pool, PowerKeys, PrefixCacheKeys, Transfer
 from simulator.scenario.distributions import Lengths, Seconds
 from simulator.scenario.faults_and_scaling import Autoscale, Faults, Outages, PlannedFault, ScheduledCount, Startup
 from simulator.scenario.keys import ScenarioError
@@ -22,7 +22,6 @@ from simulator.scenario.workload import (
 )
 
 __all__ = [
-    "SEQUENCES_PER_RANK",
     "Autoscale",
     "Bursts",
     "ClosedLoop",

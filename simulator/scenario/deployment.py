@@ -9,11 +9,21 @@ from pydantic import Discriminator, Field, FiniteFloat, Tag, model_validator
 from hw_profiles.profile import HardwareProfile
 from simulator.model.acceptance import class_rates
 from simulator.model.expert_load import ExpertSkew
+from simulator.model.limits import SEQUENCES_PER_RANK, TOKENS_PER_STEP
 from simulator.model.parallelism import Parallelism
 from simulator.scenario.faults_and_scaling import Autoscale, Faults, Startup
-from simulator.scenario.keys import Bandwidth, Count, Drafts, Duration, Instances, Keys, NonNegative
+from simulator.scenario.keys import (
+    MOST,
+    MOST_INSTANCES,
+    Bandwidth,
+    Count,
+    Drafts,
+    Duration,
+    Instances,
+    Keys,
+    NonNegative,
+)
 
-SEQUENCES_PER_RANK = 512
 Share = Annotated[FiniteFloat, Field(ge=0, le=1, strict=True)]
 # Share of the link's rate that KV transfers reach. NICs: eight transfers of 20 MB to 12.6 GB between nodes (Mooncake
 # under vLLM and SGLang, github.com/kvcache-ai/Mooncake). NVLink: point-to-point copies, 376 of 450 GB/s on H100 and
@@ -30,7 +40,7 @@ class ExpertSkewKeys(Keys):
     # dirichlet; assumed. Far below 0.05 fewer experts than a token chooses would have any share
     concentration: Annotated[FiniteFloat, Field(ge=0.05, strict=True)] = 10.0
     # further copies of experts in each layer, over all ranks
-    redundant_experts: Annotated[int, Field(ge=0, le=10**5, strict=True)] = 0
+    redundant_experts: Annotated[int, Field(ge=0, le=MOST_INSTANCES, strict=True)] = 0
 
 
 class Pool(Keys):
@@ -45,8 +55,8 @@ class Pool(Keys):
     ep: Count = 1
     pp: Count = 1
     cp: Count = 1
-    max_tokens_per_step: Count = 8192  # token budget of a step on each dp rank; the prefill chunk size
-    # Sequences that an instance works on at once, over its dp ranks; left out: 512 for each rank.
+    max_tokens_per_step: Count = TOKENS_PER_STEP  # token budget of a step on each dp rank; the prefill chunk size
+    # Sequences that an instance works on at once, over its dp ranks; left out: SEQUENCES_PER_RANK for each rank.
     max_sequences: Count | None = None
     # chunked: token budget shared by decode and prompt chunks (vLLM V1); prefill_first: prompts hold up decode
     # (SGLang); inflight: prompts whole beside decode (TensorRT-LLM)
@@ -223,7 +233,7 @@ class Deployment(Keys):
     decode_router: Literal["round_robin", "least_loaded", "power_of_two", "kv_aware"] | None = None
     # requests that may wait at each instance that takes arrivals (in all, under shared_queue); one that comes to a full
     # queue is refused. None: any number
-    max_queue: Annotated[int, Field(ge=0, le=10**9, strict=True)] | None = None
+    max_queue: Annotated[int, Field(ge=0, le=MOST, strict=True)] | None = None
     prefix_cache: PrefixCacheKeys | None = None  # none: every prompt is computed whole
     startup: Startup = Startup()
     faults: Faults | None = None  # none: nothing breaks

@@ -10,7 +10,8 @@ from simulator.scenario.keys import Bandwidth, Count, Duration, Instances, Inter
 
 PoolName = Literal["prefill", "decode", "colocated"]
 FaultKind = Literal["instance", "node", "link", "slow"]
-LEAST_SPEED = 1e-3  # of steps
+LEAST_SPEED = 1e-3  # of steps, as a share of the normal one
+MOST_RETRIES = 10**6
 Speed = Annotated[FiniteFloat, Field(ge=0, lt=1, strict=True)]
 
 
@@ -53,7 +54,7 @@ class Faults(Keys):
     link: Outages | None = None
     slow: Outages | None = None
     events: tuple[PlannedFault, ...] = ()
-    retries: Annotated[int, Field(ge=0, le=10**6, strict=True)] = 3  # of one request; after them it has failed
+    retries: Annotated[int, Field(ge=0, le=MOST_RETRIES, strict=True)] = 3  # of one request; after them it has failed
     retry_delay_s: Duration = 1.0  # until a lost request is sent again: the fault must be noticed; assumed
     node_gpus: Count | None = None  # accelerators that fail together; left out: the profile's scale-up domain
 

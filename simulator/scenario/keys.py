@@ -14,11 +14,14 @@ Duration = Annotated[FiniteFloat, Field(ge=0, le=1e9, strict=True)]  # [s]; 30 y
 Interval = Annotated[FiniteFloat, Field(ge=1e-3, le=1e9, strict=True)]  # [s] between things that go on and on
 Bandwidth = Annotated[FiniteFloat, Field(ge=1e3, strict=True)]  # [B/s]
 Rate = Annotated[FiniteFloat, Field(ge=1e-6, le=1e7, strict=True)]  # requests per second; a few a month at least
-Count = Annotated[int, Field(ge=1, le=10**9, strict=True)]  # far above any real count, far below int64
+MOST = 10**9  # far above any real count, far below int64
+Count = Annotated[int, Field(ge=1, le=MOST, strict=True)]
 MOST_REQUESTS = 10**8  # of a run; each takes some 500 B
 RequestCount = Annotated[int, Field(ge=1, le=MOST_REQUESTS, strict=True)]
-Instances = Annotated[int, Field(ge=1, le=10**5, strict=True)]
-Drafts = Annotated[int, Field(ge=0, le=64, strict=True)]  # tokens that a decode step verifies
+MOST_INSTANCES = 10**5  # of a pool; each takes some 10 kB
+Instances = Annotated[int, Field(ge=1, le=MOST_INSTANCES, strict=True)]
+MOST_DRAFTS = 64
+Drafts = Annotated[int, Field(ge=0, le=MOST_DRAFTS, strict=True)]  # tokens that a decode step verifies
 
 
 class ScenarioError(ValueError):

@@ -21,8 +21,10 @@ from simulator.scenario import Autoscale
 SAMPLES = 10  # of queues and rooms in a window
 # A group that is not scaled by utilization gives an instance up only where it keeps its limits with half to spare and
 # the others would not be fuller than this. Assumed: without slack it would swing between two sizes.
-SLACK_PRESSURE = 0.5
-SLACK_UTILIZATION = 0.7
+SLACK_PRESSURE = 0.5  # share of what its target allows
+SLACK_UTILIZATION = 0.7  # share of time in steps, or of places
+MOST_GROWTH = 2.0  # times as many instances after one decision as are ready
+ROUNDING = 1e-9  # instances; a pressure of 1 that was computed is not above 1
 
 Process = Generator[simpy.Event, None, None]
 
@@ -139,7 +141,7 @@ def wanted(keys: Autoscale, ready: int, present: int, pressure: float, utilizati
     (4, 4)
     """
     maximum = keys.maximum or present
-    grown = math.ceil(ready * min(pressure, 2.0) - 1e-9)  # a pressure of 1 with rounding is not above 1
+    grown = math.ceil(ready * min(pressure, MOST_GROWTH) - ROUNDING)
     if pressure > 1:
         return min(max(grown, present), max(maximum, present))
     if not settled or present <= keys.minimum:

@@ -34,8 +34,8 @@ class Loaded(Protocol):
 
 
 Router = Callable[[int], int]  # from a request to the index of the instance that takes it
-PREFIX_WEIGHT = 2.0
-LOYALTY = 2.0
+PREFIX_WEIGHT = 2.0  # mean loads that a whole prompt in the cache is worth; assumed
+LOYALTY = 2.0  # mean loads up to which a session stays where it was; assumed
 load_of: Callable[[Loaded], float] = attrgetter("load")
 
 

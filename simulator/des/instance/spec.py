@@ -14,6 +14,7 @@ from simulator.des.instance.kv_room import KvRoom
 from simulator.des.instance.prefix_cache import StatePolicy, Tier
 from simulator.model.acceptance import class_rates
 from simulator.model.latency import Chunk, DecodeLoad, StepLatency
+from simulator.model.limits import SEQUENCES_PER_RANK, TOKENS_PER_STEP
 
 
 class StepTimes(Protocol):
@@ -50,8 +51,8 @@ class InstanceSpec:
     kv: KvRoom
     ranks: int = 1
     gpus: int = 1
-    max_tokens_per_step: int = 8192
-    max_sequences: int = 512
+    max_tokens_per_step: int = TOKENS_PER_STEP
+    max_sequences: int = SEQUENCES_PER_RANK
     draft_tokens: int = 0
     acceptance_length: float = 1.0
     acceptance_spread: float = 0.0

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 
 SECONDS_PER_HOUR = 3600.0
-MTOK = 1e6
+MTOK = 1e6  # tokens
 
 
 @dataclass(frozen=True)

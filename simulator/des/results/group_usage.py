@@ -14,6 +14,8 @@ from simulator.des.results.cost import SECONDS_PER_HOUR
 from simulator.des.results.energy import GroupEnergy
 from simulator.des.results.reports import Lifecycle, Utilization
 
+ROUNDING = 1e-9  # relative, of sums over millions of steps
+
 
 @dataclass(frozen=True)
 class GroupUsage:
@@ -105,5 +107,5 @@ def _share(part: float, whole: float) -> float:
     """
     if whole <= 0:
         return 0.0
-    assert part <= whole * (1 + 1e-9), f"{part} of {whole} is more than all"
+    assert part <= whole * (1 + ROUNDING), f"{part} of {whole} is more than all"
     return min(1.0, part / whole)

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-BATCHES = 10
-FEWEST = 10  # requests of a batch
+BATCHES = 10  # Law advises 10 to 30
+FEWEST = 10  # requests of a batch; assumed
 
 Floats = NDArray[np.float64]
 

@@ -20,7 +20,7 @@ from simulator.des.cluster.group import State
 from simulator.des.cluster.recorder import Recorder, Step
 from simulator.des.records.request_log import RequestLog, Status
 
-MICRO = 1e6
+MICRO = 1e6  # microseconds, the unit of the format, in a second
 Event = dict[str, Any]
 
 

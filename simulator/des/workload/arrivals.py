@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from simulator.scenario import Bursts, Diurnal, ScenarioError
 
 Floats = NDArray[np.float64]
-DAY_S = 86_400.0
+DAY_S = 86_400.0  # [s]
+SPELLS_AT_ONCE = 1024  # pairs of quiet and burst drawn by one call
 CELLS_PER_PERIOD = 512  # the curve is taken as constant inside a cell
-MOST_CELLS = 20_000_000
+MOST_CELLS = 20_000_000  # of the whole run; 160 MB
 
 
 def change_time(ticks: Floats, rate: float, diurnal: Diurnal | None, bursts: Bursts | None, seed: int) -> Floats:
@@ -63,7 +64,7 @@ def _switches(bursts: Bursts, horizon_s: float, rng: np.random.Generator) -> Flo
     parts = [np.empty(0)]
     last = 0.0
     while last <= horizon_s:
-        lengths = rng.exponential((bursts.quiet_s, bursts.burst_s), (1024, 2)).ravel()
+        lengths = rng.exponential((bursts.quiet_s, bursts.burst_s), (SPELLS_AT_ONCE, 2)).ravel()
         part = last + np.cumsum(lengths)
         parts.append(part)
         last = float(part[-1])

@@ -26,6 +26,8 @@ from simulator.scenario import (
 )
 
 Floats = NDArray[np.float64]
+SEEDS = 2**62  # to draw one from; numpy draws int64
+SPARE_ARRIVALS = 16  # drawn beyond the mean, so that few are drawn twice
 TENANT_BLOCKS = 1 << 48  # block ids of one tenant; no two share a prefix
 
 
@@ -68,12 +70,12 @@ def _open_arrivals(workload: OpenLoop, count: int, rng: np.random.Generator) -> 
     if workload.diurnal is None and workload.bursts is None:
         return draw_arrivals(workload.rate, workload.burstiness, count, rng)
     ticks = draw_arrivals(1.0, workload.burstiness, count, rng)
-    return change_time(ticks, workload.rate, workload.diurnal, workload.bursts, int(rng.integers(2**62)))
+    return change_time(ticks, workload.rate, workload.diurnal, workload.bursts, int(rng.integers(SEEDS)))
 
 
 def _arrivals_until(workload: OpenLoop, until_s: float, seed: np.random.SeedSequence) -> Floats:
     """Send times before `until_s`, at least one. [s]"""
-    count = int(workload.rate * until_s) + 16
+    count = int(workload.rate * until_s) + SPARE_ARRIVALS
     while True:
         arrivals = _open_arrivals(workload, count, np.random.default_rng(seed))
         if arrivals[-1] >= until_s:
