@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.clusters import FormulaTimes, colocated, differences, disaggregated, make_instance, play
 
 from simulator.des.cluster.recorder import Recorder
 from simulator.des.instance.prefix_cache import StatePolicy, Tier
@@ -83,11 +84,6 @@ caches = st.fixed_dictionaries(
     ),
 )
 def test_every_request_ends_once_and_nothing_is_left_behind(
-    times: Any,
-    instance: Any,
-    colocated: Any,
-    disaggregated: Any,
-    play: Any,
     first: dict[str, Any],
     second: dict[str, Any],
     cache: dict[str, Any],
@@ -99,13 +95,12 @@ def test_every_request_ends_once_and_nothing_is_left_behind(
     split: bool,
     warmup: int,
     transfer: Transfer,
-    differences: Any,
 ) -> None:
-    cost = times(1e-3, 0.01, 1e-4, 1e-6, caps=(16, 64))
+    cost = FormulaTimes(1e-3, 0.01, 1e-4, 1e-6, caps=(16, 64))
     if split:
         spec = disaggregated(
-            instance(cost, nic_bandwidth=1e4, **first, **cache),
-            instance(cost, nic_bandwidth=1e4, **second),
+            make_instance(cost, nic_bandwidth=1e4, **first, **cache),
+            make_instance(cost, nic_bandwidth=1e4, **second),
             counts=counts,
             router=router,
             decode_router=decode_router,
@@ -115,7 +110,7 @@ def test_every_request_ends_once_and_nothing_is_left_behind(
             transfer_bytes=lambda tokens: 20.0 * tokens,
         )
     else:
-        spec = colocated(instance(cost, **first, **cache), counts[0], router, max_queue=max_queue)
+        spec = colocated(make_instance(cost, **first, **cache), counts[0], router, max_queue=max_queue)
     # The run itself refuses to end with a request open or KV held, and a request that would end twice.
     recorder = Recorder()
     result = play(spec, **load, warmup=warmup, slo=Slo(ttft_s=0.5, tpot_s=0.05), recorder=recorder)

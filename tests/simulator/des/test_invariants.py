@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
+from support.clusters import differences
 
 from simulator.des.cluster.group import State, integrate
 from simulator.des.cluster.recorder import Recorder
@@ -226,7 +227,7 @@ def greedy_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @given(keys=scenarios())
-def test_invariants_of_whole_scenarios(greedy_model: str, differences: Any, keys: Keys) -> None:
+def test_invariants_of_whole_scenarios(greedy_model: str, keys: Keys) -> None:
     scenario = parse_scenario({"model": greedy_model} | keys)
     recorder = Recorder(grid_s=0.07)
     # The run itself refuses to end with a request open or KV held, and a request that would end twice.

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from support.clusters import FormulaTimes, colocated, disaggregated, make_instance, play
 
 from simulator.des.replicate import Estimate, estimate
 from simulator.des.results.result import SimulationResult
@@ -71,7 +72,7 @@ def erlang_c(servers: int, offered: float) -> float:
 
 
 @pytest.fixture
-def queue(times: Any, instance: Any, colocated: Any, play: Any) -> Callable[..., SimulationResult]:
+def queue() -> Callable[..., SimulationResult]:
     """One run of `servers` servers that a Poisson stream feeds."""
 
     def run(
@@ -82,7 +83,7 @@ def queue(times: Any, instance: Any, colocated: Any, play: Any) -> Callable[...,
         router: str = "shared_queue",
         **more: Any,
     ) -> SimulationResult:
-        server = instance(times(per_prompt_token_s=TOKEN_S), max_sequences=1, max_tokens_per_step=10**9)
+        server = make_instance(FormulaTimes(per_prompt_token_s=TOKEN_S), max_sequences=1, max_tokens_per_step=10**9)
         arrivals = np.cumsum(rng.exponential(1 / rate, REQUESTS))
         result: SimulationResult = play(
             colocated(server, servers, router, **more),
@@ -155,17 +156,15 @@ def test_random_routing_splits_a_poisson_stream_and_joining_the_shorter_queue_be
     assert lost("shared_queue", 8) < lost("least_loaded", 2) < lost("power_of_two", 2) < alone
 
 
-def test_two_queues_in_a_row_are_each_a_queue_of_their_own(
-    times: Any, instance: Any, disaggregated: Any, play: Any
-) -> None:
+def test_two_queues_in_a_row_are_each_a_queue_of_their_own() -> None:
     """What leaves an M/M/1 is Poisson again (Burke), so decode, one at a time, waits as Pollaczek and Khinchine say.
 
     Decode takes n steps with n geometric of mean 5: E[n^2] = 2 * 5^2 - 5 = 45.
     """
     rate, step_s, mean = 0.6, 0.2, 5
     spec = disaggregated(
-        instance(times(per_prompt_token_s=TOKEN_S), max_sequences=1, max_tokens_per_step=10**9),
-        instance(times(decode_base_s=step_s), max_sequences=1),
+        make_instance(FormulaTimes(per_prompt_token_s=TOKEN_S), max_sequences=1, max_tokens_per_step=10**9),
+        make_instance(FormulaTimes(decode_base_s=step_s), max_sequences=1),
         transfer=Transfer(efficiency=1.0, handshake_s=0.0),
     )
 
@@ -195,9 +194,7 @@ def mostly_short(rng: np.random.Generator, count: int, mean: int) -> NDArray[Any
 
 
 @pytest.mark.parametrize("outputs", [always, geometric, mostly_short])
-def test_decode_in_proportion_to_the_batch_is_processor_sharing(
-    times: Any, instance: Any, disaggregated: Any, play: Any, outputs: Any
-) -> None:
+def test_decode_in_proportion_to_the_batch_is_processor_sharing(outputs: Any) -> None:
     """M/G/1-PS: mean time in decode is E[S] / (1 - rho) whatever the distribution of S.
 
     Steps are small but not nothing: a sequence waits for the end of the step that it arrives in, which adds at most
@@ -206,8 +203,8 @@ def test_decode_in_proportion_to_the_batch_is_processor_sharing(
     rate, mean, requests = 0.6, 60, 700
     token_s = 1 / mean
     spec = disaggregated(
-        instance(times(per_prompt_token_s=0.0)),
-        instance(times(decode_base_s=0.0, per_sequence_s=token_s)),
+        make_instance(FormulaTimes(per_prompt_token_s=0.0)),
+        make_instance(FormulaTimes(decode_base_s=0.0, per_sequence_s=token_s)),
         transfer=Transfer(efficiency=1.0, handshake_s=0.0),
     )
 
@@ -223,11 +220,11 @@ def test_decode_in_proportion_to_the_batch_is_processor_sharing(
     assert found.half_width < 0.2 * theory
 
 
-def test_running_sequences_obey_littles_law(times: Any, instance: Any, colocated: Any, play: Any) -> None:
+def test_running_sequences_obey_littles_law() -> None:
     """Mean batch, integrated by the instances, equals rate x mean time in decode, taken from the requests."""
     rng = np.random.default_rng(2)
     count = 3000
-    spec = colocated(instance(times(decode_base_s=0.02, per_sequence_s=1e-4)), 3)
+    spec = colocated(make_instance(FormulaTimes(decode_base_s=0.02, per_sequence_s=1e-4)), 3)
     result = play(
         spec, rng.integers(1, 900, count), rng.integers(1, 300, count), np.cumsum(rng.exponential(0.05, count))
     )
@@ -237,11 +234,9 @@ def test_running_sequences_obey_littles_law(times: Any, instance: Any, colocated
     assert integral == pytest.approx(decode_s, rel=1e-9)
 
 
-def test_a_closed_loop_runs_at_concurrency_over_response_time(
-    times: Any, instance: Any, colocated: Any, play: Any
-) -> None:
+def test_a_closed_loop_runs_at_concurrency_over_response_time() -> None:
     """12 clients, no prefill time, 101 tokens of 10 ms: each answer takes 1 s, so 12 requests/s leave."""
-    spec = colocated(instance(times(per_prompt_token_s=0.0, decode_base_s=0.01)))
+    spec = colocated(make_instance(FormulaTimes(per_prompt_token_s=0.0, decode_base_s=0.01)))
     result = play(spec, [5] * 600, [101] * 600, concurrency=12, warmup=60)
     assert result.e2e_s == pytest.approx(np.full(600, 1.0))
     assert result.throughput().requests_per_s == pytest.approx(12.0, rel=0.01)

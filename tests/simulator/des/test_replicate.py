@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import sem
 from scipy.stats import t as student
+from support.clusters import FormulaTimes, colocated, make_instance, play
 
 from simulator.des.replicate import estimate, headline, mser5, replicate, seeds_of
 from simulator.des.simulate import simulate
@@ -38,15 +39,13 @@ def test_mser_finds_where_a_transient_ends() -> None:
     assert mser5(np.ones(12)) == 0
 
 
-def test_mser_cuts_a_backlog_off_and_leaves_the_steady_state(
-    times: Any, instance: Any, colocated: Any, play: Any
-) -> None:
+def test_mser_cuts_a_backlog_off_and_leaves_the_steady_state() -> None:
     """M/D/1 at 80% with 300 requests there at 0 s: 3 s of work, gone when 300 / 0.2 = 1500 have been served.
 
     The mean sojourn of what is left is that of theory, S + rho S / 2(1 - rho) = 30 ms; uncut it is ten times that.
     """
     count, service_s, rho = 12_000, 0.01, 0.8
-    spec = colocated(instance(times(per_prompt_token_s=service_s), max_sequences=1))
+    spec = colocated(make_instance(FormulaTimes(per_prompt_token_s=service_s), max_sequences=1))
     cuts, means = [], []
     for seed in range(8):
         later = np.cumsum(np.random.default_rng(seed).exponential(service_s / rho, count - 300))

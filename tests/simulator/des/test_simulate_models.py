@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.clusters import FormulaTimes, disaggregated, make_instance
 
 from simulator.des.cluster.cluster import Cluster, play_together
 from simulator.des.cluster.recorder import Recorder
@@ -76,13 +77,13 @@ def test_one_model_on_the_spine_of_the_cluster_has_it_as_its_own(rails: int) -> 
     assert part.result.requests["transfer_s"].mean() > 1.1 * free.result.requests["transfer_s"].mean()
 
 
-def test_transfers_of_two_models_share_a_spine(times: Any, instance: Any, disaggregated: Any) -> None:
+def test_transfers_of_two_models_share_a_spine() -> None:
     """Two links of 1000 B/s, a spine of 1000: 1000 B of each model at once take 2 s, later 500 B of one 0.5 s."""
     env = Environment()
     plain = Transfer(efficiency=1.0, handshake_s=0.0, half_rate_bytes=0.0)
     spec = disaggregated(
-        instance(times(per_prompt_token_s=0.0), nic_bandwidth=1000.0),
-        instance(times(decode_base_s=1e-9), nic_bandwidth=1000.0),
+        make_instance(FormulaTimes(per_prompt_token_s=0.0), nic_bandwidth=1000.0),
+        make_instance(FormulaTimes(decode_base_s=1e-9), nic_bandwidth=1000.0),
         transfer=plain,
         transfer_bytes=lambda tokens: 10.0 * tokens,
     )

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.clusters import FormulaTimes, colocated, disaggregated, make_instance, play
 
 from simulator.scenario import Transfer
 
@@ -270,11 +271,6 @@ def limits(draw: st.DrawFn) -> dict[str, Any]:
     handshake_s=st.sampled_from([0.00137, 0.0731]),
 )
 def test_the_cluster_equals_stepping_every_sequence(
-    times: Any,
-    instance: Any,
-    colocated: Any,
-    disaggregated: Any,
-    play: Any,
     first: dict[str, Any],
     second: dict[str, Any] | None,
     tightness: tuple[float, float],
@@ -295,10 +291,10 @@ def test_the_cluster_equals_stepping_every_sequence(
         )
     ]
     longest = max(row.prompt + row.output for row in rows)
-    cost = times(1e-3, 0.011, 1.7e-4, 1.3e-6, caps=(64, 16))
+    cost = FormulaTimes(1e-3, 0.011, 1.7e-4, 1.3e-6, caps=(64, 16))
 
     def sized(keys: dict[str, Any], room: float) -> Any:
-        return instance(cost, capacity=room * longest, **keys)
+        return make_instance(cost, capacity=room * longest, **keys)
 
     entry = sized(first, tightness[0])
     decode = None if second is None else sized(second, tightness[1])
@@ -319,9 +315,7 @@ def test_the_cluster_equals_stepping_every_sequence(
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_busy_instance_equals_stepping_every_sequence(
-    times: Any, instance: Any, colocated: Any, play: Any, seed: int
-) -> None:
+def test_a_busy_instance_equals_stepping_every_sequence(seed: int) -> None:
     """Hundreds of requests through one instance, with preemption."""
     rng = np.random.default_rng(seed)
     count = 250
@@ -334,8 +328,8 @@ def test_a_busy_instance_equals_stepping_every_sequence(
             strict=True,
         )
     ]
-    cost = times(1e-4, 0.005, 1e-4, 1e-7, caps=(128, 400))
-    entry = instance(cost, capacity=3000.0, max_tokens_per_step=256, max_sequences=20)
+    cost = FormulaTimes(1e-4, 0.005, 1e-4, 1e-7, caps=(128, 400))
+    entry = make_instance(cost, capacity=3000.0, max_tokens_per_step=256, max_sequences=20)
     result = play(colocated(entry), *zip(*((row.prompt, row.output, row.arrival_s) for row in rows), strict=True))
     step_through(entry, None, 0.0, rows)
     assert sum(row.preemptions for row in rows) > 0

@@ -1,7 +1,6 @@
-from typing import Any
-
 import numpy as np
 import pytest
+from support.clusters import FormulaTimes, colocated, make_instance, play
 
 from simulator.des.simulate import simulate
 from simulator.model.acceptance import CLASSES, class_chances, class_rates, tokens_per_step
@@ -58,10 +57,10 @@ def test_a_spread_that_no_distribution_has_is_refused(keys: dict[str, float], to
 LOAD = {"kind": "open_loop", "rate": 1.0, "prompt": 10, "output": 4001}
 
 
-def test_a_request_decodes_as_fast_as_its_class(times: Any, instance: Any, colocated: Any, play: Any) -> None:
+def test_a_request_decodes_as_fast_as_its_class() -> None:
     """4,000 tokens after the first at 10 ms a step, all at once: the time of each is steps of its own rate."""
     fields = {"draft_tokens": 3, "acceptance_length": 2.5, "acceptance_spread": 0.2}
-    server = instance(times(per_prompt_token_s=0.0, decode_base_s=0.01), ranks=2, **fields)
+    server = make_instance(FormulaTimes(per_prompt_token_s=0.0, decode_base_s=0.01), ranks=2, **fields)
     result = play(colocated(server), [10] * 400, [4001] * 400, [0.0] * 400)
     paces = np.array(result.run.log.pace)
     expected = 0.01 / np.array(server.rates)[paces]

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
+from support.hardware import decode_load, with_classes
 
 from hw_profiles.catalog import load
 from hw_profiles.efficiency import OpClass
-from hw_profiles.profile import HardwareProfile
 from simulator.model import parameter_counts as counts
 from simulator.model.attention import HEAD_TILE
 from simulator.model.latency import NO_DECODE, Chunk, DecodeLoad, PricedOp, StepLatency
@@ -43,7 +43,7 @@ def _flops(priced: list[PricedOp]) -> Counter[str]:
 
 
 @pytest.fixture
-def decode_flops(decode_load: Callable[..., DecodeLoad]) -> Callable[[str, int], Counter[str]]:
+def decode_flops() -> Callable[[str, int], Counter[str]]:
     def counted(name: str, context: int) -> Counter[str]:
         latency = _step(name)
         return _flops(latency.breakdown([], decode_load(latency, [context])))
@@ -86,7 +86,7 @@ def test_linear_flops_are_twice_the_active_parameters(
     assert decode_flops(name, 1).total() == pytest.approx(2 * counts.params_active_no_embedding(model), rel=0.01)
 
 
-def test_hand_worked_llama_attention(decode_load: Callable[..., DecodeLoad]) -> None:
+def test_hand_worked_llama_attention() -> None:
     """Llama 3.1 8B, 32 layers, 32 heads of 128, 8 KV heads: 4 * 32 * 128 FLOPs and 4096 B per token and layer."""
     latency = _step("llama-3.1-8b")
     core = next(p.op for p in latency.breakdown([], decode_load(latency, [1000])) if p.op.name == "attention core")
@@ -96,7 +96,9 @@ def test_hand_worked_llama_attention(decode_load: Callable[..., DecodeLoad]) -> 
 
 
 @pytest.mark.parametrize("name", ["deepseek-v4-flash", "deepseek-v3", "qwen3-235b-a22b", "gpt-oss-120b"])
-def test_a_large_batch_reads_every_weight_once(name: str, decode_load: Callable[..., DecodeLoad]) -> None:
+def test_a_large_batch_reads_every_weight_once(
+    name: str,
+) -> None:
     """Bytes of projections and experts at batch b, less what grows with b, are the stored weights."""
     model = load_model(name)
     latency = _step(name)
@@ -132,7 +134,10 @@ def _stage_flops(name: str, cut: Parallelism, decode_load: Callable[..., DecodeL
     ids=str,
 )
 @pytest.mark.parametrize("name", ["qwen3-235b-a22b", "deepseek-v3", "deepseek-v4-flash"])
-def test_splits_conserve_flops_over_ranks(name: str, cut: Parallelism, decode_load: Callable[..., DecodeLoad]) -> None:
+def test_splits_conserve_flops_over_ranks(
+    name: str,
+    cut: Parallelism,
+) -> None:
     """Ranks together multiply what one accelerator would, but for what tensor-parallel ranks do in copies and for
     tiles of fewer heads than they have rows."""
     copied = {"index scores", "mHC pre", "mHC post", "final norm"} | {
@@ -176,7 +181,7 @@ def test_every_prefilled_token_passes_the_layers_but_one_the_head() -> None:
     assert q_proj.flops["bf16"] == 2 * 1024 * 4096 * 4096
 
 
-def test_drafts_run_their_layers_and_verify_more_rows(decode_load: Callable[..., DecodeLoad]) -> None:
+def test_drafts_run_their_layers_and_verify_more_rows() -> None:
     plain, drafting = _step("deepseek-v4-flash"), _step("deepseek-v4-flash", drafts=2)
     one = _flops(plain.breakdown([], decode_load(plain, [8192]))).total()
     two = _flops(drafting.breakdown([], decode_load(drafting, [8192]))).total()
@@ -215,7 +220,7 @@ def test_what_a_sparse_row_costs_beyond_its_entries_it_costs_once() -> None:
         assert two.row_flops == one.row_flops == narrow.row_flops == 2 * 64 * 1024 * (4096 + 48)
 
 
-def test_choices_of_short_rows_take_their_factor(with_classes: Callable[..., HardwareProfile]) -> None:
+def test_choices_of_short_rows_take_their_factor() -> None:
     """A prompt of 8,192 tokens in V4-Pro: rows with 1,025 to 2,048 entries choose, each score is read in 4 bytes."""
     entries = sum(p // 4 for p in range(1, 8193) if 1024 < p // 4 <= 2048)
     plain, slow = with_classes(load("b200")), with_classes(load("b200"), short_row_factor=100.0)
@@ -236,9 +241,7 @@ def test_choices_of_short_rows_take_their_factor(with_classes: Callable[..., Har
     assert latency.prefill_s(chunk) == pytest.approx(sum(p.seconds for p in after), rel=1e-9)
 
 
-def test_compiled_decode_adds_up_with_ragged_tiles(
-    with_classes: Callable[..., HardwareProfile], decode_load: Callable[..., DecodeLoad]
-) -> None:
+def test_compiled_decode_adds_up_with_ragged_tiles() -> None:
     part = with_classes(load("b200"), tile_rows=200.0, memory_fraction_by={"bf16": 0.5})
     for name in ("deepseek-v3", "gpt-oss-120b", "deepseek-v4-pro"):
         latency = StepLatency(load_model(name), part, Parallelism(dp=8, ep=8))

@@ -1,14 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from support.hardware import with_classes
 
 from hw_profiles.catalog import load
 from hw_profiles.efficiency import OpClass
-from hw_profiles.profile import HardwareProfile
 from simulator.model.architecture import MoeSpec
 from simulator.model.moe import (
     RankLoad,
@@ -88,7 +87,7 @@ def test_skew_touches_fewer_experts_in_small_batches() -> None:
     assert skewed < 8 * rank_loads(ffn, 64, 8)[0].touched
 
 
-def test_fused_form_predicts_measured_megamoe(with_classes: Callable[..., HardwareProfile]) -> None:
+def test_fused_form_predicts_measured_megamoe() -> None:
     """t0 76 us, 6.05 TB/s, 2145 TFLOP/s, q = 3 on GB200: mean error of a published table below 8%."""
     gb200 = load("gb200")
     fitted = with_classes(

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
+from support.hardware import with_classes
 
 from hw_profiles.catalog import load
 from hw_profiles.efficiency import OpClass
@@ -36,7 +35,7 @@ def test_flops_of_two_dtypes_add_as_times(peak_h200: HardwareProfile) -> None:
     assert op_seconds(both, peak_h200) == pytest.approx(2e-3, rel=1e-3)
 
 
-def test_fractions_latency_and_exponent(with_classes: Callable[..., HardwareProfile]) -> None:
+def test_fractions_latency_and_exponent() -> None:
     """3 ms of compute and 4 ms of memory at half the data sheet, q = 2, and 1 ms floor: 1 + 10 ms, four times."""
     half = with_classes(load("h200_sxm"), matrix_fraction=0.5, memory_fraction=0.5, latency_s=1e-3, exponent=2.0)
     op = Op("op", OpClass.DENSE_GEMM, {"bf16": 3e-3 * 989.5e12}, 4e-3 * 4.8e12, count=4)
@@ -62,7 +61,7 @@ def test_small_op_is_bound_by_latency() -> None:
     assert roof_times(linear_op(Linear("tiny", 64, 64, "bf16"), 1), load("h200_sxm")).bound == "latency"
 
 
-def test_memory_rate_is_that_of_the_operands_dtype(with_classes: Callable[..., HardwareProfile]) -> None:
+def test_memory_rate_is_that_of_the_operands_dtype() -> None:
     """4 ms of bytes at the data sheet: 8 ms at half of it, 5 ms with FP8 operands, which reach 0.8."""
     part = with_classes(load("h200_sxm"), memory_fraction=0.5, memory_fraction_by={"fp8": 0.8}, latency_s=0.0)
     for flops, seconds in (({}, 8e-3), ({"bf16": 0.0}, 8e-3), ({"fp8": 0.0}, 5e-3)):
@@ -70,7 +69,7 @@ def test_memory_rate_is_that_of_the_operands_dtype(with_classes: Callable[..., H
         assert op_seconds(op, part) == pytest.approx(seconds, rel=1e-6)
 
 
-def test_kernels_that_widen_weights_have_rates_of_their_own(with_classes: Callable[..., HardwareProfile]) -> None:
+def test_kernels_that_widen_weights_have_rates_of_their_own() -> None:
     """FP8 operands with FP4 weights: 1 ms of FLOPs at the FP8 peak takes 4 ms at a quarter of it, where FP8 weights
     reach half; weights of a type that no kernel is known for take the operands' rate."""
     part = with_classes(
@@ -82,7 +81,7 @@ def test_kernels_that_widen_weights_have_rates_of_their_own(with_classes: Callab
         assert op_seconds(op, part) == pytest.approx(seconds, rel=1e-6)
 
 
-def test_weights_read_again_take_their_share(with_classes: Callable[..., HardwareProfile]) -> None:
+def test_weights_read_again_take_their_share() -> None:
     """10 ms of weights, 5 ms of them once more: 12.5 ms at a share of a half, 11 ms under the kernel with a fifth."""
     part = with_classes(
         load("h200_sxm"), memory_fraction=1.0, latency_s=0.0, reread_share=0.5, reread_share_by={"fp8 x fp4": 0.2}
@@ -92,7 +91,7 @@ def test_weights_read_again_take_their_share(with_classes: Callable[..., Hardwar
         assert op_seconds(op, part) == pytest.approx(seconds, rel=1e-6)
 
 
-def test_sums_of_a_product_take_their_time_however_narrow_it_is(with_classes: Callable[..., HardwareProfile]) -> None:
+def test_sums_of_a_product_take_their_time_however_narrow_it_is() -> None:
     """7,168 elements at 0.25 ns are 1.792 us; of 8 ranks, one adds up an eighth of them if rows are cut."""
     part = with_classes(
         load("h200_sxm"), memory_fraction=1.0, matrix_fraction=1.0, latency_s=0.0, exponent=16.0, depth_s=0.25e-9,

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
@@ -8,6 +7,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.hardware import decode_load
 
 from hw_profiles.catalog import load
 from hw_profiles.profile import HardwareProfile
@@ -56,7 +56,6 @@ CHUNKS = st.lists(st.builds(Chunk, st.integers(1, 16384), st.integers(0, 1 << 20
     tokens=st.floats(0, 1),
 )
 def test_fast_forms_equal_the_sum_of_ops(
-    decode_load: Callable[..., DecodeLoad],
     index: int,
     batch: int,
     contexts: list[int],
@@ -81,7 +80,7 @@ def test_fast_forms_equal_the_sum_of_ops(
 
 
 def test_decode_of_one_sequence_worked_by_hand(
-    peak_h200: HardwareProfile, decode_load: Callable[..., DecodeLoad]
+    peak_h200: HardwareProfile,
 ) -> None:
     """Llama 8B on an ideal H200: all weights but the embedding, KV of 10k tokens at 131,072 B, over 4.8 TB/s."""
     latency = StepLatency(load_model("llama-3.1-8b"), peak_h200, Parallelism())
@@ -91,7 +90,7 @@ def test_decode_of_one_sequence_worked_by_hand(
 
 
 def test_decode_is_memory_bound_at_batch_one(
-    peak_h200: HardwareProfile, decode_load: Callable[..., DecodeLoad]
+    peak_h200: HardwareProfile,
 ) -> None:
     for name in ("llama-3.1-8b", "qwen3-235b-a22b", "deepseek-v3", "deepseek-v4-flash"):
         latency = StepLatency(load_model(name), peak_h200, Parallelism())
@@ -108,7 +107,9 @@ def test_prefill_is_compute_bound(peak_h200: HardwareProfile) -> None:
 
 
 @pytest.mark.parametrize("index", range(len(SETTINGS)), ids=IDS)
-def test_more_work_is_never_faster(index: int, decode_load: Callable[..., DecodeLoad]) -> None:
+def test_more_work_is_never_faster(
+    index: int,
+) -> None:
     latency = _latency(index)
     by_context = [latency.decode_s(decode_load(latency, [2**k] * 16)) for k in range(21)]
     by_batch = [latency.decode_s(decode_load(latency, [4096] * 2**k)) for k in range(13)]
@@ -122,7 +123,9 @@ def test_more_work_is_never_faster(index: int, decode_load: Callable[..., Decode
 
 
 @pytest.mark.parametrize("index", range(len(SETTINGS)), ids=IDS)
-def test_better_hardware_is_never_slower(index: int, decode_load: Callable[..., DecodeLoad]) -> None:
+def test_better_hardware_is_never_slower(
+    index: int,
+) -> None:
     old = _latency(index)
     hardware = old.hardware
     decode, chunks = decode_load(old, [9000] * 32), [Chunk(4096, 2000)]
@@ -140,7 +143,7 @@ def test_better_hardware_is_never_slower(index: int, decode_load: Callable[..., 
             assert new.mixed_s(chunks, decode) < 0.99 * old.mixed_s(chunks, decode), what
 
 
-def test_ragged_batches_are_priced_by_sequence(decode_load: Callable[..., DecodeLoad]) -> None:
+def test_ragged_batches_are_priced_by_sequence() -> None:
     """Where selection caps what is read, equal sums of context do not cost the same; where nothing does, they do."""
     even, skewed = [65_536] * 16, [1_048_561] + [1] * 15
     assert sum(even) == sum(skewed)
@@ -158,14 +161,14 @@ def test_caps_are_where_layers_stop_reading_more() -> None:
     assert _plain("deepseek-v4-pro").caps == (128, 4 * 1024)
 
 
-def test_busier_other_ranks_slow_the_experts(decode_load: Callable[..., DecodeLoad]) -> None:
+def test_busier_other_ranks_slow_the_experts() -> None:
     latency = _latency(0)
     alone, all_busy = decode_load(latency, [4096] * 32, total=32), decode_load(latency, [4096] * 32, total=256)
     assert latency.decode_s(alone) < latency.decode_s(all_busy)
 
 
 def test_decode_keeps_pipeline_stages_busy_and_prefill_drains_them(
-    peak_h200: HardwareProfile, decode_load: Callable[..., DecodeLoad]
+    peak_h200: HardwareProfile,
 ) -> None:
     """Two stages halve nothing at batch one; a compute-bound chunk in two parts takes 3 of 4 half-stage times."""
     model = load_model("llama-3.1-8b")
@@ -189,7 +192,7 @@ def test_no_work_takes_no_time() -> None:
     assert latency.breakdown([], NO_DECODE) == []
 
 
-def test_step_overhead_counts_once(decode_load: Callable[..., DecodeLoad]) -> None:
+def test_step_overhead_counts_once() -> None:
     old = _plain("llama-3.1-8b")
     efficiency = old.hardware.efficiency.model_copy(update={"step_overhead_s": 1.0})
     new = StepLatency(old.model, replace(old.hardware, efficiency=efficiency), Parallelism())
@@ -201,7 +204,7 @@ def test_step_overhead_counts_once(decode_load: Callable[..., DecodeLoad]) -> No
 
 @pytest.mark.parametrize("drafts", [0, 3])
 def test_host_time_of_a_step_counts_each_kernel_of_its_decode(
-    drafts: int, decode_load: Callable[..., DecodeLoad]
+    drafts: int,
 ) -> None:
     """And prompts that ride along add none."""
     hardware = load("b200")
@@ -231,7 +234,7 @@ def test_load_without_its_capped_sums_is_refused() -> None:
         _plain("deepseek-v4-pro").mixed_s([Chunk(8, 0)], DecodeLoad(1, 100, (), 1))
 
 
-def test_layers_that_borrow_kv_are_priced_from_their_data(decode_load: Callable[..., DecodeLoad]) -> None:
+def test_layers_that_borrow_kv_are_priced_from_their_data() -> None:
     """A V4.1-type model: fp4 entries, half of the layers reading another layer's KV. No code knows it."""
     base = load_model("deepseek-v4-flash")
     layers = []
@@ -249,7 +252,7 @@ def test_layers_that_borrow_kv_are_priced_from_their_data(decode_load: Callable[
     assert new.decode_s(decode) == pytest.approx(exact, rel=1e-6)
 
 
-def test_attention_core_reads_what_the_layout_stores(decode_load: Callable[..., DecodeLoad]) -> None:
+def test_attention_core_reads_what_the_layout_stores() -> None:
     """V4-Pro at 1M: 128 window tokens and 1024 (CSA) or 8192 (HCA) entries of 584 B per sequence."""
     latency = _plain("deepseek-v4-pro")
     priced = latency.breakdown([], decode_load(latency, [1 << 20] * 3))

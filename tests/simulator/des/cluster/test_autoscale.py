@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.clusters import FormulaTimes, colocated, disaggregated, make_instance, play
 
 from simulator.des.cluster.group import Moment, integrate
 from simulator.des.cluster.spec import ClusterSpec
@@ -33,15 +34,16 @@ def sizes(result: SimulationResult, pool: str = "colocated") -> list[tuple[float
     return [(moment.time_s, moment.allocated, moment.serving) for moment in result.run.sizes[pool]]
 
 
-def test_a_schedule_is_followed_exactly_and_its_gpu_hours_are_paid(
-    times: Any, instance: Any, colocated: Any, play: Any
-) -> None:
+def test_a_schedule_is_followed_exactly_and_its_gpu_hours_are_paid() -> None:
     """Short requests; 1 instance of 4 accelerators, 3 from 100 s on (serving 20 s later), 2 from 300 s on.
 
     To the end at 400 s: 100 * 1 + 200 * 3 + 100 * 2 = 900 instance-seconds, so 1 accelerator-hour.
     """
     spec = scaled(
-        colocated(instance(times(per_prompt_token_s=MS), gpus=4), 3), 1, 20.0, schedule=planned((100, 3), (300, 2))
+        colocated(make_instance(FormulaTimes(per_prompt_token_s=MS), gpus=4), 3),
+        1,
+        20.0,
+        schedule=planned((100, 3), (300, 2)),
     )
     arrivals = np.arange(800) / 2
     prompts = np.full(800, 10)
@@ -54,15 +56,15 @@ def test_a_schedule_is_followed_exactly_and_its_gpu_hours_are_paid(
     assert (life["instances_least"], life["instances_most"], life["availability"]) == (1, 3, 1.0)
 
 
-def test_the_cost_is_that_of_the_instances_that_were_there(
-    times: Any, instance: Any, colocated: Any, play: Any
-) -> None:
+def test_the_cost_is_that_of_the_instances_that_were_there() -> None:
     """One request of 1000 tokens a second for 200 s; half the time 1, half the time 3 instances of 2 accelerators.
 
     Throughput counts from the first arrival at 0 s to the last at 199 s: (100 * 1 + 99 * 3) / 199 * 2 accelerators
     at 3 USD/h. All is charged to input, which comes at 199 requests / 199 s (the last one ends after the window).
     """
-    spec = scaled(colocated(instance(times(per_prompt_token_s=0.0004), gpus=2), 3), 1, schedule=planned((100, 3)))
+    spec = scaled(
+        colocated(make_instance(FormulaTimes(per_prompt_token_s=0.0004), gpus=2), 3), 1, schedule=planned((100, 3))
+    )
     run = play(spec, [1000] * 200, [1] * 200, np.arange(200.0)).run
     result = SimulationResult(spec, run, Slo(), {"colocated": GroupPrice(3.0)})
     cost = result.cost()
@@ -74,22 +76,23 @@ def test_the_cost_is_that_of_the_instances_that_were_there(
     assert result.throughput().total_tok_s_per_gpu == pytest.approx(1001 / gpus)
 
 
-def test_a_schedule_repeats_with_its_period(times: Any, instance: Any, colocated: Any, play: Any) -> None:
+def test_a_schedule_repeats_with_its_period() -> None:
     spec = scaled(
-        colocated(instance(times(per_prompt_token_s=MS)), 2), 1, schedule=planned((10, 2), (30, 1)), period_s=50.0
+        colocated(make_instance(FormulaTimes(per_prompt_token_s=MS)), 2),
+        1,
+        schedule=planned((10, 2), (30, 1)),
+        period_s=50.0,
     )
     result = play(spec, [10] * 120, [1] * 120, np.arange(120.0))
     assert [(t, n) for t, n, _ in sizes(result)] == [(0, 1), (10, 2), (30, 1), (60, 2), (80, 1), (110, 2)]
 
 
-def test_a_leaving_instance_finishes_what_it_holds_and_hands_back_what_it_has_not_begun(
-    times: Any, instance: Any, colocated: Any, play: Any
-) -> None:
+def test_a_leaving_instance_finishes_what_it_holds_and_hands_back_what_it_has_not_begun() -> None:
     """Two instances of one sequence each; requests 0 to 3 of 10 s at 0 s. Instance 1 is to leave at 5 s.
 
     It ends request 1 at 10 s and is gone then; request 3 waited there and goes to instance 0, after request 2.
     """
-    server = instance(times(per_prompt_token_s=MS), max_sequences=1, max_tokens_per_step=10**6)
+    server = make_instance(FormulaTimes(per_prompt_token_s=MS), max_sequences=1, max_tokens_per_step=10**6)
     spec = scaled(colocated(server, 2, "round_robin"), 2, schedule=planned((5, 1)))
     result = play(spec, [10_000] * 4, [1] * 4, [0.0] * 4)
     assert result.finish_s == pytest.approx([10.0, 10.0, 20.0, 30.0])
@@ -98,21 +101,17 @@ def test_a_leaving_instance_finishes_what_it_holds_and_hands_back_what_it_has_no
     assert sizes(result) == [(0.0, 2, 2), (10.0, 1, 1)]
 
 
-def test_an_instance_that_is_wanted_again_while_it_drains_serves_on_at_once(
-    times: Any, instance: Any, colocated: Any, play: Any
-) -> None:
-    server = instance(times(per_prompt_token_s=MS), max_sequences=1, max_tokens_per_step=10**6)
+def test_an_instance_that_is_wanted_again_while_it_drains_serves_on_at_once() -> None:
+    server = make_instance(FormulaTimes(per_prompt_token_s=MS), max_sequences=1, max_tokens_per_step=10**6)
     spec = scaled(colocated(server, 2, "round_robin"), 2, 60.0, schedule=planned((5, 1), (8, 2)))
     result = play(spec, [10_000] * 4, [1] * 4, [0.0, 0.0, 9.0, 9.0])
     assert result.finish_s == pytest.approx([10.0, 10.0, 20.0, 20.0])
     assert [n for _, n, _ in sizes(result)] == [2] * len(sizes(result))
 
 
-def test_a_prefill_instance_leaves_only_when_its_kv_has_gone(
-    times: Any, instance: Any, disaggregated: Any, play: Any
-) -> None:
+def test_a_prefill_instance_leaves_only_when_its_kv_has_gone() -> None:
     """Prefill ends at 0.1 s on both, the wire at 2 KB/s takes 5 s for each request's 10 KB."""
-    server = instance(times(per_prompt_token_s=MS, decode_base_s=10 * MS), nic_bandwidth=2e3)
+    server = make_instance(FormulaTimes(per_prompt_token_s=MS, decode_base_s=10 * MS), nic_bandwidth=2e3)
     spec = disaggregated(server, server, (2, 2), router="round_robin", transfer_bytes=lambda tokens: 10_000.0)
     transfer = spec.transfer.model_copy(update={"efficiency": 1.0, "handshake_s": 0.0, "half_rate_bytes": 0.0})
     spec = scaled(replace(spec, transfer=transfer), 2, schedule=planned((1, 1)))
@@ -122,11 +121,9 @@ def test_a_prefill_instance_leaves_only_when_its_kv_has_gone(
 
 
 @pytest.mark.parametrize("router", ["shared_queue", "least_loaded"])
-def test_constant_load_settles_at_the_least_size_that_keeps_the_target(
-    times: Any, instance: Any, colocated: Any, play: Any, router: str
-) -> None:
+def test_constant_load_settles_at_the_least_size_that_keeps_the_target(router: str) -> None:
     """10 requests/s of 0.5 s keep 5 instances busy (one sequence each) however many there are; 5 / 0.7 = 7.1."""
-    server = instance(times(per_prompt_token_s=MS), max_sequences=1, max_tokens_per_step=10**6)
+    server = make_instance(FormulaTimes(per_prompt_token_s=MS), max_sequences=1, max_tokens_per_step=10**6)
     keys = {"metric": "utilization", "target": 0.7, "maximum": 16, "window_s": 20.0, "cooldown_s": 60.0}
     for begins_with in (2, 16):
         spec = scaled(colocated(server, 16, router), begins_with, 10.0, **keys)
@@ -139,9 +136,9 @@ def test_constant_load_settles_at_the_least_size_that_keeps_the_target(
         assert result.summary().to_json()["requests"]["finished"] == 18_000
 
 
-def test_a_queue_is_worked_off_by_more_instances(times: Any, instance: Any, colocated: Any, play: Any) -> None:
+def test_a_queue_is_worked_off_by_more_instances() -> None:
     """An instance serves 2 requests/s and 7 come: one, then two, then four instances, as each window doubles them."""
-    server = instance(times(per_prompt_token_s=MS), max_sequences=1, max_tokens_per_step=10**6)
+    server = make_instance(FormulaTimes(per_prompt_token_s=MS), max_sequences=1, max_tokens_per_step=10**6)
     keys = {"metric": "queue", "target": 2.0, "maximum": 8, "window_s": 10.0, "cooldown_s": 1e6}
     spec = scaled(colocated(server, 8, "shared_queue"), 1, **keys)
     count = 7 * 300
@@ -153,9 +150,9 @@ def test_a_queue_is_worked_off_by_more_instances(times: Any, instance: Any, colo
     assert result.ttft_s[-1] < 1.0 < np.max(result.ttft_s)
 
 
-def test_missed_limits_add_instances_until_they_are_kept(times: Any, instance: Any, colocated: Any, play: Any) -> None:
+def test_missed_limits_add_instances_until_they_are_kept() -> None:
     """7 requests/s of 0.5 s under a limit of 1 s of which 90% must be kept: 4 instances are the fewest that do."""
-    server = instance(times(per_prompt_token_s=MS), max_sequences=1, max_tokens_per_step=10**6)
+    server = make_instance(FormulaTimes(per_prompt_token_s=MS), max_sequences=1, max_tokens_per_step=10**6)
     keys = {"metric": "attainment", "target": 0.9, "maximum": 8, "window_s": 10.0, "cooldown_s": 50.0}
     spec = scaled(colocated(server, 8, "shared_queue"), 1, slo=Slo(ttft_s=1.0), **keys)
     count = 7 * 900
@@ -182,19 +179,14 @@ def test_between_two_times_the_log_is_integrated_by_hand() -> None:
     startup_s=st.sampled_from([0.0, 0.3]),
 )
 def test_no_request_is_lost_however_pools_grow_and_shrink(
-    times: Any,
-    instance: Any,
-    colocated: Any,
-    disaggregated: Any,
-    play: Any,
     data: st.DataObject,
     metric: Any,
     router: str,
     split: bool,
     startup_s: float,
 ) -> None:
-    server = instance(
-        times(1e-3, 0.01, 1e-4, 1e-6, caps=(16, 64)),
+    server = make_instance(
+        FormulaTimes(1e-3, 0.01, 1e-4, 1e-6, caps=(16, 64)),
         capacity=data.draw(st.sampled_from([150.0, 10_000.0])),
         max_tokens_per_step=64,
         max_sequences=4,

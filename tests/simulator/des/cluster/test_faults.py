@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 from scipy.stats import t as student
+from support.clusters import FormulaTimes, colocated, disaggregated, make_instance, play
 
 from simulator.des.cluster.cluster import Cluster
 from simulator.des.cluster.faults import nodes_of
@@ -38,14 +39,12 @@ def down(pool: str, at_s: float, duration_s: float, index: int = 0, kind: Any = 
     return PlannedFault(kind=kind, pool=pool, index=index, at_s=at_s, duration_s=duration_s, speed=speed)
 
 
-def test_a_dead_instance_loses_its_kv_and_the_request_computes_prompt_and_tokens_again(
-    times: Any, instance: Any, colocated: Any, play: Any
-) -> None:
+def test_a_dead_instance_loses_its_kv_and_the_request_computes_prompt_and_tokens_again() -> None:
     """100 tokens take 0.1 s, then 10 ms a token. At 0.355 s 26 tokens are out; 1 s down and 2 s of start-up.
 
     At 3.355 s the prompt of 100 + 26 begins, 0.126 s later token 27 is out, and 24 more follow at 10 ms.
     """
-    spec = colocated(instance(times(per_prompt_token_s=MS, decode_base_s=10 * MS)))
+    spec = colocated(make_instance(FormulaTimes(per_prompt_token_s=MS, decode_base_s=10 * MS)))
     result = play(with_faults(spec, startup_s=2.0, events=(down("colocated", 0.355, 1.0),)), [100], [51], [0.0])
     assert result.ttft_s[0] == pytest.approx(0.1)
     assert result.finish_s[0] == pytest.approx(3.355 + 0.126 + 24 * 0.010)
@@ -58,13 +57,13 @@ def test_a_dead_instance_loses_its_kv_and_the_request_computes_prompt_and_tokens
     assert result.run.end.usage["colocated"][0].busy_s == pytest.approx(0.355 + 0.366)
 
 
-def test_instances_that_never_live_long_enough_are_refused(
-    times: Any, instance: Any, colocated: Any, play: Any
-) -> None:
+def test_instances_that_never_live_long_enough_are_refused() -> None:
     """An instance over four nodes, one of which is always down; and a prompt of 100 mean lives, sent for ever."""
-    wide = with_faults(colocated(instance(times(), gpus=32)), 10.0, node=Outages(mtbf_s=0.01, mttr_s=10.0))
+    wide = with_faults(colocated(make_instance(FormulaTimes(), gpus=32)), 10.0, node=Outages(mtbf_s=0.01, mttr_s=10.0))
     short = with_faults(
-        colocated(instance(times(per_prompt_token_s=MS))), instance=Outages(mtbf_s=0.01, mttr_s=0.0), retries=10**6
+        colocated(make_instance(FormulaTimes(per_prompt_token_s=MS))),
+        instance=Outages(mtbf_s=0.01, mttr_s=0.0),
+        retries=10**6,
     )
     for spec in (wide, short):
         with pytest.raises(ScenarioError, match=r"no instance up long enough .*, 2 of 2 are left; raise mtbf_s"):
@@ -74,9 +73,9 @@ def test_instances_that_never_live_long_enough_are_refused(
     assert result.finished.all()
 
 
-def test_requests_go_to_instances_that_live(times: Any, instance: Any, colocated: Any, play: Any) -> None:
+def test_requests_go_to_instances_that_live() -> None:
     """Two instances, requests of 10 ms, one every 0.1 s; instance 0 is away from 0.95 s to 2.05 s."""
-    spec = colocated(instance(times(per_prompt_token_s=MS)), 2, "round_robin")
+    spec = colocated(make_instance(FormulaTimes(per_prompt_token_s=MS)), 2, "round_robin")
     result = play(with_faults(spec, events=(down("colocated", 0.95, 1.1),)), [10] * 40, [1] * 40, np.arange(40) / 10)
     served = result.requests["prefill_instance"].to_numpy()
     assert set(served[10:21]) == {1}
@@ -84,9 +83,9 @@ def test_requests_go_to_instances_that_live(times: Any, instance: Any, colocated
     assert result.e2e_s == pytest.approx(np.full(40, 0.010))
 
 
-def test_a_request_fails_after_its_last_retry(times: Any, instance: Any, colocated: Any, play: Any) -> None:
+def test_a_request_fails_after_its_last_retry() -> None:
     """A request of 10 s is hit at 1, 2 and 3 s; two retries are allowed. The next one then takes its turn."""
-    spec = colocated(instance(times(per_prompt_token_s=MS)))
+    spec = colocated(make_instance(FormulaTimes(per_prompt_token_s=MS)))
     events = tuple(down("colocated", at, 0.0) for at in (1.0, 2.0, 3.0))
     result = play(with_faults(spec, events=events, retries=2), [10_000, 1000], [1, 1], [0.0, 3.5])
     assert result.requests["status"].tolist() == ["failed", "finished"]
@@ -95,11 +94,9 @@ def test_a_request_fails_after_its_last_retry(times: Any, instance: Any, colocat
     assert result.summary().to_json()["requests"] == {"total": 2, "finished": 1, "failed": 1, "rejected": 0}
 
 
-def test_a_request_that_a_fault_took_and_a_full_queue_refuses_has_failed_once(
-    times: Any, instance: Any, colocated: Any, play: Any
-) -> None:
+def test_a_request_that_a_fault_took_and_a_full_queue_refuses_has_failed_once() -> None:
     """Instance 0 works on the first and dies at 1 s; instance 1 works on the second, and no queue may hold another."""
-    spec = colocated(instance(times(per_prompt_token_s=MS), max_sequences=1), 2, max_queue=0)
+    spec = colocated(make_instance(FormulaTimes(per_prompt_token_s=MS), max_sequences=1), 2, max_queue=0)
     spec = with_faults(spec, events=(down("colocated", 1.0, 9.0),))
     result = play(spec, [5000] * 4, [1] * 4, [0.0, 0.1, 0.2, 6.0], slo=Slo(ttft_s=7.0))
     summary = result.summary().to_json()
@@ -111,8 +108,8 @@ def test_a_request_that_a_fault_took_and_a_full_queue_refuses_has_failed_once(
     assert (limit["attainment"], summary["slo"]["attainment"]) == (0.5, 0.5)
 
 
-def test_a_closed_loop_goes_on_after_a_failed_request(times: Any, instance: Any, colocated: Any, play: Any) -> None:
-    spec = colocated(instance(times(per_prompt_token_s=MS)))
+def test_a_closed_loop_goes_on_after_a_failed_request() -> None:
+    spec = colocated(make_instance(FormulaTimes(per_prompt_token_s=MS)))
     result = play(
         with_faults(spec, events=(down("colocated", 0.5, 1.0),), retries=0), [1000] * 3, [1] * 3, concurrency=1
     )
@@ -120,56 +117,48 @@ def test_a_closed_loop_goes_on_after_a_failed_request(times: Any, instance: Any,
     assert result.finish_s == pytest.approx([0.5, 2.5, 3.5])
 
 
-def two_pools(times: Any, instance: Any, disaggregated: Any, counts: tuple[int, int] = (1, 1)) -> ClusterSpec:
+def two_pools(counts: tuple[int, int] = (1, 1)) -> ClusterSpec:
     """1 ms a prompt token, 10 ms a decode step, 1 ms on the wire for each prompt token."""
-    cost = times(per_prompt_token_s=MS, decode_base_s=10 * MS)
+    cost = FormulaTimes(per_prompt_token_s=MS, decode_base_s=10 * MS)
     spec = disaggregated(
-        instance(cost, nic_bandwidth=1e3), instance(cost, nic_bandwidth=1e3), counts, transfer_bytes=float
+        make_instance(cost, nic_bandwidth=1e3), make_instance(cost, nic_bandwidth=1e3), counts, transfer_bytes=float
     )
     transfer = spec.transfer.model_copy(update={"efficiency": 1.0, "handshake_s": 0.0, "half_rate_bytes": 0.0})
     return replace(spec, transfer=transfer)
 
 
-def test_a_dead_decode_instance_sends_requests_back_to_prefill(
-    times: Any, instance: Any, disaggregated: Any, play: Any
-) -> None:
+def test_a_dead_decode_instance_sends_requests_back_to_prefill() -> None:
     """Prefill to 0.1 s, KV there at 0.2 s, tokens 2 to 11 by 0.3 s, the fault at 0.305 s.
 
     Prefill of 111 tokens to 0.416 s (token 12), transfer of 111 to 0.527 s, 9 more tokens on the other instance.
     """
-    spec = with_faults(two_pools(times, instance, disaggregated, (1, 2)), events=(down("decode", 0.305, 60.0),))
+    spec = with_faults(two_pools((1, 2)), events=(down("decode", 0.305, 60.0),))
     result = play(spec, [100], [21], [0.0])
     assert result.finish_s[0] == pytest.approx(0.305 + 0.111 + 0.111 + 9 * 0.010)
     assert result.requests["decode_instance"][0] == 1
     assert result.ttft_s[0] == pytest.approx(0.1)
 
 
-def test_kv_still_at_the_source_is_sent_elsewhere_without_a_retry(
-    times: Any, instance: Any, disaggregated: Any, play: Any
-) -> None:
+def test_kv_still_at_the_source_is_sent_elsewhere_without_a_retry() -> None:
     """The decode instance dies at 0.15 s, half-way through the transfer; the other one fetches the KV whole."""
-    spec = with_faults(two_pools(times, instance, disaggregated, (1, 2)), events=(down("decode", 0.15, 60.0),))
+    spec = with_faults(two_pools((1, 2)), events=(down("decode", 0.15, 60.0),))
     result = play(spec, [100], [21], [0.0])
     assert result.summary().to_json()["retries"] == 0
     assert result.requests["decode_instance"][0] == 1
     assert result.finish_s[0] == pytest.approx(0.15 + 0.1 + 20 * 0.010)
 
 
-def test_kv_waits_at_the_source_while_no_decode_instance_serves(
-    times: Any, instance: Any, disaggregated: Any, play: Any
-) -> None:
-    spec = with_faults(two_pools(times, instance, disaggregated), events=(down("decode", 0.05, 0.95),))
+def test_kv_waits_at_the_source_while_no_decode_instance_serves() -> None:
+    spec = with_faults(two_pools(), events=(down("decode", 0.05, 0.95),))
     result = play(spec, [100], [11], [0.0])
     assert result.finish_s[0] == pytest.approx(1.0 + 0.1 + 0.1)
     assert result.summary().to_json()["retries"] == 0
 
 
 @pytest.mark.parametrize("at_s", [0.05, 0.15])
-def test_a_dead_prefill_instance_takes_kv_that_has_not_arrived_with_it(
-    times: Any, instance: Any, disaggregated: Any, play: Any, at_s: float
-) -> None:
+def test_a_dead_prefill_instance_takes_kv_that_has_not_arrived_with_it(at_s: float) -> None:
     """In prefill at 0.05 s, on the wire at 0.15 s when the first token is out; all begins anew 1 s later."""
-    spec = with_faults(two_pools(times, instance, disaggregated), events=(down("prefill", at_s, 1.0),))
+    spec = with_faults(two_pools(), events=(down("prefill", at_s, 1.0),))
     result = play(spec, [100], [11], [0.0])
     again = 0 if at_s < 0.1 else 1  # tokens out before the fault
     tokens = 100 + again
@@ -178,14 +167,12 @@ def test_a_dead_prefill_instance_takes_kv_that_has_not_arrived_with_it(
     assert result.summary().to_json()["retries"] == 1
 
 
-def test_lost_kv_that_waited_for_room_is_not_waited_for(
-    times: Any, instance: Any, disaggregated: Any, play: Any
-) -> None:
+def test_lost_kv_that_waited_for_room_is_not_waited_for() -> None:
     """Room for one: request 0 decodes from 0.3 s to 1.3 s, the KV of request 1 waits for its place.
 
     Prefill dies at 0.5 s and computes request 1 again from 0.6 s to 0.701 s; at 1.3 s its new KV is fetched at once.
     """
-    spec = two_pools(times, instance, disaggregated)
+    spec = two_pools()
     decode = spec.decode[0]
     one = replace(decode, instance=replace(decode.instance, max_sequences=1))
     spec = with_faults(replace(spec, decode=(one,)), events=(down("prefill", 0.5, 0.1),))
@@ -193,19 +180,19 @@ def test_lost_kv_that_waited_for_room_is_not_waited_for(
     assert result.finish_s == pytest.approx([1.3, 1.3 + 0.101 + 9 * 0.010])
 
 
-def test_a_fault_during_start_up_begins_it_anew(times: Any, instance: Any, colocated: Any, play: Any) -> None:
+def test_a_fault_during_start_up_begins_it_anew() -> None:
     """Repaired at 2 s and again at 6 s, 10 s of start-up: back at 16 s, not at 12 s."""
-    spec = colocated(instance(times(per_prompt_token_s=MS)))
+    spec = colocated(make_instance(FormulaTimes(per_prompt_token_s=MS)))
     events = (down("colocated", 1.0, 1.0), down("colocated", 5.0, 1.0))
     result = play(with_faults(spec, startup_s=10.0, events=events), [10, 10], [1, 1], [3.0, 20.0])
     assert [(m.time_s, m.serving) for m in result.run.sizes["colocated"]] == [(0.0, 1), (1.0, 0), (16.0, 1)]
     assert result.finish_s == pytest.approx([16.01, 20.01])
 
 
-def test_routers_see_no_load_when_all_is_done(times: Any, instance: Any, disaggregated: Any) -> None:
+def test_routers_see_no_load_when_all_is_done() -> None:
     """Tokens that were out before a fault are computed again with the prompt, and count as load until then."""
     events = (down("decode", 0.305, 1.0), down("prefill", 0.35, 1.0), down("decode", 2.0, 1.0, 1))
-    spec = with_faults(two_pools(times, instance, disaggregated, (2, 2)), events=events)
+    spec = with_faults(two_pools((2, 2)), events=events)
     requests = Requests(np.array([100, 150, 200]), np.array([300, 200, 100]), np.zeros(3))
     cluster = Cluster(spec, requests, np.random.default_rng(0))
     assert sum(cluster.run().log.retries) > 0
@@ -213,20 +200,18 @@ def test_routers_see_no_load_when_all_is_done(times: Any, instance: Any, disaggr
 
 
 @pytest.mark.parametrize(("speed", "arrival_s"), [(0.0, 0.2 + 0.5), (0.5, 0.2 + 0.05)])
-def test_a_link_that_is_down_stalls_a_transfer_and_a_weak_one_slows_it(
-    times: Any, instance: Any, disaggregated: Any, play: Any, speed: float, arrival_s: float
-) -> None:
+def test_a_link_that_is_down_stalls_a_transfer_and_a_weak_one_slows_it(speed: float, arrival_s: float) -> None:
     """On the wire from 0.1 s; down from 0.15 s to 0.65 s, or at half its rate until the end."""
-    spec = two_pools(times, instance, disaggregated)
+    spec = two_pools()
     spec = with_faults(spec, events=(down("prefill", 0.15, 0.5, kind="link", speed=speed),))
     result = play(spec, [100], [11], [0.0])
     assert result.finish_s[0] == pytest.approx(arrival_s + 0.1)
     assert result.summary().to_json()["lifecycle"]["prefill"]["faults"] == {"link": 1}
 
 
-def test_a_node_takes_all_its_instances_down(times: Any, instance: Any, colocated: Any, play: Any) -> None:
+def test_a_node_takes_all_its_instances_down() -> None:
     """Instances of 4 accelerators, 8 to a node: node 1 holds instances 2 and 3."""
-    spec = colocated(instance(times(per_prompt_token_s=MS), gpus=4), 5, "round_robin")
+    spec = colocated(make_instance(FormulaTimes(per_prompt_token_s=MS), gpus=4), 5, "round_robin")
     keys = {"events": (down("colocated", 0.95, 10.0, 1, "node"),)}
     result = play(with_faults(spec, **keys), [10] * 30, [1] * 30, np.arange(30) / 10)
     assert set(result.requests["prefill_instance"][10:]) == {0, 1, 4}
@@ -242,9 +227,9 @@ def test_instances_fill_nodes_by_index_and_never_lie_across_two_that_could_hold_
         assert all(len(held) * min(gpus, node) <= node for held in nodes)
 
 
-def test_a_slow_spell_stretches_steps_that_begin_in_it(times: Any, instance: Any, colocated: Any, play: Any) -> None:
+def test_a_slow_spell_stretches_steps_that_begin_in_it() -> None:
     """Half speed from 1 s to 2 s: steps of 10 ms last 20 ms. Of two spells at once the slower one counts."""
-    spec = colocated(instance(times(per_prompt_token_s=MS, decode_base_s=10 * MS)))
+    spec = colocated(make_instance(FormulaTimes(per_prompt_token_s=MS, decode_base_s=10 * MS)))
     slow = [down("colocated", 1.0, 1.0, kind="slow", speed=0.5)]
     result = play(with_faults(spec, events=tuple(slow)), [10], [300], [0.0])
     assert result.finish_s[0] == pytest.approx(0.01 + 299 * 0.01 + 0.5)
@@ -255,12 +240,10 @@ def test_a_slow_spell_stretches_steps_that_begin_in_it(times: Any, instance: Any
 
 
 @pytest.mark.parametrize(("kind", "startup_s"), [("instance", 0.0), ("instance", 3.0), ("node", 2.0)])
-def test_availability_is_mtbf_over_mtbf_and_the_whole_repair(
-    times: Any, instance: Any, colocated: Any, play: Any, kind: str, startup_s: float
-) -> None:
+def test_availability_is_mtbf_over_mtbf_and_the_whole_repair(kind: str, startup_s: float) -> None:
     """Alternating renewal: each instance is up for MTBF / (MTBF + MTTR + start-up) of a long run."""
     mtbf_s, mttr_s, horizon_s, count = 20.0, 5.0, 20_000.0, 6
-    spec = colocated(instance(times(per_prompt_token_s=MS), gpus=4), count, "shared_queue")
+    spec = colocated(make_instance(FormulaTimes(per_prompt_token_s=MS), gpus=4), count, "shared_queue")
     outages = {kind: Outages(mtbf_s=mtbf_s, mttr_s=mttr_s)}
     result = play(with_faults(spec, startup_s, 8, **outages), [1, 1], [1, 1], [0.0, horizon_s])
     log = result.run.sizes["colocated"]
@@ -274,15 +257,13 @@ def test_availability_is_mtbf_over_mtbf_and_the_whole_repair(
 
 
 @pytest.mark.parametrize(("mtbf_s", "mttr_s"), [(20.0, 5.0), (4.0, 8.0)])
-def test_instances_that_are_up_are_binomial(
-    times: Any, instance: Any, colocated: Any, play: Any, mtbf_s: float, mttr_s: float
-) -> None:
+def test_instances_that_are_up_are_binomial(mtbf_s: float, mttr_s: float) -> None:
     """Machines with a repairman each: of N independent ones k are up with the chance of Binomial(N, A).
 
     A = MTBF / (MTBF + MTTR). Shares of time with k up, over a batch each, give Student's interval of every chance.
     """
     count, horizon_s = 4, 25_000.0
-    spec = colocated(instance(times(per_prompt_token_s=MS)), count, "shared_queue")
+    spec = colocated(make_instance(FormulaTimes(per_prompt_token_s=MS)), count, "shared_queue")
     outages = Outages(mtbf_s=mtbf_s, mttr_s=mttr_s)
     result = play(with_faults(spec, instance=outages), [1, 1], [1, 1], [0.0, horizon_s], seed=1)
     log = result.run.sizes["colocated"]
@@ -296,9 +277,7 @@ def test_instances_that_are_up_are_binomial(
         assert half < 0.05
 
 
-def test_a_queue_with_breakdowns_takes_as_long_as_theory_says(
-    times: Any, instance: Any, colocated: Any, play: Any
-) -> None:
+def test_a_queue_with_breakdowns_takes_as_long_as_theory_says() -> None:
     """M/D/1 whose server breaks down, busy or idle, and begins the interrupted request anew.
 
     Time C from the start of a service of s to its end (Gaver 1962): a geometric number of failures before a run of s
@@ -319,7 +298,7 @@ def test_a_queue_with_breakdowns_takes_as_long_as_theory_says(
     first_square = square + 2 * mean * broken * mttr_s + broken * 2 * mttr_s**2
     spread = 1 - rate * (mean - first)
     theory = first / spread + rate * (first_square - square) / (2 * spread) + rate * square / (2 * (1 - rate * mean))
-    spec = colocated(instance(times(per_prompt_token_s=MS), max_sequences=1, max_tokens_per_step=10**6))
+    spec = colocated(make_instance(FormulaTimes(per_prompt_token_s=MS), max_sequences=1, max_tokens_per_step=10**6))
     outages = Outages(mtbf_s=mtbf_s, mttr_s=mttr_s)
     spec = with_faults(spec, instance=outages, retries=10**6)
     means = []
@@ -369,11 +348,6 @@ def incidents(draw: st.DrawFn, pools: tuple[str, ...]) -> Faults:
     closed=st.booleans(),
 )
 def test_whatever_breaks_every_request_ends_once_and_no_kv_is_left(
-    times: Any,
-    instance: Any,
-    colocated: Any,
-    disaggregated: Any,
-    play: Any,
     data: st.DataObject,
     split: bool,
     router: str,
@@ -383,8 +357,8 @@ def test_whatever_breaks_every_request_ends_once_and_no_kv_is_left(
     startup_s: float,
     closed: bool,
 ) -> None:
-    server = instance(
-        times(1e-3, 0.01, 1e-4, 1e-6, caps=(16, 64)),
+    server = make_instance(
+        FormulaTimes(1e-3, 0.01, 1e-4, 1e-6, caps=(16, 64)),
         capacity=capacity,
         ranks=ranks,
         gpus=4,

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.clusters import FormulaTimes, disaggregated, make_instance, play, serve
 
 from hw_profiles.catalog import load
 from simulator.des.cluster.power import PowerDraw
@@ -59,10 +60,6 @@ def cut(groups: tuple[GroupSpec, ...], sizes: list[int]) -> tuple[GroupSpec, ...
     seed=st.integers(0, 10**6),
 )
 def test_equal_groups_are_one_group_of_their_sum(
-    times: Build,
-    instance: Build,
-    disaggregated: Build,
-    play: Build,
     router: str,
     decode_router: str | None,
     sizes: list[int],
@@ -70,7 +67,7 @@ def test_equal_groups_are_one_group_of_their_sum(
     breaks: bool,
     seed: int,
 ) -> None:
-    server = instance(times(1e-3, 0.01, 1e-4), capacity=500.0, max_sequences=4, nic_bandwidth=1e4)
+    server = make_instance(FormulaTimes(1e-3, 0.01, 1e-4), capacity=500.0, max_sequences=4, nic_bandwidth=1e4)
     spec = disaggregated(
         server,
         server,
@@ -92,16 +89,14 @@ def test_equal_groups_are_one_group_of_their_sum(
 
 
 @pytest.mark.parametrize("router", ["least_loaded", "shared_queue", "power_of_two", "kv_aware"])
-def test_saturated_servers_share_work_by_their_speed(
-    times: Build, instance: Build, disaggregated: Build, play: Build, router: str
-) -> None:
+def test_saturated_servers_share_work_by_their_speed(router: str) -> None:
     """A decode pool whose instances are 1 and 3 fast, both always full: a quarter and three quarters of the tokens."""
     slow, fast = (
-        instance(times(per_sequence_s=0.003 / speed, decode_base_s=0.0), max_sequences=10, speed=speed)
+        make_instance(FormulaTimes(per_sequence_s=0.003 / speed, decode_base_s=0.0), max_sequences=10, speed=speed)
         for speed in (1.0, 3.0)
     )
     spec = ClusterSpec(
-        (GroupSpec("prefill", instance(times(per_prompt_token_s=0.0))),),
+        (GroupSpec("prefill", make_instance(FormulaTimes(per_prompt_token_s=0.0))),),
         (GroupSpec("decode", slow, label="slow"), GroupSpec("decode", fast, label="fast")),
         router="least_loaded" if router == "kv_aware" else router,
         decode_router="kv_aware" if router == "kv_aware" else None,
@@ -114,16 +109,18 @@ def test_saturated_servers_share_work_by_their_speed(
     assert groups["decode.slow"]["output_tok_s"] == pytest.approx(1000 / 3 * 21 / 20, rel=0.03)
 
 
-def test_routers_that_compare_delays_keep_unlike_servers_stable_where_turns_do_not(
-    times: Build, instance: Build, play: Build
-) -> None:
+def test_routers_that_compare_delays_keep_unlike_servers_stable_where_turns_do_not() -> None:
     """Service rates of 1 and 3 a second, 3 arrivals a second: by turns the slow one gets 1.5 times what it can do."""
     p99 = {}
     rng = np.random.default_rng(3)
     arrivals = np.cumsum(rng.exponential(1 / 3, 3000))
     for router in ("round_robin", "least_loaded", "power_of_two"):
         groups = tuple(
-            GroupSpec("colocated", instance(times(TOKEN_S / speed), max_sequences=1, speed=speed), label=f"{speed}")
+            GroupSpec(
+                "colocated",
+                make_instance(FormulaTimes(TOKEN_S / speed), max_sequences=1, speed=speed),
+                label=f"{speed}",
+            )
             for speed in (1.0, 3.0)
         )
         result = play(ClusterSpec(groups, router=router), [10_000] * 3000, [1] * 3000, arrivals)
@@ -158,7 +155,7 @@ def unlike_servers(rate: float, fast: float, slow: float) -> float:
     return sum(n * found[i] for (n, _), i in index.items()) / rate
 
 
-def test_two_unlike_servers_at_one_queue_are_the_markov_chain(times: Build, instance: Build, play: Build) -> None:
+def test_two_unlike_servers_at_one_queue_are_the_markov_chain() -> None:
     assert unlike_servers(1.0, 1.0, 1.0) == pytest.approx(1 / (1 - 0.25))  # M/M/2 with rho = 0.5: 1 / (mu (1 - rho^2))
 
     def sojourn(seed: int) -> float:
@@ -166,7 +163,9 @@ def test_two_unlike_servers_at_one_queue_are_the_markov_chain(times: Build, inst
         tokens = np.maximum(1, np.rint(rng.exponential(10_000, 4000)))
         groups = tuple(
             GroupSpec(
-                "colocated", instance(times(TOKEN_S / speed), max_sequences=1, max_tokens_per_step=10**9), label=f"{i}"
+                "colocated",
+                make_instance(FormulaTimes(TOKEN_S / speed), max_sequences=1, max_tokens_per_step=10**9),
+                label=f"{i}",
             )
             for i, speed in enumerate((2.0, 0.5))
         )
@@ -179,14 +178,14 @@ def test_two_unlike_servers_at_one_queue_are_the_markov_chain(times: Build, inst
     assert abs(found.mean - theory) < found.half_width < 0.15 * theory
 
 
-def test_predicted_speed_by_hand(times: Build, instance: Build) -> None:
+def test_predicted_speed_by_hand() -> None:
     """Budget 250: two prompts of 100 a step, 1 ms a token, on each of two ranks side by side: 20 prompts a second.
 
     Decode: contexts of 110, room for nine of them on a rank; a step of 18 sequences takes 10 + 18 x 1 ms, two tokens
     a step: 20 tokens cost a sequence 10 steps of 28 ms, shared by 18.
     """
-    spec = instance(
-        times(1e-3, 0.01, 1e-3), 1000.0, ranks=2, max_tokens_per_step=250, draft_tokens=1, acceptance_length=2.0
+    spec = make_instance(
+        FormulaTimes(1e-3, 0.01, 1e-3), 1000.0, ranks=2, max_tokens_per_step=250, draft_tokens=1, acceptance_length=2.0
     )
     assert predicted_speed(spec, "prefill", 100.0, 20.0) == pytest.approx(1 / 0.05)
     assert predicted_speed(spec, "decode", 100.0, 20.0) == pytest.approx(1 / (10 * 0.028 / 18))
@@ -195,11 +194,11 @@ def test_predicted_speed_by_hand(times: Build, instance: Build) -> None:
     assert predicted_speed(spec, "prefill", 1000.0, 20.0) == pytest.approx(1 / 0.5)
 
 
-def test_kv_takes_the_smaller_link_of_unlike_groups(times: Build, instance: Build, play: Build) -> None:
+def test_kv_takes_the_smaller_link_of_unlike_groups() -> None:
     """1000 B from 4 accelerators of 250 B/s: 2 s to one of 500 B/s, 1 s to two of 5000 B/s, which the source bounds."""
-    source = instance(times(per_prompt_token_s=0.0), gpus=4, nic_bandwidth=250.0)
-    thin = instance(times(decode_base_s=1e-9), nic_bandwidth=500.0)
-    wide = instance(times(decode_base_s=1e-9), gpus=2, nic_bandwidth=5000.0)
+    source = make_instance(FormulaTimes(per_prompt_token_s=0.0), gpus=4, nic_bandwidth=250.0)
+    thin = make_instance(FormulaTimes(decode_base_s=1e-9), nic_bandwidth=500.0)
+    wide = make_instance(FormulaTimes(decode_base_s=1e-9), gpus=2, nic_bandwidth=5000.0)
     spec = ClusterSpec(
         (GroupSpec("prefill", source, 2),),
         (GroupSpec("decode", thin, label="thin"), GroupSpec("decode", wide, label="wide")),
@@ -213,8 +212,8 @@ def test_kv_takes_the_smaller_link_of_unlike_groups(times: Build, instance: Buil
 
 
 @pytest.mark.parametrize("router", ["round_robin", "least_loaded", "power_of_two", "shared_queue"])
-def test_long_requests_go_where_they_fit(times: Build, instance: Build, play: Build, router: str) -> None:
-    small, large = (instance(times(), capacity) for capacity in (100.0, 1000.0))
+def test_long_requests_go_where_they_fit(router: str) -> None:
+    small, large = (make_instance(FormulaTimes(), capacity) for capacity in (100.0, 1000.0))
     spec = ClusterSpec(
         (GroupSpec("colocated", small, 2, label="small"), GroupSpec("colocated", large, label="large")), router=router
     )
@@ -225,11 +224,9 @@ def test_long_requests_go_where_they_fit(times: Build, instance: Build, play: Bu
 
 
 @pytest.mark.parametrize("offline", [False, True])
-def test_what_outgrows_a_small_instance_is_left_in_the_common_queue(
-    times: Build, instance: Build, serve: Build, offline: bool
-) -> None:
+def test_what_outgrows_a_small_instance_is_left_in_the_common_queue(offline: bool) -> None:
     """The prompt of 50 fits the small instance, with its 100 tokens of output only the large one."""
-    small, large = (instance(times(), capacity) for capacity in (100.0, 1000.0))
+    small, large = (make_instance(FormulaTimes(), capacity) for capacity in (100.0, 1000.0))
     groups = (GroupSpec("colocated", small, label="small"), GroupSpec("colocated", large, label="large"))
     spec = ClusterSpec(groups, router="shared_queue")
     way: dict[str, Any] = {"headroom": 0.0} if offline else {"arrival_s": np.zeros(3)}
@@ -238,9 +235,9 @@ def test_what_outgrows_a_small_instance_is_left_in_the_common_queue(
     assert result.requests["decode_instance"][[0, 2]].tolist() == [1, 1]
 
 
-def test_a_long_request_waits_for_the_group_that_can_hold_it(times: Build, instance: Build, play: Build) -> None:
+def test_a_long_request_waits_for_the_group_that_can_hold_it() -> None:
     """The large instance is down from 0 s to 2 s; the small one serves on."""
-    small, large = (instance(times(), capacity) for capacity in (100.0, 1000.0))
+    small, large = (make_instance(FormulaTimes(), capacity) for capacity in (100.0, 1000.0))
     groups = (GroupSpec("colocated", small, label="small"), GroupSpec("colocated", large, label="large"))
     fault = PlannedFault(kind="instance", pool="colocated", index=1, at_s=0.0, duration_s=2.0)
     result = play(ClusterSpec(groups, faults=Faults(events=(fault,))), [500, 50], [1, 1], [1.0, 1.0])
@@ -248,12 +245,14 @@ def test_a_long_request_waits_for_the_group_that_can_hold_it(times: Build, insta
     assert [(seen.group, seen.unit) for seen in result.run.incidents] == [("colocated.large", 1)]
 
 
-def mixed(times: Build, instance: Build, play: Build, **fields: Any) -> tuple[ClusterSpec, SimulationResult, Recorder]:
+def mixed(**fields: Any) -> tuple[ClusterSpec, SimulationResult, Recorder]:
     """Two prefill and three decode groups of unlike instances under random load."""
     draw = PowerDraw(100.0, 700.0, 400.0)
 
     def group(pool: str, i: int) -> GroupSpec:
-        server = instance(times(1e-3 / (i + 1), 0.01 / (i + 1), 1e-4), gpus=2 * i + 2, max_sequences=8, speed=i + 1.0)
+        server = make_instance(
+            FormulaTimes(1e-3 / (i + 1), 0.01 / (i + 1), 1e-4), gpus=2 * i + 2, max_sequences=8, speed=i + 1.0
+        )
         return GroupSpec(pool, server, i + 1, label=f"g{i}", power=draw, **fields.get(f"{pool}{i}", {}))
 
     spec = ClusterSpec(
@@ -270,8 +269,8 @@ def mixed(times: Build, instance: Build, play: Build, **fields: Any) -> tuple[Cl
     return spec, SimulationResult(spec, result.run, Slo(), prices), recorder
 
 
-def test_groups_add_up_to_the_cluster(times: Build, instance: Build, play: Build) -> None:
-    spec, result, recorder = mixed(times, instance, play)
+def test_groups_add_up_to_the_cluster() -> None:
+    spec, result, recorder = mixed()
     summary = result.summary().to_json()
     groups, throughput = summary["groups"], summary["throughput"]
     assert list(groups) == ["prefill.g0", "prefill.g1", "decode.g0", "decode.g1", "decode.g2"]
@@ -302,10 +301,8 @@ def test_groups_add_up_to_the_cluster(times: Build, instance: Build, play: Build
     assert grid.groupby("pool")["instance"].unique().map(list).to_dict()["decode.g2"] == [3, 4, 5]
 
 
-def test_arrows_of_a_timeline_join_the_groups_that_served(
-    times: Build, instance: Build, play: Build, tmp_path: Path
-) -> None:
-    _, result, recorder = mixed(times, instance, play)
+def test_arrows_of_a_timeline_join_the_groups_that_served(tmp_path: Path) -> None:
+    _, result, recorder = mixed()
     write_timeline(tmp_path / "t.json", {"": (recorder, result.run)})
     events = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
     names = {e["pid"]: e["args"]["name"] for e in events if e.get("name") == "process_name"}
@@ -322,7 +319,7 @@ def test_arrows_of_a_timeline_join_the_groups_that_served(
             assert ends[request][way] == f"{pool}.g{homes[pool][number]} {number}"
 
 
-def test_groups_scale_and_break_by_themselves(times: Build, instance: Build, play: Build) -> None:
+def test_groups_scale_and_break_by_themselves() -> None:
     """One decode group follows a schedule, one its use; a node holds two of another group alone."""
     fields = {
         "decode1": {"autoscale": Autoscale(schedule=(ScheduledCount(at_s=1.0, instances=1),)), "node_gpus": 4},
@@ -336,7 +333,7 @@ def test_groups_scale_and_break_by_themselves(times: Build, instance: Build, pla
             events=(PlannedFault(kind="node", pool="prefill", index=1, at_s=0.5, duration_s=0.2),), retry_delay_s=0.0
         ),
     }
-    _, result, _ = mixed(times, instance, play, **fields)
+    _, result, _ = mixed(**fields)
     life = result.lifecycle()
     assert (life["decode.g1"].instances_least, life["decode.g1"].instances_most) == (1, 2)
     assert life["decode.g2"].instances_most == 3

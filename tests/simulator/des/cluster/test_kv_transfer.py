@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.clusters import FormulaTimes, disaggregated, make_instance, play
 
 from simulator.des.simulate import simulate
 from simulator.model.kv import transfer_bytes
@@ -15,13 +16,11 @@ MS = 1e-3
 PLAIN = Transfer(efficiency=1.0, handshake_s=0.0, half_rate_bytes=0.0)
 
 
-def test_a_transfer_takes_handshake_plus_bytes_over_rate(
-    times: Any, instance: Any, disaggregated: Any, play: Any
-) -> None:
+def test_a_transfer_takes_handshake_plus_bytes_over_rate() -> None:
     """1000 B over min(2 x 100, 4 x 100) B/s x 0.5 = 10 s, and 0.25 s of handshake."""
     spec = disaggregated(
-        instance(times(per_prompt_token_s=MS), gpus=2, nic_bandwidth=100.0),
-        instance(times(decode_base_s=0.1), gpus=4, nic_bandwidth=100.0),
+        make_instance(FormulaTimes(per_prompt_token_s=MS), gpus=2, nic_bandwidth=100.0),
+        make_instance(FormulaTimes(decode_base_s=0.1), gpus=4, nic_bandwidth=100.0),
         transfer=Transfer(efficiency=0.5, handshake_s=0.25, half_rate_bytes=0.0),
         transfer_bytes=lambda tokens: 10.0 * tokens,
     )
@@ -35,13 +34,11 @@ def test_a_transfer_takes_handshake_plus_bytes_over_rate(
     assert result.run.end.usage["decode"][0].kv_byte_s == pytest.approx(101 * (10.25 + 0.1) + 102 * 0.1)
 
 
-def test_transfers_of_one_prefill_instance_share_its_link(
-    times: Any, instance: Any, disaggregated: Any, play: Any
-) -> None:
+def test_transfers_of_one_prefill_instance_share_its_link() -> None:
     """Four prompts end prefill together; each is 1 s of the same link, whatever decode instance takes it."""
     spec = disaggregated(
-        instance(times(per_prompt_token_s=0.0), nic_bandwidth=1000.0),
-        instance(times(decode_base_s=1e-9), nic_bandwidth=1000.0),
+        make_instance(FormulaTimes(per_prompt_token_s=0.0), nic_bandwidth=1000.0),
+        make_instance(FormulaTimes(decode_base_s=1e-9), nic_bandwidth=1000.0),
         counts=(1, 4),
         transfer=PLAIN,
         transfer_bytes=lambda tokens: 1000.0,
@@ -53,14 +50,14 @@ def test_transfers_of_one_prefill_instance_share_its_link(
     assert [u.link_s for u in usage["decode"]] == pytest.approx([1.0] * 4)
 
 
-def test_three_transfers_get_max_min_fair_rates(times: Any, instance: Any, disaggregated: Any, play: Any) -> None:
+def test_three_transfers_get_max_min_fair_rates() -> None:
     """Prefill 0 sends to decode 0 and 1, prefill 1 to decode 0: two share each of the links p0 and d0 of 100 B/s.
 
     All go at 50 B/s. The 50 B from p0 to d1 are through at 1 s; then p0 -> d0 still shares d0 with p1 -> d0 till 2 s.
     """
     spec = disaggregated(
-        instance(times(per_prompt_token_s=0.0), nic_bandwidth=100.0),
-        instance(times(decode_base_s=1e-9), nic_bandwidth=100.0),
+        make_instance(FormulaTimes(per_prompt_token_s=0.0), nic_bandwidth=100.0),
+        make_instance(FormulaTimes(decode_base_s=1e-9), nic_bandwidth=100.0),
         counts=(2, 2),
         router="round_robin",
         transfer=PLAIN,
@@ -75,16 +72,14 @@ def test_three_transfers_get_max_min_fair_rates(times: Any, instance: Any, disag
     np.testing.assert_allclose(table["transfer_s"], [2.0, 2.0, 1.0])
 
 
-def test_a_full_decode_side_holds_kv_at_prefill_and_then_prefill_itself(
-    times: Any, instance: Any, disaggregated: Any, play: Any
-) -> None:
+def test_a_full_decode_side_holds_kv_at_prefill_and_then_prefill_itself() -> None:
     """Decode has room for one sequence, prefill for two: the third prompt waits until the first one is done.
 
     Prefill takes 0.1 s each; decoding 10 tokens takes 1 s each, one after the other.
     """
     spec = disaggregated(
-        instance(times(per_prompt_token_s=MS), capacity=205.0, max_tokens_per_step=100),
-        instance(times(decode_base_s=0.1), capacity=125.0),
+        make_instance(FormulaTimes(per_prompt_token_s=MS), capacity=205.0, max_tokens_per_step=100),
+        make_instance(FormulaTimes(decode_base_s=0.1), capacity=125.0),
         transfer=PLAIN,
     )
     result = play(spec, [100] * 4, [11] * 4, [0.0] * 4)
@@ -96,12 +91,10 @@ def test_a_full_decode_side_holds_kv_at_prefill_and_then_prefill_itself(
     np.testing.assert_allclose(table["transfer_s"], [0.0, 0.9, 1.8, 1.9], atol=1e-12)
 
 
-def test_a_sequence_preempted_on_the_decode_side_is_recomputed_there(
-    times: Any, instance: Any, disaggregated: Any, play: Any
-) -> None:
+def test_a_sequence_preempted_on_the_decode_side_is_recomputed_there() -> None:
     spec = disaggregated(
-        instance(times(per_prompt_token_s=0.0)),
-        instance(times(per_prompt_token_s=MS, decode_base_s=10 * MS), capacity=100.0),
+        make_instance(FormulaTimes(per_prompt_token_s=0.0)),
+        make_instance(FormulaTimes(per_prompt_token_s=MS, decode_base_s=10 * MS), capacity=100.0),
         transfer=PLAIN,
     )
     result = play(spec, [40, 40], [30, 30], [0.0, 0.0])
@@ -110,13 +103,11 @@ def test_a_sequence_preempted_on_the_decode_side_is_recomputed_there(
     assert result.requests["prefill_instance"].tolist() == [0, 0]
 
 
-def test_a_transfer_counts_only_for_the_time_inside_the_measured_span(
-    times: Any, instance: Any, disaggregated: Any, play: Any
-) -> None:
+def test_a_transfer_counts_only_for_the_time_inside_the_measured_span() -> None:
     """One wire of 4 s from 0 s on; measured from the second arrival at 3 s to the third at 5 s: 1 s of 2."""
     spec = disaggregated(
-        instance(times(per_prompt_token_s=0.0), nic_bandwidth=100.0),
-        instance(times(decode_base_s=1e-9), nic_bandwidth=100.0),
+        make_instance(FormulaTimes(per_prompt_token_s=0.0), nic_bandwidth=100.0),
+        make_instance(FormulaTimes(decode_base_s=1e-9), nic_bandwidth=100.0),
         transfer=PLAIN,
         transfer_bytes=lambda tokens: 100.0 * tokens,
     )
@@ -127,13 +118,11 @@ def test_a_transfer_counts_only_for_the_time_inside_the_measured_span(
 
 
 @pytest.mark.parametrize(("size", "exposed_s"), [(4000.0, 4.0 + 2.0 / 4 - 2.0), (400.0, 0.1)])
-def test_layerwise_transfers_hide_behind_prefill(
-    times: Any, instance: Any, disaggregated: Any, play: Any, size: float, exposed_s: float
-) -> None:
+def test_layerwise_transfers_hide_behind_prefill(size: float, exposed_s: float) -> None:
     """Four layers, 2 s of prefill. 4 s of wire start after the first layer; 0.4 s leave the last layer's part."""
     spec = disaggregated(
-        instance(times(per_prompt_token_s=MS), nic_bandwidth=1000.0),
-        instance(times(decode_base_s=0.1), nic_bandwidth=1000.0),
+        make_instance(FormulaTimes(per_prompt_token_s=MS), nic_bandwidth=1000.0),
+        make_instance(FormulaTimes(decode_base_s=0.1), nic_bandwidth=1000.0),
         transfer=PLAIN.model_copy(update={"overlap": "layerwise"}),
         transfer_bytes=lambda tokens: size,
         layers=4,
@@ -142,12 +131,12 @@ def test_layerwise_transfers_hide_behind_prefill(
     assert result.requests["transfer_s"][0] == pytest.approx(exposed_s)
 
 
-def test_small_messages_are_slow(times: Any, instance: Any, disaggregated: Any, play: Any) -> None:
+def test_small_messages_are_slow() -> None:
     """1000 B at half_rate_bytes=1000 go at half the rate; in ten layers each 100 B at 1/11 of it."""
     for overlap, wire_s in [("none", 2.0), ("layerwise", 11.0)]:
         spec = disaggregated(
-            instance(times(per_prompt_token_s=0.0), nic_bandwidth=1000.0),
-            instance(times(), nic_bandwidth=1000.0),
+            make_instance(FormulaTimes(per_prompt_token_s=0.0), nic_bandwidth=1000.0),
+            make_instance(FormulaTimes(), nic_bandwidth=1000.0),
             transfer=Transfer(efficiency=1.0, handshake_s=0.0, half_rate_bytes=1000.0, overlap=overlap),
             transfer_bytes=lambda tokens: 1000.0,
             layers=10,
@@ -155,15 +144,13 @@ def test_small_messages_are_slow(times: Any, instance: Any, disaggregated: Any, 
         assert play(spec, [5], [2], [1.0]).requests["transfer_s"][0] == pytest.approx(wire_s)
 
 
-def test_an_oversubscribed_spine_bounds_all_transfers_together(
-    times: Any, instance: Any, disaggregated: Any, play: Any
-) -> None:
+def test_an_oversubscribed_spine_bounds_all_transfers_together() -> None:
     """Four pairs of 1000 B/s under a spine of 2000 B/s: 4 x 1000 B take 2 s instead of 1 s."""
 
     def last(oversubscription: float) -> float:
         spec = disaggregated(
-            instance(times(per_prompt_token_s=0.0), nic_bandwidth=1000.0),
-            instance(times(decode_base_s=1e-9), nic_bandwidth=1000.0),
+            make_instance(FormulaTimes(per_prompt_token_s=0.0), nic_bandwidth=1000.0),
+            make_instance(FormulaTimes(decode_base_s=1e-9), nic_bandwidth=1000.0),
             counts=(4, 4),
             router="round_robin",
             transfer=PLAIN.model_copy(update={"oversubscription": oversubscription}),
@@ -185,16 +172,14 @@ def test_an_oversubscribed_spine_bounds_all_transfers_together(
         (2, 4, [1.0, 1.0, 1.0, 1.0]),  # 0 and 2 are on rails 0 and 1, 2000 B/s
     ],
 )
-def test_rails_keep_to_themselves(
-    times: Any, instance: Any, disaggregated: Any, play: Any, gpus: int, rails: int, seconds: list[float]
-) -> None:
+def test_rails_keep_to_themselves(gpus: int, rails: int, seconds: list[float]) -> None:
     """Four prefill instances of 1000 B/s an accelerator, 2 to 1 over-subscribed; 0 and 2 send 1000 B each, then again.
 
     The prompts of 1 and 3 emit one token and send nothing.
     """
     spec = disaggregated(
-        instance(times(per_prompt_token_s=0.0), nic_bandwidth=1000.0, gpus=gpus),
-        instance(times(decode_base_s=1e-9), nic_bandwidth=1000.0, gpus=gpus),
+        make_instance(FormulaTimes(per_prompt_token_s=0.0), nic_bandwidth=1000.0, gpus=gpus),
+        make_instance(FormulaTimes(decode_base_s=1e-9), nic_bandwidth=1000.0, gpus=gpus),
         counts=(4, 4),
         router="round_robin",
         transfer=PLAIN.model_copy(update={"oversubscription": 2.0, "rails": rails}),
@@ -204,9 +189,9 @@ def test_rails_keep_to_themselves(
     assert table["transfer_s"].dropna().tolist() == pytest.approx(seconds)
 
 
-def test_rails_that_cannot_be_shared_out_are_refused(instance: Any, disaggregated: Any, play: Any) -> None:
+def test_rails_that_cannot_be_shared_out_are_refused() -> None:
     spec = disaggregated(
-        instance(gpus=2), instance(), transfer=PLAIN.model_copy(update={"oversubscription": 2.0, "rails": 3})
+        make_instance(gpus=2), make_instance(), transfer=PLAIN.model_copy(update={"oversubscription": 2.0, "rails": 3})
     )
     with pytest.raises(ScenarioError, match=r"rails=3 cannot be shared out to attention ranks of 2 accelerators"):
         play(spec, [5], [2], [0.0])
@@ -214,14 +199,12 @@ def test_rails_that_cannot_be_shared_out_are_refused(instance: Any, disaggregate
         _rack(1, rails=8)
 
 
-def test_a_layerwise_transfer_streams_while_later_chunks_are_computed(
-    times: Any, instance: Any, disaggregated: Any, play: Any
-) -> None:
+def test_a_layerwise_transfer_streams_while_later_chunks_are_computed() -> None:
     """Two chunks of 1 s. The first one's 500 B and three of four layers of the second, 375 B, leave in the second
     step at 1000 B/s at most; 125 B are left when it ends."""
     spec = disaggregated(
-        instance(times(per_prompt_token_s=MS), nic_bandwidth=1000.0, max_tokens_per_step=1000),
-        instance(times(decode_base_s=0.1), nic_bandwidth=1000.0),
+        make_instance(FormulaTimes(per_prompt_token_s=MS), nic_bandwidth=1000.0, max_tokens_per_step=1000),
+        make_instance(FormulaTimes(decode_base_s=0.1), nic_bandwidth=1000.0),
         transfer=PLAIN.model_copy(update={"overlap": "layerwise"}),
         transfer_bytes=lambda tokens: 1000.0,
         layers=4,
@@ -232,13 +215,11 @@ def test_a_layerwise_transfer_streams_while_later_chunks_are_computed(
 
 
 @pytest.mark.parametrize("overlap", ["none", "layerwise"])
-def test_a_link_is_never_more_than_full_in_any_span(
-    times: Any, instance: Any, disaggregated: Any, play: Any, overlap: str
-) -> None:
+def test_a_link_is_never_more_than_full_in_any_span(overlap: str) -> None:
     """One link kept busy all the time: measured from an arrival to another it is full, and not fuller."""
     spec = disaggregated(
-        instance(times(per_prompt_token_s=MS), nic_bandwidth=1000.0),
-        instance(times(decode_base_s=1e-9), nic_bandwidth=1000.0),
+        make_instance(FormulaTimes(per_prompt_token_s=MS), nic_bandwidth=1000.0),
+        make_instance(FormulaTimes(decode_base_s=1e-9), nic_bandwidth=1000.0),
         transfer=PLAIN.model_copy(update={"overlap": overlap}),
         transfer_bytes=lambda tokens: 20.0 * tokens,
         layers=4,
@@ -250,13 +231,11 @@ def test_a_link_is_never_more_than_full_in_any_span(
     assert use["decode"].link_fraction == pytest.approx(1.0)
 
 
-def test_a_full_decode_side_stalls_prefill_until_it_computes_nothing(
-    times: Any, instance: Any, disaggregated: Any, play: Any
-) -> None:
+def test_a_full_decode_side_stalls_prefill_until_it_computes_nothing() -> None:
     """Decode serves one sequence in 1 s; prefill could compute ten prompts in that time and has room for two."""
     spec = disaggregated(
-        instance(times(per_prompt_token_s=MS), capacity=205.0, max_tokens_per_step=100),
-        instance(times(decode_base_s=0.1), capacity=125.0),
+        make_instance(FormulaTimes(per_prompt_token_s=MS), capacity=205.0, max_tokens_per_step=100),
+        make_instance(FormulaTimes(decode_base_s=0.1), capacity=125.0),
         transfer=PLAIN,
     )
     result = play(spec, [100] * 20, [11] * 20, [0.0] * 20, warmup=4)
@@ -311,17 +290,15 @@ def test_pools_that_share_no_domain_are_refused_the_fabric() -> None:
         _rack(1, network="scale_up", oversubscription=2.0)
 
 
-def test_kv_aware_spares_the_instance_with_the_long_context(
-    times: Any, instance: Any, disaggregated: Any, play: Any
-) -> None:
+def test_kv_aware_spares_the_instance_with_the_long_context() -> None:
     """600 tokens go to instance 0; prompts of 100 then fill instance 1 until it holds more, by count they take turns.
 
     Each decodes for seconds, so nothing leaves; room claimed after each: (601, 0), (601, 101), ... (601, 606), and the
     eighth goes to instance 0.
     """
     spec = disaggregated(
-        instance(times(per_prompt_token_s=0.0)),
-        instance(times(decode_base_s=1.0), capacity=1e4),
+        make_instance(FormulaTimes(per_prompt_token_s=0.0)),
+        make_instance(FormulaTimes(decode_base_s=1.0), capacity=1e4),
         counts=(1, 2),
         transfer=PLAIN,
         decode_router="kv_aware",
@@ -334,17 +311,15 @@ def test_kv_aware_spares_the_instance_with_the_long_context(
 
 
 @pytest.mark.parametrize("staged", [False, True])
-def test_a_staged_newcomer_misses_no_step(
-    times: Any, instance: Any, disaggregated: Any, play: Any, staged: bool
-) -> None:
+def test_a_staged_newcomer_misses_no_step(staged: bool) -> None:
     """Prompts of 40 and 60 tokens end prefill together at 0.1 s; decode has one place and steps of 1 s.
 
     Alone on the link, their KV takes 0.2 s and 0.3 s. Staged, both share it till 0.5 s and 0.6 s, and the second joins
     as the first ends; else it leaves when the place is free.
     """
     spec = disaggregated(
-        instance(times(per_prompt_token_s=MS), nic_bandwidth=1000.0),
-        instance(times(decode_base_s=1.0), nic_bandwidth=1000.0, max_sequences=1),
+        make_instance(FormulaTimes(per_prompt_token_s=MS), nic_bandwidth=1000.0),
+        make_instance(FormulaTimes(decode_base_s=1.0), nic_bandwidth=1000.0, max_sequences=1),
         transfer=PLAIN.model_copy(update={"staged": staged}),
         transfer_bytes=lambda tokens: 5.0 * tokens,
     )

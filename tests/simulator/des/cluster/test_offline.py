@@ -1,10 +1,10 @@
 """Offline work fills gaps: it yields to all other requests, leaves its headroom free and ends in the end."""
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
+from support.clusters import FormulaTimes, colocated, make_instance, serve
 
 from simulator.des.cluster.cluster import Cluster
 from simulator.des.cluster.recorder import Recorder
@@ -24,9 +24,9 @@ def offline(count: int, prompt: int, output: int, headroom: float) -> Requests:
     return Requests(np.full(count, prompt), np.full(count, output), headroom=headroom, tenant="offline")
 
 
-def test_it_begins_only_when_no_other_prompt_waits(times: Any, instance: Any, colocated: Any, serve: Any) -> None:
+def test_it_begins_only_when_no_other_prompt_waits() -> None:
     """Of each offline prompt: no other one that the same instance had taken was waiting as it was begun."""
-    spec = colocated(instance(times(), max_sequences=3, max_tokens_per_step=100), 2)
+    spec = colocated(make_instance(FormulaTimes(), max_sequences=3, max_tokens_per_step=100), 2)
     arrivals = np.cumsum(np.random.default_rng(4).exponential(0.01, 60)).tolist()
     table = serve(spec, [online(arrivals, 90, 5), offline(40, 50, 5, 0.0)]).requests
     table["begun_s"] = table["arrival_s"] + table["queue_s"]
@@ -37,13 +37,13 @@ def test_it_begins_only_when_no_other_prompt_waits(times: Any, instance: Any, co
         assert not ((here["arrival_s"] < filler["begun_s"]) & (filler["begun_s"] < here["begun_s"])).any()
 
 
-def test_an_online_prompt_waits_for_one_step_at_most(times: Any, instance: Any, colocated: Any, serve: Any) -> None:
+def test_an_online_prompt_waits_for_one_step_at_most() -> None:
     """Steps of at most 1000 tokens of 0.1 ms and 10 ms of decode, half of the tokens kept free.
 
     An online prompt of 500 tokens alone takes 50 ms. With offline work it finds a step of at most 500 tokens and
     decode under way, then takes its own with decode beside.
     """
-    server = instance(times(per_prompt_token_s=TOKEN_S), max_tokens_per_step=1000, max_sequences=40)
+    server = make_instance(FormulaTimes(per_prompt_token_s=TOKEN_S), max_tokens_per_step=1000, max_sequences=40)
     arrivals = np.cumsum(np.random.default_rng(0).uniform(0.8, 1.2, 100)).tolist()
     streams = [online(arrivals, 500, 20), offline(300, 2000, 100, 0.5)]
     bare = serve(colocated(server), streams[:1])
@@ -59,9 +59,9 @@ def test_an_online_prompt_waits_for_one_step_at_most(times: Any, instance: Any, 
 
 
 @pytest.mark.parametrize("headroom", [0.0, 0.25, 0.9])
-def test_it_leaves_its_headroom_free(times: Any, instance: Any, colocated: Any, headroom: float) -> None:
+def test_it_leaves_its_headroom_free(headroom: float) -> None:
     """Nothing else comes: sequences, tokens of a step and KV as admitted stay below the share."""
-    server = instance(times(), 1e4, max_sequences=20, max_tokens_per_step=400)
+    server = make_instance(FormulaTimes(), 1e4, max_sequences=20, max_tokens_per_step=400)
     recorder = Recorder()
     work = offline(60, 300, 30, headroom)
     Cluster(colocated(server), [work], np.random.default_rng(0), recorder=recorder).run()
@@ -73,9 +73,9 @@ def test_it_leaves_its_headroom_free(times: Any, instance: Any, colocated: Any, 
     assert max(step.running for step in recorder.steps) > 0.5 * allowed * 20
 
 
-def test_it_is_preempted_first(times: Any, instance: Any, colocated: Any, serve: Any) -> None:
+def test_it_is_preempted_first() -> None:
     """KV grows beyond the room: what joined before the online requests is dropped for them, and done later."""
-    server = instance(times(), capacity=1000.0, max_sequences=20)
+    server = make_instance(FormulaTimes(), capacity=1000.0, max_sequences=20)
     streams = [online([1.0, 1.0], 200, 200), offline(4, 100, 400, 0.0)]
     table = serve(colocated(server), streams).requests
     assert table["preemptions"][table["tenant"] == "online"].sum() == 0
@@ -83,11 +83,9 @@ def test_it_is_preempted_first(times: Any, instance: Any, colocated: Any, serve:
     assert (table["status"] == "finished").all()
 
 
-def test_what_a_dead_instance_had_set_aside_is_sent_again(
-    times: Any, instance: Any, colocated: Any, serve: Any
-) -> None:
+def test_what_a_dead_instance_had_set_aside_is_sent_again() -> None:
     """As above; at 2.5 s, when the online requests have made the offline ones go, all that was begun is lost."""
-    server = instance(times(), capacity=1000.0, max_sequences=20)
+    server = make_instance(FormulaTimes(), capacity=1000.0, max_sequences=20)
     fault = PlannedFault(kind="instance", pool="colocated", at_s=2.5, duration_s=0.1)
     spec = replace(colocated(server), faults=Faults(events=(fault,)))
     result = serve(spec, [online([1.0, 1.0], 200, 200), offline(4, 100, 400, 0.0)])

@@ -3,6 +3,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.clusters import FormulaTimes, colocated, disaggregated, make_instance, play
 
 from simulator.des.cluster.cluster import Cluster
 from simulator.des.cluster.recorder import Recorder
@@ -12,12 +13,14 @@ from simulator.scenario import Transfer
 
 
 @pytest.fixture
-def recorded(times: Any, instance: Any, disaggregated: Any) -> Any:
+def recorded() -> Any:
     """A run with and without a recorder."""
     rng = np.random.default_rng(3)
     requests = Requests(rng.integers(1, 900, 200), rng.integers(1, 40, 200), np.cumsum(rng.exponential(0.05, 200)))
     spec = disaggregated(
-        instance(times(), max_tokens_per_step=256), instance(times(per_sequence_s=1e-3), capacity=4000.0), (2, 2)
+        make_instance(FormulaTimes(), max_tokens_per_step=256),
+        make_instance(FormulaTimes(per_sequence_s=1e-3), capacity=4000.0),
+        (2, 2),
     )
     recorder = Recorder()
     bare = Cluster(spec, requests, np.random.default_rng(0)).run()
@@ -42,13 +45,11 @@ def test_recording_changes_nothing_and_the_steps_add_up(recorded: Any) -> None:
             assert len(own) == usage.steps
 
 
-def test_a_series_shows_where_a_request_stands_and_what_is_reserved_for_it(
-    times: Any, instance: Any, disaggregated: Any, play: Any
-) -> None:
+def test_a_series_shows_where_a_request_stands_and_what_is_reserved_for_it() -> None:
     """Sent at 0.5 s, reaches the queue at 1.5 s, prefill till 2.5 s, transfer of 2 s, two steps of 1 s till 6.5 s."""
     spec = disaggregated(
-        instance(times(per_prompt_token_s=0.01, first_token_extra_s=1.0), nic_bandwidth=50.0),
-        instance(times(decode_base_s=1.0), nic_bandwidth=100.0),
+        make_instance(FormulaTimes(per_prompt_token_s=0.01, first_token_extra_s=1.0), nic_bandwidth=50.0),
+        make_instance(FormulaTimes(decode_base_s=1.0), nic_bandwidth=100.0),
         transfer=Transfer(efficiency=1.0, handshake_s=0.0, half_rate_bytes=0.0),
         transfer_bytes=float,
     )
@@ -67,9 +68,9 @@ def test_a_series_shows_where_a_request_stands_and_what_is_reserved_for_it(
 
 
 @pytest.mark.parametrize("grid_s", [0.01, 3.0])
-def test_sampling_changes_nothing(times: Any, instance: Any, colocated: Any, play: Any, grid_s: float) -> None:
+def test_sampling_changes_nothing(grid_s: float) -> None:
     """Also where arrivals and steps fall on the points of the grid."""
-    spec = colocated(instance(times(per_prompt_token_s=1e-3)), 2)
+    spec = colocated(make_instance(FormulaTimes(per_prompt_token_s=1e-3)), 2)
     load = ([30, 10, 20] * 20, [1, 5, 9] * 20, np.arange(60) * 0.01)
     sampled = play(spec, *load, recorder=Recorder(grid_s))
     assert sampled.requests.equals(play(spec, *load).requests)

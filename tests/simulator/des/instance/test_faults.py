@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.clusters import FormulaTimes, make_instance
 
 from simulator.des.cluster.kv_transfer import Interconnect
 from simulator.des.instance.handover import Handover
@@ -21,16 +22,14 @@ from simulator.scenario import Transfer
 class Pair:
     """A prefill and a decode instance, KV over links that move one token's KV in 1 ms."""
 
-    def __init__(
-        self, times: Any, instance: Any, prompts: list[int], outputs: list[int], staged: bool = False, places: int = 8
-    ) -> None:
+    def __init__(self, prompts: list[int], outputs: list[int], staged: bool = False, places: int = 8) -> None:
         self.env = Environment()
         arrivals = np.zeros(len(prompts))
         self.log = RequestLog([Requests(np.array(prompts), np.array(outputs), arrivals)])
         links = self.links = Interconnect(
             self.env, float, Transfer(efficiency=1.0, handshake_s=0.0, half_rate_bytes=0.0)
         )
-        make = partial(instance, times(per_prompt_token_s=1e-3, decode_base_s=0.01), nic_bandwidth=1e3)
+        make = partial(make_instance, FormulaTimes(per_prompt_token_s=1e-3, decode_base_s=0.01), nic_bandwidth=1e3)
         self.ended: list[tuple[int, float]] = []
         first, second = make(), make(max_sequences=places)
         self.prefill = PrefillInstance(
@@ -69,8 +68,8 @@ class Pair:
 
 
 @pytest.fixture
-def pair(times: Any, instance: Any) -> Any:
-    return partial(Pair, times, instance)
+def pair() -> Any:
+    return Pair
 
 
 def test_a_decode_instance_that_fails_loses_what_has_arrived_and_gives_back_what_has_not(pair: Any) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.clusters import FormulaTimes, colocated, disaggregated, make_instance, play
 
 from simulator.des.cluster.cluster import Cluster
 from simulator.des.cluster.recorder import Recorder
@@ -79,14 +80,14 @@ def test_blocks_in_use_take_no_room_and_stay_until_the_last_request_has_gone() -
     assert cache.peek([1]) == len(cache) == 0
 
 
-def test_requests_take_the_room_that_they_need_from_past_prompts(
-    times: Any, instance: Any, colocated: Any, play: Any
-) -> None:
+def test_requests_take_the_room_that_they_need_from_past_prompts() -> None:
     """Room for 4096 tokens. A and B are prompts of 1023 tokens and one to emit; one of 2500 comes between.
 
     It leaves room for three blocks: of A and B, used in this order, A's last is forgotten.
     """
-    server = instance(times(per_prompt_token_s=1e-3), 4096.0, cache_tiers=(Tier(None),), cache_block_bytes=512.0)
+    server = make_instance(
+        FormulaTimes(per_prompt_token_s=1e-3), 4096.0, cache_tiers=(Tier(None),), cache_block_bytes=512.0
+    )
     a, b = (1, 2), (3, 4)
     big = (10, 11, 12, 13, 14)
     blocks = [a, b, big, b, a]
@@ -115,10 +116,6 @@ chains = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 2500)), min_size=2
     st.sampled_from([None, 5.0]),
 )
 def test_running_and_cached_kv_share_the_room_at_all_times(
-    times: Any,
-    instance: Any,
-    colocated: Any,
-    disaggregated: Any,
     prompts: list[tuple[int, int]],
     capacity: float,
     ranks: int,
@@ -126,8 +123,8 @@ def test_running_and_cached_kv_share_the_room_at_all_times(
     batching: str,
     mtbf_s: float | None,
 ) -> None:
-    server = instance(
-        times(1e-4, 0.005),
+    server = make_instance(
+        FormulaTimes(1e-4, 0.005),
         capacity,
         ranks=ranks,
         batching=batching,
@@ -137,7 +134,7 @@ def test_running_and_cached_kv_share_the_room_at_all_times(
     )
     faults = None if mtbf_s is None else Faults(instance=Outages(mtbf_s=mtbf_s, mttr_s=0.1), retry_delay_s=0.1)
     spec = (
-        disaggregated(server, instance(times(), capacity), (2, 1), transfer_bytes=float)
+        disaggregated(server, make_instance(FormulaTimes(), capacity), (2, 1), transfer_bytes=float)
         if split
         else colocated(server, 2)
     )
@@ -164,13 +161,11 @@ def test_running_and_cached_kv_share_the_room_at_all_times(
     assert seen
 
 
-def test_with_room_for_everything_a_server_hits_as_the_ideal_cache_does(
-    times: Any, instance: Any, colocated: Any, play: Any
-) -> None:
+def test_with_room_for_everything_a_server_hits_as_the_ideal_cache_does() -> None:
     """Prompts one after the other, whole blocks and one token: each block is found or computed."""
     rng = np.random.default_rng(4)
     chains = [tuple(int(100 * group + i) for i in range(length)) for group, length in rng.integers(0, 7, (80, 2)) + 1]
-    server = instance(times(1e-5), 1e9, cache_tiers=(Tier(None),), cache_block_bytes=512.0)
+    server = make_instance(FormulaTimes(1e-5), 1e9, cache_tiers=(Tier(None),), cache_block_bytes=512.0)
     result = play(
         colocated(server), [512 * len(chain) + 1 for chain in chains], [2] * 80, np.arange(80.0), blocks=chains
     )
@@ -205,12 +200,10 @@ def test_hash_ids_of_a_trace_are_read_in_order_of_arrival(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("policy", "computed"), [({}, 476), ({"interval": 1000}, 500), ({"tail_tokens": 100}, 576)])
-def test_a_second_equal_beginning_is_spared(
-    times: Any, instance: Any, colocated: Any, policy: dict[str, int], computed: int
-) -> None:
+def test_a_second_equal_beginning_is_spared(policy: dict[str, int], computed: int) -> None:
     """1,500 tokens of which two blocks are known: 476 are left, more where state must be rebuilt."""
-    server = instance(
-        times(per_prompt_token_s=1e-3),
+    server = make_instance(
+        FormulaTimes(per_prompt_token_s=1e-3),
         cache_tiers=(Tier(0), Tier(None, load_s=0.25)),
         cache_policy=StatePolicy(**policy),
     )
@@ -263,26 +256,26 @@ def test_a_cache_without_block_names_is_refused() -> None:
 
 @pytest.mark.parametrize(("kind", "survives"), [("instance", [False, True, True]), ("node", [False, False, True])])
 @pytest.mark.parametrize("holder", [0, 1, 2])
-def test_a_fault_takes_the_tiers_that_die_with_it(
-    times: Any, instance: Any, colocated: Any, kind: Any, survives: list[bool], holder: int
-) -> None:
+def test_a_fault_takes_the_tiers_that_die_with_it(kind: Any, survives: list[bool], holder: int) -> None:
     """Accelerators, host memory, storage: one tier keeps everything, the others nothing."""
     lost_by = (Loss.INSTANCE, Loss.NODE, Loss.RELEASE)
     tiers = tuple(Tier(None if i == holder else 0, lost_by=loss) for i, loss in enumerate(lost_by))
     down = PlannedFault(kind=kind, pool="colocated", index=0, at_s=5.0, duration_s=1.0)
-    spec = colocated(instance(times(), cache_tiers=tiers), faults=Faults(events=(down,)))
+    spec = colocated(make_instance(FormulaTimes(), cache_tiers=tiers), faults=Faults(events=(down,)))
     requests = Requests(np.array([1500] * 2), np.array([1] * 2), np.array([0.0, 10.0]), blocks=[(1, 2, 3)] * 2)
     run = Cluster(spec, requests, np.random.default_rng(0)).run()
     assert run.log.cached_tokens == [0, 1499 if survives[holder] else 0]
 
 
-def test_an_instance_that_is_given_back_comes_without_its_cache(times: Any, instance: Any, colocated: Any) -> None:
+def test_an_instance_that_is_given_back_comes_without_its_cache() -> None:
     """Both instances serve one prompt; the second one leaves at 10 s and is added again at 20 s."""
-    spec = colocated(instance(times(), cache_tiers=(Tier(0), Tier(None, lost_by=Loss.RELEASE))), 2, "round_robin")
+    spec = colocated(
+        make_instance(FormulaTimes(), cache_tiers=(Tier(0), Tier(None, lost_by=Loss.RELEASE))), 2, "round_robin"
+    )
     scale = Autoscale(schedule=(ScheduledCount(at_s=10, instances=1), ScheduledCount(at_s=20, instances=2)))
     requests = Requests(np.array([500] * 3), np.array([1] * 3), np.array([0.0, 1.0, 30.0]), blocks=[(1,), (1,), (2,)])
     cluster = Cluster(
         replace(spec, entry=(replace(spec.entry[0], autoscale=scale),)), requests, np.random.default_rng(0)
     )
     cluster.run()
-    assert [instance.cache.peek([1]) for instance in cluster.serving.entry if instance.cache is not None] == [1, 0]
+    assert [server.cache.peek([1]) for server in cluster.serving.entry if server.cache is not None] == [1, 0]

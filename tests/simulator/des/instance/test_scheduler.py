@@ -1,8 +1,7 @@
 """Two requests worked by hand: A (100 prompt tokens) decodes when B (200) arrives; 1 ms a token, 10 ms a decode."""
 
-from typing import Any
-
 import pytest
+from support.clusters import FormulaTimes, colocated, make_instance, play
 
 
 @pytest.mark.parametrize(
@@ -14,20 +13,18 @@ import pytest
         ("inflight", 0.110 + 0.210, 0.110 + 0.210 + 0.01),  # B whole, over the budget, with A
     ],
 )
-def test_policies_as_worked_by_hand(
-    times: Any, instance: Any, colocated: Any, play: Any, policy: str, first_token_of_b_s: float, end_of_a_s: float
-) -> None:
-    server = instance(times(per_prompt_token_s=1e-3, decode_base_s=0.01), max_tokens_per_step=150, batching=policy)
+def test_policies_as_worked_by_hand(policy: str, first_token_of_b_s: float, end_of_a_s: float) -> None:
+    server = make_instance(
+        FormulaTimes(per_prompt_token_s=1e-3, decode_base_s=0.01), max_tokens_per_step=150, batching=policy
+    )
     table = play(colocated(server), [100, 200], [4, 9], arrivals=[0.0, 0.105]).requests
     assert table["first_token_s"][1] == pytest.approx(first_token_of_b_s)
     assert table["finish_s"][0] == pytest.approx(end_of_a_s)
 
 
-def test_inflight_keeps_short_prompts_behind_the_budget_together(
-    times: Any, instance: Any, colocated: Any, play: Any
-) -> None:
+def test_inflight_keeps_short_prompts_behind_the_budget_together() -> None:
     """Prompts of 60, 60 and 60 with a budget of 150: two whole ones share a step, the third takes the next."""
-    server = instance(times(per_prompt_token_s=1e-3), max_tokens_per_step=150, batching="inflight")
+    server = make_instance(FormulaTimes(per_prompt_token_s=1e-3), max_tokens_per_step=150, batching="inflight")
     table = play(colocated(server), [60] * 3, [1] * 3, arrivals=[0.0] * 3).requests
     assert table["first_token_s"].tolist() == pytest.approx([0.12, 0.12, 0.18])
     long = play(colocated(server), [10, 80, 80], [1] * 3, arrivals=[0.0] * 3).requests
@@ -44,10 +41,8 @@ def test_inflight_keeps_short_prompts_behind_the_budget_together(
         ({"long_prefill_token_threshold": 50, "max_long_partial_prefills": 1}, [0.38, 0.63, 0.08]),
     ],
 )
-def test_short_prompts_pass_long_ones_as_worked_by_hand(
-    times: Any, instance: Any, colocated: Any, play: Any, limits: dict[str, int], first_tokens_s: list[float]
-) -> None:
+def test_short_prompts_pass_long_ones_as_worked_by_hand(limits: dict[str, int], first_tokens_s: list[float]) -> None:
     """A and B of 300 tokens, C of 30 behind them; 1 ms a token, 150 tokens a step."""
-    server = instance(times(per_prompt_token_s=1e-3), max_tokens_per_step=150, **limits)
+    server = make_instance(FormulaTimes(per_prompt_token_s=1e-3), max_tokens_per_step=150, **limits)
     table = play(colocated(server), [300, 300, 30], [1] * 3, arrivals=[0.0] * 3).requests
     assert table["first_token_s"].tolist() == pytest.approx(first_tokens_s)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from support.clusters import FormulaTimes, colocated, disaggregated, make_instance, play
 
 from hw_profiles.catalog import load
 from simulator.des.cluster.power import PowerDraw
@@ -27,14 +28,12 @@ def powered(spec: ClusterSpec, draw: PowerDraw | None = DRAW, **fields: Any) -> 
     return replace(spec, entry=(replace(spec.entry[0], power=draw, **fields),), decode=decode)
 
 
-def test_prefill_decode_and_idle_time_are_charged_with_their_levels(
-    times: Any, instance: Any, colocated: Any, play: Any
-) -> None:
+def test_prefill_decode_and_idle_time_are_charged_with_their_levels() -> None:
     """100 requests, one a second: 0.1 s of prefill and 0.2 s of decode each, on two instances of 2 accelerators.
 
     The last one arrives at 99 s and ends at 99.3 s: energy 2 x (2 x 99.3 x 100 + 100 x (0.1 x 600 + 0.2 x 300)) J.
     """
-    spec = powered(colocated(instance(times(per_prompt_token_s=MS, decode_base_s=10 * MS), gpus=2), 2))
+    spec = powered(colocated(make_instance(FormulaTimes(per_prompt_token_s=MS, decode_base_s=10 * MS), gpus=2), 2))
     recorder = Recorder(0.1)
     result = play(spec, [100] * 100, [21] * 100, np.arange(100.0), recorder=recorder)
     energy = result.summary().to_json()["energy"]
@@ -51,9 +50,9 @@ def test_prefill_decode_and_idle_time_are_charged_with_their_levels(
     assert busy[:10] == pytest.approx([1400, 800, 800, *[200] * 7])
 
 
-def test_a_cluster_that_does_nothing_draws_idle_power_all_the_time(instance: Any, colocated: Any, play: Any) -> None:
+def test_a_cluster_that_does_nothing_draws_idle_power_all_the_time() -> None:
     """Every prompt is too long for the KV room: three instances of 4 accelerators idle for 50 s."""
-    spec = powered(colocated(instance(capacity=5.0, gpus=4), 3))
+    spec = powered(colocated(make_instance(capacity=5.0, gpus=4), 3))
     recorder = Recorder(10.0)
     result = play(spec, [10] * 6, [1] * 6, np.arange(6) * 10.0, recorder=recorder)
     energy = result.summary().to_json()["energy"]
@@ -64,13 +63,11 @@ def test_a_cluster_that_does_nothing_draws_idle_power_all_the_time(instance: Any
 
 
 @pytest.mark.parametrize("grid_s", [0.25, 1.7])
-def test_the_power_series_adds_up_to_the_energy_whatever_breaks(
-    times: Any, instance: Any, disaggregated: Any, play: Any, grid_s: float, tmp_path: Path
-) -> None:
+def test_the_power_series_adds_up_to_the_energy_whatever_breaks(grid_s: float, tmp_path: Path) -> None:
     """A prefill pool that grows and shrinks, faults in both pools, mixed steps where preempted ones are recomputed."""
     rng = np.random.default_rng(5)
-    first = instance(times(per_prompt_token_s=MS), max_tokens_per_step=256, gpus=2)
-    second = instance(times(per_sequence_s=10 * MS), capacity=1200.0, ranks=2, gpus=8)
+    first = make_instance(FormulaTimes(per_prompt_token_s=MS), max_tokens_per_step=256, gpus=2)
+    second = make_instance(FormulaTimes(per_sequence_s=10 * MS), capacity=1200.0, ranks=2, gpus=8)
     scale = Autoscale(schedule=(ScheduledCount(at_s=10, instances=3), ScheduledCount(at_s=40, instances=1)))
     spec = powered(disaggregated(first, second, (3, 3)), begins_with=1, startup_s=2.0, autoscale=scale)
     slow = PlannedFault(kind="slow", pool="decode", index=1, at_s=5, duration_s=20, speed=0.25)
@@ -102,11 +99,11 @@ def test_the_power_series_adds_up_to_the_energy_whatever_breaks(
     assert len(pd.read_csv(tmp_path / "series.csv")) == len(table)
 
 
-def test_a_grid_must_move_and_be_there(instance: Any, colocated: Any, play: Any) -> None:
+def test_a_grid_must_move_and_be_there() -> None:
     with pytest.raises(ValueError, match="grid_s=0 is not a finite number above 0"):
         Recorder(0.0)
     recorder = Recorder()
-    result = play(colocated(instance()), [1], [1], [0.0], recorder=recorder)
+    result = play(colocated(make_instance()), [1], [1], [0.0], recorder=recorder)
     with pytest.raises(ValueError, match="give Recorder its grid_s"):
         series(recorder, result)
 
@@ -129,6 +126,6 @@ def test_power_comes_from_the_catalogue_and_its_shares_from_the_scenario() -> No
     assert 0 < draw.idle_w < draw.decode_w < draw.prefill_w <= tdp_w
 
 
-def test_without_a_tdp_no_energy_is_told(instance: Any, colocated: Any, play: Any) -> None:
-    result = play(powered(colocated(instance()), None), [1], [1], [0.0])
+def test_without_a_tdp_no_energy_is_told() -> None:
+    result = play(powered(colocated(make_instance()), None), [1], [1], [0.0])
     assert result.summary().to_json()["energy"] is None

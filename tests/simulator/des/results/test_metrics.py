@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.clusters import FormulaTimes, colocated, make_instance, play
 
 from simulator.des.results.measured import METRICS, GroupPrice, warmup_count
 from simulator.des.results.reports import Percentiles, percentiles_of
@@ -14,11 +15,11 @@ MS = 1e-3
 
 
 @pytest.fixture
-def steady(times: Any, instance: Any, colocated: Any, play: Any) -> Any:
+def steady() -> Any:
     """A request a second for 100 s; each takes 0.1 s of prefill (100 tokens) and 20 steps of 10 ms (21 tokens)."""
 
     def run(**options: Any) -> SimulationResult:
-        spec = colocated(instance(times(per_prompt_token_s=MS, decode_base_s=10 * MS), gpus=2))
+        spec = colocated(make_instance(FormulaTimes(per_prompt_token_s=MS, decode_base_s=10 * MS), gpus=2))
         result: SimulationResult = play(spec, [100] * 100, [21] * 100, np.arange(100.0), **options)
         return result
 
@@ -46,11 +47,9 @@ def test_throughput_counts_departures_over_the_window(steady: Any) -> None:
     assert rates["total_tok_s_per_gpu"] == pytest.approx(89 / 89.7 * 121 / 2)
 
 
-def test_a_burst_that_ends_before_the_first_departure_is_measured_to_its_end(
-    times: Any, instance: Any, colocated: Any, play: Any
-) -> None:
+def test_a_burst_that_ends_before_the_first_departure_is_measured_to_its_end() -> None:
     """Ten requests at once, one at a time, 1 s each: 1 request/s from the second departure on."""
-    spec = colocated(instance(times(per_prompt_token_s=MS), max_sequences=1))
+    spec = colocated(make_instance(FormulaTimes(per_prompt_token_s=MS), max_sequences=1))
     result = play(spec, [1000] * 10, [1] * 10, [0.0] * 10, warmup=2)
     assert result.window.requests == 8
     assert result.summary().to_json()["throughput"]["requests_per_s"] == pytest.approx(1.0)
@@ -64,9 +63,9 @@ def test_utilization_is_the_share_of_time_inside_steps(steady: Any) -> None:
     assert pool.gpus == 2
 
 
-def test_attainment_goodput_and_slo(times: Any, instance: Any, colocated: Any, play: Any) -> None:
+def test_attainment_goodput_and_slo() -> None:
     """Prompts of 100 and 300 tokens alternate: a TTFT limit of 0.2 s is kept by half, TPOT by all."""
-    spec = colocated(instance(times(per_prompt_token_s=MS, decode_base_s=10 * MS)))
+    spec = colocated(make_instance(FormulaTimes(per_prompt_token_s=MS, decode_base_s=10 * MS)))
     result = play(spec, [100, 300] * 50, [2] * 100, np.arange(100.0), warmup=10, slo=Slo(ttft_s=0.2, tpot_s=0.02))
     report = result.summary().to_json()["slo"]
     assert report["attainment"] == pytest.approx(0.5)
@@ -78,17 +77,21 @@ def test_attainment_goodput_and_slo(times: Any, instance: Any, colocated: Any, p
     assert easy.meets_slo
 
 
-def test_refused_requests_miss_the_slo_and_single_tokens_have_no_tpot(instance: Any, colocated: Any, play: Any) -> None:
+def test_refused_requests_miss_the_slo_and_single_tokens_have_no_tpot() -> None:
     result = play(
-        colocated(instance(capacity=50.0)), [10, 100, 10, 10], [1, 1, 1, 1], [0.0, 1.0, 2.0, 3.0], slo=Slo(tpot_s=0.001)
+        colocated(make_instance(capacity=50.0)),
+        [10, 100, 10, 10],
+        [1, 1, 1, 1],
+        [0.0, 1.0, 2.0, 3.0],
+        slo=Slo(tpot_s=0.001),
     )
     assert result.attainment == 0.75
     assert result.summary().to_json()["metrics"]["tpot_s"] == dict.fromkeys(("mean", "p50", "p90", "p95", "p99"))
     assert result.summary().to_json()["requests"] == {"total": 4, "finished": 3, "failed": 0, "rejected": 1}
 
 
-def test_nothing_served_is_a_result_too(instance: Any, colocated: Any, play: Any) -> None:
-    result = play(colocated(instance(capacity=5.0)), [10, 20], [1, 1], [0.0, 1.0])
+def test_nothing_served_is_a_result_too() -> None:
+    result = play(colocated(make_instance(capacity=5.0)), [10, 20], [1, 1], [0.0, 1.0])
     summary = result.summary().to_json()
     assert summary["requests"]["rejected"] == 2
     assert summary["throughput"]["requests_per_s"] == 0.0

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.clusters import FormulaTimes, colocated, disaggregated, make_instance, play, serve
 
 from simulator.des.primitives.queues import PriorityQueue
 from simulator.des.replicate import estimate
@@ -29,7 +30,7 @@ def stream(rng: np.random.Generator, rate: float, priority: int, tenant: str) ->
     )
 
 
-def test_non_preemptive_priorities_wait_as_cobham_says(times: Any, instance: Any, colocated: Any, serve: Any) -> None:
+def test_non_preemptive_priorities_wait_as_cobham_says() -> None:
     """M/M/1 with three classes: W_k = R / ((1 - s_{k-1}) (1 - s_k)), s_k the load of classes 1 to k."""
     rates = {"high": 0.4, "middle": 0.6, "low": 0.7}
     service_s = TOKEN_S * MEAN_TOKENS
@@ -39,7 +40,9 @@ def test_non_preemptive_priorities_wait_as_cobham_says(times: Any, instance: Any
         upto = above + rate * service_s
         expected[name] = residual_s / ((1 - above) * (1 - upto))
         above = upto
-    spec = colocated(instance(times(per_prompt_token_s=TOKEN_S), max_sequences=1, max_tokens_per_step=10**9))
+    spec = colocated(
+        make_instance(FormulaTimes(per_prompt_token_s=TOKEN_S), max_sequences=1, max_tokens_per_step=10**9)
+    )
     waits: dict[str, list[float]] = {name: [] for name in rates}
     for seed in np.random.SeedSequence(3).spawn(12):
         rng = np.random.default_rng(seed)
@@ -84,11 +87,6 @@ def test_the_queue_equals_a_sorted_list(actions: list[int | None]) -> None:
     seed=st.integers(0, 1000),
 )
 def test_every_tenants_requests_end_once(
-    times: Any,
-    instance: Any,
-    colocated: Any,
-    disaggregated: Any,
-    serve: Any,
     counts: tuple[int, int, int],
     priorities: tuple[int, int],
     headroom: float,
@@ -110,8 +108,13 @@ def test_every_tenants_requests_end_once(
         for name, count, way in zip(("a", "b", "c"), counts, ways, strict=True)
         if count
     ]
-    server = instance(
-        times(1e-3, 0.01, 1e-4), capacity, max_tokens_per_step=64, max_sequences=6, batching=batching, ranks=ranks
+    server = make_instance(
+        FormulaTimes(1e-3, 0.01, 1e-4),
+        capacity,
+        max_tokens_per_step=64,
+        max_sequences=6,
+        batching=batching,
+        ranks=ranks,
     )
     spec = disaggregated(server, server, counts=(2, 2)) if split else colocated(server, 2)
     result = serve(spec, streams, slo=Slo(ttft_s=0.2, tpot_s=0.02))
@@ -128,12 +131,10 @@ def test_every_tenants_requests_end_once(
     assert serve(spec, streams, slo=Slo(ttft_s=0.2, tpot_s=0.02)).summary().to_json() == summary
 
 
-def test_tenants_of_equal_priority_are_served_as_one_stream(
-    times: Any, instance: Any, colocated: Any, play: Any, serve: Any
-) -> None:
+def test_tenants_of_equal_priority_are_served_as_one_stream() -> None:
     rng = np.random.default_rng(1)
     prompts, outputs, arrivals = rng.integers(1, 900, 80), rng.integers(1, 60, 80), np.cumsum(rng.exponential(0.1, 80))
-    spec = colocated(instance(times()), 2)
+    spec = colocated(make_instance(FormulaTimes()), 2)
     halves = [Requests(prompts[part], outputs[part], arrivals[part], tenant=str(k)) for k, part in enumerate(
         (slice(0, 80, 2), slice(1, 80, 2))
     )]  # fmt: skip

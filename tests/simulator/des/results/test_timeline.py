@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.clusters import FormulaTimes, colocated, disaggregated, make_instance, play
 
 from simulator.des.cluster.recorder import Recorder
 from simulator.des.cluster.spec import ClusterSpec
@@ -35,7 +36,7 @@ class Trace:
 
 
 @pytest.fixture
-def written(play: Any, tmp_path: Path) -> Any:
+def written(tmp_path: Path) -> Any:
     def write(spec: ClusterSpec, *load: Any) -> tuple[Trace, Recorder, SimulationResult]:
         recorder = Recorder()
         result = play(spec, *load, recorder=recorder)
@@ -45,10 +46,12 @@ def written(play: Any, tmp_path: Path) -> Any:
     return write
 
 
-def test_steps_stages_and_hand_overs(times: Any, instance: Any, disaggregated: Any, written: Any) -> None:
+def test_steps_stages_and_hand_overs(written: Any) -> None:
     rng = np.random.default_rng(3)
     spec = disaggregated(
-        instance(times(), max_tokens_per_step=256), instance(times(per_sequence_s=MS), capacity=4000.0), (2, 2)
+        make_instance(FormulaTimes(), max_tokens_per_step=256),
+        make_instance(FormulaTimes(per_sequence_s=MS), capacity=4000.0),
+        (2, 2),
     )
     trace, recorder, result = written(
         spec, rng.integers(1, 900, 200), rng.integers(1, 40, 200), np.cumsum(rng.exponential(0.05, 200))
@@ -75,16 +78,14 @@ def test_steps_stages_and_hand_overs(times: Any, instance: Any, disaggregated: A
         assert begin["ts"] < log.first_token_s[request] * 1e6 <= end["ts"]
 
 
-def test_faults_of_one_instance_that_overlap_lie_on_lanes_of_their_own(
-    times: Any, instance: Any, colocated: Any, written: Any
-) -> None:
+def test_faults_of_one_instance_that_overlap_lie_on_lanes_of_their_own(written: Any) -> None:
     """Of five brown-outs the second outlasts the first, the third is inside the second, the others follow."""
     spans = [(1.0, 3.0), (2.0, 5.0), (2.5, 1.0), (6.0, 7.0), (7.0, 1.0)]
     events = tuple(
         PlannedFault(kind="slow", pool="colocated", index=0, at_s=at_s, duration_s=duration_s, speed=0.5)
         for at_s, duration_s in spans
     )
-    spec = replace(colocated(instance(times(per_prompt_token_s=MS))), faults=Faults(events=events))
+    spec = replace(colocated(make_instance(FormulaTimes(per_prompt_token_s=MS))), faults=Faults(events=events))
     trace, _, result = written(spec, [1000] * 10, [1] * 10, np.arange(10) * 3.0)
     assert result.run.end.time_s > 14.0
     lanes = {name: slices for (process, name), slices in trace.slices.items() if process == "faults"}
@@ -95,14 +96,12 @@ def test_faults_of_one_instance_that_overlap_lie_on_lanes_of_their_own(
     }
 
 
-def test_faults_restarts_brown_outs_and_changes_of_size(
-    times: Any, instance: Any, colocated: Any, written: Any
-) -> None:
+def test_faults_restarts_brown_outs_and_changes_of_size(written: Any) -> None:
     """A request of 1 s every 2 s. Instance 0 dies inside one at 10.5 s for 4 s and starts for 3 s; it is slow at 30 s.
 
     Instance 1 is added at 20 s, serves from 23 s and leaves at 27.5 s; the second fault of 0 outlives the run.
     """
-    spec = colocated(instance(times(per_prompt_token_s=MS)), 2, "round_robin")
+    spec = colocated(make_instance(FormulaTimes(per_prompt_token_s=MS)), 2, "round_robin")
     scale = Autoscale(schedule=(ScheduledCount(at_s=20, instances=2), ScheduledCount(at_s=27.5, instances=1)))
     events = (
         PlannedFault(kind="instance", pool="colocated", index=0, at_s=10.5, duration_s=4),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.clusters import FormulaTimes, colocated, disaggregated, make_instance, serve
 
 from simulator.des.instance.prefix_cache import Tier
 from simulator.des.replicate import estimate
@@ -23,21 +24,21 @@ def drawn(seed: int = 0, **keys: Any) -> Requests:
     return make_requests(workload, np.random.SeedSequence(seed))
 
 
-def test_a_session_worked_by_hand(times: Any, instance: Any, colocated: Any, serve: Any) -> None:
+def test_a_session_worked_by_hand() -> None:
     """Prompts of 100, 211 and 322 tokens at 1 ms, ten steps of 10 ms each, 2 s of thought before every turn."""
     requests = drawn(users=1, sessions=1, turns=3, think_s=2.0)
-    table = serve(colocated(instance(times(per_prompt_token_s=1e-3))), [requests]).requests
+    table = serve(colocated(make_instance(FormulaTimes(per_prompt_token_s=1e-3))), [requests]).requests
     assert table["prompt_tokens"].tolist() == [100, 211, 322]
     assert table["arrival_s"].tolist() == pytest.approx([2.0, 4.2, 6.511])
     assert table["ttft_s"].tolist() == pytest.approx([0.1, 0.211, 0.322])
     assert table["finish_s"].tolist() == pytest.approx([2.2, 4.511, 6.933])
 
 
-def test_sessions_of_an_open_stream_begin_at_their_times(times: Any, instance: Any, colocated: Any, serve: Any) -> None:
+def test_sessions_of_an_open_stream_begin_at_their_times() -> None:
     requests = drawn(rate=0.5, sessions=400, turns={"kind": "uniform", "low": 1, "high": 4}, think_s=1.0)
     assert requests.sessions is not None
     assert requests.sessions.begin_s is not None
-    table = serve(colocated(instance(times())), [requests]).requests
+    table = serve(colocated(make_instance(FormulaTimes())), [requests]).requests
     firsts = requests.sessions.first[:-1]
     assert table["arrival_s"][firsts].tolist() == pytest.approx(requests.sessions.begin_s)
     assert np.mean(np.diff(requests.sessions.begin_s)) == pytest.approx(2.0, rel=0.15)
@@ -47,12 +48,10 @@ def test_sessions_of_an_open_stream_begin_at_their_times(times: Any, instance: A
 
 
 @pytest.mark.parametrize(("users", "rate"), [(5, 0.5), (10, 1.0), (20, 1.0)])
-def test_throughput_is_users_over_response_and_think_time(
-    times: Any, instance: Any, colocated: Any, serve: Any, users: int, rate: float
-) -> None:
+def test_throughput_is_users_over_response_and_think_time(users: int, rate: float) -> None:
     """Answers of 1 s one at a time, 9 s of thought: X = N / (R + Z), at most one a second."""
     requests = drawn(users=users, sessions=40 * users, turns=1, think_s=9.0, prompt=10_000, output=1)
-    server = instance(times(per_prompt_token_s=TOKEN_S), max_sequences=1, max_tokens_per_step=10**9)
+    server = make_instance(FormulaTimes(per_prompt_token_s=TOKEN_S), max_sequences=1, max_tokens_per_step=10**9)
     result = serve(colocated(server), [requests], warmup=2 * users)
     assert result.throughput().requests_per_s == pytest.approx(rate, rel=0.02)
     response_s = result.metrics()["e2e_s"].mean
@@ -60,9 +59,7 @@ def test_throughput_is_users_over_response_and_think_time(
     assert users / (response_s + 9.0) == pytest.approx(rate, rel=0.02)
 
 
-def test_a_machine_with_operators_works_as_the_repairman_model_says(
-    times: Any, instance: Any, colocated: Any, serve: Any
-) -> None:
+def test_a_machine_with_operators_works_as_the_repairman_model_says() -> None:
     """M/M/1//N: busy share 1 - 1 / sum over n of N! / (N - n)! (S / Z)^n; and all users' time is thought or response.
 
     The last N answers end the users' time, for nothing is left to ask after them.
@@ -70,7 +67,7 @@ def test_a_machine_with_operators_works_as_the_repairman_model_says(
     users, service_s, think_s = 6, 1.0, 5.0
     weights = [perm(users, n) * (service_s / think_s) ** n for n in range(users + 1)]
     theory = (1 - 1 / sum(weights)) / service_s
-    server = instance(times(per_prompt_token_s=TOKEN_S), max_sequences=1, max_tokens_per_step=10**9)
+    server = make_instance(FormulaTimes(per_prompt_token_s=TOKEN_S), max_sequences=1, max_tokens_per_step=10**9)
     rates = []
     for seed in range(10):
         requests = drawn(
@@ -91,9 +88,7 @@ def test_a_machine_with_operators_works_as_the_repairman_model_says(
     assert abs(found.mean - theory) < found.half_width < 0.05 * theory
 
 
-def test_turns_find_what_was_said_before_in_an_endless_cache(
-    times: Any, instance: Any, colocated: Any, disaggregated: Any, serve: Any
-) -> None:
+def test_turns_find_what_was_said_before_in_an_endless_cache() -> None:
     """Two sessions of three turns behind one system prompt of 1300 tokens, 700 new and 301 answered each.
 
     Prompts of 2000, 3001 and 4002 tokens. Where answers are decoded, the text is kept up to the last whole block
@@ -103,10 +98,10 @@ def test_turns_find_what_was_said_before_in_an_endless_cache(
     requests = drawn(
         users=1, sessions=2, turns=3, think_s=1.0, prompt=700, output=301, system_prompt={"tokens": 1300, "groups": 1}
     )
-    server = instance(times(), cache_tiers=(Tier(None),))
+    server = make_instance(FormulaTimes(), cache_tiers=(Tier(None),))
     for spec, hits in (
         (colocated(server), [0, 4, 6, 2, 4, 6]),
-        (disaggregated(server, instance(times())), [0, 3, 5, 2, 3, 5]),
+        (disaggregated(server, make_instance(FormulaTimes())), [0, 3, 5, 2, 3, 5]),
     ):
         table = serve(spec, [requests]).requests
         assert table["prompt_tokens"].tolist() == [2000, 3001, 4002] * 2
@@ -114,12 +109,10 @@ def test_turns_find_what_was_said_before_in_an_endless_cache(
 
 
 @pytest.mark.parametrize(("router", "hits"), [("session_affinity", [0, 4, 8]), ("round_robin", [0, 0, 4])])
-def test_affinity_brings_a_session_back_to_its_cache(
-    times: Any, instance: Any, colocated: Any, serve: Any, router: str, hits: list[int]
-) -> None:
+def test_affinity_brings_a_session_back_to_its_cache(router: str, hits: list[int]) -> None:
     """Texts of 2301 and 4602 tokens. By turns over two instances, a turn finds only the text of the last but one."""
     requests = drawn(users=1, sessions=1, turns=3, think_s=1.0, prompt=2000, output=301)
-    table = serve(colocated(instance(times(), cache_tiers=(Tier(None),)), 2, router), [requests]).requests
+    table = serve(colocated(make_instance(FormulaTimes(), cache_tiers=(Tier(None),)), 2, router), [requests]).requests
     assert table["cached_tokens"].tolist() == [BLOCK * hit for hit in hits]
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isclose
 from typing import Any
 
 import numpy as np
-import pytest
 
 from simulator.des.cluster.cluster import Cluster
 from simulator.des.cluster.recorder import Recorder
@@ -48,12 +47,12 @@ class FormulaTimes:
         return self.prefill_s(chunks) + self.decode_s(load)
 
 
-def _instance(times: FormulaTimes | None = None, capacity: float = float("inf"), **limits: Any) -> InstanceSpec:
+def make_instance(times: FormulaTimes | None = None, capacity: float = float("inf"), **limits: Any) -> InstanceSpec:
     """An instance whose KV is counted in tokens: one byte a token, none a sequence."""
     return InstanceSpec(times=times or FormulaTimes(), kv=KvRoom(capacity, 1.0), **limits)
 
 
-def _play(
+def play(
     spec: ClusterSpec,
     prompts: Sequence[int],
     outputs: Sequence[int],
@@ -76,50 +75,20 @@ def _play(
     return SimulationResult(spec, run, slo or Slo())
 
 
-def _serve(spec: ClusterSpec, streams: Sequence[Requests], warmup: int = 0, slo: Slo | None = None) -> SimulationResult:
+def serve(spec: ClusterSpec, streams: Sequence[Requests], warmup: int = 0, slo: Slo | None = None) -> SimulationResult:
+    """As `play`, for streams of several tenants."""
     run = Cluster(spec, streams, np.random.default_rng(0), warmup).run()
     return SimulationResult(spec, run, slo or Slo())
 
 
-def _colocated(instance: InstanceSpec, count: int = 1, router: str = "least_loaded", **fields: Any) -> ClusterSpec:
+def colocated(instance: InstanceSpec, count: int = 1, router: str = "least_loaded", **fields: Any) -> ClusterSpec:
     return ClusterSpec((GroupSpec("colocated", instance, count),), router=router, **fields)
 
 
-def _disaggregated(
+def disaggregated(
     prefill: InstanceSpec, decode: InstanceSpec, counts: tuple[int, int] = (1, 1), **fields: Any
 ) -> ClusterSpec:
     return ClusterSpec((GroupSpec("prefill", prefill, counts[0]),), (GroupSpec("decode", decode, counts[1]),), **fields)
-
-
-@pytest.fixture
-def times() -> type[FormulaTimes]:
-    return FormulaTimes
-
-
-@pytest.fixture
-def instance() -> Callable[..., InstanceSpec]:
-    return _instance
-
-
-@pytest.fixture
-def colocated() -> Callable[..., ClusterSpec]:
-    return _colocated
-
-
-@pytest.fixture
-def disaggregated() -> Callable[..., ClusterSpec]:
-    return _disaggregated
-
-
-@pytest.fixture
-def play() -> Callable[..., SimulationResult]:
-    return _play
-
-
-@pytest.fixture
-def serve() -> Callable[..., SimulationResult]:
-    """As `play`, for streams of several tenants."""
-    return _serve
 
 
 def _leaves(tree: Any, at: str = "") -> dict[str, Any]:
@@ -136,7 +105,7 @@ def _leaves(tree: Any, at: str = "") -> dict[str, Any]:
     return found
 
 
-def _differences(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
+def differences(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
     """What two summaries say otherwise. Sums of time may round otherwise, as they are taken over other spans."""
     ours, others = _leaves(left), _leaves(right)
 
@@ -147,8 +116,3 @@ def _differences(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
         )
 
     return {path: (ours.get(path), others.get(path)) for path in ours | others if not same(path)}
-
-
-@pytest.fixture(scope="session")
-def differences() -> Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]:
-    return _differences
