@@ -2,8 +2,8 @@
 
     python -m benchmarks.uncertainty POINTS.csv
 
-writes simulator/uncertainty/data/uncertainty.json, from which `plan`, `simulate` and the dashboard draw their bands. Each split
-of `benchmarks.accuracy` fits profiles on its training rows; the test rows are simulated with them.
+writes simulator/uncertainty/data/uncertainty.json, from which `plan`, `simulate` and the dashboard draw their bands.
+Each split of `benchmarks.accuracy` fits profiles on its training rows; the test rows are simulated with them.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from benchmarks.accuracy import Fold, Study, folds
 from benchmarks.simulated_points import log_ratios
 from calibration.serving.engine_fit import SCORED_METRICS
 from calibration.serving.engine_parameters import family_of
-from hw_profiles.efficiency import Form
-from simulator.model.engine import form_of
+from simulator.model.engine import Form, form_of
 from simulator.uncertainty.spreads import FILE, Evidence, Kind, Metric, Spread
 
 NAMED: dict[str, Metric] = {

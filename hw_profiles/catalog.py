@@ -8,7 +8,8 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
-from hw_profiles.efficiency import DEFAULT_STACK, Efficiency, complete, load_efficiency, read_fit, read_json
+from hw_profiles.efficiency import Efficiency
+from hw_profiles.efficiency_files import DEFAULT_STACK, complete, load_efficiency, read_fit, read_json
 from hw_profiles.loading import CatalogError, build, read_toml
 from hw_profiles.profile import HardwareProfile, profile_of
 from hw_profiles.schema import Accelerator, Price, PriceList

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from hw_profiles.efficiency import ORIGINS, Efficiency
 from hw_profiles.loading import CatalogError
-from hw_profiles.schema import Accelerator, Convention, Dtype, Price, Sourced
-from hw_profiles.units import human_rate, to_si
+from hw_profiles.schema import Accelerator, Convention, Dtype, Price, Sourced, to_si
+from hw_profiles.units import human_rate
 
 # A matrix type that a part lacks runs at the next wider type it has (operands are converted on the way in).
 WIDER: dict[Dtype, tuple[Dtype, ...]] = {

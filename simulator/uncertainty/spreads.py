@@ -18,9 +18,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from hw_profiles.efficiency import WHOLE_STEPS, Efficiency, Form
+from hw_profiles.efficiency import WHOLE_STEPS, Efficiency
 from hw_profiles.profile import HardwareProfile
 from hw_profiles.schema import Strict
+from simulator.model.engine import Form
 
 FILE = Path(__file__).parent / "data" / "uncertainty.json"
 NORMAL = NormalDist()
