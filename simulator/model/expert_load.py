@@ -138,7 +138,7 @@ class ExpertLoads:
     def _draw(self, bucket: int) -> Floats:
         rng = np.random.default_rng([SEED, bucket])
         slots = self._slots
-        tokens = round(2 ** (bucket / 2))
+        tokens = bucket_tokens(bucket)
         chosen = self._ffn.experts_per_token
         flat = slots.reshape(self._layers, -1) / chosen
         counts = rng.multinomial(tokens * chosen, flat, size=(SAMPLES, self._layers))
@@ -173,6 +173,15 @@ def tiles_beyond(counts: NDArray[Any], tile: int) -> Floats:
     """Tiles of tokens beyond the first of each expert."""
     further: Floats = np.maximum(np.ceil(counts / tile), 1) - 1
     return further
+
+
+def bucket_tokens(bucket: int) -> int:
+    """Tokens of a bucket: half powers of two.
+
+    >>> [bucket_tokens(bucket) for bucket in (0, 1, 2, 3, 20)]
+    [1, 1, 2, 3, 1024]
+    """
+    return round(2 ** (bucket / 2))
 
 
 def position(tokens: float) -> tuple[int, float]:
