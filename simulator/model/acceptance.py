@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
+
+from simulator.model.arrays import Floats
 
 CLASSES = 8
 LEAST_CONCENTRATION = 0.5  # below it nearly all requests have p = 0 or p = 1, and quantiles round to these
-Floats = NDArray[np.float64]
 
 
 def tokens_per_step(chance: Floats, drafts: int) -> Floats:

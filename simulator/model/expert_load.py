@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.model.architecture import MoeSpec
+from simulator.model.arrays import Floats
 from simulator.model.moe import RankLoad, tile_of, touched_experts
 from simulator.model.parallelism import ParallelismError
 
-Floats = NDArray[np.float64]
 SAMPLES = 32  # steps drawn for each token count
 SEED = 20_240  # of popularities, placements and draws: a fixed table
 # A power law's loads lie between 1 and this, as where aiconfigurator's collector draws loads of 8,192 tokens.

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 from hw_profiles.efficiency import WIDENING, OpClass
 from simulator.model.architecture import AttentionSpec, WeightDtype
 
-Link = Literal["scale_up", "scale_out"]
+LinkName = Literal["scale_up", "scale_out"]
 
 ACTIVATION_BYTES = 2.0  # bf16
 F32_BYTES = 4.0
@@ -40,7 +40,7 @@ class Op:
     flops: Mapping[str, float] = field(default_factory=dict)
     hbm_bytes: float = 0.0
     network_bytes: float = 0.0
-    link: Link | None = None
+    link: LinkName | None = None
     count: int = 1
     hops: float = 1  # latencies in sequence (levels of a collective, kernels of an op), or a share of one
     short_row_bytes: float = 0.0  # of the HBM bytes, those of rows that a kernel handles in another way than long ones

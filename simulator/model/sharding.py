@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hw_profiles.profile import HardwareProfile
 from simulator.model.architecture import AttentionSpec, Linear, MoeSpec
 from simulator.model.collectives import Group
-from simulator.model.ops import Link
+from simulator.model.ops import LinkName
 from simulator.model.parallelism import Parallelism
 
 KV_PROJECTIONS = ("k_proj", "v_proj")
@@ -68,7 +68,7 @@ class Cut:
         return self.token_group.ranks > 1
 
     @property
-    def stage_link(self) -> Link:
+    def stage_link(self) -> LinkName:
         """Between pipeline stages."""
         return "scale_up" if self.parallelism.gpus <= self.domain else "scale_out"
 

@@ -15,9 +15,10 @@ import numpy as np
 
 from hw_profiles.catalog import load
 from simulator.des.replicate import Replications, headline
-from simulator.des.results.noise import Floats, relative_error, student
+from simulator.des.results.noise import relative_error, student
 from simulator.des.results.result import METRICS, SimulationResult
 from simulator.des.results.tenants import PERCENTILES, Share
+from simulator.model.arrays import Floats
 from simulator.model.engine import form_of
 from simulator.model.presets import load_model
 from simulator.scenario import Deployment, Pool, Scenario

@@ -30,7 +30,7 @@ MEDIAN_OF_ABSOLUTE = NORMAL.inv_cdf(0.75)  # of a standard normal
 
 Metric = Literal["tpot_s", "ttft_s", "total_tok_s_per_gpu"]
 METRICS: tuple[Metric, ...] = ("tpot_s", "ttft_s", "total_tok_s_per_gpu")
-Kind = Literal["known", "new form", "new model", "new engine", "new accelerator", "assumed"]
+Knowledge = Literal["known", "new form", "new model", "new engine", "new accelerator", "assumed"]
 
 
 class Spread(Strict):
@@ -83,8 +83,8 @@ class Evidence(Strict):
     date: str
     commit: str  # of the code that predicted
     served: dict[str, dict[str, tuple[Form, ...]]]  # accelerator -> stack -> forms measured in the calibration
-    spreads: dict[Kind, dict[Form, dict[Metric, Spread]]]
-    coverage: dict[Kind, dict[Form, dict[Metric, float]]]  # inside the band of all other accelerators
+    spreads: dict[Knowledge, dict[Form, dict[Metric, Spread]]]
+    coverage: dict[Knowledge, dict[Form, dict[Metric, float]]]  # inside the band of all other accelerators
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def _own_spread(efficiency: Efficiency) -> Spread | None:
 
 def _kind(
     hardware: HardwareProfile, form: Form, model: str, served: dict[str, dict[str, tuple[Form, ...]]]
-) -> tuple[Kind, str]:
+) -> tuple[Knowledge, str]:
     stack, efficiency = hardware.stack, hardware.efficiency
     if efficiency.origin == "assumed":
         return "assumed", f"rates of stack {stack!r} are assumed, not measured"

@@ -17,7 +17,7 @@ from simulator.model.architecture import (
     WeightDtype,
 )
 from simulator.model.families.kv_layout import check_index_dtype, check_kv_dtype, gqa_entry_bytes
-from simulator.model.families.quantisation import Part, Quantisation, Storage
+from simulator.model.families.quantisation import TensorKind, Quantisation, Storage
 from simulator.model.families.reader import ConfigReader
 
 
@@ -60,7 +60,7 @@ class Context:
 
     def linear(
         self,
-        part: Part | None,
+        tensor: TensorKind | None,
         name: str,
         inputs: int,
         outputs: int,
@@ -69,8 +69,8 @@ class Context:
         rows_per_token: int = 1,
         groups: int = 1,
     ) -> Linear:
-        """A projection stored as its part is; `part` None keeps it in the plain type."""
-        storage: Storage = self.quantisation.of(part) if part else self.quantisation.plain
+        """A projection stored as tensors of its kind are; None keeps it in the plain type."""
+        storage: Storage = self.quantisation.of(tensor) if tensor else self.quantisation.plain
         return Linear(
             name,
             inputs,
@@ -180,12 +180,12 @@ def delta_attention(
 
 
 def gated_ffn(
-    ctx: Context, part: Part, prefix: str, hidden: int, width: int, bias: bool = False
+    ctx: Context, tensor: TensorKind, prefix: str, hidden: int, width: int, bias: bool = False
 ) -> tuple[Linear, Linear]:
     """Gate and up projection as one matrix, and down projection."""
     return (
-        ctx.linear(part, f"{prefix}_gate_up", hidden, 2 * width, "column", bias),
-        ctx.linear(part, f"{prefix}_down", width, hidden, "row", bias),
+        ctx.linear(tensor, f"{prefix}_gate_up", hidden, 2 * width, "column", bias),
+        ctx.linear(tensor, f"{prefix}_down", width, hidden, "row", bias),
     )
 
 
