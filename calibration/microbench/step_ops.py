@@ -51,8 +51,7 @@ class StepPricer:
     def load(self, shape: StepShape) -> tuple[list[Chunk], DecodeLoad]:
         """The step in the words of `simulator.model.latency`."""
         contexts = shape.contexts
-        capped = tuple(sum(min(context, cap) for context in contexts) for cap in self.steps.caps)
-        load = DecodeLoad(len(contexts), sum(contexts), capped, len(contexts)) if contexts else NO_DECODE
+        load = DecodeLoad.of(contexts, self.steps.caps) if contexts else NO_DECODE
         return [Chunk(new, past) for new, past in shape.prefills], load
 
     def ops(self, shape: StepShape) -> tuple[Op, ...]:

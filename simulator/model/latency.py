@@ -211,7 +211,7 @@ class StepLatency:
     @cached_property
     def kernels(self) -> float:
         """Launches of a decode step: of its ops, drafts included."""
-        one = self._ops.shape([], DecodeLoad(1, 1, tuple(min(1, cap) for cap in self.caps), 1), None)
+        one = self._ops.shape([], DecodeLoad.alike(1, 1, self.caps, 1), None)
         return float(sum(op.count for op in self._ops.all_ops(one)))
 
     @cached_property

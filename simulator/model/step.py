@@ -39,6 +39,26 @@ class DecodeLoad(NamedTuple):
     capped: tuple[int, ...]
     total_sequences: int
 
+    @classmethod
+    def of(cls, contexts: Sequence[int], caps: Sequence[int]) -> DecodeLoad:
+        """Sequences of these contexts on the only rank.
+
+        >>> DecodeLoad.of([100, 300], caps=(128, 512))
+        DecodeLoad(sequences=2, context=400, capped=(228, 400), total_sequences=2)
+        """
+        capped = tuple(sum(min(context, cap) for context in contexts) for cap in caps)
+        return cls(len(contexts), sum(contexts), capped, len(contexts))
+
+    @classmethod
+    def alike(cls, sequences: int, context: float, caps: Sequence[int], total_sequences: int) -> DecodeLoad:
+        """Sequences of one context.
+
+        >>> DecodeLoad.alike(2, 200.25, caps=(128, 512), total_sequences=16)
+        DecodeLoad(sequences=2, context=400, capped=(256, 400), total_sequences=16)
+        """
+        capped = tuple(round(sequences * min(context, cap)) for cap in caps)
+        return cls(sequences, round(sequences * context), capped, total_sequences)
+
 
 class Chunk(NamedTuple):
     """`new` prompt tokens after `past` tokens whose KV is already there."""

@@ -17,7 +17,7 @@ from simulator.model.architecture import (
     WeightDtype,
 )
 from simulator.model.families.kv_layout import check_index_dtype, check_kv_dtype, gqa_entry_bytes
-from simulator.model.families.quantisation import TensorKind, Quantisation, Storage
+from simulator.model.families.quantisation import Quantisation, Storage, TensorKind
 from simulator.model.families.reader import ConfigReader
 
 
