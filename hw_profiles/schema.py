@@ -23,7 +23,8 @@ Dtype = Literal["fp32", "tf32", "bf16", "int8", "fp8", "fp4"]
 Vendor = Literal["NVIDIA", "AMD", "Huawei", "Google", "Intel", "AWS", "other"]
 Convention = Literal["hyperscaler_ownership", "neocloud_ownership", "rental_3yr", "on_demand"]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-SourceText = Annotated[str, StringConstraints(strip_whitespace=True, min_length=3)]
+SHORTEST_SOURCE = 3  # characters; assumed: fewer name nothing
+SourceText = Annotated[str, StringConstraints(strip_whitespace=True, min_length=SHORTEST_SOURCE)]
 # strict: TOML's true and "80" are not numbers
 Figure = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
 

@@ -21,11 +21,12 @@ from simulator.model.arrays import Floats
 from simulator.model.moe import RankLoad, tile_of, touched_experts
 from simulator.model.parallelism import ParallelismError
 
-SAMPLES = 32  # steps drawn for each token count
+SAMPLES = 32  # steps drawn for each token count; assumed
 SEED = 20_240  # of popularities, placements and draws: a fixed table
-# A power law's loads lie between 1 and this, as where aiconfigurator's collector draws loads of 8,192 tokens.
+# A power law's loads lie between 1 and this, as where aiconfigurator's collector draws loads of 8,192 tokens. [-]
 POWER_LAW_SPAN = 0.8 * 8192
-LARGEST_BUCKET = 36  # half powers of two; beyond 2^18 tokens the draws no longer matter
+LARGEST_BUCKET = 36  # half powers of two; assumed: beyond 2^18 tokens the draws no longer matter
+ROUNDING = 1e-12  # by which a chance may pass 1 [-]
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def expert_chances(skew: ExpertSkew, experts: int, chosen: int, rng: np.random.G
 def _capped(weights: Floats, chosen: int) -> Floats:
     """Chances in proportion to the weights, but where that exceeds 1."""
     chances = weights * (chosen / weights.sum())
-    while chances.max() > 1 + 1e-12:
+    while chances.max() > 1 + ROUNDING:
         certain = chances >= 1
         rest = chances[~certain]
         chances = np.where(certain, 1.0, chances * ((chosen - certain.sum()) / rest.sum()))

@@ -28,7 +28,7 @@ from simulator.model.ops import Op, Reader
 from simulator.model.parallelism import Parallelism
 from simulator.model.remembered import remember
 from simulator.model.roofline import Bound, roof_times
-from simulator.model.step import NO_DECODE, Chunk, DecodeLoad, LoadError, StepOps, StepShape, times
+from simulator.model.step import CHUNK_SUMS, NO_DECODE, Chunk, DecodeLoad, LoadError, StepOps, StepShape, times
 
 __all__ = ["NO_DECODE", "Chunk", "DecodeLine", "DecodeLoad", "LoadError", "PricedOp", "StepLatency"]
 
@@ -245,7 +245,7 @@ class StepLatency:
         if program is None:
             stack = self._ops.draft if draft else self._ops.main
             program = self._compiled(
-                lambda v: self._ops.prefill_ops(stack, v, selecting), 3 + len(self._ops.prefill_counts)
+                lambda v: self._ops.prefill_ops(stack, v, selecting), CHUNK_SUMS + len(self._ops.prefill_counts)
             )
             self._prefill_programs[draft, selecting] = program
         return program

@@ -10,13 +10,19 @@ from dataclasses import dataclass, replace
 
 from hw_profiles.profile import HardwareProfile
 from hw_profiles.units import human_bytes
-from simulator.model.architecture import AttentionSpec, LayerSpec, Linear, ModelSpec
+from simulator.model.architecture import F32_BYTES, AttentionSpec, LayerSpec, Linear, ModelSpec
 from simulator.model.moe import INPUT_BYTES
-from simulator.model.ops import ACTIVATION_BYTES, F32_BYTES
-from simulator.model.parallelism import Parallelism, ParallelismError
+from simulator.model.ops import ACTIVATION_BYTES
+from simulator.model.parallelism import MOST_GPUS, Parallelism, ParallelismError
 from simulator.model.sharding import Cut
 
-LARGEST_SEARCHED = 1024  # accelerators
+# Token budget of a step on each attention rank where nothing is said; assumed: what vLLM's server and SGLang choose for
+# themselves on an H100. [tokens]
+DEFAULT_STEP_TOKENS = 8192
+# Rows of a step for one whose f32 logits are held; assumed: prefill needs its last rows only, and decode steps are far
+# smaller than the token budget.
+ROWS_PER_LOGITS = 8
+RESIDUAL_COPIES = 2  # of the residual streams; assumed: a layer's input and output
 
 
 class DoesNotFitError(ValueError):
@@ -53,7 +59,7 @@ def plan_memory(
     model: ModelSpec,
     hardware: HardwareProfile,
     parallelism: Parallelism,
-    max_tokens_per_step: int = 8192,
+    max_tokens_per_step: int = DEFAULT_STEP_TOKENS,
     draft_tokens: int = 0,
     redundant_experts: int = 0,
 ) -> MemoryPlan:
@@ -104,14 +110,13 @@ def _layer_bytes(layer: LayerSpec, cut: Cut) -> float:
 def activation_bytes(model: ModelSpec, cut: Cut, tokens: int) -> float:
     """Working memory of a step with `tokens` rows on each data-parallel rank. [B]
 
-    Two copies of the residual streams, plus the larger of: all attention projections of a layer at once, or what
-    a rank's experts receive, hold between their products, and return (uniform routing); plus f32 logits of one
-    row in eight (prefill needs its last rows only, decode steps are far smaller than the token budget).
+    Copies of the residual streams, plus the larger of: all attention projections of a layer at once, or what a rank's
+    experts receive, hold between their products, and return (uniform routing); plus f32 logits of some rows.
     """
     parallelism = cut.parallelism
     rows = tokens / parallelism.cp
     streams = max(layer.mixing.streams if layer.mixing else 1 for layer in model.layers)
-    residual = 2 * rows * streams * model.hidden * ACTIVATION_BYTES
+    residual = RESIDUAL_COPIES * rows * streams * model.hidden * ACTIVATION_BYTES
     widest = 0.0
     for layer in {id(layer): layer for layer in model.layers}.values():
         projected = sum(x.outputs * cut.linear_share(x, layer.attention) for x in layer.attention.linears)
@@ -122,7 +127,7 @@ def activation_bytes(model: ModelSpec, cut: Cut, tokens: int) -> float:
         inner = (ffn.matrices - 1) * ffn.expert_intermediate / cut.expert_tp * ACTIVATION_BYTES
         received = ffn.expert_hidden * (INPUT_BYTES[ffn.expert_compute] + ACTIVATION_BYTES)
         widest = max(widest, attention, shared + choices * (received + inner))
-    logits = tokens / 8 * model.vocab / cut.tp * F32_BYTES
+    logits = tokens / ROWS_PER_LOGITS * model.vocab / cut.tp * F32_BYTES
     return residual + widest + logits
 
 
@@ -179,7 +184,7 @@ def _refusal(
     way_out = (
         f"at least {fewest} {hardware.name} would do"
         if fewest
-        else f"no cut of up to {LARGEST_SEARCHED} {hardware.name} would do; use an accelerator with more memory"
+        else f"no cut of up to {MOST_GPUS} {hardware.name} would do; use an accelerator with more memory"
     )
     return (
         f"{model.name} under {parallelism} needs {human_bytes(plan.weight_bytes)} of weights and "
@@ -192,7 +197,7 @@ def _fewest_gpus(model: ModelSpec, hardware: HardwareProfile, tokens: int, draft
     """Fewest accelerators, in powers of two, over tensor-parallel and data-parallel cuts with spread experts."""
     experts = max(layer.ffn.experts for layer in model.layers)
     gpus = 1
-    while gpus <= LARGEST_SEARCHED:
+    while gpus <= MOST_GPUS:
         ep = gpus if experts and experts % gpus == 0 else 1
         for candidate in (Parallelism(tp=gpus, ep=ep), Parallelism(dp=gpus, ep=ep)):
             try:

@@ -7,23 +7,24 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from hw_profiles.efficiency import OpClass
-from simulator.model.architecture import MoeSpec, WeightDtype
+from simulator.model.architecture import BF16_BYTES, BYTE, F32_BYTES, NIBBLE, MoeSpec, WeightDtype
 from simulator.model.collectives import all_gather, all_to_all
 from simulator.model.ops import Op
 from simulator.model.sharding import Cut
 
-# Bytes of an expert input element by compute precision, one-byte scales of low-precision blocks of 32 included.
+INPUT_GROUP = 32  # elements of an expert's input under one scale (OCP microscaling formats)
+# Bytes of an expert input element by compute precision, one-byte scales of low-precision groups included. [B]
 INPUT_BYTES: dict[WeightDtype, float] = {
-    "fp32": 4.0,
-    "bf16": 2.0,
-    "fp8": 1.0 + 1 / 32,
-    "int8": 1.0 + 1 / 32,
-    "fp4": 0.5 + 1 / 32,
-    "int4": 0.5 + 1 / 32,
+    "fp32": F32_BYTES,
+    "bf16": BF16_BYTES,
+    "fp8": BYTE + BYTE / INPUT_GROUP,
+    "int8": BYTE + BYTE / INPUT_GROUP,
+    "fp4": NIBBLE + BYTE / INPUT_GROUP,
+    "int4": NIBBLE + BYTE / INPUT_GROUP,
 }
-OUTPUT_BYTES = 2.0  # results travel and are summed in bf16
-SMALLEST_TILE, LARGEST_TILE = 16, 256  # tokens of a tile of expert GEMMs
-NEGLIGIBLE = 4.0  # deviations (times the root of two) beyond which a load does not lie
+OUTPUT_BYTES = BF16_BYTES  # results travel and are summed in bf16 [B]
+SMALLEST_TILE, LARGEST_TILE = 16, 256  # tokens of a tile of expert GEMMs (see `tile_of`)
+NEGLIGIBLE = 4.0  # deviations, times the root of two, beyond which a load does not lie [-]: a chance of 1e-8
 
 
 def touched_experts(tokens: float, experts: int, chosen: int, held: float | None = None) -> float:
@@ -58,8 +59,8 @@ def tile_of(mean: float) -> int:
 
 
 def further_tiles(load: float, tile: int) -> float:
-    """Expected tiles beyond the first of an expert with a Poisson load: the sum over k >= 1 of P(load > k tile), each
-    by the normal approximation."""
+    """Expected tiles beyond the first of an expert with a Poisson load: the sum over k >= 1 of P(n > k tile), each by
+    the normal approximation with continuity correction, erfc((k tile + 1/2 - load) / sqrt(2 load)) / 2."""
     if load <= 0:
         return 0.0
     deviation = math.sqrt(2 * load)

@@ -67,6 +67,7 @@ class Chunk(NamedTuple):
     past: int
 
 
+CHUNK_SUMS = 3  # that the values of prefill ops begin with: new tokens, past tokens, chunks
 NO_DECODE = DecodeLoad(0, 0, (), 0)
 
 
@@ -275,7 +276,7 @@ class StepOps:
 
     def prefill_selecting(self, values: Sequence[float]) -> frozenset[Reader]:
         """Readers of which some query has more entries than it may select. values: as of prefill_ops."""
-        reads = dict(zip(self.prefill_counts, values[3:], strict=True))
+        reads = dict(zip(self.prefill_counts, values[CHUNK_SUMS:], strict=True))
         return frozenset(r for r in self.selectors if reads[Reader(r.ratio, None)] > reads[r])
 
     def prefill_ops(self, stack: Stack, values: Sequence[float], selecting: frozenset[Reader]) -> list[Op]:

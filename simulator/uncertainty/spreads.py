@@ -25,8 +25,8 @@ from simulator.model.engine import Form
 
 FILE = Path(__file__).parent / "data" / "uncertainty.json"
 NORMAL = NormalDist()
-Z90 = NORMAL.inv_cdf(0.9)
-MEDIAN_OF_ABSOLUTE = NORMAL.inv_cdf(0.75)  # of a standard normal
+Z90 = NORMAL.inv_cdf(0.9)  # 90th percentile of a standard normal [-]
+MEDIAN_OF_ABSOLUTE = NORMAL.inv_cdf(0.75)  # median distance of a standard normal from its mean [-]
 
 Metric = Literal["tpot_s", "ttft_s", "total_tok_s_per_gpu"]
 METRICS: tuple[Metric, ...] = ("tpot_s", "ttft_s", "total_tok_s_per_gpu")

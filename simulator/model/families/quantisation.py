@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from simulator.model.architecture import WeightDtype
-from simulator.model.families.reader import ConfigReader
+from simulator.model.architecture import BF16_BYTES, BYTE, FP4_GROUP, FP8_BLOCK, NIBBLE, WeightDtype
+from simulator.model.families.reader import LONGEST_SHOWN, ConfigReader
 
 # What a checkpoint may treat differently; routers, norms, embedding and LM head are never quantised here.
 TensorKind = Literal["attention", "dense_ffn", "shared_expert", "expert"]
@@ -78,10 +78,10 @@ def _compressed_tensors(q: ConfigReader) -> tuple[Storage, WeightDtype]:
         return Storage("fp8"), "fp8"
     if (bits, kind) == (4, "int"):
         # packed int4 with one bf16 scale per group; multiplied in bf16 after dequantisation (W4A16)
-        return Storage("int4", 0.5 + 2 / weights.integer("group_size", 32)), "bf16"
+        return Storage("int4", NIBBLE + BF16_BYTES / weights.integer("group_size", FP4_GROUP)), "bf16"
     if (bits, kind) == (4, "float"):
         # mxfp4: one byte of scale per group
-        return Storage("fp4", 0.5 + 1 / weights.integer("group_size", 32)), "bf16"
+        return Storage("fp4", NIBBLE + BYTE / weights.integer("group_size", FP4_GROUP)), "bf16"
     raise weights.fail(f"num_bits={bits} of type {kind!r} is not supported; use 8 float, 4 int or 4 float")
 
 
@@ -101,7 +101,7 @@ def read_quantisation(reader: ConfigReader, layers: int) -> Quantisation:
     if patterns is not None and not (
         isinstance(patterns, list) and all(isinstance(pattern, str) for pattern in patterns)
     ):
-        raise q.fail(f"key {ignore_key!r} is {patterns!r:.60}, expected a list of strings")
+        raise q.fail(f"key {ignore_key!r} is {patterns!r:.{LONGEST_SHOWN}}, expected a list of strings")
 
     tensors: tuple[TensorKind, ...] = ("attention", "dense_ffn", "shared_expert", "expert")
     assumptions: tuple[str, ...] = ()
@@ -109,7 +109,7 @@ def read_quantisation(reader: ConfigReader, layers: int) -> Quantisation:
     if method == "fp8":
         storage, compute = Storage("fp8"), "fp8"
         if q.text("scale_fmt", "") == "ue8m0":
-            storage = Storage("fp8", 1 + 1 / 128**2)  # one-byte block scales
+            storage = Storage("fp8", BYTE + BYTE / FP8_BLOCK**2)  # one-byte block scales
     elif method == "mxfp4":
         storage, compute, tensors = Storage("fp4"), "bf16", ("expert",)
         assumptions = ("mxfp4 experts multiply in bf16 after dequantisation (weight-only)",)
