@@ -75,7 +75,6 @@ class CompressorState:
     ring_rows: int
     draft_ring_rows: int  # rows kept when drafts may be rolled back
     overlap_rows: int  # rows of the last closed block that the next entry still reads
-    online_bytes: float  # the running form that replaces the ring (equals the ring where none exists)
     sent_whole: bool  # handed over as the full ring rather than row by row
 
 
@@ -120,10 +119,6 @@ class AttentionSpec:
     state_flops_per_token: float = 0.0
     chunk_flops_per_token: float = 0.0
     convolution_width: int = 0
-
-    @property
-    def linear_params(self) -> int:
-        return sum(linear.params for linear in self.linears)
 
     @property
     def stored_entry_bytes(self) -> float:

@@ -257,9 +257,6 @@ def _gather_keys(attention: AttentionSpec, new: float, cut: Cut) -> list[Op]:
     if cut.parallelism.cp == 1:
         return []
     per_token = attention.window_entry_bytes * cut.kv_share(attention)
-    if attention.compressor is not None:
-        per_token += attention.compressor.row_bytes
-    elif attention.ratio and attention.kv_source_layer is None:
-        keys = attention.indexer.key_bytes if attention.indexer else 0.0
-        per_token += (attention.entry_bytes * cut.kv_share(attention) + keys) / attention.ratio
+    compressor = attention.compressor
+    per_token += compressor.row_bytes if compressor else cut.stored_bytes(attention)
     return all_gather("gather keys", new * per_token, cut.context_group)

@@ -63,10 +63,7 @@ def _norms(rows: float, hidden: int) -> Op:
 def _rope_and_store(attention: AttentionSpec, rows: float, cut: Cut) -> Op:
     """Head norms and RoPE on queries and keys (read, write), and the write of new KV and index keys."""
     heads = attention.heads / cut.tp + attention.kv_heads * cut.kv_share(attention)
-    stored = attention.window_entry_bytes * cut.kv_share(attention)
-    if attention.ratio and attention.kv_source_layer is None:
-        keys = attention.indexer.key_bytes if attention.indexer else 0.0
-        stored += (attention.entry_bytes * cut.kv_share(attention) + keys) / attention.ratio
+    stored = attention.window_entry_bytes * cut.kv_share(attention) + cut.stored_bytes(attention)
     per_row = heads * attention.prefill_qk_dim * 2 * ACTIVATION_BYTES + stored
     return Op("head norm, RoPE, KV write", OpClass.ELEMENTWISE, hbm_bytes=rows * per_row)
 

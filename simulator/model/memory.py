@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from hw_profiles.profile import HardwareProfile
 from hw_profiles.units import human_bytes
 from simulator.model.architecture import F32_BYTES, AttentionSpec, LayerSpec, Linear, ModelSpec
+from simulator.model.kv import state_bytes, window_bytes
 from simulator.model.moe import INPUT_BYTES
 from simulator.model.ops import ACTIVATION_BYTES
 from simulator.model.parallelism import MOST_GPUS, Parallelism, ParallelismError
@@ -38,21 +39,11 @@ class MemoryPlan:
     kv_capacity_bytes: float
     kv_bytes_per_token: float  # growth of one sequence
     kv_bytes_per_sequence: float  # window and state of one sequence, whatever its length
-    max_positions: int
 
     def max_sequences(self, context: int) -> int:
         """Sequences of `context` tokens (at least 1) each that fit on a rank."""
         one = self.kv_bytes_per_sequence + self.kv_bytes_per_token * max(context, 1)
         return int(self.kv_capacity_bytes / one)
-
-    def max_context(self) -> int:
-        """Longest single sequence that fits, at most what the model allows."""
-        room = self.kv_capacity_bytes - self.kv_bytes_per_sequence
-        if room <= 0:
-            return 0
-        if self.kv_bytes_per_token == 0:
-            return self.max_positions
-        return min(self.max_positions, int(room / self.kv_bytes_per_token))
 
 
 def plan_memory(
@@ -145,18 +136,10 @@ def _layers_kv(layers: tuple[LayerSpec, ...], cut: Cut, draft_tokens: int) -> tu
     growth = fixed = 0.0
     for layer in layers:
         attention = layer.attention
-        share = cut.kv_share(attention)
-        if attention.ratio and attention.kv_source_layer is None:
-            keys = attention.indexer.key_bytes if attention.indexer else 0.0
-            growth += (attention.entry_bytes * share + keys) / attention.ratio
-        fixed += (attention.window or 0) * attention.window_entry_bytes * share
-        compressor = attention.compressor
-        if compressor is None:
-            # recurrent state is cut by head, as the projections that feed it are
-            fixed += attention.state_bytes / cut.tp
-        else:
-            rows = compressor.draft_ring_rows if draft_tokens else compressor.ring_rows
-            fixed += rows * compressor.row_bytes
+        growth += cut.stored_bytes(attention)
+        fixed += window_bytes(attention) * cut.kv_share(attention)
+        # recurrent state is cut by head, as the projections that feed it are; compressor rows are copied
+        fixed += state_bytes(attention, draft_tokens > 0) / (1 if attention.compressor else cut.tp)
     return growth, fixed
 
 
@@ -168,7 +151,7 @@ def _plan(
     activations = activation_bytes(model, cut, tokens)
     usable = hardware.memory_bytes * hardware.efficiency.memory_utilisation
     growth, fixed = _kv_bytes(model, cut, draft_tokens)
-    return MemoryPlan(weights, activations, usable - weights - activations, growth, fixed, model.max_positions)
+    return MemoryPlan(weights, activations, usable - weights - activations, growth, fixed)
 
 
 def _refusal(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from hw_profiles.efficiency import OpClass
@@ -24,7 +23,6 @@ INPUT_BYTES: dict[WeightDtype, float] = {
 }
 OUTPUT_BYTES = BF16_BYTES  # results travel and are summed in bf16 [B]
 SMALLEST_TILE, LARGEST_TILE = 16, 256  # tokens of a tile of expert GEMMs (see `tile_of`)
-NEGLIGIBLE = 4.0  # deviations, times the root of two, beyond which a load does not lie [-]: a chance of 1e-8
 
 
 def touched_experts(tokens: float, experts: int, chosen: int, held: float | None = None) -> float:
@@ -58,38 +56,11 @@ def tile_of(mean: float) -> int:
     return min(LARGEST_TILE, max(SMALLEST_TILE, 2 ** math.ceil(math.log2(max(mean, 1.0)))))
 
 
-def further_tiles(load: float, tile: int) -> float:
-    """Expected tiles beyond the first of an expert with a Poisson load: the sum over k >= 1 of P(n > k tile), each by
-    the normal approximation with continuity correction, erfc((k tile + 1/2 - load) / sqrt(2 load)) / 2."""
-    if load <= 0:
-        return 0.0
-    deviation = math.sqrt(2 * load)
-    most = int((load + NEGLIGIBLE * deviation) / tile)
-    return sum(0.5 * math.erfc((k * tile + 0.5 - load) / deviation) for k in range(1, most + 1))
-
-
-def rank_loads(
-    ffn: MoeSpec, tokens: float, ranks: int, popularity: Sequence[float] | None = None
-) -> tuple[RankLoad, ...]:
-    """Expected load of each rank of `ranks`; of one rank where all are alike. The slowest of them binds.
-
-    popularity: chance that a token chooses each expert, adding up to experts per token (default: all loads alike, so
-    that none passes its tile). Experts lie on ranks in blocks.
-    """
-    mean = tokens * ffn.experts_per_token / ffn.experts
-    if popularity is None:
-        held = ffn.experts / ranks
-        return (RankLoad(mean * held, touched_experts(tokens, ffn.experts, ffn.experts_per_token, held), 0.0),)
-    size, tile = ffn.experts // ranks, tile_of(mean)
-    blocks = [popularity[rank * size : (rank + 1) * size] for rank in range(ranks)]
-    return tuple(
-        RankLoad(
-            tokens * sum(block),
-            sum(1.0 - (1.0 - share) ** tokens for share in block),
-            sum(further_tiles(tokens * share, tile) for share in block),
-        )
-        for block in blocks
-    )
+def uniform_load(ffn: MoeSpec, tokens: float, ranks: int) -> RankLoad:
+    """Expected load of each of `ranks` expert ranks where all experts are alike, so that none passes its tile."""
+    held = ffn.experts / ranks
+    touched = touched_experts(tokens, ffn.experts, ffn.experts_per_token, held)
+    return RankLoad(tokens * ffn.experts_per_token / ffn.experts * held, touched, 0.0)
 
 
 def copies_per_rank(chosen: int, ranks: int) -> float:

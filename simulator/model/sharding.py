@@ -96,6 +96,13 @@ class Cut:
         """Fraction of the stored entries on one rank: cut by KV head; a single head or latent is copied."""
         return 1.0 / min(self.tp, attention.kv_heads)
 
+    def stored_bytes(self, attention: AttentionSpec) -> float:
+        """Bytes that a token adds to the entries and index keys of a layer on one rank; keys are copied. [B/token]"""
+        if not attention.ratio or attention.kv_source_layer is not None:
+            return 0.0
+        keys = attention.indexer.key_bytes if attention.indexer else 0.0
+        return (attention.entry_bytes * self.kv_share(attention) + keys) / attention.ratio
+
     def layers_per_stage(self, layers: int) -> int:
         """Layers of the fullest pipeline stage."""
         return math.ceil(layers / self.parallelism.pp)

@@ -16,7 +16,7 @@ from simulator.model import attention as cores
 from simulator.model import layers as layer_ops
 from simulator.model.architecture import DraftHead, LayerSpec, ModelSpec, MoeSpec
 from simulator.model.expert_load import ExpertLoads, ExpertSkew
-from simulator.model.moe import RankLoad, expert_ops, rank_loads
+from simulator.model.moe import RankLoad, expert_ops, uniform_load
 from simulator.model.ops import Counted, Op, Reader, counted, entry_reader, prefill_counts, readers, selectors
 from simulator.model.parallelism import Parallelism
 from simulator.model.roofline import op_seconds
@@ -244,7 +244,7 @@ class StepOps:
         """Mean loads of the expert ranks that may bind."""
         if ffn in self.expert_loads:
             return self.expert_loads[ffn].mean(tokens)
-        return rank_loads(ffn, tokens, self.parallelism.ep)
+        return (uniform_load(ffn, tokens, self.parallelism.ep),)
 
     def expert_ops_of(self, stack: Stack, rows: float, tokens: float, low_latency: bool) -> list[Op]:
         """On the rank whose load takes longest."""

@@ -33,7 +33,6 @@ _LAYER_TYPES = {
     "heavily_compressed_attention": _HCA_RATIO,
 }
 _HEAD_TO_ROPE = 8  # width of a head over that of its rotated part, as transformers fills it in [-]
-_ONLINE_VALUES = 3  # that the running form of HCA keeps: maximum, sum and weighted sum
 _CSA_OVERLAP = 2  # each CSA entry spans two blocks of `ratio` tokens
 
 
@@ -134,8 +133,7 @@ def _attention(ctx: Context, ratio: int) -> AttentionSpec:
 
 
 def _compressor_state(main: _Compressor, row_bytes: float) -> CompressorState:
-    """f32 rows not closed yet: CSA keeps both blocks an entry spans; HCA has an online form
-    (maximum, sum and weighted sum) and hands its ring over as one page."""
+    """f32 rows not closed yet: CSA keeps both blocks an entry spans; HCA hands its ring over as one page."""
     rows = main.coefficient * main.ratio
     overlapping = main.coefficient == _CSA_OVERLAP
     return CompressorState(
@@ -143,7 +141,6 @@ def _compressor_state(main: _Compressor, row_bytes: float) -> CompressorState:
         ring_rows=rows,
         draft_ring_rows=2 * rows,
         overlap_rows=main.ratio if overlapping else 0,
-        online_bytes=rows * row_bytes if overlapping else _ONLINE_VALUES * main.dim * F32,
         sent_whole=not overlapping,
     )
 
