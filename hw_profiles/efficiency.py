@@ -18,7 +18,7 @@ MOST_SHORT_ROW_FACTOR = 1024  # [-]; assumed: more is a slip of the pen
 MOST_REREAD_SHARE = 2  # [-]; assumed: a read again from memory costs what the first did, 1
 Fraction = Annotated[FiniteFloat, Field(gt=0, le=LARGEST_STORED)]
 RereadShare = Annotated[FiniteFloat, Field(ge=0, le=MOST_REREAD_SHARE)]
-Duration = Annotated[FiniteFloat, Field(ge=0)]  # [s]
+StoredSeconds = Annotated[FiniteFloat, Field(ge=0)]
 Error = Annotated[FiniteFloat, Field(ge=0)]  # relative, or of a logarithm
 Origin = Literal["assumed", "published", "served", "measured"]
 ORIGINS: dict[Origin, str] = {
@@ -94,8 +94,8 @@ class ClassEfficiency(Strict):
     matrix_fraction: Fraction
     memory_fraction: Fraction
     network_fraction: Fraction
-    latency_s: Duration  # t0, launch or fabric floor of one op
-    depth_s: Duration = 0.0  # d, of one element more in the sums of a product, which a tile adds one after the other
+    latency_s: StoredSeconds  # t0, launch or fabric floor of one op
+    depth_s: StoredSeconds = 0.0  # d, of one element more in sums of a product, which a tile adds one after the other
     exponent: Annotated[FiniteFloat, Field(ge=1, le=MOST_EXPONENT)]
     residual_sigma: Error  # std of log(measured / predicted)
     # rows by which a ragged tile is filled up, on average: multiplied like any others
@@ -113,9 +113,9 @@ class ClassEfficiency(Strict):
     # kernels that read again at another share
     reread_share_by: dict[str, RereadShare] = Field(default_factory=dict)
     # kernels with another floor
-    latency_s_by: dict[str, Duration] = Field(default_factory=dict)
+    latency_s_by: dict[str, StoredSeconds] = Field(default_factory=dict)
     # and sums of another pace
-    depth_s_by: dict[str, Duration] = Field(default_factory=dict)
+    depth_s_by: dict[str, StoredSeconds] = Field(default_factory=dict)
     source: SourceText
     assumed: bool
 
@@ -156,9 +156,9 @@ class Efficiency(Strict):
     accelerator: str
     stack: str  # "default", "sglang", "vllm", "trtllm", "moeplan", ...
     classes: dict[OpClass, ClassEfficiency]
-    step_overhead_s: Duration  # host: scheduling, sampling, detokenising, launch gaps, per step
-    kernel_overhead_s: Duration = 0.0  # the same for each kernel of a decode step
-    request_overhead_s: Duration  # host: tokenise, admission, HTTP, once per request
+    step_overhead_s: StoredSeconds  # host: scheduling, sampling, detokenising, launch gaps, per step
+    kernel_overhead_s: StoredSeconds = 0.0  # the same for each kernel of a decode step
+    request_overhead_s: StoredSeconds  # host: tokenise, admission, HTTP, once per request
     overhead_source: SourceText
     overhead_assumed: bool
     memory_utilisation: Annotated[FiniteFloat, Field(gt=0, le=1)]  # share of capacity the stack may fill
