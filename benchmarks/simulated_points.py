@@ -25,6 +25,7 @@ from hw_profiles.efficiency import Efficiency
 from hw_profiles.profile import HardwareProfile
 from simulator.des.simulate import play
 from simulator.des.workload.requests import make_requests
+from simulator.model.acceptance import tokens_per_step
 from simulator.model.memory import DoesNotFitError
 from simulator.model.parallelism import Parallelism
 from simulator.model.presets import load_model
@@ -134,7 +135,7 @@ def _pool(point: Point, worker: Worker, hardware: HardwareProfile, drafts: int, 
         "dp": cut.dp,
         "ep": cut.ep,
         "draft_tokens": drafts,
-        "acceptance_length": sum(acceptance**i for i in range(drafts + 1)),
+        "acceptance_length": tokens_per_step(acceptance, drafts),
     }
 
 

@@ -22,9 +22,8 @@ from benchmarks.accuracy import Fold, Study, folds
 from benchmarks.simulated_points import log_ratios
 from calibration.serving.engine_fit import SCORED_METRICS
 from calibration.serving.engine_parameters import family_of
-from hw_profiles.efficiency import Form
-from simulator.model.engine import form_of
-from simulator.uncertainty.spreads import FILE, Evidence, Kind, Metric, Spread
+from simulator.model.engine import Form, form_of
+from simulator.uncertainty.spreads import FILE, Evidence, Knowledge, Metric, Spread
 
 NAMED: dict[str, Metric] = {
     "tpot_ms": "tpot_s",
@@ -33,7 +32,7 @@ NAMED: dict[str, Metric] = {
 }
 MOST_ROWS = 600  # simulated of each split, drawn at random
 FEWEST = 20  # points that a spread needs
-SOURCES: dict[tuple[Kind, Form], str] = {
+SOURCES: dict[tuple[Knowledge, Form], str] = {
     ("known", "colocated"): "random half",
     ("known", "disaggregated"): "random half",
     ("new form", "disaggregated"): "colocated to disaggregated",
@@ -58,8 +57,8 @@ def write(study: Study) -> Path:
     assumed = _collect(log_ratios(study, None, _drawn(study, np.arange(len(study.steps)))))
     found = {key: by_split[name] for key, name in SOURCES.items()}
     found |= {("assumed", "colocated"): assumed, ("assumed", "disaggregated"): assumed}
-    spreads: dict[Kind, dict[Form, dict[Metric, Spread]]] = defaultdict(dict)
-    coverage: dict[Kind, dict[Form, dict[Metric, float]]] = defaultdict(dict)
+    spreads: dict[Knowledge, dict[Form, dict[Metric, Spread]]] = defaultdict(dict)
+    coverage: dict[Knowledge, dict[Form, dict[Metric, float]]] = defaultdict(dict)
     for (kind, form), (rows, errors) in found.items():
         of_form = study.disaggregated[rows] == (form == "disaggregated")
         rows, errors = rows[of_form], errors[of_form]

@@ -8,7 +8,8 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
-from hw_profiles.efficiency import DEFAULT_STACK, Efficiency, complete, load_efficiency, read_fit, read_json
+from hw_profiles.efficiency import Efficiency
+from hw_profiles.efficiency_files import DEFAULT_STACK, complete, load_efficiency, read_fit, read_json
 from hw_profiles.loading import CatalogError, build, read_toml
 from hw_profiles.profile import HardwareProfile, profile_of
 from hw_profiles.schema import Accelerator, Price, PriceList
@@ -27,6 +28,10 @@ __all__ = [
 ]
 
 DATA = Path(__file__).parent / "data"
+SHIPPED_REMEMBERED = 256  # profiles of the catalogue; assumed: it holds fewer
+OWN_REMEMBERED = 64  # profiles of one's own; assumed: few have more
+NEAREST_ASKED, NEAREST_SHOWN = 5, 3  # words close to an unknown one, and accelerators named for them; assumed
+SIMILAR = 0.5  # of such words (difflib's ratio) [-]; assumed
 OWN_PROFILES = "MOEPLAN_PROFILES"  # environment variable: folder of one's own profiles
 
 
@@ -60,7 +65,7 @@ def load(name_or_path: str | Path, stack: str = DEFAULT_STACK) -> HardwareProfil
     return profile_of(part, efficiency, priced + listed)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=SHIPPED_REMEMBERED)
 def _shipped(accelerator: str, generation: str, stack: str, elsewhere: tuple[str, ...]) -> Efficiency:
     """The catalogue's own; read once, for plans ask for the same few hundreds of times."""
     return load_efficiency(accelerator, generation, stack, DATA / "efficiency", elsewhere)
@@ -111,7 +116,7 @@ def _own_fits() -> list[Efficiency]:
     return found
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=OWN_REMEMBERED)
 def _own_fit(path: Path, _changed_ns: int, _size: int) -> Efficiency | None:
     """A profile of one's own; None for JSON of another kind. A name with an @ must tell what the profile describes."""
     data = read_json(path)
@@ -199,6 +204,7 @@ def _find(name_or_path: str | Path) -> Accelerator:
     word = _normal(text)
     if word in owner:
         return parts[owner[word]]
-    close = list(dict.fromkeys(owner[m] for m in difflib.get_close_matches(word, owner, n=5, cutoff=0.5)))
-    hint = f"the closest names are {', '.join(close[:3])}" if close else f"use one of {', '.join(parts)}"
+    words = difflib.get_close_matches(word, owner, n=NEAREST_ASKED, cutoff=SIMILAR)
+    close = list(dict.fromkeys(owner[word] for word in words))
+    hint = f"the closest names are {', '.join(close[:NEAREST_SHOWN])}" if close else f"use one of {', '.join(parts)}"
     raise CatalogError(f"unknown accelerator {text!r}; {hint}, or give the path of a .toml file")

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from hw_profiles.efficiency import ORIGINS, Efficiency
 from hw_profiles.loading import CatalogError
-from hw_profiles.schema import Accelerator, Convention, Dtype, Price, Sourced
-from hw_profiles.units import human_rate, to_si
+from hw_profiles.schema import Accelerator, Convention, Dtype, Price, Sourced, to_si
+from hw_profiles.units import human_rate
 
 # A matrix type that a part lacks runs at the next wider type it has (operands are converted on the way in).
 WIDER: dict[Dtype, tuple[Dtype, ...]] = {
@@ -19,10 +19,10 @@ WIDER: dict[Dtype, tuple[Dtype, ...]] = {
     "fp32": ("fp32",),
 }
 NARROW: tuple[Dtype, ...] = ("fp8", "fp4")
-# Where no fp32 figure is published: vector fp32 is 1/4 to 1/31 of dense bf16 over the catalogue, 1/16 on A100.
+# Where no fp32 figure is published: vector fp32 is 1/4 to 1/31 of dense bf16 over the catalogue, 1/16 on A100. [-]
 FP32_SHARE_OF_BF16 = 1 / 16
 # Links that no source gives for a part: one 400 Gbit/s NIC each is what most parts here ship with, PCIe 4 x16
-# is the slowest host link among them.
+# is the slowest host link among them. [B/s]
 DEFAULT_SCALE_OUT_BANDWIDTH = 50e9
 DEFAULT_HOST_BANDWIDTH = 32e9
 

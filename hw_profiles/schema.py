@@ -23,7 +23,8 @@ Dtype = Literal["fp32", "tf32", "bf16", "int8", "fp8", "fp4"]
 Vendor = Literal["NVIDIA", "AMD", "Huawei", "Google", "Intel", "AWS", "other"]
 Convention = Literal["hyperscaler_ownership", "neocloud_ownership", "rental_3yr", "on_demand"]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-Source = Annotated[str, StringConstraints(strip_whitespace=True, min_length=3)]
+SHORTEST_SOURCE = 3  # characters; assumed: fewer name nothing
+SourceText = Annotated[str, StringConstraints(strip_whitespace=True, min_length=SHORTEST_SOURCE)]
 # strict: TOML's true and "80" are not numbers
 Figure = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
 
@@ -48,10 +49,19 @@ class Sourced(Strict):
 
     value: Figure
     unit: Annotated[Text, AfterValidator(lambda unit: (dimension_of(unit), unit)[1])]
-    source: Source
+    source: SourceText
     accessed: Day
     note: str = ""
     assumed: StrictBool = False
+
+
+def to_si(figure: Sourced) -> float:
+    """Value of a figure in FLOP/s, B, B/s, W or USD/h.
+
+    >>> to_si(Sourced(value=400, unit="Gbit/s", source="NIC datasheet", accessed=date(2026, 8, 22)))
+    50000000000.0
+    """
+    return figure.value * UNITS[figure.unit][1]
 
 
 def _measures(dimension: Dimension, *, whole: bool = False, free: bool = False) -> AfterValidator:
@@ -89,7 +99,9 @@ class ScaleUp(Strict):
     bandwidth: Bandwidth  # one way, per accelerator
 
 
-class Power(Strict):
+class PowerFigures(Strict):
+    """What one accelerator draws at most. [W]"""
+
     tdp: Watts | None = None
     all_in: Watts | None = None  # share of node, network and cooling included
 
@@ -112,7 +124,7 @@ class Accelerator(Strict):
     scale_up: ScaleUp | None = None
     scale_out: Bandwidth | None = None  # NIC, one way, per accelerator
     host_link: Bandwidth | None = None  # one way, per accelerator
-    power: Power = Power()
+    power: PowerFigures = PowerFigures()
     prices: dict[Convention, Hourly] = {}  # the owner's own, ahead of the catalogue's prices
     notes: str = ""
 

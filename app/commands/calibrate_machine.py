@@ -69,7 +69,7 @@ def fit(
     from calibration.microbench.fit.profile_fit import fit_machine
     from calibration.microbench.measurement import read
     from hw_profiles import catalog
-    from hw_profiles.efficiency import read_fit
+    from hw_profiles.efficiency_files import read_fit
 
     check_writable(output, "--output")
     check_writable(plot, "--plot")

@@ -13,7 +13,7 @@ from hw_profiles.profile import HardwareProfile
 from simulator.model import attention as cores
 from simulator.model import layers as layer_ops
 from simulator.model.architecture import LayerSpec, ModelSpec
-from simulator.model.moe import rank_loads, unfused_ops
+from simulator.model.moe import unfused_ops, uniform_load
 from simulator.model.ops import ACTIVATION_BYTES, MATMUL_DTYPE, Op, Reader, counted, key_reader
 from simulator.model.parallelism import Parallelism
 from simulator.model.step import NO_DECODE, Chunk, DecodeLoad, StepOps
@@ -51,8 +51,7 @@ class StepPricer:
     def load(self, shape: StepShape) -> tuple[list[Chunk], DecodeLoad]:
         """The step in the words of `simulator.model.latency`."""
         contexts = shape.contexts
-        capped = tuple(sum(min(context, cap) for context in contexts) for cap in self.steps.caps)
-        load = DecodeLoad(len(contexts), sum(contexts), capped, len(contexts)) if contexts else NO_DECODE
+        load = DecodeLoad.of(contexts, self.steps.caps) if contexts else NO_DECODE
         return [Chunk(new, past) for new, past in shape.prefills], load
 
     def ops(self, shape: StepShape) -> tuple[Op, ...]:
@@ -71,7 +70,7 @@ class StepPricer:
         if layer is None:
             return ()
         if call.name in EXPERT_OPS:
-            load = rank_loads(layer.ffn, _rows(shape), 1)[0]
+            load = uniform_load(layer.ffn, _rows(shape), 1)
             found = {op.name: op for op in unfused_ops(layer.ffn, load, 1)}
             return tuple(found[name] for name in EXPERT_OPS[call.name])
         if call.name in ROW_OPS:

@@ -84,8 +84,7 @@ def compare(
 def price(times: StepLatency, shape: StepShape) -> float:
     """Seconds of one step of an engine by the profile. [s]"""
     contexts = shape.contexts
-    capped = tuple(sum(min(context, cap) for context in contexts) for cap in times.caps)
-    load = DecodeLoad(len(contexts), sum(contexts), capped, len(contexts)) if contexts else NO_DECODE
+    load = DecodeLoad.of(contexts, times.caps) if contexts else NO_DECODE
     return times.mixed_s([Chunk(new, past) for new, past in shape.prefills], load)
 
 

@@ -29,6 +29,7 @@ from calibration.serving.points import PHASES
 from hw_profiles.efficiency import OpClass
 from hw_profiles.profile import HardwareProfile
 from simulator.model import engine as situations
+from simulator.model.acceptance import tokens_per_step
 from simulator.model.ops import Op
 from simulator.model.roofline import roof_times
 
@@ -260,7 +261,7 @@ def balance(loop: Loop, theta: Array) -> Prediction:
     given = values(theta)
     steps = loop.table.seconds(given)
     p, k = given["acceptance"], loop.drafts
-    accepted = (1 - p ** (k + 1)) / (1 - p)
+    accepted = tokens_per_step(p, k)
     host = given["kernel_overhead_s"] * loop.kernels
     serial = host / given["renewal"] ** loop.age * np.where(k > 0, given["draft_overhead"], 1.0)
     each = given["sequence_overhead_s"] / loop.decode_ranks

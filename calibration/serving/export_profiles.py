@@ -19,8 +19,8 @@ from calibration.roofline_fit import Array
 from calibration.serving.engine_parameters import DATA, LEVELS, NAMES, StackFit, kernel_profile, shipped, values
 from calibration.serving.points import NEWEST
 from hw_profiles.catalog import load
-from hw_profiles.efficiency import LARGEST_STORED, PARTS, Dimension, Efficiency, Form, Part, Situation
-from simulator.model.engine import When, driven
+from hw_profiles.efficiency import LARGEST_STORED, Efficiency, Situation
+from simulator.model.engine import FACTORS, Condition, Factor, Form, When, driven
 
 PROFILES = Path(__file__).resolve().parents[2] / "hw_profiles" / "data" / "efficiency"
 # Display name of the engine that a stack's profile stands for.
@@ -31,8 +31,8 @@ ORCHESTRATORS = {"NVIDIA": "Dynamo", "AMD": "MoRI"}
 STANDING = ("all", "family", "engine", "vendor", "generation", "gpu", "family+vendor", "family+generation",
             "family+disaggregated", "disaggregated")  # fmt: skip
 
-# Parameter of the fit behind each part of a profile.
-FITTED: dict[Part, str] = {part: "draft_overhead" if part == "drafting" else part for part in PARTS}
+# Parameter of the fit behind each factor of a profile.
+FITTED: dict[Factor, str] = {factor: "draft_overhead" if factor == "drafting" else factor for factor in FACTORS}
 
 Engines = Mapping[Form, str]
 
@@ -70,7 +70,7 @@ def in_engine(gpu: str, stack: str, fit: StackFit, engines: Engines | None = Non
     where = f"{engine} on {hardware.display_name}" if served else f"{engine} on other accelerators"
     origin = origin or f"fit to published serving points of {where}, host times of software of {NEWEST}"
     found = values(fit.theta([_standing(gpu, stack, engine)]))
-    given = {part: float(found[name][0]) for part, name in FITTED.items()}
+    given = {factor: float(found[name][0]) for factor, name in FITTED.items()}
     shares = driven(kernels, given, LARGEST_STORED)
     classes = {
         name: rates.model_copy(update={"source": f"{rates.source}; taken to the engine's share (see provenance)"})
@@ -98,7 +98,7 @@ def situations(gpu: str, stack: str, fit: StackFit, engines: Engines, drafting: 
     """What effects add to the standing ones, by what they depend on. drafting: what these say of it."""
     logs: dict[When, Array] = {}
 
-    def add(when: Mapping[Dimension, str], effect: Array) -> None:
+    def add(when: Mapping[Condition, str], effect: Array) -> None:
         key: When = tuple(sorted(when.items()))
         logs[key] = logs.get(key, 0.0) + effect
 
@@ -136,7 +136,7 @@ def _standing(gpu: str, stack: str, engine: str) -> tuple[str, ...]:
     return tuple(f"{name}={'+'.join(fields[field] for field in LEVELS[name][1])}" for name in STANDING)
 
 
-def _when(value: str, fields: Sequence[str], fixed: Mapping[str, str]) -> dict[Dimension, str] | None:
+def _when(value: str, fields: Sequence[str], fixed: Mapping[str, str]) -> dict[Condition, str] | None:
     """What a level of this stack depends on beside the stack; None for levels of others and of single releases."""
     own = [fixed[field] for field in fields if field in fixed]
     free = [field for field in fields if field not in fixed]
@@ -151,12 +151,13 @@ def _when(value: str, fields: Sequence[str], fixed: Mapping[str, str]) -> dict[D
     said = rest.split("+") if rest else []
     if len(said) != len(free):
         return None
-    return cast(dict[Dimension, str], dict(zip(free, said, strict=True)))
+    return cast(dict[Condition, str], dict(zip(free, said, strict=True)))
 
 
-def _factors(log: Array) -> dict[Part, float]:
-    found = {part: round(float(np.exp(log[NAMES.index(FITTED[part])])), 4) for part in PARTS}
-    return {part: factor for part, factor in found.items() if factor != 1.0}
+def _factors(log: Array) -> dict[str, float]:
+    """Of each figure that differs there."""
+    found = {factor: round(float(np.exp(log[NAMES.index(name)])), 4) for factor, name in FITTED.items()}
+    return {factor: value for factor, value in found.items() if value != 1.0}
 
 
 def write(folder: Path, chosen: Sequence[tuple[str, str]], fit: StackFit) -> list[Path]:

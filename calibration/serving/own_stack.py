@@ -21,9 +21,10 @@ from calibration.serving.engine_parameters import FILE, NAMES, StackFit, assumed
 from calibration.serving.export_profiles import engines_of, in_engine
 from calibration.serving.points import Point
 from calibration.serving.predict import Prepared, predictions, some
-from hw_profiles.efficiency import Efficiency, Form, read_json
+from hw_profiles.efficiency import Efficiency
+from hw_profiles.efficiency_files import read_json
 from hw_profiles.loading import CatalogError
-from simulator.model.engine import form_of
+from simulator.model.engine import Form, form_of
 
 RENEWAL = "renewal"
 FEWEST = 3  # rows that say something beside the priors

@@ -147,5 +147,4 @@ def _load(engine: StepLatency, batch: float, context: float) -> DecodeLoad:
     ranks = engine.parallelism.dp
     mean = batch / ranks
     busiest = max(1, round(mean + 0.5 * math.sqrt(mean))) if ranks > 1 else max(1, round(batch))
-    capped = tuple(round(busiest * min(context, cap)) for cap in engine.caps)
-    return DecodeLoad(busiest, round(busiest * context), capped, max(1, round(batch)))
+    return DecodeLoad.alike(busiest, context, engine.caps, max(1, round(batch)))

@@ -9,9 +9,11 @@ from functools import lru_cache
 
 from calibration.serving.engine_parameters import family_of
 from calibration.serving.points import Point
+from simulator.model.acceptance import tokens_per_step
 from simulator.model.latency import StepLatency
 from simulator.model.ops import Op
 from simulator.model.step import Chunk, DecodeLoad
+from simulator.planner.queueing import mean_of_any
 
 BUDGET = 8192  # prompt tokens of a step, per attention rank, where the row does not say
 FEWEST_CHUNK = 16  # prompt tokens of a step whose token budget decode has used up
@@ -54,8 +56,8 @@ def shares_steps(point: Point) -> bool:
 
 
 def accepted_tokens(drafts: int) -> float:
-    """Tokens of a step with `drafts` drafts, (1 - p^(k+1)) / (1 - p)."""
-    return (1 - ACCEPTANCE ** (drafts + 1)) / (1 - ACCEPTANCE)
+    """Tokens of a step with `drafts` drafts."""
+    return tokens_per_step(ACCEPTANCE, drafts)
 
 
 def most_at_once(engine: StepLatency, point: Point, running: float = math.inf) -> int:
@@ -70,7 +72,7 @@ def arriving(engine: StepLatency, point: Point, running: float, beside: DecodeLo
     mu = B A / O sequences end in a step and as many prompts come; a step with any has mu / (1 - exp(-mu)) in the mean.
     """
     coming = running * accepted_tokens(point.drafts) / point.output
-    mean = min(float(most_at_once(engine, point, running)), coming / -math.expm1(-coming))
+    mean = min(float(most_at_once(engine, point, running)), mean_of_any(coming))
     few = together(engine, point, math.floor(mean), beside)
     if mean == math.floor(mean):
         return few

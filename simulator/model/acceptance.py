@@ -8,19 +8,36 @@ CLASSES equally likely classes that all have their mean p.
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-CLASSES = 8
-LEAST_CONCENTRATION = 0.5  # below it nearly all requests have p = 0 or p = 1, and quantiles round to these
-Floats = NDArray[np.float64]
+from simulator.model.arrays import Floats
+
+CLASSES = 8  # of requests; assumed: fine enough beside what else is unknown of p
+# Of the Beta distribution (a + b) [-]: below it nearly all requests have p = 0 or p = 1, and quantiles round to these.
+LEAST_CONCENTRATION = 0.5
+MEAN_TOLERANCE = 1e-14  # of the mean of p, when it is sought [-]: what floats resolve
+Chance = TypeVar("Chance", float, Floats)
 
 
-def tokens_per_step(chance: Floats, drafts: int) -> Floats:
-    """Mean tokens that a step emits: (1 - p^(D+1)) / (1 - p), as a sum that p = 1 does not break.
+def tokens_per_step(chance: Chance, drafts: Chance) -> Chance:
+    """Mean tokens that a step emits: (1 - p^(D+1)) / (1 - p).
 
-    >>> tokens_per_step(np.array([0.0, 0.5, 1.0]), 3).tolist()
+    chance: p below 1, of each draft if those before it were accepted. drafts: D.
+
+    >>> tokens_per_step(0.5, 3)
+    1.875
+
+    Reference: Leviathan et al., "Fast Inference from Transformers via Speculative Decoding", ICML 2023, equation 1.
+    """
+    return (1 - chance ** (drafts + 1)) / (1 - chance)
+
+
+def summed_tokens_per_step(chance: Floats, drafts: int) -> Floats:
+    """`tokens_per_step` as the sum of p^k, k = 0..D, which p = 1 does not break.
+
+    >>> summed_tokens_per_step(np.array([0.0, 0.5, 1.0]), 3).tolist()
     [1.0, 1.875, 4.0]
     """
     powers: Floats = chance[:, None] ** np.arange(drafts + 1)
@@ -59,8 +76,9 @@ def class_rates(length: float, drafts: int, spread: float) -> tuple[float, ...]:
     from scipy.optimize import brentq
 
     def gap(mean: float) -> float:
-        return float(np.mean(1 / tokens_per_step(class_chances(mean, spread), drafts))) - 1 / length
+        return float(np.mean(1 / summed_tokens_per_step(class_chances(mean, spread), drafts))) - 1 / length
 
+    # mean (1 - mean) / spread^2 - 1 is at least LEAST_CONCENTRATION within 1/2 -+ half_width
     half_width = math.sqrt(max(0.0, 0.25 - (1 + LEAST_CONCENTRATION) * spread**2))
     low, high = 0.5 - half_width, 0.5 + half_width
     if not (half_width and gap(low) > 0 > gap(high)):
@@ -68,5 +86,5 @@ def class_rates(length: float, drafts: int, spread: float) -> tuple[float, ...]:
             f"acceptance_spread={spread:g} is more than the chances of {drafts} drafts can vary where "
             f"acceptance_length={length:g} of {1 + drafts} tokens come out; give a smaller spread"
         )
-    mean = brentq(gap, low, high, xtol=1e-14)
-    return tuple(tokens_per_step(class_chances(mean, spread), drafts).tolist())
+    mean = brentq(gap, low, high, xtol=MEAN_TOLERANCE)
+    return tuple(summed_tokens_per_step(class_chances(mean, spread), drafts).tolist())

@@ -13,17 +13,20 @@ from typing import Literal
 WeightDtype = Literal["fp32", "bf16", "fp8", "int8", "fp4", "int4"]
 Shard = Literal["column", "row", "replicated"]
 
-# Stored bytes of one parameter, block scales included: fp8 with one f32 scale per 128x128 block,
-# fp4 with one ue8m0 byte per 32 (mxfp4), int4 with one bf16 scale per 32.
+F32_BYTES, BF16_BYTES, BYTE, NIBBLE = 4.0, 2.0, 1.0, 0.5  # of one element [B]
+FP8_BLOCK = 128  # rows, and columns, of fp8 weights under one scale (DeepSeek V3)
+FP4_GROUP = 32  # 4-bit weights under one scale (OCP microscaling formats; int4 of compressed-tensors)
+# Stored bytes of one parameter, block scales included: fp8 with one f32 scale per block, fp4 with one ue8m0 byte per
+# group (mxfp4), int4 with one bf16 scale per group. [B]
 BYTES_PER_PARAM: dict[WeightDtype, float] = {
-    "fp32": 4.0,
-    "bf16": 2.0,
-    "fp8": 1.0 + 4 / 128**2,
-    "int8": 1.0,
-    "fp4": 17 / 32,
-    "int4": 0.5 + 2 / 32,
+    "fp32": F32_BYTES,
+    "bf16": BF16_BYTES,
+    "fp8": BYTE + F32_BYTES / FP8_BLOCK**2,
+    "int8": BYTE,
+    "fp4": NIBBLE + BYTE / FP4_GROUP,
+    "int4": NIBBLE + BF16_BYTES / FP4_GROUP,
 }
-_BIAS_BYTES = 2.0  # biases stay bf16 whatever the weight is stored in
+_BIAS_BYTES = BF16_BYTES  # biases stay bf16 whatever the weight is stored in [B]
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,6 @@ class CompressorState:
     ring_rows: int
     draft_ring_rows: int  # rows kept when drafts may be rolled back
     overlap_rows: int  # rows of the last closed block that the next entry still reads
-    online_bytes: float  # the running form that replaces the ring (equals the ring where none exists)
     sent_whole: bool  # handed over as the full ring rather than row by row
 
 
@@ -117,10 +119,6 @@ class AttentionSpec:
     state_flops_per_token: float = 0.0
     chunk_flops_per_token: float = 0.0
     convolution_width: int = 0
-
-    @property
-    def linear_params(self) -> int:
-        return sum(linear.params for linear in self.linears)
 
     @property
     def stored_entry_bytes(self) -> float:

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from hw_profiles.efficiency import OpClass
-from simulator.model.architecture import AttentionSpec, Indexer
+from simulator.model.architecture import F32_BYTES, AttentionSpec, Indexer
 from simulator.model.collectives import all_gather
 from simulator.model.ops import (
     ACTIVATION_BYTES,
-    F32_BYTES,
     MATMUL_DTYPE,
     Counted,
     Op,
@@ -31,15 +30,15 @@ from simulator.model.sharding import Cut
 # as long with 8 or 16 as with 64 (see HEAD_TILE). What a row costs beyond its entries (to load queries, fill and drain
 # the pipeline: `tile_rows`) it costs once, for the tiles of its heads run side by side: with 128 heads vLLM's HCA
 # modules of 192 entries a row take a half longer on a B200 than with 64, not twice as long.
-DENSE_TILE = 1024
-SPARSE_TILE = 1
+DENSE_TILE = 1024  # [rows]
+SPARSE_TILE = 1  # [rows]
 # Tiles on the causal diagonal are multiplied in full, and rows fill up to whole tiles: n rows over n entries and tiles
 # of T rows make n^2/2 + n T + 3/8 T^2 pairs on average. The last term counts as 3/8 T rows of a prompt, at a T of 128.
-CORNER_ROWS = 48
+CORNER_ROWS = 48  # [rows]
 # Kernels that make the heads of shared entries the rows of one matrix tile multiply at least 64 (NVIDIA's
 # instructions): 16 heads of a rank take the time of 64, as measured under tensor parallelism. Decode kernels of
 # Blackwell put the heads in columns, AMD's instructions have 16 rows.
-HEAD_TILE = 64
+HEAD_TILE = 64  # [rows of a matrix tile]
 HEADS_IN_ROWS = {
     "hopper": (OpClass.LATENT_DECODE, OpClass.SPARSE_DECODE, OpClass.SPARSE_PREFILL),
     "blackwell": (OpClass.SPARSE_PREFILL,),
@@ -258,9 +257,6 @@ def _gather_keys(attention: AttentionSpec, new: float, cut: Cut) -> list[Op]:
     if cut.parallelism.cp == 1:
         return []
     per_token = attention.window_entry_bytes * cut.kv_share(attention)
-    if attention.compressor is not None:
-        per_token += attention.compressor.row_bytes
-    elif attention.ratio and attention.kv_source_layer is None:
-        keys = attention.indexer.key_bytes if attention.indexer else 0.0
-        per_token += (attention.entry_bytes * cut.kv_share(attention) + keys) / attention.ratio
+    compressor = attention.compressor
+    per_token += compressor.row_bytes if compressor else cut.stored_bytes(attention)
     return all_gather("gather keys", new * per_token, cut.context_group)

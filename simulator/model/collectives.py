@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from hw_profiles.efficiency import OpClass
-from simulator.model.ops import Link, Op
+from simulator.model.ops import LinkName, Op
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def all_gather(name: str, size: float, group: Group) -> list[Op]:
     return ops
 
 
-def _op(name: str, sent: float, link: Link, touched: float, hops: int = 1) -> Op:
+def _op(name: str, sent: float, link: LinkName, touched: float, hops: int = 1) -> Op:
     return Op(name, OpClass.ALL_REDUCE, hbm_bytes=touched, network_bytes=sent, link=link, hops=hops)
 
 
@@ -76,6 +76,6 @@ def all_to_all(name: str, inside_bytes: float, outside_bytes: float, group: Grou
     return Op(name, OpClass.ALL_TO_ALL, hbm_bytes=touched, network_bytes=inside_bytes, link="scale_up")
 
 
-def point_to_point(name: str, size: float, link: Link, count: int) -> Op:
+def point_to_point(name: str, size: float, link: LinkName, count: int) -> Op:
     """One hand-over of `size` bytes to the next pipeline stage, `count` times."""
     return Op(name, OpClass.POINT_TO_POINT, hbm_bytes=size, network_bytes=size, link=link, count=count)

@@ -17,15 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.model.architecture import MoeSpec
+from simulator.model.arrays import Floats
 from simulator.model.moe import RankLoad, tile_of, touched_experts
 from simulator.model.parallelism import ParallelismError
 
-Floats = NDArray[np.float64]
-SAMPLES = 32  # steps drawn for each token count
+SAMPLES = 32  # steps drawn for each token count; assumed
 SEED = 20_240  # of popularities, placements and draws: a fixed table
-# A power law's loads lie between 1 and this, as where aiconfigurator's collector draws loads of 8,192 tokens.
+# A power law's loads lie between 1 and this, as where aiconfigurator's collector draws loads of 8,192 tokens. [-]
 POWER_LAW_SPAN = 0.8 * 8192
-LARGEST_BUCKET = 36  # half powers of two; beyond 2^18 tokens the draws no longer matter
+LARGEST_BUCKET = 36  # half powers of two; assumed: beyond 2^18 tokens the draws no longer matter
+ROUNDING = 1e-12  # by which a chance may pass 1 [-]
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def expert_chances(skew: ExpertSkew, experts: int, chosen: int, rng: np.random.G
 def _capped(weights: Floats, chosen: int) -> Floats:
     """Chances in proportion to the weights, but where that exceeds 1."""
     chances = weights * (chosen / weights.sum())
-    while chances.max() > 1 + 1e-12:
+    while chances.max() > 1 + ROUNDING:
         certain = chances >= 1
         rest = chances[~certain]
         chances = np.where(certain, 1.0, chances * ((chosen - certain.sum()) / rest.sum()))
@@ -138,7 +139,7 @@ class ExpertLoads:
     def _draw(self, bucket: int) -> Floats:
         rng = np.random.default_rng([SEED, bucket])
         slots = self._slots
-        tokens = round(2 ** (bucket / 2))
+        tokens = bucket_tokens(bucket)
         chosen = self._ffn.experts_per_token
         flat = slots.reshape(self._layers, -1) / chosen
         counts = rng.multinomial(tokens * chosen, flat, size=(SAMPLES, self._layers))
@@ -173,6 +174,15 @@ def tiles_beyond(counts: NDArray[Any], tile: int) -> Floats:
     """Tiles of tokens beyond the first of each expert."""
     further: Floats = np.maximum(np.ceil(counts / tile), 1) - 1
     return further
+
+
+def bucket_tokens(bucket: int) -> int:
+    """Tokens of a bucket: half powers of two.
+
+    >>> [bucket_tokens(bucket) for bucket in (0, 1, 2, 3, 20)]
+    [1, 1, 2, 3, 1024]
+    """
+    return round(2 ** (bucket / 2))
 
 
 def position(tokens: float) -> tuple[int, float]:

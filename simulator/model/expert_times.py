@@ -1,4 +1,8 @@
-"""Seconds of the routed experts of a step: compiled, remembered, in their mean and by draw."""
+"""Seconds of the routed experts of a step: compiled, remembered, in their mean and by draw.
+
+Draws of loads swing about their mean. How far, relative to it, is tabled at half powers of two of the tokens, for
+kernels of decode and of prefill, as it is asked for; between them it is linear.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,14 @@ from functools import cached_property
 
 from simulator.model.architecture import MoeSpec
 from simulator.model.compiled_ops import Program
-from simulator.model.expert_swing import ExpertSwing, LoadsOf
+from simulator.model.expert_load import SAMPLES, bucket_tokens, position
 from simulator.model.moe import RankLoad
 from simulator.model.ops import Op
+from simulator.model.remembered import remember
 from simulator.model.step import Stack, StepOps
 
-REMEMBERED = 1 << 16  # answers that the table holds
 Compile = Callable[[Callable[[Sequence[float]], Sequence[Op]], int], Program]
+LoadsOf = Callable[[MoeSpec, float], tuple[RankLoad, ...]]  # loads of the ranks that may bind, by tokens of the stage
 _Programs = list[tuple[MoeSpec, int, Program, Program]]  # layers of a kind: how many, kernels of prefill, of decode
 
 
@@ -23,6 +28,7 @@ class ExpertTimes:
     def __init__(self, ops: StepOps, compiled: Compile) -> None:
         self._ops = ops
         self._compiled = compiled
+        self._swings: dict[tuple[int, bool], list[float]] = {}
         self._main_s: dict[tuple[int, int, bool], float] = {}
 
     def main_s(self, rows: int, tokens: int, low_latency: bool) -> float:
@@ -31,9 +37,7 @@ class ExpertTimes:
         seconds = self._main_s.get(key)
         if seconds is None:
             seconds = self._price(self._main, rows, tokens, low_latency, self._ops.rank_loads)
-            if len(self._main_s) >= REMEMBERED:
-                self._main_s.clear()
-            self._main_s[key] = seconds
+            remember(self._main_s, key, seconds)
         return seconds
 
     def draft_s(self, rows: int, tokens: int, low_latency: bool) -> float:
@@ -42,16 +46,32 @@ class ExpertTimes:
 
     def swing_s(self, rows: int, tokens: int, low_latency: bool, draw: int) -> float:
         """What draw number `draw` adds to `main_s`; its mean over draws is 0."""
-        return self.main_s(rows, tokens, low_latency) * self._swing.share(tokens, low_latency, draw)
+        bucket, part = position(tokens)
+        share = self._swing_shares(bucket, low_latency)[draw]
+        if part:
+            share += part * (self._swing_shares(bucket + 1, low_latency)[draw] - share)
+        return self.main_s(rows, tokens, low_latency) * share
 
-    @cached_property
-    def _swing(self) -> ExpertSwing:
-        ranks = self._ops.parallelism.dp * self._ops.parallelism.cp
+    def _swing_shares(self, bucket: int, low_latency: bool) -> list[float]:
+        """Seconds under each draw over seconds in the mean of all, less 1."""
+        shares = self._swings.get((bucket, low_latency))
+        if shares is None:
+            tokens = float(bucket_tokens(bucket))
+            rows = tokens / (self._ops.parallelism.dp * self._ops.parallelism.cp)
+            drawn = [
+                self._price(self._main, rows, tokens, low_latency, self._loads_of_draw(bucket, draw))
+                for draw in range(SAMPLES)
+            ]
+            mean = sum(drawn) / SAMPLES
+            shares = self._swings[bucket, low_latency] = [each / mean - 1 for each in drawn]
+        return shares
 
-        def price(tokens: float, low_latency: bool, loads_of: LoadsOf) -> float:
-            return self._price(self._main, tokens / ranks, tokens, low_latency, loads_of)
+    def _loads_of_draw(self, bucket: int, draw: int) -> LoadsOf:
+        def loads_of(ffn: MoeSpec, tokens: float) -> tuple[RankLoad, ...]:
+            loads = self._ops.expert_loads[ffn]
+            return loads.loads(tokens, loads.draws(bucket)[:, draw])
 
-        return ExpertSwing(self._ops.expert_loads, price)
+        return loads_of
 
     def _price(self, programs: _Programs, rows: float, tokens: float, low_latency: bool, loads_of: LoadsOf) -> float:
         seconds = 0.0
@@ -73,6 +93,6 @@ class ExpertTimes:
             def ops(v: Sequence[float]) -> list[Op]:
                 return self._ops.expert_layer_ops(ffn, v[0], v[1], RankLoad(*v[2:]), low_latency)
 
-            return self._compiled(ops, 5)
+            return self._compiled(ops, 2 + len(RankLoad._fields))
 
         return [(ffn, count, program(ffn, False), program(ffn, True)) for ffn, count in stack.routed.items()]

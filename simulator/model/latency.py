@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from hw_profiles.efficiency import OpClass
 from hw_profiles.profile import HardwareProfile
@@ -26,14 +26,11 @@ from simulator.model.expert_load import ExpertSkew
 from simulator.model.expert_times import ExpertTimes
 from simulator.model.ops import Op, Reader
 from simulator.model.parallelism import Parallelism
+from simulator.model.remembered import remember
 from simulator.model.roofline import Bound, roof_times
-from simulator.model.step import NO_DECODE, Chunk, DecodeLoad, LoadError, StepOps, StepShape, times
+from simulator.model.step import CHUNK_SUMS, NO_DECODE, Chunk, DecodeLoad, LoadError, StepOps, StepShape, times
 
 __all__ = ["NO_DECODE", "Chunk", "DecodeLine", "DecodeLoad", "LoadError", "PricedOp", "StepLatency"]
-
-
-REMEMBERED = 1 << 16  # answers that one table holds
-Key = TypeVar("Key")
 
 
 class PricedOp(NamedTuple):
@@ -168,7 +165,7 @@ class StepLatency:
         seconds = self._one_chunk_s.get(key)
         if seconds is None:
             seconds = self.mixed_s(chunks, NO_DECODE, total_tokens)
-            _remember(self._one_chunk_s, key, seconds)
+            remember(self._one_chunk_s, key, seconds)
         return seconds
 
     def mixed_s(self, chunks: Sequence[Chunk], load: DecodeLoad, total_tokens: int | None = None) -> float:
@@ -214,7 +211,7 @@ class StepLatency:
     @cached_property
     def kernels(self) -> float:
         """Launches of a decode step: of its ops, drafts included."""
-        one = self._ops.shape([], DecodeLoad(1, 1, tuple(min(1, cap) for cap in self.caps), 1), None)
+        one = self._ops.shape([], DecodeLoad.alike(1, 1, self.caps, 1), None)
         return float(sum(op.count for op in self._ops.all_ops(one)))
 
     @cached_property
@@ -248,7 +245,7 @@ class StepLatency:
         if program is None:
             stack = self._ops.draft if draft else self._ops.main
             program = self._compiled(
-                lambda v: self._ops.prefill_ops(stack, v, selecting), 3 + len(self._ops.prefill_counts)
+                lambda v: self._ops.prefill_ops(stack, v, selecting), CHUNK_SUMS + len(self._ops.prefill_counts)
             )
             self._prefill_programs[draft, selecting] = program
         return program
@@ -360,10 +357,3 @@ def _at(sequences: int, constant: float, *slopes: tuple[int, float]) -> tuple[fl
         else:
             of_context = slope
     return constant, of_context
-
-
-def _remember(table: dict[Key, float], key: Key, seconds: float) -> None:
-    """Keep an answer; a full table starts anew."""
-    if len(table) >= REMEMBERED:
-        table.clear()
-    table[key] = seconds

@@ -6,14 +6,17 @@ Formulas: DeepSeek V4 and V3.2 op tables (FLOPs 2 per multiply-add; causal sums 
 from __future__ import annotations
 
 from hw_profiles.efficiency import OpClass
-from simulator.model.architecture import AttentionSpec, LayerSpec, Linear, MixingSpec, ModelSpec, MoeSpec
+from simulator.model.architecture import F32_BYTES, AttentionSpec, LayerSpec, Linear, MixingSpec, ModelSpec, MoeSpec
 from simulator.model.collectives import all_gather, all_reduce, point_to_point
-from simulator.model.ops import ACTIVATION_BYTES, F32_BYTES, MATMUL_DTYPE, Op
+from simulator.model.ops import ACTIVATION_BYTES, MATMUL_DTYPE, Op
 from simulator.model.sharding import Cut
 
 # Kernels one after the other. Low-precision products quantise their input first. Launch floors of the measured tables:
 # 3-4 us bf16 and 7-8 us block-scaled fp8.
 LAUNCHES_BY_DTYPE = {"fp8": 2, "int8": 2}
+NORM_PASSES = 4  # over the hidden width: x and residual are read, residual and normed written
+ACTIVATION_PASSES = 1.5  # over gate and up together: both are read, their product, half as wide, is written
+SAMPLING_PASSES = 3  # over f32 logits; assumed: written, read for their maximum and sum, read for the draw
 
 
 def linear_op(linear: Linear, rows: float, share: float = 1.0) -> Op:
@@ -53,17 +56,14 @@ def row_ops(layer: LayerSpec, model: ModelSpec, rows: float, cut: Cut) -> list[O
 
 
 def _norms(rows: float, hidden: int) -> Op:
-    """Two RMSNorms fused with the residual add: read x and residual, write residual and normed."""
-    return Op("norm", OpClass.ELEMENTWISE, hbm_bytes=4 * rows * hidden * ACTIVATION_BYTES, count=2)
+    """Two RMSNorms fused with the residual add."""
+    return Op("norm", OpClass.ELEMENTWISE, hbm_bytes=NORM_PASSES * rows * hidden * ACTIVATION_BYTES, count=2)
 
 
 def _rope_and_store(attention: AttentionSpec, rows: float, cut: Cut) -> Op:
     """Head norms and RoPE on queries and keys (read, write), and the write of new KV and index keys."""
     heads = attention.heads / cut.tp + attention.kv_heads * cut.kv_share(attention)
-    stored = attention.window_entry_bytes * cut.kv_share(attention)
-    if attention.ratio and attention.kv_source_layer is None:
-        keys = attention.indexer.key_bytes if attention.indexer else 0.0
-        stored += (attention.entry_bytes * cut.kv_share(attention) + keys) / attention.ratio
+    stored = attention.window_entry_bytes * cut.kv_share(attention) + cut.stored_bytes(attention)
     per_row = heads * attention.prefill_qk_dim * 2 * ACTIVATION_BYTES + stored
     return Op("head norm, RoPE, KV write", OpClass.ELEMENTWISE, hbm_bytes=rows * per_row)
 
@@ -91,7 +91,7 @@ def _feed_forward_extras(ffn: MoeSpec, rows: float, cut: Cut) -> list[Op]:
     gated = sum(x.outputs * cut.linear_share(x) for x in ffn.linears if x.shard == "column")
     ops = []
     if gated:
-        ops.append(Op("activation", OpClass.ELEMENTWISE, hbm_bytes=rows * 1.5 * gated * ACTIVATION_BYTES))
+        ops.append(Op("activation", OpClass.ELEMENTWISE, hbm_bytes=rows * ACTIVATION_PASSES * gated * ACTIVATION_BYTES))
     if ffn.experts:
         scores = rows * ffn.experts * F32_BYTES
         ops.append(Op("choice of experts", OpClass.ELEMENTWISE, hbm_bytes=2 * scores))
@@ -162,5 +162,5 @@ def head_ops(model: ModelSpec, rows: float, cut: Cut) -> list[Op]:
         ),
         linear_op(model.lm_head, rows, share if model.lm_head.shard != "replicated" else 1.0),
         *all_gather("gather logits", logits * ACTIVATION_BYTES, cut.tensor_group),
-        Op("sampling", OpClass.ELEMENTWISE, hbm_bytes=3 * logits * F32_BYTES),
+        Op("sampling", OpClass.ELEMENTWISE, hbm_bytes=SAMPLING_PASSES * logits * F32_BYTES),
     ]

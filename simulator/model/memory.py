@@ -10,13 +10,20 @@ from dataclasses import dataclass, replace
 
 from hw_profiles.profile import HardwareProfile
 from hw_profiles.units import human_bytes
-from simulator.model.architecture import AttentionSpec, LayerSpec, Linear, ModelSpec
+from simulator.model.architecture import F32_BYTES, AttentionSpec, LayerSpec, Linear, ModelSpec
+from simulator.model.kv import state_bytes, window_bytes
 from simulator.model.moe import INPUT_BYTES
-from simulator.model.ops import ACTIVATION_BYTES, F32_BYTES
-from simulator.model.parallelism import Parallelism, ParallelismError
+from simulator.model.ops import ACTIVATION_BYTES
+from simulator.model.parallelism import MOST_GPUS, Parallelism, ParallelismError
 from simulator.model.sharding import Cut
 
-LARGEST_SEARCHED = 1024  # accelerators
+# Token budget of a step on each attention rank where nothing is said; assumed: what vLLM's server and SGLang choose for
+# themselves on an H100. [tokens]
+DEFAULT_STEP_TOKENS = 8192
+# Rows of a step for one whose f32 logits are held; assumed: prefill needs its last rows only, and decode steps are far
+# smaller than the token budget.
+ROWS_PER_LOGITS = 8
+RESIDUAL_COPIES = 2  # of the residual streams; assumed: a layer's input and output
 
 
 class DoesNotFitError(ValueError):
@@ -32,28 +39,18 @@ class MemoryPlan:
     kv_capacity_bytes: float
     kv_bytes_per_token: float  # growth of one sequence
     kv_bytes_per_sequence: float  # window and state of one sequence, whatever its length
-    max_positions: int
 
     def max_sequences(self, context: int) -> int:
         """Sequences of `context` tokens (at least 1) each that fit on a rank."""
         one = self.kv_bytes_per_sequence + self.kv_bytes_per_token * max(context, 1)
         return int(self.kv_capacity_bytes / one)
 
-    def max_context(self) -> int:
-        """Longest single sequence that fits, at most what the model allows."""
-        room = self.kv_capacity_bytes - self.kv_bytes_per_sequence
-        if room <= 0:
-            return 0
-        if self.kv_bytes_per_token == 0:
-            return self.max_positions
-        return min(self.max_positions, int(room / self.kv_bytes_per_token))
-
 
 def plan_memory(
     model: ModelSpec,
     hardware: HardwareProfile,
     parallelism: Parallelism,
-    max_tokens_per_step: int = 8192,
+    max_tokens_per_step: int = DEFAULT_STEP_TOKENS,
     draft_tokens: int = 0,
     redundant_experts: int = 0,
 ) -> MemoryPlan:
@@ -104,14 +101,13 @@ def _layer_bytes(layer: LayerSpec, cut: Cut) -> float:
 def activation_bytes(model: ModelSpec, cut: Cut, tokens: int) -> float:
     """Working memory of a step with `tokens` rows on each data-parallel rank. [B]
 
-    Two copies of the residual streams, plus the larger of: all attention projections of a layer at once, or what
-    a rank's experts receive, hold between their products, and return (uniform routing); plus f32 logits of one
-    row in eight (prefill needs its last rows only, decode steps are far smaller than the token budget).
+    Copies of the residual streams, plus the larger of: all attention projections of a layer at once, or what a rank's
+    experts receive, hold between their products, and return (uniform routing); plus f32 logits of some rows.
     """
     parallelism = cut.parallelism
     rows = tokens / parallelism.cp
     streams = max(layer.mixing.streams if layer.mixing else 1 for layer in model.layers)
-    residual = 2 * rows * streams * model.hidden * ACTIVATION_BYTES
+    residual = RESIDUAL_COPIES * rows * streams * model.hidden * ACTIVATION_BYTES
     widest = 0.0
     for layer in {id(layer): layer for layer in model.layers}.values():
         projected = sum(x.outputs * cut.linear_share(x, layer.attention) for x in layer.attention.linears)
@@ -122,7 +118,7 @@ def activation_bytes(model: ModelSpec, cut: Cut, tokens: int) -> float:
         inner = (ffn.matrices - 1) * ffn.expert_intermediate / cut.expert_tp * ACTIVATION_BYTES
         received = ffn.expert_hidden * (INPUT_BYTES[ffn.expert_compute] + ACTIVATION_BYTES)
         widest = max(widest, attention, shared + choices * (received + inner))
-    logits = tokens / 8 * model.vocab / cut.tp * F32_BYTES
+    logits = tokens / ROWS_PER_LOGITS * model.vocab / cut.tp * F32_BYTES
     return residual + widest + logits
 
 
@@ -140,18 +136,10 @@ def _layers_kv(layers: tuple[LayerSpec, ...], cut: Cut, draft_tokens: int) -> tu
     growth = fixed = 0.0
     for layer in layers:
         attention = layer.attention
-        share = cut.kv_share(attention)
-        if attention.ratio and attention.kv_source_layer is None:
-            keys = attention.indexer.key_bytes if attention.indexer else 0.0
-            growth += (attention.entry_bytes * share + keys) / attention.ratio
-        fixed += (attention.window or 0) * attention.window_entry_bytes * share
-        compressor = attention.compressor
-        if compressor is None:
-            # recurrent state is cut by head, as the projections that feed it are
-            fixed += attention.state_bytes / cut.tp
-        else:
-            rows = compressor.draft_ring_rows if draft_tokens else compressor.ring_rows
-            fixed += rows * compressor.row_bytes
+        growth += cut.stored_bytes(attention)
+        fixed += window_bytes(attention) * cut.kv_share(attention)
+        # recurrent state is cut by head, as the projections that feed it are; compressor rows are copied
+        fixed += state_bytes(attention, draft_tokens > 0) / (1 if attention.compressor else cut.tp)
     return growth, fixed
 
 
@@ -163,7 +151,7 @@ def _plan(
     activations = activation_bytes(model, cut, tokens)
     usable = hardware.memory_bytes * hardware.efficiency.memory_utilisation
     growth, fixed = _kv_bytes(model, cut, draft_tokens)
-    return MemoryPlan(weights, activations, usable - weights - activations, growth, fixed, model.max_positions)
+    return MemoryPlan(weights, activations, usable - weights - activations, growth, fixed)
 
 
 def _refusal(
@@ -179,7 +167,7 @@ def _refusal(
     way_out = (
         f"at least {fewest} {hardware.name} would do"
         if fewest
-        else f"no cut of up to {LARGEST_SEARCHED} {hardware.name} would do; use an accelerator with more memory"
+        else f"no cut of up to {MOST_GPUS} {hardware.name} would do; use an accelerator with more memory"
     )
     return (
         f"{model.name} under {parallelism} needs {human_bytes(plan.weight_bytes)} of weights and "
@@ -192,7 +180,7 @@ def _fewest_gpus(model: ModelSpec, hardware: HardwareProfile, tokens: int, draft
     """Fewest accelerators, in powers of two, over tensor-parallel and data-parallel cuts with spread experts."""
     experts = max(layer.ffn.experts for layer in model.layers)
     gpus = 1
-    while gpus <= LARGEST_SEARCHED:
+    while gpus <= MOST_GPUS:
         ep = gpus if experts and experts % gpus == 0 else 1
         for candidate in (Parallelism(tp=gpus, ep=ep), Parallelism(dp=gpus, ep=ep)):
             try:

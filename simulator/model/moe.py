@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from hw_profiles.efficiency import OpClass
-from simulator.model.architecture import MoeSpec, WeightDtype
+from simulator.model.architecture import BF16_BYTES, BYTE, F32_BYTES, NIBBLE, MoeSpec, WeightDtype
 from simulator.model.collectives import all_gather, all_to_all
 from simulator.model.ops import Op
 from simulator.model.sharding import Cut
 
-# Bytes of an expert input element by compute precision, one-byte scales of low-precision blocks of 32 included.
+INPUT_GROUP = 32  # elements of an expert's input under one scale (OCP microscaling formats)
+# Bytes of an expert input element by compute precision, one-byte scales of low-precision groups included. [B]
 INPUT_BYTES: dict[WeightDtype, float] = {
-    "fp32": 4.0,
-    "bf16": 2.0,
-    "fp8": 1.0 + 1 / 32,
-    "int8": 1.0 + 1 / 32,
-    "fp4": 0.5 + 1 / 32,
-    "int4": 0.5 + 1 / 32,
+    "fp32": F32_BYTES,
+    "bf16": BF16_BYTES,
+    "fp8": BYTE + BYTE / INPUT_GROUP,
+    "int8": BYTE + BYTE / INPUT_GROUP,
+    "fp4": NIBBLE + BYTE / INPUT_GROUP,
+    "int4": NIBBLE + BYTE / INPUT_GROUP,
 }
-OUTPUT_BYTES = 2.0  # results travel and are summed in bf16
-SMALLEST_TILE, LARGEST_TILE = 16, 256  # tokens of a tile of expert GEMMs
-NEGLIGIBLE = 4.0  # deviations (times the root of two) beyond which a load does not lie
+OUTPUT_BYTES = BF16_BYTES  # results travel and are summed in bf16 [B]
+SMALLEST_TILE, LARGEST_TILE = 16, 256  # tokens of a tile of expert GEMMs (see `tile_of`)
 
 
 def touched_experts(tokens: float, experts: int, chosen: int, held: float | None = None) -> float:
@@ -57,38 +56,11 @@ def tile_of(mean: float) -> int:
     return min(LARGEST_TILE, max(SMALLEST_TILE, 2 ** math.ceil(math.log2(max(mean, 1.0)))))
 
 
-def further_tiles(load: float, tile: int) -> float:
-    """Expected tiles beyond the first of an expert with a Poisson load: the sum over k >= 1 of P(load > k tile), each
-    by the normal approximation."""
-    if load <= 0:
-        return 0.0
-    deviation = math.sqrt(2 * load)
-    most = int((load + NEGLIGIBLE * deviation) / tile)
-    return sum(0.5 * math.erfc((k * tile + 0.5 - load) / deviation) for k in range(1, most + 1))
-
-
-def rank_loads(
-    ffn: MoeSpec, tokens: float, ranks: int, popularity: Sequence[float] | None = None
-) -> tuple[RankLoad, ...]:
-    """Expected load of each rank of `ranks`; of one rank where all are alike. The slowest of them binds.
-
-    popularity: chance that a token chooses each expert, adding up to experts per token (default: all loads alike, so
-    that none passes its tile). Experts lie on ranks in blocks.
-    """
-    mean = tokens * ffn.experts_per_token / ffn.experts
-    if popularity is None:
-        held = ffn.experts / ranks
-        return (RankLoad(mean * held, touched_experts(tokens, ffn.experts, ffn.experts_per_token, held), 0.0),)
-    size, tile = ffn.experts // ranks, tile_of(mean)
-    blocks = [popularity[rank * size : (rank + 1) * size] for rank in range(ranks)]
-    return tuple(
-        RankLoad(
-            tokens * sum(block),
-            sum(1.0 - (1.0 - share) ** tokens for share in block),
-            sum(further_tiles(tokens * share, tile) for share in block),
-        )
-        for block in blocks
-    )
+def uniform_load(ffn: MoeSpec, tokens: float, ranks: int) -> RankLoad:
+    """Expected load of each of `ranks` expert ranks where all experts are alike, so that none passes its tile."""
+    held = ffn.experts / ranks
+    touched = touched_experts(tokens, ffn.experts, ffn.experts_per_token, held)
+    return RankLoad(tokens * ffn.experts_per_token / ffn.experts * held, touched, 0.0)
 
 
 def copies_per_rank(chosen: int, ranks: int) -> float:

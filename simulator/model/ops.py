@@ -7,16 +7,15 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from hw_profiles.efficiency import WIDENING, OpClass
-from simulator.model.architecture import AttentionSpec, WeightDtype
+from simulator.model.architecture import BF16_BYTES, AttentionSpec, WeightDtype
 
-Link = Literal["scale_up", "scale_out"]
+LinkName = Literal["scale_up", "scale_out"]
 
-ACTIVATION_BYTES = 2.0  # bf16
-F32_BYTES = 4.0
+ACTIVATION_BYTES = BF16_BYTES  # of one element of what flows between layers [B]
 
 # Index scores of a row up to which some prefill kernels choose in another way. A row of vLLM 0.24's CSA modules on an
 # H200 takes 0.1 us more than without a choice where it has 640 entries, 0.4 us with 1,800 and 0.02 us with 2,300;
-# SGLang and TensorRT-LLM are slow below this length too.
+# SGLang and TensorRT-LLM are slow below this length too. [entries]
 SHORT_ROW = 2048
 
 # Precision that a projection multiplies in, by storage type. 4-bit projections are weight-only (operands are
@@ -40,7 +39,7 @@ class Op:
     flops: Mapping[str, float] = field(default_factory=dict)
     hbm_bytes: float = 0.0
     network_bytes: float = 0.0
-    link: Link | None = None
+    link: LinkName | None = None
     count: int = 1
     hops: float = 1  # latencies in sequence (levels of a collective, kernels of an op), or a share of one
     short_row_bytes: float = 0.0  # of the HBM bytes, those of rows that a kernel handles in another way than long ones

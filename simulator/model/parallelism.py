@@ -11,7 +11,11 @@ class ParallelismError(ValueError):
     """A cut that the model or the group does not allow."""
 
 
-def _divisors(n: int, limit: int = 1024) -> list[int]:
+MOST_GPUS = 1024  # accelerators of one instance that messages offer; assumed: larger ones are not built
+MOST_TENSOR_RANKS = 128  # that messages offer; assumed
+
+
+def _divisors(n: int, limit: int = MOST_GPUS) -> list[int]:
     return [d for d in range(1, min(n, limit) + 1) if n % d == 0]
 
 
@@ -59,7 +63,7 @@ class Parallelism:
         for h in heads:
             if h % self.tp:
                 raise ParallelismError(
-                    f"tp={self.tp} does not divide {h} attention heads; use one of {_divisors(h, 128)}"
+                    f"tp={self.tp} does not divide {h} attention heads; use one of {_divisors(h, MOST_TENSOR_RANKS)}"
                 )
         for experts in sorted({layer.ffn.experts for layer in model.layers if layer.ffn.experts}):
             if experts % self.ep:

@@ -84,14 +84,3 @@ def draft_weight_bytes(model: ModelSpec) -> float:
         return 0.0
     draft = model.draft
     return sum(_bytes_by_dtype(draft.layers, draft.linears, draft.other_param_bytes).values())
-
-
-def expert_weight_bytes(model: ModelSpec) -> float:
-    """Bytes of all routed experts as stored. [B]"""
-    return sum(layer.ffn.experts * layer.ffn.expert_bytes for layer in model.layers)
-
-
-def non_expert_step_bytes(model: ModelSpec) -> float:
-    """Weights that every decode step reads whatever it routes: all but routed experts and embedding. [B]"""
-    embedding = 0.0 if model.tied_embedding else model.embedding.weight_bytes
-    return weight_bytes(model) - expert_weight_bytes(model) - embedding

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hw_profiles.profile import HardwareProfile
 from simulator.model.architecture import AttentionSpec, Linear, MoeSpec
 from simulator.model.collectives import Group
-from simulator.model.ops import Link
+from simulator.model.ops import LinkName
 from simulator.model.parallelism import Parallelism
 
 KV_PROJECTIONS = ("k_proj", "v_proj")
@@ -68,7 +68,7 @@ class Cut:
         return self.token_group.ranks > 1
 
     @property
-    def stage_link(self) -> Link:
+    def stage_link(self) -> LinkName:
         """Between pipeline stages."""
         return "scale_up" if self.parallelism.gpus <= self.domain else "scale_out"
 
@@ -95,6 +95,13 @@ class Cut:
     def kv_share(self, attention: AttentionSpec) -> float:
         """Fraction of the stored entries on one rank: cut by KV head; a single head or latent is copied."""
         return 1.0 / min(self.tp, attention.kv_heads)
+
+    def stored_bytes(self, attention: AttentionSpec) -> float:
+        """Bytes that a token adds to the entries and index keys of a layer on one rank; keys are copied. [B/token]"""
+        if not attention.ratio or attention.kv_source_layer is not None:
+            return 0.0
+        keys = attention.indexer.key_bytes if attention.indexer else 0.0
+        return (attention.entry_bytes * self.kv_share(attention) + keys) / attention.ratio
 
     def layers_per_stage(self, layers: int) -> int:
         """Layers of the fullest pipeline stage."""

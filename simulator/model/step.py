@@ -16,7 +16,7 @@ from simulator.model import attention as cores
 from simulator.model import layers as layer_ops
 from simulator.model.architecture import DraftHead, LayerSpec, ModelSpec, MoeSpec
 from simulator.model.expert_load import ExpertLoads, ExpertSkew
-from simulator.model.moe import RankLoad, expert_ops, rank_loads
+from simulator.model.moe import RankLoad, expert_ops, uniform_load
 from simulator.model.ops import Counted, Op, Reader, counted, entry_reader, prefill_counts, readers, selectors
 from simulator.model.parallelism import Parallelism
 from simulator.model.roofline import op_seconds
@@ -39,6 +39,26 @@ class DecodeLoad(NamedTuple):
     capped: tuple[int, ...]
     total_sequences: int
 
+    @classmethod
+    def of(cls, contexts: Sequence[int], caps: Sequence[int]) -> DecodeLoad:
+        """Sequences of these contexts on the only rank.
+
+        >>> DecodeLoad.of([100, 300], caps=(128, 512))
+        DecodeLoad(sequences=2, context=400, capped=(228, 400), total_sequences=2)
+        """
+        capped = tuple(sum(min(context, cap) for context in contexts) for cap in caps)
+        return cls(len(contexts), sum(contexts), capped, len(contexts))
+
+    @classmethod
+    def alike(cls, sequences: int, context: float, caps: Sequence[int], total_sequences: int) -> DecodeLoad:
+        """Sequences of one context.
+
+        >>> DecodeLoad.alike(2, 200.25, caps=(128, 512), total_sequences=16)
+        DecodeLoad(sequences=2, context=400, capped=(256, 400), total_sequences=16)
+        """
+        capped = tuple(round(sequences * min(context, cap)) for cap in caps)
+        return cls(sequences, round(sequences * context), capped, total_sequences)
+
 
 class Chunk(NamedTuple):
     """`new` prompt tokens after `past` tokens whose KV is already there."""
@@ -47,6 +67,7 @@ class Chunk(NamedTuple):
     past: int
 
 
+CHUNK_SUMS = 3  # that the values of prefill ops begin with: new tokens, past tokens, chunks
 NO_DECODE = DecodeLoad(0, 0, (), 0)
 
 
@@ -223,7 +244,7 @@ class StepOps:
         """Mean loads of the expert ranks that may bind."""
         if ffn in self.expert_loads:
             return self.expert_loads[ffn].mean(tokens)
-        return rank_loads(ffn, tokens, self.parallelism.ep)
+        return (uniform_load(ffn, tokens, self.parallelism.ep),)
 
     def expert_ops_of(self, stack: Stack, rows: float, tokens: float, low_latency: bool) -> list[Op]:
         """On the rank whose load takes longest."""
@@ -255,7 +276,7 @@ class StepOps:
 
     def prefill_selecting(self, values: Sequence[float]) -> frozenset[Reader]:
         """Readers of which some query has more entries than it may select. values: as of prefill_ops."""
-        reads = dict(zip(self.prefill_counts, values[3:], strict=True))
+        reads = dict(zip(self.prefill_counts, values[CHUNK_SUMS:], strict=True))
         return frozenset(r for r in self.selectors if reads[Reader(r.ratio, None)] > reads[r])
 
     def prefill_ops(self, stack: Stack, values: Sequence[float], selecting: frozenset[Reader]) -> list[Op]:

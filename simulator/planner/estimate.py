@@ -8,13 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 from hw_profiles.catalog import CatalogError, load
-from hw_profiles.efficiency import Form
 from hw_profiles.profile import HardwareProfile
 from hw_profiles.schema import Convention
 from simulator.des.results.cost import PoolCost, cost_of
 from simulator.model.architecture import ModelSpec
+from simulator.model.engine import Form, in_service
 from simulator.model.expert_load import ExpertSkew
-from simulator.model.in_service import in_service
 from simulator.model.kv import transfer_bytes
 from simulator.model.latency import StepLatency
 from simulator.model.memory import plan_memory

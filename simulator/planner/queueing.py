@@ -41,6 +41,17 @@ def mean_wait_s(servers: int, rate: float, service_s: float, arrival_scv: float,
     return erlang_c(servers, offered) * service_s / (servers - offered) * (arrival_scv + service_scv) / 2
 
 
+def mean_of_any(mean: float) -> float:
+    """Mean of a Poisson number where it is not zero: a / (1 - exp(-a)).
+
+    mean: a, of all, zeros included; above 0.
+
+    >>> round(mean_of_any(1.0), 6)
+    1.581977
+    """
+    return mean / -math.expm1(-mean)
+
+
 def response_percentile_s(
     services_s: Sequence[float], wait_probability: float, mean_wait: float, percentile: float
 ) -> float:

@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Callable, Iterator
 
 from hw_profiles.catalog import load
-from hw_profiles.efficiency import Form
 from hw_profiles.profile import HardwareProfile
 from simulator.model.architecture import ModelSpec
+from simulator.model.engine import Form
 from simulator.model.memory import DoesNotFitError
 from simulator.model.parallelism import Parallelism
 from simulator.model.presets import load_model

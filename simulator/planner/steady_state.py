@@ -18,7 +18,7 @@ from simulator.model.architecture import ModelSpec
 from simulator.model.latency import Chunk, DecodeLoad, StepLatency
 from simulator.model.memory import MemoryPlan
 from simulator.model.parallelism import Parallelism
-from simulator.planner.queueing import erlang_c, mean_wait_s, response_percentile_s
+from simulator.planner.queueing import erlang_c, mean_of_any, mean_wait_s, response_percentile_s
 from simulator.planner.traffic import Traffic
 
 MAX_SEQUENCES_PER_RANK = 1024
@@ -213,7 +213,7 @@ def mixed_point(engine: Engine, traffic: Traffic, budget: int, sequences: int) -
 
     Every step ends B / output requests, whose successors it must prefill: they share the step, and a batch that
     would need more prompt tokens than the budget leaves is not reached; the largest one that is stands for it.
-    All ranks wait for one that prefills: of Poisson chunks, a step that has any has a / (1 - exp(-a)) of them.
+    All ranks wait for one that prefills: of Poisson chunks, a step that has any has `mean_of_any`.
     """
     ranks = engine.ranks
     prompts_per_sequence = engine.acceptance_length / (traffic.mean_output * ranks)  # each step and rank
@@ -228,7 +228,7 @@ def mixed_point(engine: Engine, traffic: Traffic, budget: int, sequences: int) -
     chunks_a_step = (
         sequences * ranks * prompts_per_sequence * float(np.mean([math.ceil(p / room) for p in traffic.prompts]))
     )
-    active = min(float(ranks), chunks_a_step / -math.expm1(-chunks_a_step))
+    active = min(float(ranks), mean_of_any(chunks_a_step))
 
     def mixed(chunks: list[Chunk]) -> float:
         return engine.latency.mixed_s(chunks, load, round(sum(chunk.new for chunk in chunks) * active))

@@ -16,18 +16,19 @@ import numpy as np
 from hw_profiles.catalog import load
 from simulator.des.replicate import Replications, headline
 from simulator.des.results.measured import METRICS
-from simulator.des.results.noise import Floats, relative_error, student
+from simulator.des.results.noise import relative_error, student
 from simulator.des.results.reports import PERCENTILES
 from simulator.des.results.result import SimulationResult
 from simulator.des.results.tenants import TenantRequests
+from simulator.model.arrays import Floats
 from simulator.model.engine import form_of
 from simulator.model.presets import load_model
 from simulator.scenario import Deployment, Pool, Scenario
 from simulator.uncertainty.spreads import Metric, Spread, Uncertainty, uncertainty_of, widest
 
-# Figure -> the metric whose error it shares, and whether it is its reciprocal. Rates and costs are those at the same
+# By figure the metric whose error it shares, and whether it is its reciprocal. Rates and costs are those at the same
 # number of requests in flight; end to end is mostly decode.
-SHARES: dict[str, tuple[Metric, bool]] = {
+ERROR_OF: dict[str, tuple[Metric, bool]] = {
     "ttft_s": ("ttft_s", False),
     "tpot_s": ("tpot_s", False),
     "e2e_s": ("tpot_s", False),
@@ -53,8 +54,8 @@ class Bands:
         return widest((self.entry, self.decode))
 
     def spread(self, figure: str, noise: float = 0.0) -> Spread:
-        """Of a key of SHARES. noise: relative standard error of the prediction."""
-        metric, inverse = SHARES[figure]
+        """Of a key of ERROR_OF. noise: relative standard error of the prediction."""
+        metric, inverse = ERROR_OF[figure]
         pool = {"ttft_s": self.entry, "tpot_s": self.decode}.get(metric, self.whole)
         found = pool.spreads[metric].with_noise(noise)
         return found.inverse if inverse else found
@@ -70,7 +71,7 @@ class Bands:
 
 
 def bands_of(deployment: Deployment, model: str = "") -> Bands:
-    """model: as for `uncertainty_of`."""
+    """What is known of a deployment's pools. model: as for `uncertainty_of`."""
     form = form_of(not deployment.colocated)
 
     def known(pool: Pool) -> Uncertainty:
@@ -86,7 +87,7 @@ def _model(scenario: Scenario) -> str:
 
 
 def of_run(result: SimulationResult, scenario: Scenario) -> dict[str, Any]:
-    """Bands of one run, for JSON: {"kind", "reason", "bands": {dotted key: {"p10", "p50", "p90"}}, "limits"}.
+    """Bands of one run, for JSON: {"kind", "reasons", "bands": {dotted key: {"p10", "p50", "p90"}}, "limits"}.
 
     A limit of one of several tenants is named "tenant.limit".
     """
@@ -110,7 +111,7 @@ def of_run(result: SimulationResult, scenario: Scenario) -> dict[str, Any]:
 
 
 def of_runs(seen: Replications, scenario: Scenario) -> dict[str, Any]:
-    """Bands of the means over several runs, for JSON."""
+    """Bands of the means over several runs, for JSON: as of one run, without limits."""
     assert scenario.deployment is not None  # it was simulated
     bands = bands_of(scenario.deployment, _model(scenario))
     means = {key: found.mean for key, found in seen.estimates.items()}
@@ -130,7 +131,7 @@ def noise_at_limits(share: TenantRequests) -> dict[str, float]:
 
 
 def _noises(values: Floats, percentiles: Sequence[float] = PERCENTILES) -> dict[str, float]:
-    """By statistic of the summary."""
+    """Relative standard error of one latency, by statistic of the summary."""
     found = {"mean": relative_error(values, lambda v: float(np.mean(v)))}
     for p in percentiles:
         found[f"p{p:g}"] = relative_error(values, lambda v, p=p: float(np.percentile(v, p)))  # type: ignore[misc]
@@ -143,6 +144,6 @@ def _table(bands: Bands, figures: Mapping[str, float], noises: Mapping[str, floa
     for key, value in figures.items():
         section, _, rest = key.partition(".")
         figure = rest.partition(".")[0]
-        if figure in SHARES and section in ("metrics", "throughput", "cost"):
+        if figure in ERROR_OF and section in ("metrics", "throughput", "cost"):
             table[key] = bands.spread(figure, noises.get(key, 0.0)).band(value)
     return table

@@ -16,7 +16,7 @@ from simulator.scenario import Deployment, Slo
 from simulator.uncertainty.bands import Bands, bands_of
 from simulator.uncertainty.spreads import Metric, Spread, Uncertainty
 
-RATE: Metric = "total_tok_s_per_gpu"
+RATE: Metric = "total_tok_s_per_gpu"  # whose spread tells how far a pool's capacity may be off
 POOL = {"ttft_s": "prefill", "tpot_s": "decode", "e2e_s": "decode"}  # whose load endangers a limit
 COSTS = ("usd_per_mtok_input", "usd_per_mtok_output", "usd_per_mtok_blended")
 
@@ -38,7 +38,7 @@ def demand(slo: Slo, most_load: float, known: Uncertainty, confidence: float | N
         return Demand(slo, most_load)
     bands = Bands(known, known)
     limits = {name: limit / _margin(bands, name, confidence) for name, limit in slo.limits.items()}
-    return Demand(slo.model_copy(update=limits), min(most_load, _load(bands, "decode", confidence)))
+    return Demand(slo.model_copy(update=limits), min(most_load, _bearable_load(bands, "decode", confidence)))
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Certainty:
             ratios[name] = value / allowed
             if confidence is not None:
                 slower = ratios[name] * _margin(self.bands, name, confidence, self.noise.get(name, 0.0))
-                ratios[name] = max(slower, self.load[POOL[name]] / _load(self.bands, POOL[name], confidence))
+                ratios[name] = max(slower, self.load[POOL[name]] / _bearable_load(self.bands, POOL[name], confidence))
         return {name: ratio for name, ratio in ratios.items() if ratio > 1}
 
     def to_json(self, cost: Cost | None) -> dict[str, Any]:
@@ -110,7 +110,10 @@ def certainty(
     load: Mapping[str, float],
     noise: Mapping[str, float] | None = None,
 ) -> Certainty:
-    """metrics: those of a design, latencies with `mean` and the percentile of the limits."""
+    """What the figures of a design are worth.
+
+    metrics: latencies with `mean` and the percentile of the limits, and rates. load, noise: as of Certainty.
+    """
     at = f"p{slo.percentile:g}"
     values = {name: metrics[name].get(at, metrics[name]["mean"]) for name in ("ttft_s", "tpot_s", "e2e_s")}
     values["tok_s_per_user"] = metrics["tok_s_per_user"]["mean"]
@@ -123,10 +126,11 @@ def _margin(bands: Bands, limit: str, confidence: float, noise: float = 0.0) -> 
     return max(1.0, math.exp(bands.spread(limit, noise).quantile(confidence)))
 
 
-def _load(bands: Bands, pool: str, confidence: float) -> float:
+def _bearable_load(bands: Bands, pool: str, confidence: float) -> float:
     """Predicted load at which a pool still keeps up with that chance."""
     return math.exp(_rate(bands, pool).quantile(1 - confidence))
 
 
 def _rate(bands: Bands, pool: str) -> Spread:
+    """Of log(measured / predicted) capacity of a pool."""
     return (bands.entry if pool == "prefill" else bands.decode).spreads[RATE]

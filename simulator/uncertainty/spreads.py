@@ -14,22 +14,23 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from statistics import NormalDist
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from hw_profiles.efficiency import WHOLE_STEPS, Efficiency, Form
+from hw_profiles.efficiency import WHOLE_STEPS, Efficiency
 from hw_profiles.profile import HardwareProfile
 from hw_profiles.schema import Strict
+from simulator.model.engine import Form
 
 FILE = Path(__file__).parent / "data" / "uncertainty.json"
 NORMAL = NormalDist()
-Z90 = NORMAL.inv_cdf(0.9)
-MEDIAN_OF_ABSOLUTE = NORMAL.inv_cdf(0.75)  # of a standard normal
+Z90 = NORMAL.inv_cdf(0.9)  # 90th percentile of a standard normal [-]
+MEDIAN_OF_ABSOLUTE = NORMAL.inv_cdf(0.75)  # median distance of a standard normal from its mean [-]
 
 Metric = Literal["tpot_s", "ttft_s", "total_tok_s_per_gpu"]
-METRICS: tuple[Metric, ...] = ("tpot_s", "ttft_s", "total_tok_s_per_gpu")
-Kind = Literal["known", "new form", "new model", "new engine", "new accelerator", "assumed"]
+SPREAD_METRICS: tuple[Metric, ...] = get_args(Metric)
+Knowledge = Literal["known", "new form", "new model", "new engine", "new accelerator", "assumed"]
 
 
 class Spread(Strict):
@@ -57,7 +58,10 @@ class Spread(Strict):
         return NORMAL.cdf((log_ratio - self.p50) / half * Z90)
 
     def with_noise(self, sigma: float) -> Spread:
-        """The spread with an independent error of the prediction itself, standard deviation `sigma` of its log."""
+        """The spread with an independent error of the prediction itself, standard deviation `sigma` of its log.
+
+        half' = sqrt(half^2 + (z_0.90 sigma)^2), on either side of the median.
+        """
         low, high = (math.hypot(half, Z90 * sigma) for half in (self.p50 - self.p10, self.p90 - self.p50))
         return self.model_copy(update={"p10": self.p50 - low, "p90": self.p50 + high})
 
@@ -82,8 +86,8 @@ class Evidence(Strict):
     date: str
     commit: str  # of the code that predicted
     served: dict[str, dict[str, tuple[Form, ...]]]  # accelerator -> stack -> forms measured in the calibration
-    spreads: dict[Kind, dict[Form, dict[Metric, Spread]]]
-    coverage: dict[Kind, dict[Form, dict[Metric, float]]]  # inside the band of all other accelerators
+    spreads: dict[Knowledge, dict[Form, dict[Metric, Spread]]]
+    coverage: dict[Knowledge, dict[Form, dict[Metric, float]]]  # inside the band of all other accelerators
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ def uncertainty_of(hardware: HardwareProfile, form: Form, model: str = "") -> Un
             hardware.display_name,
             "kernels measured on such a machine; the band is the held-out error of whole steps there, and no serving "
             "measurement stands behind it",
-            dict.fromkeys(METRICS, own),
+            dict.fromkeys(SPREAD_METRICS, own),
         )
     found = evidence()
     kind, said = _kind(hardware, form, model, found.served)
@@ -128,7 +132,10 @@ def widest(several: Iterable[Uncertainty]) -> Uncertainty:
 
 
 def _own_spread(efficiency: Efficiency) -> Spread | None:
-    """Normal with the median absolute error of whole steps that a machine's own calibration left out of its fit."""
+    """Normal with the median absolute error of whole steps that a machine's own calibration left out of its fit.
+
+    p90 = -p10 = z_0.90 log(1 + error) / z_0.75
+    """
     error = efficiency.held_out_error.get(WHOLE_STEPS)
     if not error:
         return None
@@ -138,7 +145,7 @@ def _own_spread(efficiency: Efficiency) -> Spread | None:
 
 def _kind(
     hardware: HardwareProfile, form: Form, model: str, served: dict[str, dict[str, tuple[Form, ...]]]
-) -> tuple[Kind, str]:
+) -> tuple[Knowledge, str]:
     stack, efficiency = hardware.stack, hardware.efficiency
     if efficiency.origin == "assumed":
         return "assumed", f"rates of stack {stack!r} are assumed, not measured"

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from hw_profiles import catalog
-from hw_profiles.efficiency import OpClass, load_efficiency, stacks
+from hw_profiles.efficiency import OpClass
+from hw_profiles.efficiency_files import load_efficiency, stacks
 
 DEFAULTS = tomllib.loads((catalog.DATA / "efficiency" / "default.toml").read_text())
 NAMES = catalog.names()

@@ -8,7 +8,7 @@ from typing import cast
 from calibration.microbench.device import Machine
 from calibration.microbench.measurement import FitError, Measurements
 from hw_profiles import catalog
-from hw_profiles.efficiency import DEFAULT_STACK, load_efficiency
+from hw_profiles.efficiency_files import DEFAULT_STACK, load_efficiency
 from hw_profiles.profile import HardwareProfile, profile_of
 from hw_profiles.schema import Accelerator, Dtype, ScaleUp, Sourced
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hw_profiles.efficiency import Form
 from hw_profiles.profile import HardwareProfile
 from simulator.des.cluster.faults import nodes_of
 from simulator.des.cluster.power import PowerDraw
@@ -13,8 +12,7 @@ from simulator.des.cluster.spec import ClusterSpec, GroupSpec, InstanceSpec
 from simulator.des.instance.kv_room import KvRoom
 from simulator.des.instance.prefix_cache import BLOCK_TOKENS, Loss, StatePolicy, Tier
 from simulator.model.architecture import ModelSpec
-from simulator.model.engine import form_of
-from simulator.model.in_service import in_service
+from simulator.model.engine import Form, form_of, in_service
 from simulator.model.kv import transfer_bytes
 from simulator.model.latency import StepLatency
 from simulator.model.memory import plan_memory

@@ -35,6 +35,5 @@ def _decode_s(spec: InstanceSpec, context: int) -> float:
     if of_one > 0:
         fit = min(fit, spec.kv.capacity_bytes / of_one)
     batch = max(1, int(fit))
-    capped = tuple(batch * min(context, cap) for cap in spec.times.caps)
     total = batch * spec.ranks
-    return spec.times.decode_s(DecodeLoad(batch, batch * context, capped, total)) / total
+    return spec.times.decode_s(DecodeLoad.alike(batch, context, spec.times.caps, total)) / total

@@ -34,7 +34,7 @@ _BUILDERS: dict[str, Callable[[Context, str], ModelSpec]] = {
     "gpt_oss": gqa.build_gpt_oss,
 }
 
-_MOST_LAYERS = 10_000  # far above any model; keeps a slip of the pen from filling the memory
+_MOST_LAYERS = 10_000  # assumed: far above any model; keeps a slip of the pen from filling the memory
 
 # Families whose public configuration does not determine their weights.
 UNCOUNTABLE: dict[str, str] = {

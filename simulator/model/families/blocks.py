@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from simulator.model.architecture import (
     BYTES_PER_PARAM,
+    F32_BYTES,
     AttentionSpec,
     DraftHead,
     LayerSpec,
@@ -17,7 +18,7 @@ from simulator.model.architecture import (
     WeightDtype,
 )
 from simulator.model.families.kv_layout import check_index_dtype, check_kv_dtype, gqa_entry_bytes
-from simulator.model.families.quantisation import Part, Quantisation, Storage
+from simulator.model.families.quantisation import Quantisation, Storage, TensorKind
 from simulator.model.families.reader import ConfigReader
 
 
@@ -60,7 +61,7 @@ class Context:
 
     def linear(
         self,
-        part: Part | None,
+        tensor: TensorKind | None,
         name: str,
         inputs: int,
         outputs: int,
@@ -69,8 +70,8 @@ class Context:
         rows_per_token: int = 1,
         groups: int = 1,
     ) -> Linear:
-        """A projection stored as its part is; `part` None keeps it in the plain type."""
-        storage: Storage = self.quantisation.of(part) if part else self.quantisation.plain
+        """A projection stored as tensors of its kind are; None keeps it in the plain type."""
+        storage: Storage = self.quantisation.of(tensor) if tensor else self.quantisation.plain
         return Linear(
             name,
             inputs,
@@ -133,12 +134,13 @@ def gqa_attention(
     )
 
 
-_STATE_BYTES = 4.0  # the recurrent state is kept in f32
-# Per head and token, in units of key x value width: decay 1, k-S product 2, rank-one update 2, q-S product 2.
+_STATE_BYTES = F32_BYTES  # of one element of the recurrent state [B]
+# Per head and token, in units of key x value width: decay 1, k-S product 2, rank-one update 2, q-S product 2. [FLOP]
 _STATE_FLOPS = 7.0
-# Kernels of prompts take chunks of this many tokens (flash-linear-attention): the state meets each in three products,
-# and keys, values and queries of the chunk meet each other in five.
-_CHUNK = 64
+# Kernels of prompts take chunks of C tokens (flash-linear-attention). For each token and head of key width K and value
+# width V the state meets the chunk in three products and keys, values and queries of the chunk meet each other in five:
+# 6 K V + 2 C (3 K + 2 V) FLOP.
+_CHUNK = 64  # C [tokens]
 
 
 def delta_attention(
@@ -180,12 +182,12 @@ def delta_attention(
 
 
 def gated_ffn(
-    ctx: Context, part: Part, prefix: str, hidden: int, width: int, bias: bool = False
+    ctx: Context, tensor: TensorKind, prefix: str, hidden: int, width: int, bias: bool = False
 ) -> tuple[Linear, Linear]:
     """Gate and up projection as one matrix, and down projection."""
     return (
-        ctx.linear(part, f"{prefix}_gate_up", hidden, 2 * width, "column", bias),
-        ctx.linear(part, f"{prefix}_down", width, hidden, "row", bias),
+        ctx.linear(tensor, f"{prefix}_gate_up", hidden, 2 * width, "column", bias),
+        ctx.linear(tensor, f"{prefix}_down", width, hidden, "row", bias),
     )
 
 
@@ -235,7 +237,7 @@ def moe_ffn(
         expert_bias=expert_bias,
         linears=linears,
         other_params=correction,
-        other_param_bytes=correction * 4.0,
+        other_param_bytes=correction * F32_BYTES,
         expert_bytes_per_param=storage.bytes_per_param,
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from simulator.model.architecture import (
+    F32_BYTES,
     AttentionSpec,
     CompressorState,
     DraftHead,
@@ -23,13 +24,15 @@ from simulator.model.families.blocks import Context, has_draft, moe_ffn, whole_m
 from simulator.model.families.kv_layout import index_key_bytes, shared_kv_entry_bytes
 from simulator.model.families.reader import ConfigReader
 
-F32 = 4.0  # norms, sinks, position tables and mHC are stored in f32
-_KINDS = {0: "swa", 4: "csa", 128: "hca"}
+F32 = F32_BYTES  # norms, sinks, position tables and mHC are stored in f32 [B]
+_CSA_RATIO, _HCA_RATIO = 4, 128  # tokens of one compressed entry
+_KINDS = {0: "swa", _CSA_RATIO: "csa", _HCA_RATIO: "hca"}
 _LAYER_TYPES = {
     "sliding_attention": 0,
-    "compressed_sparse_attention": 4,
-    "heavily_compressed_attention": 128,
+    "compressed_sparse_attention": _CSA_RATIO,
+    "heavily_compressed_attention": _HCA_RATIO,
 }
+_HEAD_TO_ROPE = 8  # width of a head over that of its rotated part, as transformers fills it in [-]
 _CSA_OVERLAP = 2  # each CSA entry spans two blocks of `ratio` tokens
 
 
@@ -75,7 +78,7 @@ def _attention(ctx: Context, ratio: int) -> AttentionSpec:
     heads, head_dim = reader.integer("num_attention_heads"), reader.integer("head_dim")
     q_rank = reader.integer("q_lora_rank")
     groups, o_rank = reader.integer("o_groups"), reader.integer("o_lora_rank")
-    rope = reader.integer("qk_rope_head_dim", default=head_dim // 8)  # as transformers fills it in
+    rope = reader.integer("qk_rope_head_dim", default=head_dim // _HEAD_TO_ROPE)
     if heads % groups:
         raise reader.fail(f"o_groups={groups} does not divide num_attention_heads={heads}")
     dtype = ctx.kv("fp8")
@@ -92,11 +95,11 @@ def _attention(ctx: Context, ratio: int) -> AttentionSpec:
     indexer: Indexer | None = None
     compressor: CompressorState | None = None
     if ratio:
-        main = _Compressor(ratio, head_dim, _CSA_OVERLAP if ratio == 4 else 1)
+        main = _Compressor(ratio, head_dim, _CSA_OVERLAP if ratio == _CSA_RATIO else 1)
         linears += main.linears(ctx, "compressor", hidden)
         other += main.other_params
         row_bytes = main.row_bytes
-        if ratio == 4:
+        if ratio == _CSA_RATIO:
             indexer = _indexer(ctx)
             index = _Compressor(ratio, indexer.head_dim, _CSA_OVERLAP)
             linears += (
@@ -130,8 +133,7 @@ def _attention(ctx: Context, ratio: int) -> AttentionSpec:
 
 
 def _compressor_state(main: _Compressor, row_bytes: float) -> CompressorState:
-    """f32 rows not closed yet: CSA keeps both blocks an entry spans; HCA has an online form
-    (maximum, sum and weighted sum) and hands its ring over as one page."""
+    """f32 rows not closed yet: CSA keeps both blocks an entry spans; HCA hands its ring over as one page."""
     rows = main.coefficient * main.ratio
     overlapping = main.coefficient == _CSA_OVERLAP
     return CompressorState(
@@ -139,7 +141,6 @@ def _compressor_state(main: _Compressor, row_bytes: float) -> CompressorState:
         ring_rows=rows,
         draft_ring_rows=2 * rows,
         overlap_rows=main.ratio if overlapping else 0,
-        online_bytes=rows * row_bytes if overlapping else 3 * main.dim * F32,
         sent_whole=not overlapping,
     )
 

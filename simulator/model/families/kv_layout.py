@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from typing import cast
 
-from simulator.model.architecture import WeightDtype
+from simulator.model.architecture import BF16_BYTES, BYTE, F32_BYTES, NIBBLE, WeightDtype
 from simulator.model.families.reader import ModelError
 
 KV_DTYPES: tuple[WeightDtype, ...] = ("bf16", "fp8")
 INDEX_DTYPES: tuple[WeightDtype, ...] = ("fp4", "fp8", "bf16")
+# Elements under one scale: of an MLA latent (f32 scale) and of a shared KV vector (ue8m0 byte) in fp8, as FlashMLA lays
+# them out; of an index key in fp4 (ue8m0 byte).
+LATENT_GROUP, SHARED_KV_GROUP, INDEX_GROUP = 128, 64, 32
+SHARED_KV_ALIGNMENT = 8  # to which a shared KV vector is padded (FlashMLA) [B]
 
 
 def check_kv_dtype(dtype: str) -> WeightDtype:
@@ -34,7 +38,7 @@ def gqa_entry_bytes(kv_heads: int, qk_dim: int, v_dim: int, dtype: WeightDtype) 
     >>> gqa_entry_bytes(8, 128, 128, "bf16")
     4096.0
     """
-    return kv_heads * (qk_dim + v_dim) * (1.0 if dtype == "fp8" else 2.0)
+    return kv_heads * (qk_dim + v_dim) * (BYTE if dtype == "fp8" else BF16_BYTES)
 
 
 def mla_entry_bytes(latent: int, rope: int, dtype: WeightDtype) -> float:
@@ -44,8 +48,8 @@ def mla_entry_bytes(latent: int, rope: int, dtype: WeightDtype) -> float:
     (656.0, 1152.0)
     """
     if dtype == "fp8":
-        return latent + 4.0 * -(-latent // 128) + 2.0 * rope
-    return 2.0 * (latent + rope)
+        return latent + F32_BYTES * -(-latent // LATENT_GROUP) + BF16_BYTES * rope
+    return BF16_BYTES * (latent + rope)
 
 
 def shared_kv_entry_bytes(head_dim: int, rope: int, dtype: WeightDtype) -> float:
@@ -56,9 +60,10 @@ def shared_kv_entry_bytes(head_dim: int, rope: int, dtype: WeightDtype) -> float
     (584.0, 1024.0)
     """
     if dtype == "fp8":
-        scales = -(-(head_dim - rope) // 64)
-        return float(-(-(head_dim - rope + 2 * rope + scales) // 8) * 8)
-    return 2.0 * head_dim
+        scales = -(-(head_dim - rope) // SHARED_KV_GROUP)
+        used = head_dim - rope + BF16_BYTES * rope + scales
+        return -(-used // SHARED_KV_ALIGNMENT) * SHARED_KV_ALIGNMENT
+    return BF16_BYTES * head_dim
 
 
 def index_key_bytes(head_dim: int, dtype: WeightDtype) -> float:
@@ -68,5 +73,5 @@ def index_key_bytes(head_dim: int, dtype: WeightDtype) -> float:
     [68.0, 132.0, 256.0]
     """
     if dtype == "fp4":
-        return head_dim / 2 + head_dim / 32
-    return head_dim + 4.0 if dtype == "fp8" else 2.0 * head_dim
+        return head_dim * NIBBLE + head_dim / INDEX_GROUP
+    return head_dim + F32_BYTES if dtype == "fp8" else BF16_BYTES * head_dim

@@ -6,14 +6,14 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from simulator.model.architecture import WeightDtype
-from simulator.model.families.reader import ConfigReader
+from simulator.model.architecture import BF16_BYTES, BYTE, FP4_GROUP, FP8_BLOCK, NIBBLE, WeightDtype
+from simulator.model.families.reader import LONGEST_SHOWN, ConfigReader
 
 # What a checkpoint may treat differently; routers, norms, embedding and LM head are never quantised here.
-Part = Literal["attention", "dense_ffn", "shared_expert", "expert"]
+TensorKind = Literal["attention", "dense_ffn", "shared_expert", "expert"]
 
-# One tensor name of each part, as checkpoints of these families spell it, to try `ignore` patterns on.
-_EXAMPLE_NAMES: dict[Part, tuple[str, ...]] = {
+# Names of one tensor of each kind, as checkpoints of these families spell it, to try `ignore` patterns on.
+_EXAMPLE_NAMES: dict[TensorKind, tuple[str, ...]] = {
     "attention": ("model.layers.{}.self_attn.q_proj", "model.layers.{}.self_attn.kv_a_proj_with_mqa"),
     "dense_ffn": ("model.layers.{}.mlp.gate_proj", "model.layers.{}.mlp.gate_up_proj"),
     "shared_expert": ("model.layers.{}.mlp.shared_experts.gate_proj",),
@@ -24,7 +24,7 @@ _TORCH_DTYPES: dict[str, WeightDtype] = {"bfloat16": "bf16", "float16": "bf16", 
 
 @dataclass(frozen=True)
 class Storage:
-    """Stored type of one part and, where the scales are unusual, its bytes per parameter."""
+    """Stored type of one kind of tensor and, where the scales are unusual, its bytes per parameter."""
 
     dtype: WeightDtype
     bytes_per_param: float | None = None
@@ -32,19 +32,19 @@ class Storage:
 
 @dataclass(frozen=True)
 class Quantisation:
-    """Storage of each part of a checkpoint, and the precision its grouped GEMM multiplies in."""
+    """Storage of each kind of tensor of a checkpoint, and the precision its grouped GEMM multiplies in."""
 
     plain: Storage  # whatever is not quantised
-    parts: dict[Part, Storage]
+    tensors: dict[TensorKind, Storage]
     expert_compute: WeightDtype
     assumptions: tuple[str, ...] = ()
 
-    def of(self, part: Part) -> Storage:
-        return self.parts.get(part, self.plain)
+    def of(self, tensor: TensorKind) -> Storage:
+        return self.tensors.get(tensor, self.plain)
 
 
-def _ignored(patterns: list[str], part: Part, layers: int) -> bool:
-    """Whether the checkpoint's own list leaves this part in the plain type on every layer."""
+def _ignored(patterns: list[str], tensor: TensorKind, layers: int) -> bool:
+    """Whether the checkpoint's own list leaves this kind of tensor in the plain type on every layer."""
 
     def hit(name: str, pattern: str) -> bool:
         if pattern.startswith("re:"):
@@ -55,7 +55,7 @@ def _ignored(patterns: list[str], part: Part, layers: int) -> bool:
 
     return any(
         all(any(hit(name.format(i), pattern) for pattern in patterns) for i in range(layers))
-        for name in _EXAMPLE_NAMES[part]
+        for name in _EXAMPLE_NAMES[tensor]
     )
 
 
@@ -78,10 +78,10 @@ def _compressed_tensors(q: ConfigReader) -> tuple[Storage, WeightDtype]:
         return Storage("fp8"), "fp8"
     if (bits, kind) == (4, "int"):
         # packed int4 with one bf16 scale per group; multiplied in bf16 after dequantisation (W4A16)
-        return Storage("int4", 0.5 + 2 / weights.integer("group_size", 32)), "bf16"
+        return Storage("int4", NIBBLE + BF16_BYTES / weights.integer("group_size", FP4_GROUP)), "bf16"
     if (bits, kind) == (4, "float"):
         # mxfp4: one byte of scale per group
-        return Storage("fp4", 0.5 + 1 / weights.integer("group_size", 32)), "bf16"
+        return Storage("fp4", NIBBLE + BYTE / weights.integer("group_size", FP4_GROUP)), "bf16"
     raise weights.fail(f"num_bits={bits} of type {kind!r} is not supported; use 8 float, 4 int or 4 float")
 
 
@@ -101,24 +101,24 @@ def read_quantisation(reader: ConfigReader, layers: int) -> Quantisation:
     if patterns is not None and not (
         isinstance(patterns, list) and all(isinstance(pattern, str) for pattern in patterns)
     ):
-        raise q.fail(f"key {ignore_key!r} is {patterns!r:.60}, expected a list of strings")
+        raise q.fail(f"key {ignore_key!r} is {patterns!r:.{LONGEST_SHOWN}}, expected a list of strings")
 
-    parts: tuple[Part, ...] = ("attention", "dense_ffn", "shared_expert", "expert")
+    tensors: tuple[TensorKind, ...] = ("attention", "dense_ffn", "shared_expert", "expert")
     assumptions: tuple[str, ...] = ()
     compute: WeightDtype
     if method == "fp8":
         storage, compute = Storage("fp8"), "fp8"
         if q.text("scale_fmt", "") == "ue8m0":
-            storage = Storage("fp8", 1 + 1 / 128**2)  # one-byte block scales
+            storage = Storage("fp8", BYTE + BYTE / FP8_BLOCK**2)  # one-byte block scales
     elif method == "mxfp4":
-        storage, compute, parts = Storage("fp4"), "bf16", ("expert",)
+        storage, compute, tensors = Storage("fp4"), "bf16", ("expert",)
         assumptions = ("mxfp4 experts multiply in bf16 after dequantisation (weight-only)",)
     elif method == "compressed-tensors":
         storage, compute = _compressed_tensors(q)
         routed = reader.has(reader.first_of("n_routed_experts", "num_experts", "num_local_experts"))
         if patterns is None and routed and compute == "bf16":
             # Weight-only checkpoints of the routed families here quantise the experts alone.
-            parts = ("expert",)
+            tensors = ("expert",)
             assumptions = ("only routed experts are quantised (the configuration has no ignore list)",)
         if compute == "bf16":
             assumptions += (f"{storage.dtype} weights multiply in bf16 after dequantisation (weight-only)",)
@@ -129,12 +129,12 @@ def read_quantisation(reader: ConfigReader, layers: int) -> Quantisation:
         )
     if patterns:
         try:
-            parts = tuple(part for part in parts if not _ignored(patterns, part, layers))
+            tensors = tuple(tensor for tensor in tensors if not _ignored(patterns, tensor, layers))
         except re.error as error:
             raise q.fail(f"key {ignore_key!r} holds a bad regular expression: {error}") from error
     return Quantisation(
         plain,
-        dict.fromkeys(parts, storage),
-        compute if "expert" in parts else plain.dtype,
+        dict.fromkeys(tensors, storage),
+        compute if "expert" in tensors else plain.dtype,
         assumptions,
     )

@@ -6,6 +6,10 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+NEAREST_SHOWN = 3  # words close to an unknown one that a message names; assumed
+SIMILAR = 0.6  # of such words (difflib's ratio, its own default) [-]
+LONGEST_SHOWN = 60  # characters of a wrong value in a message; assumed: it stays on one line
+
 
 class ModelError(ValueError):
     """A model name or configuration that cannot be used. One sentence, naming the way out."""
@@ -17,7 +21,7 @@ def close_matches(word: str, known: Iterable[str], instead: str = "did you mean"
     >>> close_matches("hiden_size", ["hidden_size", "vocab_size"])
     '; did you mean hidden_size?'
     """
-    near = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
+    near = difflib.get_close_matches(word, list(known), n=NEAREST_SHOWN, cutoff=SIMILAR)
     return f"; {instead} {' or '.join(near)}?" if near else ""
 
 
@@ -51,7 +55,7 @@ class ConfigReader:
         return self.config[key]
 
     def _wrong(self, key: str, value: object, expected: str) -> ModelError:
-        return self.fail(f"key {key!r} is {value!r:.60}, expected {expected}")
+        return self.fail(f"key {key!r} is {value!r:.{LONGEST_SHOWN}}, expected {expected}")
 
     def integer(self, key: str, default: int | None = None, minimum: int = 1) -> int:
         """A whole number of at least `minimum`; `default` where the key is absent."""

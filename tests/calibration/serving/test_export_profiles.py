@@ -14,8 +14,7 @@ from calibration.serving.predict import prepare
 from calibration.serving.served_model import variant
 from hw_profiles.catalog import load
 from hw_profiles.efficiency import OpClass, Situation
-from simulator.model.engine import form_of, in_situation
-from simulator.model.in_service import in_service
+from simulator.model.engine import form_of, in_service, in_situation
 
 R1 = {"model": "DeepSeek-R1", "gpu": "B200", "n_gpu": 8, "isl": 1000, "osl": 1000, "concurrency": 16, "tpot_ms": 10.0}
 POINTS = [

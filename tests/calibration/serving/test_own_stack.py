@@ -22,7 +22,7 @@ from calibration.serving.predict import Prepared, predictions, prepare, scores_b
 from calibration.serving.served_model import variant
 from hw_profiles import catalog
 from hw_profiles.catalog import CatalogError
-from simulator.model.in_service import in_service
+from simulator.model.engine import in_service
 from simulator.model.parallelism import Parallelism
 from simulator.uncertainty.spreads import uncertainty_of
 

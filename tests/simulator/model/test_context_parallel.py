@@ -57,7 +57,7 @@ def test_every_rank_keeps_the_whole_kv() -> None:
     one, eight = (plan_memory(MODEL, PART, cut, 8192) for cut in (Parallelism(dp=8, ep=8), CP8))
     assert eight.kv_bytes_per_token == one.kv_bytes_per_token
     assert eight.kv_bytes_per_sequence == one.kv_bytes_per_sequence
-    assert eight.max_context() == 1_048_576
+    assert eight.max_sequences(1_048_576) >= 1
 
 
 def test_a_million_tokens_take_less_than_a_quarter_of_what_tensor_parallel_ranks_need() -> None:

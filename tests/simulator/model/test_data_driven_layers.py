@@ -6,9 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from hw_profiles.catalog import load
 from simulator.model import kv, presets
 from simulator.model import parameter_counts as counts
 from simulator.model.architecture import AttentionSpec, LayerSpec, ModelSpec
+from simulator.model.memory import plan_memory
+from simulator.model.parallelism import Parallelism
 
 LAYERS, STORED_EVERY = 40, 4
 
@@ -47,12 +50,15 @@ def test_global_kv_is_890_bytes_a_token(reuse_model: ModelSpec) -> None:
 
 
 def test_every_layer_keeps_its_own_window(reuse_model: ModelSpec) -> None:
-    assert kv.window_bytes(reuse_model) == LAYERS * 128 * 528
+    assert sum(kv.window_bytes(layer.attention) for layer in reuse_model.layers) == LAYERS * 128 * 528
 
 
 def test_a_model_without_draft_head_counts_none(reuse_model: ModelSpec) -> None:
     assert counts.draft_params(reuse_model) == 0
-    assert kv.fixed_bytes(reuse_model, drafts=True) - kv.fixed_bytes(reuse_model) == kv.state_bytes(reuse_model)
+    cut = Parallelism()
+    plain, drafting = (plan_memory(reuse_model, load("b300"), cut, draft_tokens=drafts) for drafts in (0, 1))
+    rings = sum(kv.state_bytes(layer.attention) for layer in reuse_model.layers)
+    assert drafting.kv_bytes_per_sequence - plain.kv_bytes_per_sequence == rings
 
 
 def test_ratios_may_differ_from_layer_to_layer(reuse_model: ModelSpec) -> None:

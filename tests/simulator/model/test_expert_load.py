@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.stats import poisson
 
 from hw_profiles.catalog import load
 from simulator.model.architecture import MoeSpec
 from simulator.model.expert_load import SAMPLES, ExpertLoads, ExpertSkew, expert_chances, place, position
 from simulator.model.latency import NO_DECODE, Chunk, DecodeLoad, StepLatency
 from simulator.model.memory import plan_memory
-from simulator.model.moe import further_tiles
 from simulator.model.parallelism import Parallelism, ParallelismError
 from simulator.model.presets import load_model
 
@@ -44,7 +44,8 @@ def test_one_rank_has_every_choice_and_touches_what_draws_with_replacement_do() 
 def test_experts_beyond_their_tile_are_read_again_as_often_as_poisson_loads_say() -> None:
     """512 tokens: 32 choices for each of 64 experts, tiles of 32; about as spread as Poisson loads."""
     drawn = ExpertLoads(ExpertSkew("uniform"), FFN, 1, LAYERS).draws(18)
-    assert drawn[2].mean() == pytest.approx(64 * further_tiles(32.0, 32), rel=0.03)
+    further = sum(poisson.sf(k * 32, 32.0) for k in (1, 2, 3))  # tiles of 32 beyond the first of an expert
+    assert drawn[2].mean() == pytest.approx(64 * further, rel=0.03)
 
 
 def test_chances_add_up_and_spread_as_stated() -> None:

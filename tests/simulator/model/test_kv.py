@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from simulator.model import kv, presets
+from simulator.model.architecture import LayerSpec
 
 MIB = 2**20
 CONTEXTS = (8192, 65536, 262144, 1048576)
@@ -47,22 +50,28 @@ def test_kv_per_sequence(name: str, options: dict[str, str], mib: tuple[float, .
     assert [kv.kv_bytes(model, context) / MIB for context in CONTEXTS] == pytest.approx(mib, rel=0.01)
 
 
+def windows(layers: Sequence[LayerSpec]) -> float:
+    return sum(kv.window_bytes(layer.attention) for layer in layers)
+
+
+def states(layers: Sequence[LayerSpec], drafts: bool = False) -> float:
+    return sum(kv.state_bytes(layer.attention, drafts) for layer in layers)
+
+
 @pytest.mark.parametrize(
-    ("name", "window", "ring", "online"),
-    [("deepseek-v4-flash", 3.07, 11.64, 1.76), ("deepseek-v4-pro", 4.35, 17.84, 2.53)],
+    ("name", "window", "ring"), [("deepseek-v4-flash", 3.07, 11.64), ("deepseek-v4-pro", 4.35, 17.84)]
 )
-def test_window_and_state_per_sequence(name: str, window: float, ring: float, online: float) -> None:
+def test_window_and_state_per_sequence(name: str, window: float, ring: float) -> None:
     model = presets.load_model(name)
-    assert kv.window_bytes(model) / MIB == pytest.approx(window, rel=0.01)
-    assert kv.state_bytes(model) / MIB == pytest.approx(ring, rel=0.01)
-    assert kv.state_bytes(model, online=True) / MIB == pytest.approx(online, rel=0.01)
-    assert kv.fixed_bytes(model) == kv.window_bytes(model) + kv.state_bytes(model)
+    assert windows(model.layers) / MIB == pytest.approx(window, rel=0.01)
+    assert states(model.layers) / MIB == pytest.approx(ring, rel=0.01)
 
 
 def test_drafts_double_the_rings_and_add_their_own_window() -> None:
     model = presets.load_model("deepseek-v4-flash")
-    assert kv.state_bytes(model, drafts=True) == 2 * kv.state_bytes(model)
-    assert kv.window_bytes(model, drafts=True) - kv.window_bytes(model) == 128 * 584
+    assert states(model.layers, drafts=True) == 2 * states(model.layers)
+    assert model.draft is not None
+    assert windows(model.draft.layers) == 128 * 584
 
 
 def test_public_claims_about_v4_cache() -> None:
@@ -99,24 +108,18 @@ def test_transfer_of_one_request(name: str, context: int, megabytes: float) -> N
 
 
 @pytest.mark.parametrize(
-    ("name", "window_mb", "tail_mb", "ring_mb", "online_mb"),
-    [
-        ("deepseek-v4-flash", 6.4, 0.9, 10.5, 0.12),
-        ("deepseek-v4-pro", 9.1, 1.2, 16.3, 0.19),
-    ],
+    ("name", "window_mb", "tail_mb", "ring_mb"),
+    [("deepseek-v4-flash", 6.4, 0.9, 10.5), ("deepseek-v4-pro", 9.1, 1.2, 16.3)],
 )
-def test_transfer_of_what_does_not_grow(
-    name: str, window_mb: float, tail_mb: float, ring_mb: float, online_mb: float
-) -> None:
+def test_transfer_of_what_does_not_grow(name: str, window_mb: float, tail_mb: float, ring_mb: float) -> None:
     model = presets.load_model(name)
 
-    def beside_entries(context: int, online: bool = False) -> float:
-        return (kv.transfer_bytes(model, context, online=online) - kv.kv_bytes(model, context)) / 1e6
+    def beside_entries(context: int) -> float:
+        return (kv.transfer_bytes(model, context) - kv.kv_bytes(model, context)) / 1e6
 
     closed, open_block = beside_entries(8192), beside_entries(8196)  # HCA closes at 8192, CSA at both
     assert closed == pytest.approx(window_mb + tail_mb, abs=0.1)
     assert open_block - closed == pytest.approx(ring_mb, abs=0.06)
-    assert beside_entries(8196, online=True) - closed == pytest.approx(online_mb, abs=0.01)
 
 
 def test_transfer_of_v32_is_its_cache() -> None:
@@ -129,12 +132,13 @@ def test_recurrent_state_is_constant_and_travels_whole() -> None:
     """69 layers of 96 f32 states of 128 x 128 and three bf16 rows of the q, k, v convolutions."""
     model = presets.load_model("kimi-k3")
     state = 69 * (96 * 128 * 128 * 4 + 3 * 3 * 96 * 128 * 2)
-    assert kv.fixed_bytes(model) == state
+    assert states(model.layers) == state
+    assert windows(model.layers) == 0
     assert kv.transfer_bytes(model, 1000) == kv.kv_bytes(model, 1000) + state
 
 
 def test_value_heads_of_gated_delta_net_share_keys() -> None:
     """45 layers of 64 f32 states of 128 x 128 and three bf16 rows of 2 x 16 key and 64 value heads' convolutions."""
     model = presets.load_model("qwen3.5-397b-a17b")
-    assert kv.fixed_bytes(model) == 45 * (64 * 128 * 128 * 4 + 3 * (2 * 16 + 64) * 128 * 2)
+    assert states(model.layers) == 45 * (64 * 128 * 128 * 4 + 3 * (2 * 16 + 64) * 128 * 2)
     assert kv.kv_bytes(model, 1000) == 15 * 2 * 2 * 256 * 2 * 1000

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -7,9 +8,16 @@ import pytest
 from hw_profiles.catalog import load
 from simulator.model import kv
 from simulator.model import parameter_counts as counts
+from simulator.model.architecture import LayerSpec
 from simulator.model.memory import DoesNotFitError, plan_memory
 from simulator.model.parallelism import Parallelism, ParallelismError
 from simulator.model.presets import load_model
+
+
+def fixed_bytes(layers: Sequence[LayerSpec], drafts: bool = False) -> float:
+    """What one sequence holds whatever its length, uncut: windows and state."""
+    attentions = [layer.attention for layer in layers]
+    return sum(kv.window_bytes(attention) + kv.state_bytes(attention, drafts) for attention in attentions)
 
 
 def test_v4_pro_takes_131_gb_on_each_of_eight() -> None:
@@ -24,7 +32,7 @@ def test_one_accelerator_holds_the_checkpoint_and_all_kv(name: str) -> None:
     plan = plan_memory(model, load("b300"), Parallelism())
     assert plan.weight_bytes == pytest.approx(counts.weight_bytes(model), rel=1e-9)
     assert plan.kv_bytes_per_token == pytest.approx(kv.kv_bytes_per_token(model))
-    assert plan.kv_bytes_per_sequence == pytest.approx(kv.fixed_bytes(model))
+    assert plan.kv_bytes_per_sequence == pytest.approx(fixed_bytes(model.layers))
 
 
 @pytest.mark.parametrize(
@@ -36,7 +44,7 @@ def test_ranks_together_hold_every_weight(cut: Parallelism) -> None:
     model = load_model("qwen3-30b-a3b")
     held = cut.gpus * plan_memory(model, load("h200"), cut).weight_bytes
     assert held >= counts.weight_bytes(model) * (1 - 1e-9)
-    experts = counts.expert_weight_bytes(model)
+    experts = sum(layer.ffn.experts * layer.ffn.expert_bytes for layer in model.layers)
     assert held <= experts + cut.gpus * (counts.weight_bytes(model) - experts)
 
 
@@ -73,14 +81,12 @@ def test_sequences_that_fit_fill_the_room_and_one_more_does_not() -> None:
         assert count * one <= plan.kv_capacity_bytes < (count + 1) * one
 
 
-def test_longest_sequence_is_bounded_by_room_and_by_the_model() -> None:
+def test_a_small_device_holds_no_sequence_of_the_models_full_length() -> None:
     model = load_model("llama-3.1-8b")
-    assert plan_memory(model, load("h200"), Parallelism()).max_context() == model.max_positions
-    tight = replace(load("h200"), memory_bytes=22e9)
-    plan = plan_memory(model, tight, Parallelism())
-    assert 0 < plan.max_context() < model.max_positions
-    assert plan.max_sequences(plan.max_context()) == 1
-    assert plan.max_sequences(plan.max_context() + 1) == 0
+    assert plan_memory(model, load("h200"), Parallelism()).max_sequences(model.max_positions) > 0
+    tight = plan_memory(model, replace(load("h200"), memory_bytes=22e9), Parallelism())
+    assert tight.max_sequences(model.max_positions) == 0
+    assert tight.max_sequences(1000) > 0
 
 
 def test_drafts_take_weights_and_larger_rings() -> None:
@@ -91,7 +97,8 @@ def test_drafts_take_weights_and_larger_rings() -> None:
     experts = model.draft.layers[0].ffn.experts * model.draft.layers[0].ffn.expert_bytes
     held = counts.draft_weight_bytes(model) - experts * 7 / 8
     assert drafting.weight_bytes - plain.weight_bytes == pytest.approx(held)
-    assert drafting.kv_bytes_per_sequence == pytest.approx(kv.fixed_bytes(model, drafts=True))
+    fixed = fixed_bytes((*model.layers, *model.draft.layers), drafts=True)
+    assert drafting.kv_bytes_per_sequence == pytest.approx(fixed)
 
 
 def test_larger_steps_leave_less_room() -> None:

@@ -13,11 +13,10 @@ from simulator.model.moe import (
     RankLoad,
     copies_per_rank,
     expert_ops,
-    further_tiles,
     fused_op,
-    rank_loads,
     touched_experts,
     unfused_ops,
+    uniform_load,
 )
 from simulator.model.parallelism import Parallelism
 from simulator.model.presets import load_model
@@ -65,26 +64,6 @@ def test_copies_per_rank_match_a_draw() -> None:
     rng = np.random.default_rng(0)
     drawn = [len(set(rng.integers(0, 8, 6).tolist())) for _ in range(20_000)]
     assert copies_per_rank(6, 8) == pytest.approx(np.mean(drawn), rel=0.01)
-
-
-def test_loads_of_ranks_add_up_and_skew_makes_one_hot() -> None:
-    ffn = _experts("deepseek-v4-pro")
-    weights = np.arange(1, ffn.experts + 1) ** -0.3
-    popularity = (ffn.experts_per_token * weights / weights.sum()).tolist()
-    skewed = rank_loads(ffn, 4096, 8, popularity)
-    (uniform,) = rank_loads(ffn, 4096, 8)
-    assert sum(load.choices for load in skewed) == pytest.approx(4096 * ffn.experts_per_token)
-    assert max(load.choices for load in skewed) > 1.3 * uniform.choices
-    even = rank_loads(ffn, 100, 8, [ffn.experts_per_token / ffn.experts] * ffn.experts)
-    assert even[3] == pytest.approx(rank_loads(ffn, 100, 8)[0])
-
-
-def test_skew_touches_fewer_experts_in_small_batches() -> None:
-    ffn = _experts("deepseek-v4-pro")
-    weights = np.arange(1, ffn.experts + 1) ** -1.0
-    popularity = np.minimum(1.0, ffn.experts_per_token * weights / weights.sum()).tolist()
-    skewed = sum(load.touched for load in rank_loads(ffn, 64, 8, popularity))
-    assert skewed < 8 * rank_loads(ffn, 64, 8)[0].touched
 
 
 def test_fused_form_predicts_measured_megamoe() -> None:
@@ -146,7 +125,7 @@ def test_work_does_not_depend_on_how_experts_are_spread() -> None:
     """FLOPs and expert weights, summed over ranks, are the layer's for any split of ranks over and inside experts."""
     ffn = _experts("qwen3-235b-a22b")
     for cut in (Parallelism(dp=8, ep=8), Parallelism(dp=8, ep=2), Parallelism(dp=8), Parallelism(tp=4, dp=2, ep=4)):
-        (load_,) = rank_loads(ffn, 512, cut.ep)
+        load_ = uniform_load(ffn, 512, cut.ep)
         ops = unfused_ops(ffn, load_, cut.stage_size // cut.ep)
         flops = cut.stage_size * sum(sum(op.flops.values()) for op in ops)
         assert flops == pytest.approx(512 * ffn.experts_per_token * 2 * ffn.expert_params)
@@ -155,7 +134,7 @@ def test_work_does_not_depend_on_how_experts_are_spread() -> None:
 def test_dispatch_beyond_the_domain_takes_the_nic() -> None:
     ffn = _experts("deepseek-v3")
     cut = _cut("h200", 32)
-    (load_,) = rank_loads(ffn, 32 * 128, 32)
+    load_ = uniform_load(ffn, 32 * 128, 32)
     for low_latency in (True, False):
         ops = expert_ops(ffn, 128, 32 * 128, load_, cut, low_latency=low_latency)
         dispatch = next(op for op in ops if op.name == "dispatch")
@@ -166,21 +145,13 @@ def test_dispatch_beyond_the_domain_takes_the_nic() -> None:
     assert dispatch.network_bytes == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("load", "tile"), [(0.5, 16), (20.0, 32), (31.0, 32), (90.0, 64), (300.0, 256)])
-def test_further_tiles_match_a_draw(load: float, tile: int) -> None:
-    drawn = np.random.default_rng(0).poisson(load, 200_000)
-    beyond = np.maximum(np.ceil(drawn / tile) - 1, 0).mean()
-    assert further_tiles(load, tile) == pytest.approx(beyond, abs=0.02)
-
-
-def test_hot_experts_are_read_again_and_even_loads_are_not() -> None:
-    """512 tokens choose 8 of 256 experts: 16 each, tiles of 16; one expert of every rank gets 128 of them instead."""
-    ffn = replace(_experts("deepseek-v3"), experts=256, experts_per_token=8)
-    hot = [128 / 512 if expert % 32 == 0 else (8 - 8 * 128 / 512) / 248 for expert in range(256)]
-    (even,) = rank_loads(ffn, 512, 8)
-    skewed = rank_loads(ffn, 512, 8, hot)[0]
-    assert even.again == 0.0
-    assert skewed.again == pytest.approx(further_tiles(128.0, 16) + 31 * further_tiles(12.387, 16), rel=1e-3)
+def test_experts_read_again_are_bytes_beside_those_of_the_first_read() -> None:
+    ffn = _experts("deepseek-v3")
+    once = uniform_load(ffn, 512, 8)
+    assert once.again == 0.0
+    skewed = once._replace(again=2.5)
+    for plain, op in zip(unfused_ops(ffn, once, 1), unfused_ops(ffn, skewed, 1), strict=True):
+        assert plain.hbm_bytes == op.hbm_bytes
     up, _, down, _ = unfused_ops(ffn, skewed, 1)
     assert up.again_bytes == pytest.approx(2 * down.again_bytes)
     assert up.again_bytes + down.again_bytes == pytest.approx(skewed.again * ffn.expert_bytes)

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from hw_profiles.catalog import load
 from hw_profiles.efficiency import WHOLE_STEPS
 from hw_profiles.profile import HardwareProfile
-from simulator.uncertainty.spreads import METRICS, Spread, evidence, uncertainty_of
+from simulator.uncertainty.spreads import SPREAD_METRICS, Spread, evidence, uncertainty_of
 
 SPREADS = st.builds(
     lambda middle, low, high: Spread(p10=middle - low, p50=middle, p90=middle + high),
@@ -85,9 +85,9 @@ def test_the_shipped_file_says_something_of_every_kind() -> None:
     for kind in ("known", "new form", "new model", "new engine", "new accelerator", "assumed"):
         for form in ("disaggregated",) if kind == "new form" else ("colocated", "disaggregated"):
             spreads = found.spreads[kind][form]
-            assert set(spreads) == set(METRICS)
+            assert set(spreads) == set(SPREAD_METRICS)
             assert min(spread.n for spread in spreads.values()) >= 20
-            assert set(found.coverage[kind][form]) == set(METRICS)
+            assert set(found.coverage[kind][form]) == set(SPREAD_METRICS)
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_a_machine_of_ones_own_brings_its_held_out_error(fitted: HardwareProfile
     efficiency = fitted.efficiency.model_copy(update={"held_out_error": {WHOLE_STEPS: 0.05}})
     found = uncertainty_of(replace(fitted, efficiency=efficiency), "colocated")
     assert found.kind == "own measurements"
-    for metric in METRICS:
+    for metric in SPREAD_METRICS:
         spread = found.spreads[metric]
         inside = spread.chance_below(math.log(1.05)) - spread.chance_below(-math.log(1.05))
         assert inside == pytest.approx(0.5)

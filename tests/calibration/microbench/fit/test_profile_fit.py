@@ -20,7 +20,8 @@ from calibration.microbench.timer import Sample
 from calibration.replay.twin import profiled_times
 from calibration.roofline_fit import FOLDS, Work
 from hw_profiles import catalog
-from hw_profiles.efficiency import OpClass, read_fit
+from hw_profiles.efficiency import OpClass
+from hw_profiles.efficiency_files import read_fit
 from hw_profiles.profile import profile_of
 from simulator.model.roofline import op_seconds
 
