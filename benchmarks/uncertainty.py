@@ -2,8 +2,8 @@
 
     python -m benchmarks.uncertainty POINTS.csv
 
-writes simulator/uncertainty/data/uncertainty.json, from which `plan`, `simulate` and the dashboard draw their bands. Each split
-of `benchmarks.accuracy` fits profiles on its training rows; the test rows are simulated with them.
+writes simulator/uncertainty/data/uncertainty.json, from which `plan`, `simulate` and the dashboard draw their bands.
+Each split of `benchmarks.accuracy` fits profiles on its training rows; the test rows are simulated with them.
 """
 
 from __future__ import annotations
