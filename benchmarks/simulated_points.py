@@ -12,9 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from benchmarks.accuracy import Study
+from benchmarks.study import Study
+from calibration.arrays import Floats, Index
 from calibration.serving.engine_fit import SCORED_METRICS
 from calibration.serving.engine_parameters import NOTHING_FITTED, StackFit, family_of, values
 from calibration.serving.export_profiles import in_engine
@@ -35,11 +35,8 @@ SHORTEST, LONGEST = 8 / 9, 10 / 9
 REQUESTS_PER_CLIENT = 3  # of which the first is warm-up
 FEWEST_REQUESTS = 60
 
-Array = NDArray[np.float64]
-Index = NDArray[np.intp]
 
-
-def log_ratios(study: Study, fit: StackFit | None, rows: Index) -> Iterator[tuple[int, Array]]:
+def log_ratios(study: Study, fit: StackFit | None, rows: Index) -> Iterator[tuple[int, Floats]]:
     """(row, logs of measured / simulated by SCORED_METRICS) of those rows whose memory plan fits.
 
     fit: gives the profile of each stack, as `calibration.serving.export_profiles` writes it; None: assumed profiles.
@@ -72,7 +69,7 @@ def log_ratios(study: Study, fit: StackFit | None, rows: Index) -> Iterator[tupl
         yield int(row), ratios
 
 
-def simulate_point(point: Point, hardware: HardwareProfile, acceptance: float) -> Array:
+def simulate_point(point: Point, hardware: HardwareProfile, acceptance: float) -> Floats:
     """SCORED_METRICS of a closed loop at the point's concurrency, medians as published."""
     drafts = point.drafts if load_model(preset_of(point.model)).draft else 0
     decode = _pool(point, point.decode, hardware, drafts, acceptance)
