@@ -21,10 +21,11 @@ import numpy as np
 from benchmarks import uncertainty
 from benchmarks.own_points import own_points
 from benchmarks.study import Fold, Study, folds, medians, parser_of, stacks, unsaturated
-from calibration.arrays import Floats, Index
+from calibration.arrays import Index
 from calibration.serving.engine_fit import SCORED_METRICS
 from calibration.serving.engine_parameters import NAMES
 from calibration.serving.predict import Z90, log_spread
+from simulator.model.arrays import Floats
 
 RESULTS = Path(__file__).resolve().parent / "results"
 # Split whose residuals give the band where there is only one fold.

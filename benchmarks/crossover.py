@@ -16,9 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from simulator.des.results.result import SimulationResult
 from simulator.des.simulate import simulate
 from simulator.scenario import parse_scenario
@@ -39,7 +36,6 @@ DENSE_13B = {
 ATTAINMENT = 0.9
 GPUS = 4
 FIRST, GROWTH = 0.5, 1.25  # rates tried: requests/s/GPU of the first, ratio of each to the one before
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.study import Fold, Study, medians, stacks, unsaturated
-from calibration.arrays import Floats
 from calibration.serving.own_stack import moved
 from calibration.serving.predict import PreparedPoints, some
+from simulator.model.arrays import Floats
 
 GIVEN = (3, 10, 30)  # rows of a stack given as one's own (assumed; 3 are the fewest that `own_stack` takes)
 

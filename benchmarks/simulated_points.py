@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.study import Study
-from calibration.arrays import Floats, Index
+from calibration.arrays import Index
 from calibration.serving.engine_fit import SCORED_METRICS
 from calibration.serving.engine_parameters import NOTHING_FITTED, StackFit, family_of, values
 from calibration.serving.export_profiles import in_engine
@@ -25,6 +25,7 @@ from hw_profiles.efficiency import Efficiency
 from hw_profiles.profile import HardwareProfile
 from simulator.des.simulate import play
 from simulator.des.workload.requests import make_requests
+from simulator.model.arrays import Floats
 from simulator.model.memory import DoesNotFitError
 from simulator.model.parallelism import Parallelism
 from simulator.model.presets import load_model

@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.arrays import Floats, Index
+from calibration.arrays import Index
 from calibration.serving.balance import Loop, loop_of, take
 from calibration.serving.engine_fit import SCORED_METRICS, fit_stack, log_predictions, observed
 from calibration.serving.engine_parameters import StackFit
 from calibration.serving.points import UNKNOWN, read_points
 from calibration.serving.predict import engines, prepare
 from calibration.serving.served_model import preset_of
+from simulator.model.arrays import Floats
 
 # TTFT above this share of the decode time is queueing for admission, not service (assumed).
 SATURATED = 0.5

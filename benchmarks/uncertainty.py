@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 
 from benchmarks.simulated_points import log_ratios
 from benchmarks.study import Fold, Study, folds, parser_of
-from calibration.arrays import Floats, Index
+from calibration.arrays import Index
 from calibration.serving.engine_fit import SCORED_METRICS
 from calibration.serving.engine_parameters import family_of
 from hw_profiles.efficiency import Form
+from simulator.model.arrays import Floats
 from simulator.model.engine import form_of
 from simulator.uncertainty.spreads import FILE, Evidence, Kind, Metric, Spread
 

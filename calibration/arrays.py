@@ -1,9 +1,8 @@
-"""Arrays that all of this package computes with."""
+"""The array that says which rows are meant."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
 Index = NDArray[np.intp]

@@ -13,16 +13,14 @@ from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
+from calibration.arrays import Index
 from calibration.l2_warmth import share_of_time
 from hw_profiles.efficiency import ClassEfficiency, OpClass
 from hw_profiles.profile import HardwareProfile
+from simulator.model.arrays import Floats
 from simulator.model.ops import Op, kernel_of
-
-Array = NDArray[np.float64]
-Index = NDArray[np.intp]
 
 CLASSES = tuple(OpClass)
 # One parameter: field, class, and the kernel it is of (operand dtype, and that of weights it widens; "" for ops that
@@ -118,7 +116,7 @@ def _kernel_for(field: str, op_class: OpClass, kernel: str) -> str:
 class Parameters:
     """Log parameters of every class, laid out flat."""
 
-    def __init__(self, slots: Sequence[Slot], logs: Array) -> None:
+    def __init__(self, slots: Sequence[Slot], logs: Floats) -> None:
         self.slots, self.logs = tuple(slots), logs
         self.place = {slot: i for i, slot in enumerate(self.slots)}
 
@@ -142,7 +140,7 @@ class Parameters:
         high = np.array([UPPER[field] for field, _, _ in slots])
         return cls(slots, np.log(np.clip(values, low, high)))
 
-    def with_logs(self, logs: Array) -> Parameters:
+    def with_logs(self, logs: Floats) -> Parameters:
         return Parameters(self.slots, logs)
 
     def value(self, field: str, op_class: OpClass, kernel: str = "") -> float:
@@ -194,15 +192,15 @@ class Work:
     """Ops of many measurements as flat arrays, in seconds at full peak; slots say which parameter prices what."""
 
     owner: Index  # measurement of each op
-    count: Array
-    hops: Array
-    roofs: Array  # [ops, 3]: compute, memory, network
-    row: Array  # compute of one more row in each ragged tile
-    short: Array  # memory of short rows
-    again: Array  # memory of weights read again
-    depth: Array  # length of the sums
+    count: Floats
+    hops: Floats
+    roofs: Floats  # [ops, 3]: compute, memory, network
+    row: Floats  # compute of one more row in each ragged tile
+    short: Floats  # memory of short rows
+    again: Floats  # memory of weights read again
+    depth: Floats  # length of the sums
     slots: Index  # [ops, fields]: of FIELDS
-    log_seconds: Array  # [measurements]
+    log_seconds: Floats  # [measurements]
 
     @classmethod
     def of(cls, measured: Sequence[Measured], hardware: HardwareProfile, parameters: Parameters) -> Work:
@@ -253,7 +251,7 @@ class Work:
             log_seconds=self.log_seconds[rows],
         )
 
-    def seconds(self, logs: Array) -> Array:
+    def seconds(self, logs: Floats) -> Floats:
         """Predicted seconds of each measurement."""
         each = np.exp(logs)[self.slots]
         latency, exponent, tile_rows, short_row_factor, reread_share, depth_s = each[:, 3:].T
@@ -264,7 +262,7 @@ class Work:
         largest = times.max(axis=1, keepdims=True)  # scaled by it, powers do not underflow
         scaled = np.divide(times, largest, out=np.zeros_like(times), where=largest > 0)
         norm = largest[:, 0] * np.power(np.power(scaled, exponent[:, None]).sum(axis=1), 1 / exponent)
-        work: Array = self.count * (latency * self.hops + depth_s * self.depth + norm)
+        work: Floats = self.count * (latency * self.hops + depth_s * self.depth + norm)
         return np.bincount(self.owner, weights=work, minlength=len(self.log_seconds)).astype(np.float64)
 
 
@@ -282,8 +280,8 @@ class Fitted:
     """Parameters, and log(measured / predicted) of each measurement with itself in and held out."""
 
     parameters: Parameters
-    residuals: Array
-    held_out: Array
+    residuals: Floats
+    held_out: Floats
 
 
 def fit(
@@ -321,18 +319,18 @@ def _numbered(shapes: Sequence[Hashable]) -> Index:
     return np.array([numbers.setdefault(shape, len(numbers)) for shape in shapes], dtype=np.intp)
 
 
-def _solve(work: Work, prior: Parameters, free: Index, begin: Array, upper: Mapping[str, float]) -> Array:
+def _solve(work: Work, prior: Parameters, free: Index, begin: Floats, upper: Mapping[str, float]) -> Floats:
     fields = [prior.slots[i][0] for i in free]
     width = np.array([PRIOR_WIDTH.get(field, 1.0) for field in fields])
     low = np.log([LOWER[field] for field in fields])
     high = np.log([upper[field] for field in fields])
 
-    def full(x: Array) -> Array:
+    def full(x: Floats) -> Floats:
         logs = prior.logs.copy()
         logs[free] = x
         return logs
 
-    def residuals(x: Array) -> Array:
+    def residuals(x: Floats) -> Floats:
         data = np.log(work.seconds(full(x))) - work.log_seconds
         return np.concatenate((data, (x - prior.logs[free]) / width * SOFT_L1_SCALE))
 

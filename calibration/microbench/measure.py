@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +12,7 @@ from calibration.microbench.collectives import CollectiveError
 from calibration.microbench.device import Machine
 from calibration.microbench.measurement import BrokenLine, Journal, Measurement, Status
 from calibration.microbench.preset import Preset
-
-Progress = Callable[[str, int, int], None]  # (what, done, of)
+from calibration.progress import Progress
 
 
 @dataclass(frozen=True)

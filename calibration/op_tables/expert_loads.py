@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
-from numpy.typing import NDArray
+
+from simulator.model.arrays import Floats
 
 # (experts, chosen, hidden size) of models that choose within groups of experts -> (groups, groups of a token):
 # n_group and topk_group of DeepSeek-R1's config.json.
@@ -14,7 +15,7 @@ ROUTED_IN_GROUPS = ("sglang", "vllm")  # frameworks whose tables do; balanced ro
 DRAWS = 8
 
 
-def power_law_counts(choices: int, experts: int, alpha: float, most: float) -> NDArray[np.float64]:
+def power_law_counts(choices: int, experts: int, alpha: float, most: float) -> Floats:
     """Whole tokens of each expert where loads follow a density x^-alpha, `choices` in all, as the tables' collector
     draws them: on [1, most], where there are fewer choices than experts on [0.01, 2]; rounded, and the difference
     taken from the most loaded experts or given to those without a token.

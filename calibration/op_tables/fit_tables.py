@@ -26,7 +26,6 @@ from calibration.op_tables.row_filters import (
 from calibration.op_tables.table_ops import measurements
 from calibration.op_tables.tables import FAMILIES, TableError, Tables, read_tables, systems
 from calibration.roofline_fit import (
-    Array,
     Fitted,
     Measured,
     Parameters,
@@ -39,6 +38,7 @@ from calibration.roofline_fit import (
 from hw_profiles.catalog import load
 from hw_profiles.efficiency import ClassEfficiency, Efficiency, OpClass
 from hw_profiles.profile import HardwareProfile
+from simulator.model.arrays import Floats
 
 MODULES = ("dsv4_csa_context_module", "dsv4_csa_generation_module", "dsv4_hca_context_module",
            "dsv4_hca_generation_module")  # fmt: skip
@@ -184,7 +184,7 @@ def _free(group: str, fitted: set[OpClass], rows: Sequence[Measured]) -> set[OpC
     return (inside & IN_MODULES) - fitted
 
 
-def _sigma(residuals: Array) -> float:
+def _sigma(residuals: Floats) -> float:
     return float(np.std(np.clip(residuals, *np.quantile(residuals, (0.02, 0.98)))))
 
 

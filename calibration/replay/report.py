@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from calibration.microbench.measurement import StepShape
+from calibration.progress import Progress
 from calibration.replay import live
 from calibration.replay.subject import FORMS, Form, Subject, capacity
 from calibration.replay.traffic import Traffic, at_rate
@@ -15,7 +16,6 @@ from calibration.replay.twin import ScaledTimes, Times, simulate
 from hw_profiles.profile import HardwareProfile
 from simulator.model.latency import NO_DECODE, Chunk, DecodeLoad, StepLatency
 
-Progress = Callable[[str, int, int], None]  # stage, done, of
 LOADS = (0.3, 0.6, 0.9, 1.5)  # of capacity: light to saturated
 PERCENTILES = (50, 90, 99)
 THROUGHPUT = "output tokens/s"

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from calibration.microbench.preset import Preset
 from simulator.des.workload.requests import Requests
+from simulator.model.arrays import Floats
 
 if TYPE_CHECKING:
     from runtime.trace import TraceRequest
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 class Traffic:
     """Requests in order of arrival, from 0 s on."""
 
-    arrival_s: NDArray[np.float64]
+    arrival_s: Floats
     prompt_tokens: NDArray[np.int64]
     output_tokens: NDArray[np.int64]
 

@@ -20,11 +20,10 @@ from simulator.des.cluster.cluster import Cluster
 from simulator.des.cluster.spec import ClusterSpec, GroupSpec, InstanceSpec, StepTimes
 from simulator.des.instance.kv_room import KvSpace
 from simulator.model.architecture import ModelSpec
+from simulator.model.arrays import Floats
 from simulator.model.latency import Chunk, DecodeLoad, StepLatency
 from simulator.model.parallelism import Parallelism
 from simulator.scenario import Transfer
-
-Floats = NDArray[np.float64]
 
 
 class TwinError(AssertionError):

@@ -22,13 +22,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.roofline_fit import Array
+from calibration.arrays import Index
 from calibration.serving.engine_parameters import values
 from calibration.serving.point_steps import GRID, PointSteps
 from calibration.serving.points import PHASES
 from hw_profiles.efficiency import OpClass
 from hw_profiles.profile import HardwareProfile
 from simulator.model import engine as situations
+from simulator.model.arrays import Floats
 from simulator.model.ops import Op
 from simulator.model.roofline import roof_times
 
@@ -47,7 +48,7 @@ ATTENTION = [CLASSES.index(c) for c in situations.CORES]
 EXPERTS = [CLASSES.index(c) for c in situations.EXPERTS]
 
 
-def rates_of(given: dict[str, Array]) -> Array:
+def rates_of(given: dict[str, Floats]) -> Floats:
     """[points, classes, 3] matrix, memory and network rates inside the engine over those of kernels alone."""
     three = np.stack((given["matrix"], given["memory"], given["network"]), axis=1)
     rates = np.repeat(three[:, None, :], len(CLASSES), axis=1)
@@ -64,21 +65,21 @@ class StepTable:
     for their p-norm.
     """
 
-    latency: Array  # [points, ALL]
-    exits: Array  # [points, ALL] collectives that leave the scale-up domain
-    linear: Array  # [points, ALL, classes, 3]
-    point: NDArray[np.intp]  # of each launch with several roofs
-    step: NDArray[np.intp]  # its step: decode steps, then prompts
-    op_class: NDArray[np.intp]
-    count: Array
-    roofs: Array  # [launches, 3]
-    exponent: Array
+    latency: Floats  # [points, ALL]
+    exits: Floats  # [points, ALL] collectives that leave the scale-up domain
+    linear: Floats  # [points, ALL, classes, 3]
+    point: Index  # of each launch with several roofs
+    step: Index  # its step: decode steps, then prompts
+    op_class: Index
+    count: Floats
+    roofs: Floats  # [launches, 3]
+    exponent: Floats
 
     @property
     def points(self) -> int:
         return len(self.linear)
 
-    def seconds(self, given: dict[str, Array]) -> Array:
+    def seconds(self, given: dict[str, Floats]) -> Floats:
         """[points, ALL] seconds of each step, host time left out. given: parameters of `stack`."""
         rates = rates_of(given)
         times = self.roofs / rates[self.point, self.op_class]
@@ -89,7 +90,7 @@ class StepTable:
         alone += self.exits * given["exit_latency_s"][:, None]
         return alone + mixed.reshape(self.points, ALL)
 
-    def take(self, rows: NDArray[np.intp]) -> StepTable:
+    def take(self, rows: Index) -> StepTable:
         """The points `rows` alone, in that order."""
         place = np.full(self.points, -1, dtype=np.intp)
         place[rows] = np.arange(len(rows))
@@ -107,23 +108,23 @@ class Loop:
     """Points ready for `balance`."""
 
     table: StepTable
-    batches: Array  # [points, GRID], padded with the last
+    batches: Floats  # [points, GRID], padded with the last
     disaggregated: NDArray[np.bool_]
-    prompt: Array
-    output: Array
-    concurrency: Array
-    drafts: Array
-    decode_workers: Array
-    prefill_workers: Array
-    decode_gpus: Array
-    prefill_gpus: Array
-    prompts: Array  # [points, COLUMNS]
-    extra: Array  # [points, COLUMNS] steps beyond those of decode
-    phase: NDArray[np.intp]  # index in PHASES
-    decode_ranks: Array  # attention ranks of a decode worker
+    prompt: Floats
+    output: Floats
+    concurrency: Floats
+    drafts: Floats
+    decode_workers: Floats
+    prefill_workers: Floats
+    decode_gpus: Floats
+    prefill_gpus: Floats
+    prompts: Floats  # [points, COLUMNS]
+    extra: Floats  # [points, COLUMNS] steps beyond those of decode
+    phase: Index  # index in PHASES
+    decode_ranks: Floats  # attention ranks of a decode worker
     mean_ttft: NDArray[np.bool_]  # TTFT is a mean over all requests
-    kernels: Array  # of a decode step
-    age: Array  # of the software, half-years
+    kernels: Floats  # of a decode step
+    age: Floats  # of the software, half-years
 
 
 def loop_of(steps: Sequence[PointSteps], rates: Sequence[HardwareProfile]) -> Loop:
@@ -162,7 +163,7 @@ class _Launches:
 
     latency_s: float
     exits: float
-    linear: Array  # [classes, 3]
+    linear: Floats  # [classes, 3]
     mixed: list[tuple[float, ...]]
 
     @classmethod
@@ -227,13 +228,13 @@ class Prediction:
     ttft_s: the statistic of the point, a mean with the first wave or the median.
     """
 
-    rate: Array
-    tpot_s: Array
-    ttft_s: Array
-    median_ttft_s: Array
-    own_prefill_s: Array
+    rate: Floats
+    tpot_s: Floats
+    ttft_s: Floats
+    median_ttft_s: Floats
+    own_prefill_s: Floats
 
-    def metrics(self, loop: Loop) -> dict[str, Array]:
+    def metrics(self, loop: Loop) -> dict[str, Floats]:
         """Every metric of a points file; output and input rates over all accelerators (see `per_pool`). The median
         TTFT stands beside a mean."""
         gpus = np.where(loop.disaggregated, loop.decode_gpus + loop.prefill_gpus, loop.decode_gpus)
@@ -247,7 +248,7 @@ class Prediction:
             "median_ttft_ms": self.median_ttft_s * 1e3,
         }
 
-    def per_pool(self, loop: Loop) -> dict[str, Array]:
+    def per_pool(self, loop: Loop) -> dict[str, Floats]:
         """Output tokens per decode accelerator and input tokens per prefill accelerator."""
         return {
             "output_tok_s_per_gpu": self.rate * loop.output / loop.decode_gpus,
@@ -255,7 +256,7 @@ class Prediction:
         }
 
 
-def balance(loop: Loop, theta: Array) -> Prediction:
+def balance(loop: Loop, theta: Floats) -> Prediction:
     """Equilibrium of every point. theta: [points, parameters] of `stack`."""
     given = values(theta)
     steps = loop.table.seconds(given)
@@ -282,7 +283,7 @@ def balance(loop: Loop, theta: Array) -> Prediction:
     return Prediction(rate, tpot, np.where(loop.mean_ttft, mean, median), median, own)
 
 
-def waits(served_s: Array, busy: Array, ahead: Array, bunching: Array) -> tuple[Array, Array]:
+def waits(served_s: Floats, busy: Floats, ahead: Floats, bunching: Floats) -> tuple[Floats, Floats]:
     """Mean and median wait of a prompt. served_s: of one prompt; ahead: others of which it finds half if all come at
     once."""
     capped = np.minimum(busy, BUSIEST)
@@ -290,14 +291,14 @@ def waits(served_s: Array, busy: Array, ahead: Array, bunching: Array) -> tuple[
     return _bounded(mean, _median_wait(mean, capped), served_s, ahead, bunching)
 
 
-def _median_wait(mean: Array, busy: Array) -> Array:
+def _median_wait(mean: Floats, busy: Floats) -> Floats:
     """Of Poisson arrivals a share `busy` waits at all, W / busy in the mean; taken as exponential, the median of all is
     W / busy ln(2 busy), and nothing up to half busy."""
-    median: Array = mean / np.maximum(busy, 0.5) * np.log(np.maximum(2 * busy, 1.0))
+    median: Floats = mean / np.maximum(busy, 0.5) * np.log(np.maximum(2 * busy, 1.0))
     return median
 
 
-def _bounded(mean: Array, median: Array, served_s: Array, ahead: Array, bunching: Array) -> tuple[Array, Array]:
+def _bounded(mean: Floats, median: Floats, served_s: Floats, ahead: Floats, bunching: Floats) -> tuple[Floats, Floats]:
     """Both waits, at most that of all who are ahead coming at once, and at least the share `bunching` of it."""
     together = np.maximum(ahead, 0.0) * served_s / 2
     bunched = bunching * together
@@ -305,8 +306,8 @@ def _bounded(mean: Array, median: Array, served_s: Array, ahead: Array, bunching
 
 
 def waits_of_steps(
-    own_s: Array, served_s: Array, most: Array, rate: Array, ahead: Array, bunching: Array
-) -> tuple[Array, Array]:
+    own_s: Floats, served_s: Floats, most: Floats, rate: Floats, ahead: Floats, bunching: Floats
+) -> tuple[Floats, Floats]:
     """Mean and median of what a prompt takes longer than alone, where steps take all prompts that came during the one
     before, at most `most`.
 
@@ -334,17 +335,17 @@ def waits_of_steps(
     return _bounded(mean, median, served_s, ahead, bunching)
 
 
-def _first_wave(loop: Loop, served_s: Array, ahead: Array, waited: Array, warm_up_s: Array) -> Array:
+def _first_wave(loop: Loop, served_s: Floats, ahead: Floats, waited: Floats, warm_up_s: Floats) -> Floats:
     """What the first wave adds to a mean TTFT: all requests in flight arrive at once, and meet for the first time the
     batch sizes for which kernels and graphs are kept, one for each doubling."""
-    beyond: Array = np.maximum(0.0, np.maximum(ahead, 0.0) * served_s / 2 - waited)
+    beyond: Floats = np.maximum(0.0, np.maximum(ahead, 0.0) * served_s / 2 - waited)
     doublings = np.log2(np.maximum(1.0, loop.concurrency))
     return FIRST_WAVE * (beyond + doublings * warm_up_s)
 
 
 def _colocated(
-    loop: Loop, per_token: Array, step: Array, own: Array, taken: Array, given: dict[str, Array]
-) -> tuple[Array, Array, Array, Array]:
+    loop: Loop, per_token: Floats, step: Floats, own: Floats, taken: Floats, given: dict[str, Floats]
+) -> tuple[Floats, Floats, Floats, Floats]:
     running = loop.batches[:, 0]
     output = loop.output
     cycle = running * taken + output * per_token
@@ -365,14 +366,14 @@ def _colocated(
 
 
 def _disaggregated(
-    loop: Loop, decode: Array, own: Array, taken: Array, given: dict[str, Array]
-) -> tuple[Array, Array, Array, Array]:
+    loop: Loop, decode: Floats, own: Floats, taken: Floats, given: dict[str, Floats]
+) -> tuple[Floats, Floats, Floats, Floats]:
     grid, times = np.log(loop.batches), np.log(np.maximum(decode, 1e-9))
     held = IN_FLIGHT_DISAGGREGATED * loop.concurrency
     rows = np.arange(len(held))
     prefill_workers = np.maximum(loop.prefill_workers, 1)
 
-    def per_token(running: Array) -> Array:
+    def per_token(running: Floats) -> Floats:
         at = np.clip(np.log(np.maximum(running, 1.0)), grid[:, 0], grid[:, -1])
         right = np.clip((grid < at[:, None]).sum(axis=1), 1, GRID - 1)
         low, high = grid[rows, right - 1], grid[rows, right]
@@ -381,7 +382,7 @@ def _disaggregated(
 
     ahead = held / prefill_workers - 1
 
-    def state(running: Array) -> tuple[Array, Array, Array, Array, Array]:
+    def state(running: Floats) -> tuple[Floats, Floats, Floats, Floats, Floats]:
         token = per_token(running / loop.decode_workers)
         rate = running / (loop.output * token)
         busy = rate * taken / prefill_workers
@@ -389,7 +390,7 @@ def _disaggregated(
         mean, median = waits_of_steps(own, taken, loop.prompts[:, -1], each, ahead, given["bunching"])
         return rate, token, mean, median, busy
 
-    def alone(token: Array) -> Array:
+    def alone(token: Floats) -> Floats:
         return np.asarray(given["request_overhead_s"] + own + token)
 
     low, high = np.full_like(held, 1e-3), np.maximum(held, 2e-3)
@@ -406,7 +407,7 @@ def _disaggregated(
     return rate, token, alone(token) + median + queued, first + queued + wave
 
 
-def take(loop: Loop, rows: NDArray[np.intp]) -> Loop:
+def take(loop: Loop, rows: Index) -> Loop:
     """The points `rows` alone, in that order."""
     arrays = {name: value[rows] for name, value in vars(loop).items() if isinstance(value, np.ndarray)}
     return replace(loop, table=loop.table.take(rows), **arrays)

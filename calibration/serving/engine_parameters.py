@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from calibration.roofline_fit import Array
 from calibration.serving.points import Point
 from calibration.serving.served_model import preset_of
 from hw_profiles.catalog import load, own_folder
 from hw_profiles.efficiency import Efficiency
 from hw_profiles.loading import CatalogError
 from hw_profiles.profile import HardwareProfile
+from simulator.model.arrays import Floats
 from simulator.model.engine import attention_of, drafts_of, experts_of, form_of
 
 DATA = Path(__file__).resolve().parent.parent / "data"
@@ -137,7 +137,7 @@ def levels_of(point: Point, hardware: HardwareProfile) -> tuple[str, ...]:
     return tuple(f"{level}={'+'.join(fields[name] for name in names)}" for level, (_, names) in LEVELS.items())
 
 
-def assumed() -> Array:
+def assumed() -> Floats:
     """Transformed assumed values: logs, a logit for acceptance."""
     return np.array([_forward(p.name, p.assumed) for p in PARAMETERS])
 
@@ -146,7 +146,7 @@ def _forward(name: str, value: float) -> float:
     return float(np.log(value / (1 - value)) if name == "acceptance" else np.log(value))
 
 
-def values(theta: Array) -> dict[str, Array]:
+def values(theta: Floats) -> dict[str, Floats]:
     """Parameters in their own units, each an array over points. theta: [points, parameters]."""
     out = {name: np.exp(theta[:, i]) for i, name in enumerate(NAMES)}
     out["acceptance"] = 1.0 / (1.0 + np.exp(-theta[:, NAMES.index("acceptance")]))
@@ -159,11 +159,11 @@ def values(theta: Array) -> dict[str, Array]:
 class StackFit:
     """Fitted effects by level, and the spread of residuals by situation."""
 
-    effects: Mapping[str, Array]
+    effects: Mapping[str, Floats]
     sigma: Mapping[str, Mapping[str, float]]  # situation -> metric -> standard deviation of log error
     source: str
 
-    def theta(self, levels: Sequence[tuple[str, ...]]) -> Array:
+    def theta(self, levels: Sequence[tuple[str, ...]]) -> Floats:
         """[points, parameters] for points of these levels."""
         base = assumed()
         none = np.zeros(len(NAMES))

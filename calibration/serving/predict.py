@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
 
-from calibration.roofline_fit import Array
+from calibration.progress import Progress
 from calibration.serving.balance import Loop, balance, loop_of, take
 from calibration.serving.engine_parameters import StackFit, family_of, kernel_profile, levels_of
 from calibration.serving.point_steps import PointSteps, steps_of
 from calibration.serving.points import METRICS, Unpredictable, parse_point
+from simulator.model.arrays import Floats
 
 Z90 = NormalDist().inv_cdf(0.9)
 SITUATIONS = ("known", "new combination", "new model", "new engine", "new accelerator")
@@ -23,8 +24,6 @@ ASSUMED_SIGMA = {
     "tpot_ms": 0.4, "tok_s_per_user": 0.4, "total_tok_s_per_gpu": 0.4,
     "output_tok_s_per_gpu": 0.4, "input_tok_s_per_gpu": 0.4, "ttft_ms": 0.9,
 }  # fmt: skip
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -158,7 +157,7 @@ def report(prepared: Prepared, lines: pd.DataFrame) -> dict[str, object]:
     }
 
 
-def log_spread(errors: Array) -> float:
+def log_spread(errors: Floats) -> float:
     """Standard deviation of the normal whose p10-p90 band holds 80% of `errors` about zero."""
     finite = errors[np.isfinite(errors)]
     return float(np.quantile(np.abs(finite), 0.8) / Z90) if len(finite) else math.nan

@@ -12,15 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import lsq_linear
 
 from hw_profiles.efficiency import ClassEfficiency, Efficiency, OpClass
 from hw_profiles.profile import HardwareProfile
+from simulator.model.arrays import Floats
 from simulator.model.ops import Op
 from simulator.model.roofline import roof_times
-
-Array = NDArray[np.float64]
 
 PRIOR_WEIGHT = 0.03  # of "a = b = 1" against each step, in relative error
 SLOWEST = 20.0  # bound of a and b
@@ -46,7 +44,7 @@ class StepFit:
     floors: dict[OpClass, float]
     rates: dict[OpClass, float]
 
-    def seconds(self, columns: Array, classes: Sequence[OpClass]) -> Array:
+    def seconds(self, columns: Floats, classes: Sequence[OpClass]) -> Floats:
         factors = [self.host_s, *(self.floors[c] for c in classes), *(self.rates[c] for c in classes)]
         return columns @ np.array(factors)
 
@@ -61,7 +59,7 @@ class DepthCheck:
     sum_ratio: float  # predicted / measured over all of them
 
 
-def columns_of(rows: Sequence[StepRow], hardware: HardwareProfile, classes: Sequence[OpClass]) -> Array:
+def columns_of(rows: Sequence[StepRow], hardware: HardwareProfile, classes: Sequence[OpClass]) -> Floats:
     """[steps, 1 + 2 * classes]: one for the host, then floor and roofline seconds of each class on `hardware`."""
     place = {op_class: i for i, op_class in enumerate(classes)}
     columns = np.zeros((len(rows), 1 + 2 * len(classes)))
@@ -81,7 +79,7 @@ def classes_of(rows: Sequence[StepRow]) -> list[OpClass]:
     return [op_class for op_class in OpClass if op_class in found]
 
 
-def fit_steps(columns: Array, seconds: Array, classes: Sequence[OpClass], host_s: float | None = None) -> StepFit:
+def fit_steps(columns: Floats, seconds: Floats, classes: Sequence[OpClass], host_s: float | None = None) -> StepFit:
     """Least squares of relative errors, weighted by the prediction (weights by the measurement would favour fast
     outliers and predict sums too low).
 
@@ -146,7 +144,7 @@ def applied(fitted: StepFit, efficiency: Efficiency) -> Efficiency:
     )
 
 
-def from_other_half(columns: np.ndarray, seconds: np.ndarray, classes: Sequence[OpClass]) -> np.ndarray:
+def from_other_half(columns: Floats, seconds: Floats, classes: Sequence[OpClass]) -> Floats:
     """Each step predicted from the other half of them."""
     even = np.arange(len(seconds)) % 2 == 0
     predicted = np.zeros_like(seconds)
@@ -156,7 +154,7 @@ def from_other_half(columns: np.ndarray, seconds: np.ndarray, classes: Sequence[
 
 
 def depth_check(
-    layers_of: Sequence[int], columns: np.ndarray, seconds: np.ndarray, classes: Sequence[OpClass]
+    layers_of: Sequence[int], columns: Floats, seconds: Floats, classes: Sequence[OpClass]
 ) -> DepthCheck | None:
     layers = np.array(layers_of)
     depths = sorted(set(layers_of))
