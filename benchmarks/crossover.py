@@ -39,7 +39,7 @@ FIRST, GROWTH = 0.5, 1.25  # rates tried: requests/s/GPU of the first, ratio of 
 
 
 @dataclass(frozen=True)
-class Limits:
+class LatencyLimits:
     """Latency limits. [s]"""
 
     ttft_s: float
@@ -47,12 +47,12 @@ class Limits:
 
 
 LIMITS = (
-    Limits(0.4, 0.02),
-    Limits(0.4, 0.03),
-    Limits(0.4, 0.04),  # figure 1, from memory
-    Limits(0.4, 0.06),
-    Limits(0.4, 0.1),
-    Limits(1.0, 0.2),
+    LatencyLimits(0.4, 0.02),
+    LatencyLimits(0.4, 0.03),
+    LatencyLimits(0.4, 0.04),  # figure 1, from memory
+    LatencyLimits(0.4, 0.06),
+    LatencyLimits(0.4, 0.1),
+    LatencyLimits(1.0, 0.2),
 )
 LENGTHS = (512, 64)  # tokens of prompt and output
 
@@ -91,14 +91,14 @@ def run(model: Path, deployment: dict[str, Any], lengths: tuple[int, int], rate:
     )
 
 
-def attainment(result: SimulationResult, limits: Limits) -> float:
+def attainment(result: SimulationResult, limits: LatencyLimits) -> float:
     """Share of the measured requests inside both limits."""
     kept = (result.ttft_s <= limits.ttft_s) & (result.tpot_s <= limits.tpot_s) & result.finished
     return float(kept[result.measured].mean())
 
 
 def goodputs(
-    model: Path, deployment: dict[str, Any], lengths: tuple[int, int], limits: tuple[Limits, ...], requests: int
+    model: Path, deployment: dict[str, Any], lengths: tuple[int, int], limits: tuple[LatencyLimits, ...], requests: int
 ) -> list[float]:
     """Per limits the rate [requests/s/GPU] at which attainment falls through ATTAINMENT, between steps by a line."""
     found = [0.0] * len(limits)

@@ -20,7 +20,7 @@ Array = np.ndarray
 
 
 @dataclass(frozen=True)
-class Part:
+class SequenceRun:
     """A contiguous run of sequences; rows and sequence numbers count from its start."""
 
     rows: slice  # of the flat batch
@@ -52,9 +52,9 @@ class Compression:
 class StepBatch:
     token_ids: Tensor  # [T]
     positions: Tensor  # [T]
-    whole: Part
-    decode: Part | None
-    prefill: Part | None
+    whole: SequenceRun
+    decode: SequenceRun | None
+    prefill: SequenceRun | None
     block_rows: Tensor  # [T] rows of flattened [blocks, block_size] pools
     window_rows: Tensor  # [T] rows of the flattened window pool to write before attention (decode), else -1
     late_window_rows: Tensor  # [T] the same, to write after attention (prefill)
@@ -133,9 +133,9 @@ class _Layout:
         block = self.table[seq, np.minimum(index // per_block, self.table.shape[1] - 1)]
         return np.where(self.live[seq], block * per_block + index % per_block, -1)
 
-    def part(self, first: int, last: int) -> Part:
+    def run(self, first: int, last: int) -> SequenceRun:
         rows = slice(int(self.starts[first]), int(self.starts[last]))
-        return Part(
+        return SequenceRun(
             rows=rows,
             token_seq=self.tensor(self.token_seq[rows] - first),
             positions=self.tensor(self.positions[rows]),
@@ -232,9 +232,9 @@ def build_batch(
     return StepBatch(
         token_ids=tensor(np.concatenate([np.array(s.token_ids, np.int64) for s in sequences])),
         positions=tensor(positions),
-        whole=layout.part(0, len(sequences)),
-        decode=layout.part(0, num_decode) if num_decode else None,
-        prefill=layout.part(num_decode, len(sequences)) if num_decode < len(sequences) else None,
+        whole=layout.run(0, len(sequences)),
+        decode=layout.run(0, num_decode) if num_decode else None,
+        prefill=layout.run(num_decode, len(sequences)) if num_decode < len(sequences) else None,
         block_rows=tensor(layout.pool_rows(token_seq, positions, block_size)),
         window_rows=tensor(np.where(decoding, window_rows, -1)),
         late_window_rows=tensor(np.where(decoding, -1, window_rows)),

@@ -22,7 +22,7 @@ class Roof:
 
 
 @dataclass(frozen=True)
-class Standing:
+class RoofStanding:
     """One timing against the roof."""
 
     tflops: float
@@ -32,7 +32,7 @@ class Standing:
     bound: str  # "matrix" or "memory"
 
 
-def standing(seconds: float, flops: float, num_bytes: float, matrix_dtype: str, roof: Roof) -> Standing:
+def standing(seconds: float, flops: float, num_bytes: float, matrix_dtype: str, roof: Roof) -> RoofStanding:
     """floor = max(FLOPs / matrix roof, bytes / memory roof); fraction = floor / time.
 
     >>> roof = Roof(bandwidth=2e12, flops={"bf16": 5e14})
@@ -48,7 +48,7 @@ def standing(seconds: float, flops: float, num_bytes: float, matrix_dtype: str, 
     memory_s = num_bytes / roof.bandwidth
     floor = max(matrix_s, memory_s)
     bound = "matrix" if matrix_s > memory_s else "memory"
-    return Standing(flops / seconds / 1e12, num_bytes / seconds / 1e9, floor, floor / seconds, bound)
+    return RoofStanding(flops / seconds / 1e12, num_bytes / seconds / 1e9, floor, floor / seconds, bound)
 
 
 def median_s(call: Callable[[], object]) -> float:

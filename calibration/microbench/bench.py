@@ -15,7 +15,7 @@ from calibration.microbench.device import Machine
 from calibration.microbench.measurement import Measurement
 from calibration.microbench.preset import Preset
 from calibration.microbench.step_ops import StepPricer
-from calibration.microbench.timer import Timer
+from calibration.microbench.timer import CallTimer
 from hw_profiles import catalog
 
 if TYPE_CHECKING:
@@ -83,8 +83,8 @@ class Bench:
         torch.manual_seed(seed)
 
     @cached_property
-    def timer(self) -> Timer:
-        return Timer(self.device, self.preset.limits)
+    def timer(self) -> CallTimer:
+        return CallTimer(self.device, self.preset.limits)
 
     @cached_property
     def pricer(self) -> StepPricer:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from calibration.microbench.bench import Bench, Item
 from calibration.microbench.measurement import Measurement
-from calibration.microbench.timer import Limits, Sample
+from calibration.microbench.timer import TimeSample, TimingLimits
 from simulator.model.collectives import Group, all_gather, all_reduce, all_to_all, point_to_point
 from simulator.model.ops import Op
 
@@ -77,7 +77,7 @@ def _collectives(bench: Bench, ranks: int) -> Item:
     return Item(key, run, weight=WEIGHT)
 
 
-def time_calls(device: str, ranks: int, calls: Sequence[tuple[str, int]], limits: Limits) -> list[Sample]:
+def time_calls(device: str, ranks: int, calls: Sequence[tuple[str, int]], limits: TimingLimits) -> list[TimeSample]:
     """Start `ranks` processes and time each (kind, bytes) in turn."""
     import torch.multiprocessing as multiprocessing
     from torch.multiprocessing.spawn import ProcessException
@@ -109,7 +109,7 @@ def _interrupts_ignored() -> Iterator[None]:
 
 
 def _rank(
-    rank: int, device: str, ranks: int, store: str, calls: Sequence[tuple[str, int]], limits: Limits, results: Any
+    rank: int, device: str, ranks: int, store: str, calls: Sequence[tuple[str, int]], limits: TimingLimits, results: Any
 ) -> None:
     """What each process runs; the first one tells."""
     import torch
@@ -157,7 +157,7 @@ def _call(kind: str, size: int, rank: int, ranks: int, device: torch.device) -> 
     return (lambda: dist.recv(whole, rank - 1)) if rank % 2 else lambda: None
 
 
-def _sample(call: Callable[[], object], device: torch.device, limits: Limits) -> Sample:
+def _sample(call: Callable[[], object], device: torch.device, limits: TimingLimits) -> TimeSample:
     """Seconds of one call, of the slowest rank. All ranks stop after the same repeat: they see the same seconds."""
     import torch
     import torch.distributed as dist
@@ -176,4 +176,4 @@ def _sample(call: Callable[[], object], device: torch.device, limits: Limits) ->
     seconds: list[float] = []
     while not limits.enough(seconds, sum(seconds)):
         seconds.append(once())
-    return Sample.of(seconds)
+    return TimeSample.of(seconds)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from calibration.microbench.bench import Bench, Item
 from calibration.microbench.capture import blocks_needed, capture, step_inputs
-from calibration.microbench.measurement import Measurement, StepShape
+from calibration.microbench.measurement import EngineStep, Measurement
 from hw_profiles.efficiency import OpClass
 from simulator.model.ops import Op
 
@@ -17,14 +17,14 @@ def items(bench: Bench) -> list[Item]:
     return [*(_captured(bench, shape) for shape in shapes), *(_sampling(bench, rows) for rows in preset.batches)]
 
 
-def _name(shape: StepShape) -> str:
+def _name(shape: EngineStep) -> str:
     if shape.contexts:
         return f"decode of {len(shape.contexts)} at {shape.contexts[0]}"
     new, past = shape.prefills[0]
     return f"prefill of {new} after {past}"
 
 
-def _captured(bench: Bench, shape: StepShape) -> Item:
+def _captured(bench: Bench, shape: EngineStep) -> Item:
     name = _name(shape)
 
     def run() -> Iterator[Measurement]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from calibration.microbench.bench import Bench, Item
 from calibration.microbench.measurement import Measurement
-from calibration.microbench.timer import Sample
+from calibration.microbench.timer import TimeSample
 from calibration.microbench.virtual_clock import OneEngine, replay
 
 WARM_UP_STEPS = 8
@@ -30,7 +30,7 @@ def _steps(bench: Bench, depth: int) -> Item:
             yield Measurement(
                 f"{name}: {number}",
                 "step",
-                sample=Sample(s, s, s, 1),
+                sample=TimeSample(s, s, s, 1),
                 step=step.shape,
                 layers=depth,
                 model=bench.preset.model,

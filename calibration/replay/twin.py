@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.microbench.measurement import StepShape
-from calibration.microbench.virtual_clock import Step
-from calibration.replay.traffic import Traffic
+from calibration.microbench.measurement import EngineStep
+from calibration.microbench.virtual_clock import TimedStep
+from calibration.replay.traffic import ReplayTraffic
 from hw_profiles.profile import HardwareProfile
 from simulator.des.cluster.cluster import Cluster
 from simulator.des.cluster.spec import ClusterSpec, GroupSpec, InstanceSpec, StepTimes
@@ -31,7 +31,7 @@ class TwinError(AssertionError):
 
 
 @dataclass(frozen=True)
-class Limits:
+class EngineLimits:
     """What bounds the batches of an engine."""
 
     max_sequences: int
@@ -100,7 +100,9 @@ class ScaledTimes:
         return self._factor * self._times.mixed_s(chunks, load, total_tokens)
 
 
-def simulate(traffic: Traffic, times: StepTimes, limits: Limits, handover: HandoverCost | None = None) -> Times:
+def simulate(
+    traffic: ReplayTraffic, times: StepTimes, limits: EngineLimits, handover: HandoverCost | None = None
+) -> Times:
     """One colocated worker; with `handover`, one prefill and one decode worker."""
     instance = InstanceSpec(
         times,
@@ -127,7 +129,7 @@ def simulate(traffic: Traffic, times: StepTimes, limits: Limits, handover: Hando
 class RecordedTimes:
     """Durations of an engine's steps, given out in order; each asked-for step must be the one that was recorded."""
 
-    def __init__(self, steps: Sequence[Step], caps: tuple[int, ...] = ()) -> None:
+    def __init__(self, steps: Sequence[TimedStep], caps: tuple[int, ...] = ()) -> None:
         self.caps = caps
         self.first_token_extra_s = 0.0
         self._steps = iter(enumerate(steps))
@@ -161,7 +163,7 @@ class RecordedPairTimes:
 
     first_token_extra_s = 0.0
 
-    def __init__(self, steps: Sequence[Step], caps: tuple[int, ...] = ()) -> None:
+    def __init__(self, steps: Sequence[TimedStep], caps: tuple[int, ...] = ()) -> None:
         self.caps = caps
         self._prefill = RecordedTimes([step for step in steps if step.shape.prefills], caps)
         self._decode = RecordedTimes([step for step in steps if not step.shape.prefills], caps)
@@ -176,6 +178,6 @@ class RecordedPairTimes:
         raise TwinError("the simulator mixes prompts and decodes, which the engines never do")
 
 
-def _summary(shape: StepShape) -> tuple[tuple[tuple[int, ...], ...], int, int]:
+def _summary(shape: EngineStep) -> tuple[tuple[tuple[int, ...], ...], int, int]:
     """Prompt chunks, decode rows, and their summed context."""
     return shape.prefills, len(shape.contexts), sum(shape.contexts)

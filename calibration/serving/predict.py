@@ -27,7 +27,7 @@ ASSUMED_SIGMA = {
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedPoints:
     """Points with all that a prediction needs, and the rows that have none."""
 
     steps: tuple[PointSteps, ...]
@@ -41,7 +41,7 @@ class Prepared:
         return len(self.steps) / total if total else 0.0
 
 
-def prepare(frame: pd.DataFrame, progress: Progress | None = None) -> Prepared:
+def prepare(frame: pd.DataFrame, progress: Progress | None = None) -> PreparedPoints:
     """Read every row and build the steps it needs."""
     steps: list[PointSteps] = []
     unpredicted: list[tuple[int, str, str]] = []
@@ -58,14 +58,14 @@ def prepare(frame: pd.DataFrame, progress: Progress | None = None) -> Prepared:
     rates = [kernel_profile(s.point.gpu, s.point.engine) for s in steps]
     loop = loop_of(steps, rates) if steps else None
     levels = tuple(levels_of(s.point, s.hardware) for s in steps)
-    return Prepared(tuple(steps), levels, loop, tuple(unpredicted))
+    return PreparedPoints(tuple(steps), levels, loop, tuple(unpredicted))
 
 
-def some(prepared: Prepared, rows: Sequence[int]) -> Prepared:
+def some(prepared: PreparedPoints, rows: Sequence[int]) -> PreparedPoints:
     """Those of the points, by place."""
     if prepared.loop is None or not len(rows):
-        return Prepared((), (), None, ())
-    return Prepared(
+        return PreparedPoints((), (), None, ())
+    return PreparedPoints(
         tuple(prepared.steps[i] for i in rows),
         tuple(prepared.levels[i] for i in rows),
         take(prepared.loop, np.asarray(rows, dtype=np.intp)),
@@ -84,7 +84,7 @@ def situation_of(levels: Sequence[str], fit: StackFit) -> str:
     return "new combination"
 
 
-def predictions(prepared: Prepared, fit: StackFit) -> pd.DataFrame:
+def predictions(prepared: PreparedPoints, fit: StackFit) -> pd.DataFrame:
     """One line for each measured metric of each point."""
     if prepared.loop is None:
         return pd.DataFrame(columns=COLUMNS)
@@ -135,7 +135,7 @@ def scores_by_metric(lines: pd.DataFrame) -> dict[str, dict[str, float | int]]:
     return {m: scores(lines[lines["metric"] == m]) for m in METRICS if (lines["metric"] == m).any()}
 
 
-def report(prepared: Prepared, lines: pd.DataFrame) -> dict[str, object]:
+def report(prepared: PreparedPoints, lines: pd.DataFrame) -> dict[str, object]:
     """The answer of `moeplan validate --json`."""
     apart = {s.point.row: s.point.distrusted for s in prepared.steps if s.point.distrusted}
     trusted = lines[~lines["row"].isin(list(apart))]
@@ -163,5 +163,5 @@ def log_spread(errors: Floats) -> float:
     return float(np.quantile(np.abs(finite), 0.8) / Z90) if len(finite) else math.nan
 
 
-def engines(prepared: Prepared) -> list[str]:
+def engines(prepared: PreparedPoints) -> list[str]:
     return [family_of(s.point.engine) for s in prepared.steps]
