@@ -9,7 +9,8 @@ import numpy as np
 
 from calibration.microbench.measurement import FitError, Measurement, Measurements
 from calibration.op_tables.row_filters import CACHE_BYTES, FASTEST
-from calibration.roofline_fit import UPPER, Measured, Parameters, Work, at_peak, fit, kernels_of, ragged
+from calibration.rate_parameters import UPPER, Parameters, ragged
+from calibration.roofline_fit import Measured, Work, at_peak, fit, kernels_of
 from hw_profiles import catalog
 from hw_profiles.efficiency import OpClass
 from hw_profiles.profile import HardwareProfile
