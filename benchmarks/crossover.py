@@ -33,9 +33,11 @@ DENSE_13B = {
     "torch_dtype": "float16",
     "tie_word_embeddings": False,
 }
-ATTAINMENT = 0.9
-GPUS = 4
-FIRST, GROWTH = 0.5, 1.25  # rates tried: requests/s/GPU of the first, ratio of each to the one before
+ATTAINMENT = 0.9  # share of requests within both limits: figure 1
+GPUS = 4  # of a deployment, enough for splits of 1:3 to 3:1 (assumed)
+FIRST, GROWTH = 0.5, 1.25  # rates tried: requests/s/GPU of the first, ratio of each to the one before (assumed)
+MAX_SEQUENCES = 256  # of an instance (assumed)
+CHUNK, PREFILL_BATCH = 512, 1024  # prompt tokens of a step: chunked, and that about saturate the GPU (assumed)
 
 
 @dataclass(frozen=True)
@@ -59,14 +61,14 @@ LENGTHS = (512, 64)  # tokens of prompt and output
 
 def designs() -> dict[str, dict[str, Any]]:
     """Deployments of GPUS accelerators, one an instance; a prefill step holds about what saturates the GPU."""
-    pool = {"gpu": "a100_sxm", "max_sequences": 256}
+    pool = {"gpu": "a100_sxm", "max_sequences": MAX_SEQUENCES}
     table: dict[str, dict[str, Any]] = {
         "colocated, prefill first": {"colocated": pool | {"instances": GPUS, "batching": "prefill_first"}},
-        "colocated, chunked": {"colocated": pool | {"instances": GPUS, "max_tokens_per_step": 512}},
+        "colocated, chunked": {"colocated": pool | {"instances": GPUS, "max_tokens_per_step": CHUNK}},
     }
     for prefill in range(1, GPUS):
         table[f"disaggregated {prefill}:{GPUS - prefill}"] = {
-            "prefill": pool | {"instances": prefill, "max_tokens_per_step": 1024},
+            "prefill": pool | {"instances": prefill, "max_tokens_per_step": PREFILL_BATCH},
             "decode": pool | {"instances": GPUS - prefill},
         }
     return table

@@ -33,8 +33,9 @@ from simulator.scenario import parse_scenario
 
 # Published benchmarks draw lengths from 0.8 to 1 of nominal, so from 8/9 to 10/9 of their mean.
 SHORTEST, LONGEST = 8 / 9, 10 / 9
-REQUESTS_PER_CLIENT = 3  # of which the first is warm-up
-FEWEST_REQUESTS = 60
+REQUESTS_PER_CLIENT = 3  # of which the first is warm-up (assumed)
+FEWEST_REQUESTS = 60  # of a run (assumed)
+LONGEST_WARM_UP = 0.5  # share of a run (assumed)
 
 
 def log_ratios(study: Study, fit: StackFit | None, rows: Index) -> Iterator[tuple[int, Floats]]:
@@ -92,7 +93,7 @@ def simulate_point(point: Point, hardware: HardwareProfile, acceptance: float) -
                 "output": _lengths(point.output),
             },
             "deployment": pools,
-            "warmup_fraction": min(0.5, clients / requests),
+            "warmup_fraction": min(LONGEST_WARM_UP, clients / requests),
         }
     )
     ep = max(parallelism_of(worker).ep for worker in (point.prefill, point.decode))

@@ -32,6 +32,7 @@ NAMED: dict[str, Metric] = {
     "ttft_ms": "ttft_s",
     "total_tok_s_per_gpu": "total_tok_s_per_gpu",
 }
+QUANTILES = (0.1, 0.5, 0.9)  # that a spread holds
 MOST_ROWS = 600  # simulated of each split, drawn at random (assumed)
 FEWEST = 20  # points that a spread needs (assumed)
 SOURCES: dict[tuple[Kind, Form], str] = {
@@ -93,7 +94,7 @@ def spread(errors: Floats) -> Spread:
     seen = errors[np.isfinite(errors)]
     if len(seen) < FEWEST:
         raise ValueError(f"{len(seen)} measured points are too few for a band; {FEWEST} are needed")
-    p10, p50, p90 = (round(float(q), 4) for q in np.quantile(seen, (0.1, 0.5, 0.9)))
+    p10, p50, p90 = (round(float(q), 4) for q in np.quantile(seen, QUANTILES))
     return Spread(p10=p10, p50=p50, p90=p90, n=len(seen))
 
 
@@ -104,7 +105,7 @@ def covered(errors: Floats, groups: NDArray[np.str_]) -> float:
     inside = np.zeros(len(errors), dtype=bool)
     for group in np.unique(groups):
         own = groups == group
-        low, high = np.quantile(errors[~own], (0.1, 0.9))
+        low, high = np.quantile(errors[~own], (QUANTILES[0], QUANTILES[-1]))
         inside[own] = (errors[own] >= low) & (errors[own] <= high)
     return round(float(inside.mean()), 3)
 

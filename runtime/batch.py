@@ -74,7 +74,13 @@ class FixedShape:
     max_blocks: int
 
 
+# One token on block and slot 0, which writes nothing.
 PADDING = SequenceInput((0,), 0, (0,), 0)
+
+
+# Room for a step's index tensors, in items: at most 15 a token and 20 a sequence, two block tables, and 3 for the
+# alignment of each of some 40 tensors; a little more of each.
+ITEMS, TABLES, ALIGNED = 24, 3, 256
 
 
 class _Arena:
@@ -186,8 +192,7 @@ def _lay_out(
     for row, sequence in enumerate(sequences):
         assert len(sequence.block_ids) * block_size >= sequence.past + lengths[row], "blocks missing"
         table[row, : len(sequence.block_ids)] = sequence.block_ids
-    # At most 15 items a token, 20 a sequence, two block tables, and 3 for the alignment of each of some 40 tensors.
-    capacity = 24 * (len(token_seq) + len(sequences)) + 3 * table.size + 256
+    capacity = ITEMS * (len(token_seq) + len(sequences)) + TABLES * table.size + ALIGNED
     return _Layout(
         lengths=lengths,
         past=past,

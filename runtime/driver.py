@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator, Callable
 from runtime.backend import Backend
 from runtime.sequence import Request, RequestError, TokenEvent, UnavailableError, failed
 
-_WAIT_S = 0.005  # longest time a new request waits while workers of the backend are silent
-_IDLE_LOOK_S = 1.0  # how often an idle backend looks whether its workers live
+_WAIT_S = 0.005  # longest time a new request waits while workers of the backend are silent (assumed)
+_IDLE_LOOK_S = 1.0  # between looks of an idle backend whether its workers live (assumed)
 
 
 class _RequestEvents:

@@ -17,7 +17,7 @@ from runtime.kernels.fp8_gemm import fp8_gemm
 from runtime.kernels.grouped_gemm import grouped_gemm1, grouped_gemm2_combine
 from runtime.kernels.indexer import indexer_scores
 from runtime.kernels.mhc import mhc_head, mhc_post, mhc_pre
-from runtime.kernels.moe_align import moe_align, permute_tokens
+from runtime.kernels.moe_align import moe_align
 from runtime.kernels.norm_rope_store import norm_rope_store
 from runtime.kernels.quantize import quantize_fp8
 from runtime.kernels.rms_norm import rms_norm
@@ -136,10 +136,6 @@ def moe_cases(tokens: int) -> list[Case]:
         ids, _ = route(device)
         return lambda: moe_align(ids, EXPERTS, block_m)
 
-    def build_permute(device: torch.device) -> Callable[[], object]:
-        x, order = normal(device, tokens, HIDDEN), integers(device, 0, pairs, pairs)
-        return lambda: permute_tokens(x, order, TOP_K)
-
     def build_gemm1(form: str) -> Callable[[torch.device], Callable[[], object]]:
         def build(device: torch.device) -> Callable[[], object]:
             ids, _ = route(device)
@@ -166,7 +162,6 @@ def moe_cases(tokens: int) -> list[Case]:
 
     cases = [
         Case(f"moe_align_{tokens}", build_align, 0, pairs * 8),
-        Case(f"permute_tokens_{tokens}", build_permute, 0, (tokens + pairs) * HIDDEN * 2),
     ]
     for form, weight_bytes, act_bytes in (("bf16", 2.0, 2.0), ("fp8", 1.0, 1.0), ("fp4", 17 / 32, 2.0)):
         fp8, dtype = form == "fp8", "fp8" if form == "fp8" else "bf16"
@@ -370,7 +365,7 @@ CASES: list[Case] = [
 
 # One case for each kernel and weight format: large tiles where they are quick to compile.
 _LARGE = (
-    *("rms_norm", "norm_rope_store", "rope", "store_rows", "quantize_fp8", "fp8_gemm", "moe_align", "permute_tokens"),
+    *("rms_norm", "norm_rope_store", "rope", "store_rows", "quantize_fp8", "fp8_gemm", "moe_align"),
     *("grouped_gemm1_bf16", "grouped_gemm2_bf16", "mhc_pre", "mhc_post", "router_gate", "top_k"),
     *("window_prefill_csa", "paged_prefill_gqa", "compress_csa"),
 )

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from runtime.cache import KVCache, SequenceInput
     from runtime.model_runner import ModelRunner
 
-# Ops of `runtime.ops` that the simulator has an op for. `moe_align`, `store_rows` and `permute_tokens` have none:
-# their time shows in whole steps alone.
+# Ops of `runtime.ops` that the simulator has an op for. `moe_align` and `store_rows` have none: their
+# time shows in whole steps alone.
 TIMED = (
     "linear",
     "rms_norm",

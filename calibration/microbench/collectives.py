@@ -25,9 +25,10 @@ from simulator.model.ops import Op
 if TYPE_CHECKING:
     import torch
 
-CPU_RANKS = 2
-WEIGHT = 4  # starting the ranks
-PATIENCE = timedelta(seconds=60)  # with a rank that does not answer
+CPU_RANKS = 2  # processes: the fewest that talk
+WEIGHT = 4  # of progress, in ops of one step: starting the ranks (assumed)
+PATIENCE = timedelta(seconds=60)  # with a rank that does not answer (assumed)
+BF16_BYTES = 2
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "point-to-point")
 
 
@@ -141,7 +142,7 @@ def _call(kind: str, size: int, rank: int, ranks: int, device: torch.device) -> 
     import torch
     import torch.distributed as dist
 
-    elements = size // 2
+    elements = size // BF16_BYTES
     whole, part = (torch.randn(n, device=device, dtype=torch.bfloat16) for n in (elements, elements // ranks))
     if kind == "all-reduce":
         return lambda: dist.all_reduce(whole)

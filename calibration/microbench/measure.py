@@ -14,6 +14,8 @@ from calibration.microbench.measurement import BrokenLine, Measurement, Measurem
 from calibration.microbench.preset import Preset
 from calibration.progress import Progress
 
+LONGEST_NOTE = 200  # characters kept of an error (assumed)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -63,7 +65,7 @@ def _run(item: Item, file: MeasurementFile) -> Measurement | None:
         status = _status(error)
         if status is None:
             raise
-        return Measurement(item.key, "skipped", status, note=str(error).splitlines()[0][:200])
+        return Measurement(item.key, "skipped", status, note=str(error).splitlines()[0][:LONGEST_NOTE])
     return None
 
 

@@ -23,6 +23,7 @@ from hw_profiles.schema import Dtype
 from simulator.model.ops import Op
 
 FORMAT = "moeplan measurements 1"
+LONGEST_VALUE = 40  # characters told of a value that is wrong (assumed)
 Status = Literal["ok", "out of memory", "out of time", "failed"]
 
 
@@ -244,7 +245,7 @@ def _problem(error: ValidationError) -> str:
         return f"lacks {where}"
     if first["type"] == "unexpected_keyword_argument":
         return f"unknown key {where}"
-    value = repr(first["input"])[:40]
+    value = repr(first["input"])[:LONGEST_VALUE]
     return f"{where or 'the line'} = {value}: {first['msg'].removeprefix('Input ')}"
 
 

@@ -61,7 +61,8 @@ class Preset:
         return tuple(EngineStep(((new, past),), ()) for new in self.chunks for past in self.pasts)
 
 
-KIB, MIB = 1 << 10, 1 << 20
+KIB, MIB = 1 << 10, 1 << 20  # bytes
+# Sizes are assumed: shapes that a server of that device meets, as many as `ops_s` and `steps_s` leave time for.
 CPU_QUICK = Preset(
     "tiny-v4",
     layers=8,

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 Call = Callable[[], object]
 
 FLUSH_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}  # beyond the last-level caches of the catalogue's parts
-FEWEST = 5  # repeats, unless these alone take PATIENCE times the limit
-PATIENCE = 3.0
-SMALL_SPREAD = 0.05  # (p80 - p20) / median
+FLUSH_VALUES = 251  # that the flushed bytes take in turn, so that no write repeats the one before
+FEWEST = 5  # repeats, unless these alone take PATIENCE times the limit (assumed)
+PATIENCE = 3.0  # times the limit (assumed)
+SMALL_SPREAD = 0.05  # (p80 - p20) / median (assumed)
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class CallTimer:
         begin_s = time.perf_counter()
         while not self.limits.enough(seconds, time.perf_counter() - begin_s):
             if flush:
-                self._flush.fill_(len(seconds) % 251)
+                self._flush.fill_(len(seconds) % FLUSH_VALUES)
             seconds.append(once(calls[len(seconds) % len(calls)]))
         return TimeSample.of(seconds)
 

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from runtime.trace import TraceRequest
 
 
+WARM_UP_REQUESTS = 4  # enough that steps of several batch sizes come by (assumed)
+WARM_UP_STEPS = 8  # that find what is compiled, allocated or cached on first use (assumed)
+
+
 @dataclass(frozen=True)
 class TimedStep:
     """One step: when it began on the virtual clock, how long it took, what it computed."""
@@ -168,3 +172,8 @@ def replay(
             playback.step()
             made += 1
         return playback.result()
+
+
+def warm_up(engine: Engine, trace: Sequence[TraceRequest], limit_s: float = math.inf, seed: int = 0) -> None:
+    """A few steps that nobody counts, one at least."""
+    replay(OneEngine(engine, trace, seed), WARM_UP_STEPS, limit_s, at_least=1)

@@ -13,7 +13,14 @@ from typing import Any
 
 import pandas as pd
 
-from calibration.op_tables.expert_loads import GROUPED, ROUTED_IN_GROUPS, power_law_counts, touched_in_groups
+from calibration.op_tables.expert_loads import (
+    ALPHA,
+    GROUPED,
+    MOST_OF_ONE,
+    ROUTED_IN_GROUPS,
+    power_law_counts,
+    touched_in_groups,
+)
 from calibration.op_tables.row_filters import fastest, same_shapes
 from calibration.roofline_fit import Measured
 from hw_profiles.efficiency import OpClass
@@ -32,17 +39,17 @@ from simulator.model.sharding import Cut
 
 Rows = Iterator[tuple[Any, tuple[Op, ...]]]
 LARGEST = 2000  # rows of a family: fits have 4-7 parameters a class, and hold-out needs no more
-NO_FFN = MoeSpec(0, 0, 0, 0, "bf16", "bf16", "none")
+NO_FFN = MoeSpec(0, 0, 0, 0, "bf16", "bf16", "none")  # of a layer of which only the attention half is timed
 ELEMENT_BYTES = 2  # of nccl and custom_allreduce message sizes
-SHORTEST_PROMPT = 64  # tokens
+SHORTEST_PROMPT = 64  # tokens; a tile of queries (assumed)
 # Tables of the wheel sweep far beyond what is served, down to products of 32 x 32 and contexts of one token, in kernels
 # of another kind: such rows say nothing of the others.
 FEWEST_HEADS = 8  # of latent attention on a rank: 64 over 8
 SHORTEST_CONTEXT = 128  # tokens before a decoded one
-WIDEST_HEAD = 256
+WIDEST_HEAD = 256  # of grouped attention
 PRODUCTS = (256, 20_000)  # inner and outer width of weights
 SMALLEST_MODEL = 2048  # hidden size of routed experts
-ONE_SPLIT = 256  # entries of a context that a decode core reads in one go, of MLA
+ONE_SPLIT = 256  # entries of a context that a decode core reads in one go, of MLA (assumed)
 UNSPLIT = 2 / 3  # of the launches of a core
 NODE = 8  # accelerators of a node in the DeepEP tables
 
@@ -75,7 +82,7 @@ def gemm(frame: pd.DataFrame, _: HardwareProfile) -> Rows:
 def moe(frame: pd.DataFrame, _: HardwareProfile) -> Rows:
     """Whole experts on one rank (moe_ep_size 1: other sizes count tokens differently by framework), loads by power
     law; `balanced` rows of two frameworks touch fewer experts than they say."""
-    rows = fastest(frame[(frame["moe_ep_size"] == 1) & (frame["distribution"] == "power_law_1.2")])
+    rows = fastest(frame[(frame["moe_ep_size"] == 1) & (frame["distribution"] == f"power_law_{ALPHA}")])
     for row in _each(rows[rows["moe_dtype"].isin(list(MOE_DTYPE)) & (rows["hidden_size"] >= SMALLEST_MODEL)]):
         storage, operand = MOE_DTYPE[row.moe_dtype]
         ffn = _experts(row, storage, operand)
@@ -83,7 +90,7 @@ def moe(frame: pd.DataFrame, _: HardwareProfile) -> Rows:
 
 
 def _load(row: Any) -> RankLoad:
-    counts = power_law_counts(row.num_tokens * row.topk, row.num_experts, 1.2, row.num_tokens * 0.8)
+    counts = power_law_counts(row.num_tokens * row.topk, row.num_experts, ALPHA, row.num_tokens * MOST_OF_ONE)
     choices, touched = float(counts.sum()), float((counts > 0).sum())
     groups = GROUPED.get((row.num_experts, row.topk, row.hidden_size))
     if groups and row.db_framework in ROUTED_IN_GROUPS:

@@ -18,7 +18,7 @@ from calibration.microbench.bench import Bench
 from calibration.microbench.fit.profile_fit import refit
 from calibration.microbench.fit.step_fit import StepRow
 from calibration.microbench.step_ops import StepPricer
-from calibration.microbench.virtual_clock import OneEngine, Playback, TimedStep, replay
+from calibration.microbench.virtual_clock import WARM_UP_REQUESTS, OneEngine, Playback, TimedStep, warm_up
 from calibration.replay.subject import Form, Subject
 from calibration.replay.traffic import ReplayTraffic, trace_of
 from calibration.replay.twin import Times
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from runtime.engine import Engine
 
 EVERY, PROBES = 1, 1  # steps of the replay, then of other requests
-WARM_UP_STEPS = 8
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def play(subject: Subject, form: Form, traffic: ReplayTraffic, others: ReplayTra
 
         def warm_engine() -> Engine:
             engine = stack.enter_context(contextlib.closing(bench.engine(subject.layers)))
-            replay(OneEngine(engine, bench.traffic(4, seed)), until_steps=WARM_UP_STEPS)
+            warm_up(engine, bench.traffic(WARM_UP_REQUESTS, seed))
             return engine
 
         def playback(requests: ReplayTraffic, seed: int) -> Playback:

@@ -16,7 +16,7 @@ from calibration.replay.twin import ScaledTimes, Times, simulate
 from hw_profiles.profile import HardwareProfile
 from simulator.model.latency import NO_DECODE, Chunk, DecodeLoad, StepLatency
 
-LOADS = (0.3, 0.6, 0.9, 1.5)  # of capacity: light to saturated
+LOADS = (0.3, 0.6, 0.9, 1.5)  # of capacity: light to saturated (assumed)
 PERCENTILES = (50, 90, 99)
 THROUGHPUT = "output tokens/s"
 LATENCIES = {"TPOT": "tpot_s", "TTFT": "ttft_s", "e2e": "e2e_s"}

@@ -19,6 +19,8 @@ from calibration.replay.twin import EngineLimits, HandoverCost, profiled_times, 
 from hw_profiles.profile import HardwareProfile
 from simulator.model.latency import StepLatency
 
+ANY_LENGTH = 1 << 62  # tokens that a model without a limit takes
+ROUNDED = 0.99  # of the scale at which a request just fits: each count is rounded
 Form = Literal["colocated", "disaggregated"]
 FORMS: tuple[Form, ...] = ("colocated", "disaggregated")
 
@@ -49,10 +51,10 @@ class Subject:
     def check(self, traffic: ReplayTraffic) -> None:
         """Refuse requests that the engine cannot take, before any is replayed."""
         tokens = traffic.prompt_tokens + traffic.output_tokens
-        most = min(self.limits.capacity_tokens, int(self.config.get("max_position_embeddings", 1 << 62)))
+        most = min(self.limits.capacity_tokens, int(self.config.get("max_position_embeddings", ANY_LENGTH)))
         longest = int(tokens.argmax())
         if tokens[longest] > most:
-            share = 0.99 * most / int(tokens[longest])  # each count is rounded
+            share = ROUNDED * most / int(tokens[longest])
             unit = 10.0 ** (math.floor(math.log10(share)) - 1)
             raise TrafficError(
                 f"request {longest + 1} has {traffic.prompt_tokens[longest]} prompt and "

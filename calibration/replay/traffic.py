@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from runtime.trace import TraceRequest
 
 
+SHORTEST_PROMPT = 8  # tokens (assumed)
+
+
 @dataclass(frozen=True)
 class ReplayTraffic:
     """Requests in order of arrival, from 0 s on."""
@@ -33,7 +36,8 @@ class ReplayTraffic:
 def draw_traffic(preset: Preset, requests: int, seed: int) -> ReplayTraffic:
     """Poisson arrivals of one a second, log-uniform prompts, uniform outputs; `at_rate` sets the pace."""
     rng = np.random.default_rng(seed)
-    prompts = np.rint(np.exp(rng.uniform(np.log(8), np.log(preset.longest_prompt), requests))).astype(np.int64)
+    log_prompts = rng.uniform(np.log(SHORTEST_PROMPT), np.log(preset.longest_prompt), requests)
+    prompts = np.rint(np.exp(log_prompts)).astype(np.int64)
     outputs = rng.integers(preset.longest_output // 2, preset.longest_output, requests, endpoint=True)
     arrivals = np.cumsum(rng.exponential(1.0, requests))
     return ReplayTraffic(arrivals - arrivals[0], prompts, outputs)

@@ -20,17 +20,21 @@ from calibration.serving.engine_parameters import LEVELS, NAMES, WIDTHS, StackFi
 from calibration.serving.points import Point
 from simulator.model.arrays import Floats
 
+# Levenberg-Marquardt, all assumed: iterations at most, dampings tried in one of them, and the damping with which it
+# starts, as a share of the curvature: harder after a step that fails, softer after one that does not.
 ITERATIONS = 30
-TRIALS = 5  # dampings tried in one iteration
+TRIALS = 5
 DAMPING = 0.1
-ROBUST = 0.1  # log error at which a point counts half (Cauchy loss): first-generation software is far off
-NOISE = 0.1  # log error of one measurement, against which priors weigh
-JITTER = 1e-4  # share of a group's variance that no level explains: keeps the covariance invertible
-DELTA = 0.02
+HARDER, SOFTER = 5.0, 4.0
+LEAST_DAMPING = 1e-4
+ROBUST = 0.1  # log error at which a point counts half (Cauchy loss): first-generation software is far off (assumed)
+NOISE = 0.1  # log error of one measurement, against which priors weigh (assumed)
+JITTER = 1e-4  # share of a group's variance that no level explains: keeps the covariance invertible (assumed)
+DELTA = 0.02  # log units, by which a parameter is moved for its derivative (assumed)
 SCORED_METRICS = ("tpot_ms", "total_tok_s_per_gpu", "ttft_ms")
 # A median beside a mean tells the steady state from the first wave.
 FITTED_METRICS = (*SCORED_METRICS, "median_ttft_ms")
-WEIGHTS = np.array([1.0, 1.0, 0.6, 0.6])
+WEIGHTS = np.array([1.0, 1.0, 0.6, 0.6])  # of FITTED_METRICS: TTFT is defined less well (assumed)
 
 
 def observed(points: Sequence[Point]) -> Floats:
@@ -97,16 +101,16 @@ def fit_stack(
             try:  # a direction needs no more than single precision, in half the time
                 factor = cho_factor(damped.astype(np.float32), overwrite_a=True, check_finite=False)
             except LinAlgError:
-                damping *= 5
+                damping *= HARDER
                 continue
             step = cho_solve(factor, gradient, check_finite=False)
             trial = shifts - step.reshape(shifts.shape)
             found = errors_of(trial)
             if found[3] < loss:
                 shifts, (theta, base, errors, loss) = trial, found
-                damping = max(damping / 4, 1e-4)
+                damping = max(damping / SOFTER, LEAST_DAMPING)
                 break
-            damping *= 5
+            damping *= HARDER
         else:
             break
     effects = np.zeros((len(known), len(NAMES)))

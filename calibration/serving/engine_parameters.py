@@ -42,6 +42,7 @@ class Parameter:
     width: float
 
 
+# Values are assumed, and widths with them: fits move both the more points there are.
 PARAMETERS = (
     Parameter("kernel_overhead_s", "host time of one step for each kernel: scheduling, sampling, gaps [s]", 2e-6, 0.7),
     Parameter("renewal", "host time of a decode step over that of the software half a year before", 1.0, 0.5),
@@ -61,11 +62,11 @@ PARAMETERS = (
     Parameter("draft_overhead", "host time of a step with drafts over that of one without", 1.3, 0.4),
     Parameter("exit_latency_s", "added latency of a collective that leaves the scale-up domain [s]", 15e-6, 0.7),
 )
-# Engines beat stand-alone kernels by a little at most (overlap, warm caches).
+# Engines beat stand-alone kernels by a little at most: overlap, warm caches (assumed); shares end at 1.
 LARGEST = {"memory": 1.2, "matrix": 1.2, "network": 1.2, "gathering": 1.0, "bunching": 1.0}
 NAMES = tuple(p.name for p in PARAMETERS)
 WIDTHS = np.array([p.width for p in PARAMETERS])
-# Levels: the share of each prior width that one may explain, and the fields whose values name it.
+# Levels: the share of each prior width that one may explain (assumed), and the fields whose values name it.
 LEVELS: dict[str, tuple[float, tuple[str, ...]]] = {
     "all": (1.0, ()),
     "family": (0.6, ("family",)),

@@ -26,8 +26,8 @@ from hw_profiles.loading import CatalogError
 from simulator.model.engine import form_of
 
 RENEWAL = "renewal"
-FEWEST = 3  # rows that say something beside the priors
-FEWEST_IN_HALVES = 8  # rows of which half predict the other half
+FEWEST = 3  # rows that say something beside the priors (assumed)
+FEWEST_IN_HALVES = 8  # rows of which half predict the other half (assumed)
 
 
 class TooFewPointsError(ValueError):

@@ -17,9 +17,10 @@ from calibration.serving.point_steps import PointSteps, steps_of
 from calibration.serving.points import METRICS, Unpredictable, parse_point
 from simulator.model.arrays import Floats
 
-Z90 = NormalDist().inv_cdf(0.9)
-SITUATIONS = ("known", "new combination", "new model", "new engine", "new accelerator")
-# Where nothing was fitted: sigma of the assumed parameters over published rows.
+Z90 = NormalDist().inv_cdf(0.9)  # standard deviations from the median to p10 and to p90
+INSIDE = 0.8  # share of the errors between p10 and p90
+ROWS_A_REPORT = 50  # of progress (assumed)
+# Where nothing was fitted: sigma of log errors with the assumed parameters over published rows, roundly.
 ASSUMED_SIGMA = {
     "tpot_ms": 0.4, "tok_s_per_user": 0.4, "total_tok_s_per_gpu": 0.4,
     "output_tok_s_per_gpu": 0.4, "input_tok_s_per_gpu": 0.4, "ttft_ms": 0.9,
@@ -53,7 +54,7 @@ def prepare(frame: pd.DataFrame, progress: Progress | None = None) -> PreparedPo
         except Unpredictable as why:
             name = named.get("id")
             unpredicted.append((index, str(index) if name is None else str(name), str(why)))
-        if progress and index % 50 == 0:
+        if progress and index % ROWS_A_REPORT == 0:
             progress("points", index, len(rows))
     rates = [kernel_profile(s.point.gpu, s.point.engine) for s in steps]
     loop = loop_of(steps, rates) if steps else None
@@ -160,7 +161,7 @@ def report(prepared: PreparedPoints, lines: pd.DataFrame) -> dict[str, object]:
 def log_spread(errors: Floats) -> float:
     """Standard deviation of the normal whose p10-p90 band holds 80% of `errors` about zero."""
     finite = errors[np.isfinite(errors)]
-    return float(np.quantile(np.abs(finite), 0.8) / Z90) if len(finite) else math.nan
+    return float(np.quantile(np.abs(finite), INSIDE) / Z90) if len(finite) else math.nan
 
 
 def engines(prepared: PreparedPoints) -> list[str]:

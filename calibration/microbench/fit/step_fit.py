@@ -20,11 +20,14 @@ from simulator.model.arrays import Floats
 from simulator.model.ops import Op
 from simulator.model.roofline import roof_times
 
-PRIOR_WEIGHT = 0.03  # of "a = b = 1" against each step, in relative error
-SLOWEST = 20.0  # bound of a and b
-STALL = 1.0  # relative error from which a step counts less: another process had the core
-ROUNDS = 6
-FEWEST_STEPS = 30  # for a fit
+PRIOR_WEIGHT = 0.03  # of "a = b = 1" against each step, in relative error (assumed)
+SLOWEST = 20.0  # bound of a and b (assumed)
+STALL = 1.0  # relative error from which a step counts less: another process had the core (assumed)
+ROUNDS = 6  # of weights by the prediction before (assumed)
+FEWEST_STEPS = 30  # for a fit (assumed)
+SHORTEST_STEP_S = 1e-9  # that a fit predicts, for it divides by it
+FASTEST_FRACTION = 1.5  # of a peak, in a step: caches are faster than memory (assumed)
+LEAST_SLOWING = 1e-3  # of rates, for fractions are divided by it
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def fit_steps(columns: Floats, seconds: Floats, classes: Sequence[OpClass], host
     for _ in range(ROUNDS):
         system = np.vstack((columns * weights[:, None], pull))
         factors = lsq_linear(system, np.concatenate((seconds * weights, pull @ prior)), bounds=(0.0, SLOWEST)).x
-        predicted = np.maximum(columns @ factors, 1e-9)
+        predicted = np.maximum(columns @ factors, SHORTEST_STEP_S)
         error = np.abs(seconds / predicted - 1)
         weights = np.where(error > STALL, np.sqrt(STALL / np.maximum(error, STALL)), 1.0) / predicted
     half = len(classes)
@@ -113,7 +116,7 @@ def within_steps(rates: ClassEfficiency, floor: float, slow: float) -> ClassEffi
     """A class whose floor takes `floor` times as long, and whose rates `slow` times."""
 
     def fraction(value: float) -> float:
-        return float(f"{min(1.5, value / max(slow, 1e-3)):.4g}")
+        return float(f"{min(FASTEST_FRACTION, value / max(slow, LEAST_SLOWING)):.4g}")
 
     def seconds(value: float) -> float:
         return float(f"{value * floor:.4g}")

@@ -16,21 +16,75 @@ from calibration.microbench.measurement import EngineStep
 from calibration.microbench.preset import Preset
 from calibration.microbench.virtual_clock import OneEngine, TimedStep, VirtualReplay, replay
 from calibration.replay import virtual_pair
-from calibration.replay.twin import (
-    EngineLimits,
-    HandoverCost,
-    RecordedPairTimes,
-    RecordedTimes,
-    ReplayTraffic,
-    Times,
-    TwinError,
-    simulate,
-)
+from calibration.replay.traffic import ReplayTraffic
+from calibration.replay.twin import EngineLimits, HandoverCost, Times, simulate
 from runtime.block_manager import BlockManager
 from runtime.scheduler import Scheduler, SchedulerConfig
 from runtime.sequence import Request, SamplingParams
 from runtime.sequence import Sequence as TokenSequence
 from runtime.trace import TraceRequest
+from simulator.model.latency import Chunk, DecodeLoad
+
+
+class TwinError(AssertionError):
+    """Simulator and engine did not make the same batches."""
+
+
+class RecordedTimes:
+    """Durations of an engine's steps, given out in order; each asked-for step must be the one that was recorded."""
+
+    def __init__(self, steps: Sequence[TimedStep], caps: tuple[int, ...] = ()) -> None:
+        self.caps = caps
+        self.first_token_extra_s = 0.0
+        self._steps = iter(enumerate(steps))
+        self._mixed: DecodeLoad | None = None
+
+    def decode_s(self, load: DecodeLoad) -> float:
+        if load is self._mixed:  # the decode share of the mixed step just given out: no step of its own
+            return 0.0
+        return self._next([], load)
+
+    def prefill_s(self, chunks: Sequence[Chunk], total_tokens: int | None = None) -> float:
+        return self._next(chunks, None)
+
+    def mixed_s(self, chunks: Sequence[Chunk], load: DecodeLoad, total_tokens: int | None = None) -> float:
+        self._mixed = load
+        return self._next(chunks, load)
+
+    def _next(self, chunks: Sequence[Chunk], load: DecodeLoad | None) -> float:
+        number, step = next(self._steps, (-1, None))
+        if step is None:
+            raise TwinError("the simulator makes more steps than the engine made")
+        asked = (tuple(tuple(c) for c in chunks), load.sequences if load else 0, load.context if load else 0)
+        made = _summary(step.shape)
+        if asked != made:
+            raise TwinError(f"step {number}: the simulator computes {asked}, the engine computed {made}")
+        return step.duration_s
+
+
+class RecordedPairTimes:
+    """The same for a prefill and a decode engine, each with its own steps in order."""
+
+    first_token_extra_s = 0.0
+
+    def __init__(self, steps: Sequence[TimedStep], caps: tuple[int, ...] = ()) -> None:
+        self.caps = caps
+        self._prefill = RecordedTimes([step for step in steps if step.shape.prefills], caps)
+        self._decode = RecordedTimes([step for step in steps if not step.shape.prefills], caps)
+
+    def decode_s(self, load: DecodeLoad) -> float:
+        return self._decode.decode_s(load)
+
+    def prefill_s(self, chunks: Sequence[Chunk], total_tokens: int | None = None) -> float:
+        return self._prefill.prefill_s(chunks)
+
+    def mixed_s(self, chunks: Sequence[Chunk], load: DecodeLoad, total_tokens: int | None = None) -> float:
+        raise TwinError("the simulator mixes prompts and decodes, which the engines never do")
+
+
+def _summary(shape: EngineStep) -> tuple[tuple[tuple[int, ...], ...], int, int]:
+    """Prompt chunks, decode rows, and their summed context."""
+    return shape.prefills, len(shape.contexts), sum(shape.contexts)
 
 
 def step_seconds(shape: EngineStep) -> float:
