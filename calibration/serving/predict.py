@@ -14,7 +14,7 @@ from calibration.progress import Progress
 from calibration.serving.balance import Loop, balance, loop_of, take
 from calibration.serving.engine_parameters import StackFit, family_of, kernel_profile, levels_of
 from calibration.serving.point_steps import PointSteps, steps_of
-from calibration.serving.points import METRICS, Unpredictable, parse_point
+from calibration.serving.points import Unpredictable, parse_point
 from simulator.model.arrays import Floats
 
 Z90 = NormalDist().inv_cdf(0.9)  # standard deviations from the median to p10 and to p90
@@ -116,46 +116,6 @@ COLUMNS = [
     "row", "id", "model", "gpu", "engine", "disaggregated", "metric", "situation",
     "measured", "predicted", "p10", "p90", "ratio",
 ]  # fmt: skip
-
-
-def scores(lines: pd.DataFrame) -> dict[str, float | int]:
-    """Errors of some lines of one metric."""
-    ratio = lines["ratio"].to_numpy()
-    inside = (lines["measured"] >= lines["p10"]) & (lines["measured"] <= lines["p90"])
-    return {
-        "n": len(lines),
-        "median_ape": float(np.median(np.abs(ratio - 1))),
-        "mape": float(np.mean(np.abs(ratio - 1))),
-        "bias": float(np.median(ratio - 1)),
-        "coverage": float(inside.mean()),
-    }
-
-
-def scores_by_metric(lines: pd.DataFrame) -> dict[str, dict[str, float | int]]:
-    """Errors of each metric that some line has."""
-    return {m: scores(lines[lines["metric"] == m]) for m in METRICS if (lines["metric"] == m).any()}
-
-
-def report(prepared: PreparedPoints, lines: pd.DataFrame) -> dict[str, object]:
-    """The answer of `moeplan validate --json`."""
-    apart = {s.point.row: s.point.distrusted for s in prepared.steps if s.point.distrusted}
-    trusted = lines[~lines["row"].isin(list(apart))]
-    groups = []
-    for (model, gpu, engine, disaggregated), part in lines.groupby(["model", "gpu", "engine", "disaggregated"]):
-        metrics = scores_by_metric(part)
-        groups.append(
-            {"model": model, "gpu": gpu, "engine": engine, "disaggregated": bool(disaggregated), "metrics": metrics}
-        )
-    return {
-        "points": len(prepared.steps) + len(prepared.unpredicted),
-        "predicted": len(prepared.steps),
-        "coverage_of_points": prepared.coverage_of_points,
-        "unpredicted": [{"row": row, "id": name, "reason": why} for row, name, why in prepared.unpredicted],
-        "overall": scores_by_metric(lines),
-        "distrusted": [{"row": row, "reason": why} for row, why in apart.items()],
-        "trusted": scores_by_metric(trusted),
-        "groups": groups,
-    }
 
 
 def log_spread(errors: Floats) -> float:

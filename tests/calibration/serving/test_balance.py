@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from calibration.serving.balance import balance
 from calibration.serving.engine_parameters import NOTHING_FITTED, PARAMETERS, StackFit, shipped, values
 from calibration.serving.point_steps import hardware_of, parallelism_of
-from calibration.serving.predict import predictions, prepare, report
+from calibration.serving.predict import predictions, prepare
+from calibration.serving.scores import report
 from calibration.serving.served_model import preset_of, variant
 from calibration.serving.waits import waits, waits_of_steps
 from simulator.model.latency import StepLatency
@@ -110,9 +111,9 @@ def test_nothing_is_dropped_silently() -> None:
     frame = pd.DataFrame([ROW, {**ROW, "model": "Unheard-Of-7B"}, {**ROW, "concurrency": None}])
     prepared = prepare(frame)
     answer = report(prepared, predictions(prepared, NOTHING_FITTED))
-    assert answer["predicted"] == 1
-    assert answer["coverage_of_points"] == pytest.approx(1 / 3)
-    assert [one["row"] for one in answer["unpredicted"]] == [1, 2]  # type: ignore[index,attr-defined]
+    assert answer.predicted == 1
+    assert answer.coverage_of_points == pytest.approx(1 / 3)
+    assert [one.row for one in answer.unpredicted] == [1, 2]
 
 
 def test_bands_hold_the_prediction_and_widen_away_from_what_was_fitted() -> None:
@@ -223,9 +224,9 @@ def test_distrusted_rows_are_scored_apart() -> None:
     rows = [{**ROW, "tpot_ms": 138.0, "total_tok_s_per_gpu": 172.0}, ROW, {**ROW, "notes": "older run of the same"}]
     prepared = prepare(pd.DataFrame(rows))
     answer = report(prepared, predictions(prepared, NOTHING_FITTED))
-    assert answer["overall"]["tpot_ms"]["n"] == 3  # type: ignore[index]
-    assert answer["trusted"]["tpot_ms"]["n"] == 1  # type: ignore[index]
-    reasons = [one["reason"] for one in answer["distrusted"]]  # type: ignore[attr-defined]
+    assert answer.overall["tpot_ms"].n == 3
+    assert answer.trusted["tpot_ms"].n == 1
+    reasons = [one.reason for one in answer.distrusted]
     assert "Little" in reasons[0]
     assert "older" in reasons[1]
 
