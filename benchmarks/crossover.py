@@ -16,9 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from simulator.des.results.result import SimulationResult
 from simulator.des.simulate import simulate
 from simulator.scenario import parse_scenario
@@ -36,14 +33,15 @@ DENSE_13B = {
     "torch_dtype": "float16",
     "tie_word_embeddings": False,
 }
-ATTAINMENT = 0.9
-GPUS = 4
-FIRST, GROWTH = 0.5, 1.25  # rates tried: requests/s/GPU of the first, ratio of each to the one before
-Floats = NDArray[np.float64]
+ATTAINMENT = 0.9  # share of requests within both limits: figure 1
+GPUS = 4  # of a deployment, enough for splits of 1:3 to 3:1 (assumed)
+FIRST, GROWTH = 0.5, 1.25  # rates tried: requests/s/GPU of the first, ratio of each to the one before (assumed)
+MAX_SEQUENCES = 256  # of an instance (assumed)
+CHUNK, PREFILL_BATCH = 512, 1024  # prompt tokens of a step: chunked, and that about saturate the GPU (assumed)
 
 
 @dataclass(frozen=True)
-class Limits:
+class LatencyLimits:
     """Latency limits. [s]"""
 
     ttft_s: float
@@ -51,26 +49,26 @@ class Limits:
 
 
 LIMITS = (
-    Limits(0.4, 0.02),
-    Limits(0.4, 0.03),
-    Limits(0.4, 0.04),  # figure 1, from memory
-    Limits(0.4, 0.06),
-    Limits(0.4, 0.1),
-    Limits(1.0, 0.2),
+    LatencyLimits(0.4, 0.02),
+    LatencyLimits(0.4, 0.03),
+    LatencyLimits(0.4, 0.04),  # figure 1, from memory
+    LatencyLimits(0.4, 0.06),
+    LatencyLimits(0.4, 0.1),
+    LatencyLimits(1.0, 0.2),
 )
 LENGTHS = (512, 64)  # tokens of prompt and output
 
 
 def designs() -> dict[str, dict[str, Any]]:
     """Deployments of GPUS accelerators, one an instance; a prefill step holds about what saturates the GPU."""
-    pool = {"gpu": "a100_sxm", "max_sequences": 256}
+    pool = {"gpu": "a100_sxm", "max_sequences": MAX_SEQUENCES}
     table: dict[str, dict[str, Any]] = {
         "colocated, prefill first": {"colocated": pool | {"instances": GPUS, "batching": "prefill_first"}},
-        "colocated, chunked": {"colocated": pool | {"instances": GPUS, "max_tokens_per_step": 512}},
+        "colocated, chunked": {"colocated": pool | {"instances": GPUS, "max_tokens_per_step": CHUNK}},
     }
     for prefill in range(1, GPUS):
         table[f"disaggregated {prefill}:{GPUS - prefill}"] = {
-            "prefill": pool | {"instances": prefill, "max_tokens_per_step": 1024},
+            "prefill": pool | {"instances": prefill, "max_tokens_per_step": PREFILL_BATCH},
             "decode": pool | {"instances": GPUS - prefill},
         }
     return table
@@ -95,14 +93,14 @@ def run(model: Path, deployment: dict[str, Any], lengths: tuple[int, int], rate:
     )
 
 
-def attainment(result: SimulationResult, limits: Limits) -> float:
+def attainment(result: SimulationResult, limits: LatencyLimits) -> float:
     """Share of the measured requests inside both limits."""
     kept = (result.ttft_s <= limits.ttft_s) & (result.tpot_s <= limits.tpot_s) & result.finished
     return float(kept[result.measured].mean())
 
 
 def goodputs(
-    model: Path, deployment: dict[str, Any], lengths: tuple[int, int], limits: tuple[Limits, ...], requests: int
+    model: Path, deployment: dict[str, Any], lengths: tuple[int, int], limits: tuple[LatencyLimits, ...], requests: int
 ) -> list[float]:
     """Per limits the rate [requests/s/GPU] at which attainment falls through ATTAINMENT, between steps by a line."""
     found = [0.0] * len(limits)

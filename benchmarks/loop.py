@@ -41,6 +41,7 @@ from calibration.replay.traffic import at_rate, draw_traffic
 from hw_profiles.profile import HardwareProfile
 
 RESULT = Path(__file__).parent / "results" / "loop.json"
+# What a laptop replays in minutes (assumed).
 LAYERS = 4
 PRESET = replace(CPU_QUICK, layers=LAYERS, depths=(LAYERS,), steps=300, longest_prompt=128, longest_output=12)
 RUNS = 3  # of each load

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.accuracy import Array, Fold, Study, medians, stacks, unsaturated
+from benchmarks.study import Fold, Study, medians, stacks, unsaturated
 from calibration.serving.own_stack import moved
-from calibration.serving.predict import Prepared, some
+from calibration.serving.predict import PreparedPoints, some
+from simulator.model.arrays import Floats
 
-GIVEN = (3, 10, 30)  # rows
+GIVEN = (3, 10, 30)  # rows of a stack given as one's own (assumed; 3 are the fewest that `own_stack` takes)
 
 
 def own_points(study: Study, split: Sequence[Fold]) -> dict[str, dict[str, Any]]:
@@ -23,8 +24,8 @@ def own_points(study: Study, split: Sequence[Fold]) -> dict[str, dict[str, Any]]
 
     split: folds that leave accelerators out.
     """
-    everything = Prepared(tuple(study.steps), tuple(study.levels), study.loop, ())
-    found: dict[int, list[tuple[Array, Array]]] = {count: [] for count in GIVEN}
+    everything = PreparedPoints(tuple(study.steps), tuple(study.levels), study.loop, ())
+    found: dict[int, list[tuple[Floats, Floats]]] = {count: [] for count in GIVEN}
     for _, train, test in split:
         before = study.fit(train)
         trusted = test[study.trusted[test]]

@@ -25,6 +25,7 @@ from runtime.presets import load_model_config
 from runtime.trace import TraceRequest, poisson_trace
 from runtime.worker import WorkerSpec
 
+NUM_BLOCKS, STEP_TOKENS = 64, 256  # of each engine: what a laptop holds and computes at once (assumed)
 RESULT = Path(__file__).parent / "results" / "runtime_replay.json"
 
 
@@ -64,7 +65,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     facts = machine_facts()
-    config = EngineConfig(num_blocks=64, max_num_batched_tokens=256)
+    config = EngineConfig(num_blocks=NUM_BLOCKS, max_num_batched_tokens=STEP_TOKENS)
     spec = WorkerSpec(load_model_config(arguments.model), config)
     trace = poisson_trace(arguments.rate, arguments.num_requests, arguments.isl, arguments.osl, arguments.seed)
     colocated = run("colocated", spec.build(), trace, arguments.seed)

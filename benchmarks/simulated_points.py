@@ -12,9 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from benchmarks.accuracy import Study
+from benchmarks.study import Study
+from calibration.arrays import Index
 from calibration.serving.engine_fit import SCORED_METRICS
 from calibration.serving.engine_parameters import NOTHING_FITTED, StackFit, family_of, values
 from calibration.serving.export_profiles import in_engine
@@ -26,6 +26,7 @@ from hw_profiles.profile import HardwareProfile
 from simulator.des.simulate import play
 from simulator.des.workload.requests import make_requests
 from simulator.model.acceptance import tokens_per_step
+from simulator.model.arrays import Floats
 from simulator.model.memory import DoesNotFitError
 from simulator.model.parallelism import Parallelism
 from simulator.model.presets import load_model
@@ -33,14 +34,12 @@ from simulator.scenario import parse_scenario
 
 # Published benchmarks draw lengths from 0.8 to 1 of nominal, so from 8/9 to 10/9 of their mean.
 SHORTEST, LONGEST = 8 / 9, 10 / 9
-REQUESTS_PER_CLIENT = 3  # of which the first is warm-up
-FEWEST_REQUESTS = 60
-
-Array = NDArray[np.float64]
-Index = NDArray[np.intp]
+REQUESTS_PER_CLIENT = 3  # of which the first is warm-up (assumed)
+FEWEST_REQUESTS = 60  # of a run (assumed)
+LONGEST_WARM_UP = 0.5  # share of a run (assumed)
 
 
-def log_ratios(study: Study, fit: StackFit | None, rows: Index) -> Iterator[tuple[int, Array]]:
+def log_ratios(study: Study, fit: StackFit | None, rows: Index) -> Iterator[tuple[int, Floats]]:
     """(row, logs of measured / simulated by SCORED_METRICS) of those rows whose memory plan fits.
 
     fit: gives the profile of each stack, as `calibration.serving.export_profiles` writes it; None: assumed profiles.
@@ -73,7 +72,7 @@ def log_ratios(study: Study, fit: StackFit | None, rows: Index) -> Iterator[tupl
         yield int(row), ratios
 
 
-def simulate_point(point: Point, hardware: HardwareProfile, acceptance: float) -> Array:
+def simulate_point(point: Point, hardware: HardwareProfile, acceptance: float) -> Floats:
     """SCORED_METRICS of a closed loop at the point's concurrency, medians as published."""
     drafts = point.drafts if load_model(preset_of(point.model)).draft else 0
     decode = _pool(point, point.decode, hardware, drafts, acceptance)
@@ -95,7 +94,7 @@ def simulate_point(point: Point, hardware: HardwareProfile, acceptance: float) -
                 "output": _lengths(point.output),
             },
             "deployment": pools,
-            "warmup_fraction": min(0.5, clients / requests),
+            "warmup_fraction": min(LONGEST_WARM_UP, clients / requests),
         }
     )
     ep = max(parallelism_of(worker).ep for worker in (point.prefill, point.decode))

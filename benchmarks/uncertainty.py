@@ -3,12 +3,11 @@
     python -m benchmarks.uncertainty POINTS.csv
 
 writes simulator/uncertainty/data/uncertainty.json, from which `plan`, `simulate` and the dashboard draw their bands.
-Each split of `benchmarks.accuracy` fits profiles on its training rows; the test rows are simulated with them.
+Each split of `benchmarks.study` fits profiles on its training rows; the test rows are simulated with them.
 """
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -18,10 +17,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.accuracy import Fold, Study, folds
 from benchmarks.simulated_points import log_ratios
+from benchmarks.study import Fold, Study, folds, parser_of
+from calibration.arrays import Index
 from calibration.serving.engine_fit import SCORED_METRICS
 from calibration.serving.engine_parameters import family_of
+from simulator.model.arrays import Floats
 from simulator.model.engine import Form, form_of
 from simulator.uncertainty.spreads import FILE, Evidence, Knowledge, Metric, Spread
 
@@ -30,8 +31,9 @@ NAMED: dict[str, Metric] = {
     "ttft_ms": "ttft_s",
     "total_tok_s_per_gpu": "total_tok_s_per_gpu",
 }
-MOST_ROWS = 600  # simulated of each split, drawn at random
-FEWEST = 20  # points that a spread needs
+QUANTILES = (0.1, 0.5, 0.9)  # that a spread holds
+MOST_ROWS = 600  # simulated of each split, drawn at random (assumed)
+FEWEST = 20  # points that a spread needs (assumed)
 SOURCES: dict[tuple[Knowledge, Form], str] = {
     ("known", "colocated"): "random half",
     ("known", "disaggregated"): "random half",
@@ -44,9 +46,7 @@ SOURCES: dict[tuple[Knowledge, Form], str] = {
     ("new engine", "disaggregated"): "unseen engine family",
 }
 
-Array = NDArray[np.float64]
-Index = NDArray[np.intp]
-Errors = tuple[Index, Array]  # rows, [rows, SCORED_METRICS] logs of measured / simulated
+Errors = tuple[Index, Floats]  # rows, [rows, SCORED_METRICS] logs of measured / simulated
 
 
 def write(study: Study) -> Path:
@@ -88,23 +88,23 @@ def errors_of(study: Study, split: Sequence[Fold]) -> Errors:
     return np.concatenate([rows for rows, _ in parts]), np.concatenate([errors for _, errors in parts])
 
 
-def spread(errors: Array) -> Spread:
+def spread(errors: Floats) -> Spread:
     """Quantiles of the defined errors."""
     seen = errors[np.isfinite(errors)]
     if len(seen) < FEWEST:
         raise ValueError(f"{len(seen)} measured points are too few for a band; {FEWEST} are needed")
-    p10, p50, p90 = (round(float(q), 4) for q in np.quantile(seen, (0.1, 0.5, 0.9)))
+    p10, p50, p90 = (round(float(q), 4) for q in np.quantile(seen, QUANTILES))
     return Spread(p10=p10, p50=p50, p90=p90, n=len(seen))
 
 
-def covered(errors: Array, groups: NDArray[np.str_]) -> float:
+def covered(errors: Floats, groups: NDArray[np.str_]) -> float:
     """Share of the errors inside the p10-p90 band that the other groups' errors give."""
     seen = np.isfinite(errors)
     errors, groups = errors[seen], groups[seen]
     inside = np.zeros(len(errors), dtype=bool)
     for group in np.unique(groups):
         own = groups == group
-        low, high = np.quantile(errors[~own], (0.1, 0.9))
+        low, high = np.quantile(errors[~own], (QUANTILES[0], QUANTILES[-1]))
         inside[own] = (errors[own] >= low) & (errors[own] <= high)
     return round(float(inside.mean()), 3)
 
@@ -125,13 +125,11 @@ def _drawn(study: Study, rows: Index) -> Index:
     return np.random.default_rng(0).permutation(kept)[:MOST_ROWS]
 
 
-def _collect(ratios: Iterable[tuple[int, Array]]) -> Errors:
+def _collect(ratios: Iterable[tuple[int, Floats]]) -> Errors:
     found = list(ratios)
     rows = np.array([row for row, _ in found], dtype=np.intp)
     return rows, np.array([errors for _, errors in found]).reshape(len(found), len(SCORED_METRICS))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("points", type=Path)
-    print(write(Study(parser.parse_args().points)))
+    print(write(Study(parser_of(__doc__).parse_args().points)))

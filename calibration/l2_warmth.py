@@ -11,9 +11,9 @@ from __future__ import annotations
 # By generation: Hopper's by the NVIDIA H100 white paper (2022), Blackwell's as device properties of B200 are reported,
 # whose dies B300, GB200 and GB300 are taken to share; from memory on 2026-11-28, read on no device here. [B]
 L2_BYTES = {"hopper": 50e6, "blackwell": 126e6}
-NEAR = 0.5  # share of the cache that holds a working set
-SAVED = 0.7  # of the time of bytes found there: L2 streams about three times as fast as memory
-SHARPNESS = 4.0  # of the bend
+NEAR = 0.5  # share of the cache that holds a working set: where measured times bend
+SAVED = 0.7  # of the time of bytes found there: L2 streams about three times as fast as memory in the tables
+SHARPNESS = 4.0  # of the bend (assumed)
 
 
 def share_of_time(num_bytes: float, generation: str) -> float:

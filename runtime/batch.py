@@ -20,7 +20,7 @@ Array = np.ndarray
 
 
 @dataclass(frozen=True)
-class Part:
+class SequenceRun:
     """A contiguous run of sequences; rows and sequence numbers count from its start."""
 
     rows: slice  # of the flat batch
@@ -52,9 +52,9 @@ class Compression:
 class StepBatch:
     token_ids: Tensor  # [T]
     positions: Tensor  # [T]
-    whole: Part
-    decode: Part | None
-    prefill: Part | None
+    whole: SequenceRun
+    decode: SequenceRun | None
+    prefill: SequenceRun | None
     block_rows: Tensor  # [T] rows of flattened [blocks, block_size] pools
     window_rows: Tensor  # [T] rows of the flattened window pool to write before attention (decode), else -1
     late_window_rows: Tensor  # [T] the same, to write after attention (prefill)
@@ -74,7 +74,13 @@ class FixedShape:
     max_blocks: int
 
 
+# One token on block and slot 0, which writes nothing.
 PADDING = SequenceInput((0,), 0, (0,), 0)
+
+
+# Room for a step's index tensors, in items: at most 15 a token and 20 a sequence, two block tables, and 3 for the
+# alignment of each of some 40 tensors; a little more of each.
+ITEMS, TABLES, ALIGNED = 24, 3, 256
 
 
 class _Arena:
@@ -133,9 +139,9 @@ class _Layout:
         block = self.table[seq, np.minimum(index // per_block, self.table.shape[1] - 1)]
         return np.where(self.live[seq], block * per_block + index % per_block, -1)
 
-    def part(self, first: int, last: int) -> Part:
+    def run(self, first: int, last: int) -> SequenceRun:
         rows = slice(int(self.starts[first]), int(self.starts[last]))
-        return Part(
+        return SequenceRun(
             rows=rows,
             token_seq=self.tensor(self.token_seq[rows] - first),
             positions=self.tensor(self.positions[rows]),
@@ -186,8 +192,7 @@ def _lay_out(
     for row, sequence in enumerate(sequences):
         assert len(sequence.block_ids) * block_size >= sequence.past + lengths[row], "blocks missing"
         table[row, : len(sequence.block_ids)] = sequence.block_ids
-    # At most 15 items a token, 20 a sequence, two block tables, and 3 for the alignment of each of some 40 tensors.
-    capacity = 24 * (len(token_seq) + len(sequences)) + 3 * table.size + 256
+    capacity = ITEMS * (len(token_seq) + len(sequences)) + TABLES * table.size + ALIGNED
     return _Layout(
         lengths=lengths,
         past=past,
@@ -232,9 +237,9 @@ def build_batch(
     return StepBatch(
         token_ids=tensor(np.concatenate([np.array(s.token_ids, np.int64) for s in sequences])),
         positions=tensor(positions),
-        whole=layout.part(0, len(sequences)),
-        decode=layout.part(0, num_decode) if num_decode else None,
-        prefill=layout.part(num_decode, len(sequences)) if num_decode < len(sequences) else None,
+        whole=layout.run(0, len(sequences)),
+        decode=layout.run(0, num_decode) if num_decode else None,
+        prefill=layout.run(num_decode, len(sequences)) if num_decode < len(sequences) else None,
         block_rows=tensor(layout.pool_rows(token_seq, positions, block_size)),
         window_rows=tensor(np.where(decoding, window_rows, -1)),
         late_window_rows=tensor(np.where(decoding, -1, window_rows)),

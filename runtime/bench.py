@@ -14,7 +14,8 @@ from runtime.sequence import Request, RequestError, RequestOutput, SamplingParam
 from runtime.trace import TraceRequest, prompt_tokens
 
 PERCENTILES = (50, 90, 95, 99)
-_LONGEST_WAIT_S = 0.1  # between looks at the clock while workers compute
+WARM_UP_TOKENS = 8  # of a prompt (assumed)
+_LONGEST_WAIT_S = 0.1  # between looks at the clock while workers compute (assumed)
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def _output(output: RequestOutput | None) -> RequestOutput:
 
 def warm_up(backend: Backend, num_requests: int = 1) -> None:
     """A short prompt and a few decode steps, so that first-use costs stay out of the figures."""
-    length = min(8, backend.max_model_len - 2, backend.capacity_tokens - 1)
+    length = min(WARM_UP_TOKENS, backend.max_model_len - 2, backend.capacity_tokens - 1)
     sampling = SamplingParams(2, seed=0, ignore_eos=True)
     now_s = time.monotonic()
     run_requests(

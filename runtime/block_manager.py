@@ -50,7 +50,7 @@ class PrefixMatch:
 # Share of the blocks that a newcomer leaves free for running sequences to grow into, as in vLLM's block manager.
 WATERMARK = 0.01
 
-NO_MATCH = PrefixMatch(usable=0, known=0)
+NO_MATCH = PrefixMatch(usable=0, known=0)  # blocks
 
 
 class BlockManager:
@@ -79,10 +79,6 @@ class BlockManager:
     def num_free_blocks(self) -> int:
         """Blocks that no sequence uses (some of them still hold reusable contents)."""
         return len(self._free_blocks)
-
-    @property
-    def num_used_slots(self) -> int:
-        return len(self._used_slots)
 
     @property
     def num_snapshots(self) -> int:

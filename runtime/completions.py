@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from runtime.sequence import RequestError, RequestOutput, SamplingParams
+from runtime.sequence import RequestError, RequestOutput, SamplingParams, random_seed
 
+DEFAULT_TOKENS = 16  # of an answer: OpenAI's
 Prompt = str | list[int] | list[str] | list[list[int]]
 
 
@@ -63,9 +63,9 @@ class CompletionRequest(BaseModel):
 
     def sampling(self, index: int) -> SamplingParams:
         """Parameters for prompt `index`; OpenAI's defaults (temperature 1, 16 tokens)."""
-        seed = secrets.randbits(62) if self.seed is None else self.seed + index
+        seed = random_seed() if self.seed is None else self.seed + index
         return SamplingParams(
-            max_tokens=16 if self.max_tokens is None else self.max_tokens,
+            max_tokens=DEFAULT_TOKENS if self.max_tokens is None else self.max_tokens,
             temperature=1.0 if self.temperature is None else self.temperature,
             top_k=max(self.top_k or 0, 0),  # other servers write -1 for "all tokens"
             top_p=1.0 if self.top_p is None else self.top_p,

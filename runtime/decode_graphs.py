@@ -17,14 +17,15 @@ from runtime.batch import FixedShape, StepBatch, build_batch
 from runtime.cache import KVCache, SequenceInput
 from runtime.models.base import Model
 
-MAX_SEQUENCES = 256  # larger batches run as they are: launches no longer matter
+MAX_SEQUENCES = 256  # larger batches run as they are: launches no longer matter (assumed)
+FINE = 16  # sequences up to which batches are rounded up to powers of two, beyond to multiples of it (assumed)
 WARM_UPS = 2  # compile kernels and fill the allocator before capture
 
 
 def fixed_shape(inputs: Sequence[SequenceInput]) -> FixedShape:
-    """Round up: sequences to a power of two until 16, then to a multiple of 16; blocks to a power of two."""
+    """Round up: sequences to a power of two until FINE, then to a multiple of it; blocks to a power of two."""
     count, blocks = len(inputs), max(len(i.block_ids) for i in inputs)
-    rounded = 1 << (count - 1).bit_length() if count <= 16 else -(-count // 16) * 16
+    rounded = 1 << (count - 1).bit_length() if count <= FINE else -(-count // FINE) * FINE
     return FixedShape(rounded, 1 << (blocks - 1).bit_length())
 
 

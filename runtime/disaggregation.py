@@ -11,12 +11,13 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import Literal
 
 from runtime import handover
 from runtime.engine import StepRecord
+from runtime.flight import Flight
 from runtime.sequence import (
     FinishReason,
     Request,
@@ -48,6 +49,9 @@ _instances = itertools.count()
 
 @dataclass(frozen=True)
 class DisaggregatedConfig:
+    """num_prefill, num_decode: workers. max_staged: segments that wait for one decode worker. Timeouts are assumed:
+    loading a model may take minutes, finishing a step does not."""
+
     num_prefill: int = 1
     num_decode: int = 1
     routing: Literal["least_loaded", "round_robin"] = "least_loaded"
@@ -61,32 +65,6 @@ class DisaggregatedConfig:
                 raise SettingError(f"{name}={getattr(self, name)} cannot serve; use 1 or more")
 
 
-Stage = Literal["prefill", "held", "exporting", "staged", "decode"]
-
-
-@dataclass
-class _Flight:
-    """A request on its way."""
-
-    request: Request
-    timing: RequestTiming
-    prefill: WorkerHandle
-    stage: Stage = "prefill"
-    decode: WorkerHandle | None = None
-    segment: str | None = None
-    tokens: list[int] = field(default_factory=list)
-    num_cached: int = 0
-    num_retries: int = 0
-
-    @property
-    def worker(self) -> WorkerHandle:
-        """Who computes the next token."""
-        return self.decode if self.stage in ("staged", "decode") and self.decode else self.prefill
-
-    def request_so_far(self) -> Request:
-        return replace(self.request, output_token_ids=tuple(self.tokens))
-
-
 class DisaggregatedEngine:
     """Looks like an engine from outside. Use as a context manager, or call `close`."""
 
@@ -94,7 +72,7 @@ class DisaggregatedEngine:
         self.config = config
         self.workers: list[WorkerHandle] = []
         self.step_records: dict[str, tuple[StepRecord, ...]] = {}  # of each worker, known after `close`
-        self._flights: dict[str, _Flight] = {}
+        self._flights: dict[str, Flight] = {}
         self._held: deque[str] = deque()
         self._segments: set[str] = set()
         handover.remove_orphans()
@@ -142,7 +120,7 @@ class DisaggregatedEngine:
         )
         if self.problem is not None:
             raise UnavailableError(self.problem)
-        flight = _Flight(request, RequestTiming(request.arrival_s), self._choose("prefill"))
+        flight = Flight(request, RequestTiming(request.arrival_s), self._choose("prefill"))
         flight.tokens.extend(request.output_token_ids)
         self._flights[request.request_id] = flight
         self._submit(flight)
@@ -199,14 +177,14 @@ class DisaggregatedEngine:
         roles: tuple[Role, ...] = ("prefill", "decode")
         return next((role for role in roles if role not in present), None)
 
-    def _submit(self, flight: _Flight) -> None:
+    def _submit(self, flight: Flight) -> None:
         request = flight.request_so_far()
         flight.stage = "prefill"
         flight.prefill.load_tokens += self._size(flight)
         flight.prefill.send(Submit(request))
 
     @staticmethod
-    def _size(flight: _Flight) -> int:
+    def _size(flight: Flight) -> int:
         return len(flight.request.prompt_token_ids)
 
     def _dispatch(self) -> None:
@@ -254,7 +232,7 @@ class DisaggregatedEngine:
             if flight is not None and flight.worker is worker:
                 self._on_event(flight, event)
 
-    def _on_event(self, flight: _Flight, event: TokenEvent) -> None:
+    def _on_event(self, flight: Flight, event: TokenEvent) -> None:
         if event.token_id is not None:
             flight.tokens.append(event.token_id)
             flight.timing.token_times_s.append(event.time_s)
@@ -284,7 +262,7 @@ class DisaggregatedEngine:
             self._end(flight, "error", f"hand-over failed: {message.error}")
         self._remove(message.segment)
 
-    def _on_imported(self, flight: _Flight, imported: Imported) -> None:
+    def _on_imported(self, flight: Flight, imported: Imported) -> None:
         assert flight.decode is not None
         flight.stage = "decode"
         flight.timing.import_s = imported.import_s
@@ -292,7 +270,7 @@ class DisaggregatedEngine:
         flight.timing.handover_s = imported.time_s - flight.timing.token_times_s[-1]
         self._unstage(flight)
 
-    def _unstage(self, flight: _Flight) -> None:
+    def _unstage(self, flight: Flight) -> None:
         if flight.decode is not None:
             flight.decode.staged.discard(flight.request.request_id)
         if flight.segment is not None and not (flight.stage == "exporting" and flight.prefill in self.workers):
@@ -316,14 +294,14 @@ class DisaggregatedEngine:
             else:
                 self._retry(flight)
 
-    def _retry(self, flight: _Flight) -> None:
+    def _retry(self, flight: Flight) -> None:
         self._leave(flight)
         flight.num_retries += 1
         flight.prefill, flight.decode = self._choose("prefill"), None
         self._flights[flight.request.request_id] = flight
         self._submit(flight)
 
-    def _end(self, flight: _Flight, reason: FinishReason, error: str | None, event: TokenEvent | None = None) -> None:
+    def _end(self, flight: Flight, reason: FinishReason, error: str | None, event: TokenEvent | None = None) -> None:
         self._leave(flight)
         request_id = flight.request.request_id
         output = RequestOutput(
@@ -339,7 +317,7 @@ class DisaggregatedEngine:
         token_id = event.token_id if event else None
         self._events.append(TokenEvent(request_id, token_id, event.time_s if event else time.monotonic(), output))
 
-    def _leave(self, flight: _Flight) -> None:
+    def _leave(self, flight: Flight) -> None:
         """Undo what the flight holds in the proxy's books."""
         request_id = flight.request.request_id
         if flight.stage == "prefill":

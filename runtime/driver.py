@@ -12,11 +12,11 @@ from collections.abc import AsyncIterator, Callable
 from runtime.backend import Backend
 from runtime.sequence import Request, RequestError, TokenEvent, UnavailableError, failed
 
-_WAIT_S = 0.005  # longest time a new request waits while workers of the backend are silent
-_IDLE_LOOK_S = 1.0  # how often an idle backend looks whether its workers live
+_WAIT_S = 0.005  # longest time a new request waits while workers of the backend are silent (assumed)
+_IDLE_LOOK_S = 1.0  # between looks of an idle backend whether its workers live (assumed)
 
 
-class _Stream:
+class _RequestEvents:
     """Events of one request, from the backend's thread to the caller's event loop."""
 
     def __init__(self, request: Request) -> None:
@@ -57,7 +57,7 @@ class Driver:
         self.backend = backend
         self.failure: str | None = None
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._streams: dict[str, _Stream] = {}
+        self._streams: dict[str, _RequestEvents] = {}
         self._thread = threading.Thread(target=self._run, name="backend", daemon=True)
 
     def start(self) -> None:
@@ -71,12 +71,12 @@ class Driver:
 
     async def submit(self, request: Request) -> AsyncIterator[TokenEvent]:
         """Events until the one that carries the output. Raises RequestError at once for a bad request."""
-        stream = _Stream(request)
+        stream = _RequestEvents(request)
         self._commands.put(lambda: self._add(stream))
         await stream.wait_accepted()
         return self._events(stream)
 
-    async def _events(self, stream: _Stream) -> AsyncIterator[TokenEvent]:
+    async def _events(self, stream: _RequestEvents) -> AsyncIterator[TokenEvent]:
         ended = False
         try:
             while not ended:
@@ -94,7 +94,7 @@ class Driver:
 
         self._commands.put(forget)
 
-    def _add(self, stream: _Stream) -> None:
+    def _add(self, stream: _RequestEvents) -> None:
         if self.failure is not None:
             stream.accept(UnavailableError(self.failure))
             return

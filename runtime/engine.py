@@ -30,7 +30,7 @@ from runtime.sequence import (
 )
 from runtime.sequence import Sequence as TokenSequence
 
-MAX_STEP_RECORDS = 1_000_000
+MAX_STEP_RECORDS = 1_000_000  # kept, the newest (assumed)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,6 @@ class StepRecord:
     setup_s: float
     prefills: tuple[tuple[int, int], ...]
     decode_contexts: tuple[int, ...]
-    num_preempted: int
     num_imported: int
 
 
@@ -257,7 +256,6 @@ class Engine:
                 start_s - begin_s,
                 tuple((chunk.new, chunk.past) for chunk in step.chunks if not chunk.is_decode),
                 tuple(chunk.past + 1 for chunk in step.chunks if chunk.is_decode),
-                len(step.preempted),
                 len(step.imports),
             )
         )

@@ -23,7 +23,9 @@ _TORCH = {
     tl.float8e4b8: torch.float8_e4m3fnuz,
     tl.float8e5: torch.float8_e5m2,
 }
+# Largest finite values: OCP 8-bit Floating Point Specification (e4m3fn, e5m2), AMD CDNA3 ISA (e4m3fnuz).
 _FP8_MAX = {tl.float8e4nv: 448.0, tl.float8e4b8: 240.0, tl.float8e5: 57344.0}
+# By bits.
 _UINT = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
 
 _convert_stock = stock._convert_float

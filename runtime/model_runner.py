@@ -15,7 +15,7 @@ from runtime.models.base import Model
 
 
 @dataclass(frozen=True)
-class _Step:
+class _LastStep:
     batch: StepBatch
     carry: Tensor
     rows: Tensor  # of each input's last token
@@ -26,7 +26,7 @@ class ModelRunner:
         """cuda_graphs: replay decode steps as graphs where that is possible."""
         self.model, self.cache = model, cache
         self._graphs = DecodeGraphs(model, cache) if cuda_graphs and DecodeGraphs.usable(model, cache) else None
-        self._last: _Step | None = None
+        self._last: _LastStep | None = None
 
     @torch.inference_mode()
     def step(self, inputs: Sequence[SequenceInput]) -> Tensor:
@@ -38,11 +38,11 @@ class ModelRunner:
         decode_only = 0 < count <= MAX_SEQUENCES and all(len(i.token_ids) == 1 for i in inputs)
         if self._graphs is not None and decode_only:
             batch, carry, logits = self._graphs.step(inputs)
-            self._last = _Step(batch, carry, torch.arange(count, device=carry.device))
+            self._last = _LastStep(batch, carry, torch.arange(count, device=carry.device))
             return logits[:count].clone()  # the next replay overwrites them
         batch = build_batch(inputs, self.model.config, self.cache.block_size, self.cache.device)
         carry = self.model(batch, self.cache)
-        self._last = _Step(batch, carry, batch.last_rows.long())
+        self._last = _LastStep(batch, carry, batch.last_rows.long())
         return self.model.logits(carry[self._last.rows])
 
     @torch.inference_mode()

@@ -27,6 +27,7 @@ from runtime.reference import topk as _topk
 
 P = ParamSpec("P")
 R = TypeVar("R")
+TILE_ROWS = (16, 32, 64, 128)  # that a grouped-GEMM tile may have, from the least a matrix unit takes (assumed)
 
 
 def uses_kernels(tensor: Tensor) -> bool:
@@ -69,7 +70,6 @@ mhc_head = _dispatch(_mhc.mhc_head)
 quantize_fp8 = _dispatch(_quantize.quantize_fp8)
 fp8_gemm = _dispatch(_fp8_gemm.fp8_gemm)
 moe_align = _dispatch(_moe_align.moe_align)
-permute_tokens = _dispatch(_moe_align.permute_tokens)
 grouped_gemm1 = _dispatch(_grouped_gemm.grouped_gemm1)
 grouped_gemm2_combine = _dispatch(_grouped_gemm.grouped_gemm2_combine)
 router_gate = _dispatch(_router_gate.router_gate)
@@ -77,11 +77,11 @@ sample = _dispatch(_sampling.sample)
 
 
 def tile_rows(num_pairs: int, num_experts: int) -> int:
-    """Rows of a grouped-GEMM tile: about the mean pairs an expert gets, from 16 (the least a matrix unit
-    takes).
+    """Rows of a grouped-GEMM tile: about the mean pairs an expert gets, from the least a matrix
+    unit takes.
     """
     mean = num_pairs / num_experts
-    return next((rows for rows in (16, 32, 64) if mean <= rows), 128)
+    return next((rows for rows in TILE_ROWS if mean <= rows), TILE_ROWS[-1])
 
 
 def linear(x: Tensor, weight: Tensor, scale: Tensor | None = None) -> Tensor:

@@ -24,8 +24,11 @@ class SettingError(ValueError):
     """A setting with which an engine cannot work; the message names it and the way out."""
 
 
-def _new_seed() -> int:
-    return secrets.randbits(62)
+SEED_BITS = 62  # of a random seed; those given by users have one more at most
+
+
+def random_seed() -> int:
+    return secrets.randbits(SEED_BITS)
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class SamplingParams:
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
-    seed: int = field(default_factory=_new_seed)
+    seed: int = field(default_factory=random_seed)
     stop_token_ids: tuple[int, ...] = ()
     stop_sequences: tuple[tuple[int, ...], ...] = ()
     ignore_eos: bool = False

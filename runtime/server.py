@@ -22,7 +22,7 @@ from runtime.driver import Driver
 from runtime.sequence import Request, RequestError, RequestOutput, RequestTiming, TokenEvent, UnavailableError
 from runtime.tokenizer import Tokenizer
 
-_DISCONNECT_POLL_S = 0.5
+_DISCONNECT_POLL_S = 0.5  # between looks whether a caller is still there (assumed)
 _PROMPT_FORMS = "give a string, a list of strings, a list of token ids, or a list of such lists"
 _LAST_LINE = "data: [DONE]\n\n"
 

@@ -16,11 +16,9 @@ from runtime.layers.expert_parallel import ExpertGroup
 from runtime.layers.linear import Linear
 from runtime.layers.moe import Experts
 from runtime.models import Model
-from runtime.reference.quantize import dequantize_weight
+from runtime.reference.quantize import FP4_GROUP, SCALE_BLOCK, dequantize_weight
 from runtime.weight_names import Place, place_of
 
-BLOCK = 128  # rows and columns that share an fp8 scale
-FP4_GROUP = 32  # columns that share an fp4 scale
 _PACKED = (torch.uint8, torch.int8)  # two e2m1 codes a byte, the even column in the low bits
 
 
@@ -124,7 +122,7 @@ class _Loader:
             )
         scale = self.checkpoint.tensor(name)
         if values.dtype == torch.float8_e4m3fn:
-            expected = (-(-values.shape[-2] // BLOCK), -(-values.shape[-1] // BLOCK))
+            expected = (-(-values.shape[-2] // SCALE_BLOCK), -(-values.shape[-1] // SCALE_BLOCK))
             stored = Stored(values, scale.float())
         else:
             expected = (values.shape[-2], values.shape[-1] * 2 // FP4_GROUP)
@@ -170,6 +168,6 @@ def _keep(pieces: list[Stored], stacked: int) -> tuple[Tensor, Tensor] | None:
     scales = [piece.scale for piece in pieces if piece.scale is not None]
     if len(scales) < len(pieces):
         return None
-    if pieces[0].values.dtype == torch.float8_e4m3fn and len(pieces) > 1 and pieces[0].shape[0] % BLOCK:
+    if pieces[0].values.dtype == torch.float8_e4m3fn and len(pieces) > 1 and pieces[0].shape[0] % SCALE_BLOCK:
         return None
     return _join([piece.values for piece in pieces], stacked), _join(scales, stacked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -30,7 +31,8 @@ def serving(
     from calibration.serving.engine_parameters import fit_in
     from calibration.serving.own_stack import TooFewPointsError, fit_own
     from calibration.serving.points import read_points
-    from calibration.serving.predict import prepare, scores_by_metric
+    from calibration.serving.predict import prepare
+    from calibration.serving.scores import scores_by_metric
 
     check_writable(json_file, "--json")
     if output.exists() and not output.is_dir():
@@ -47,12 +49,15 @@ def serving(
         written = own.write(output)
     except OSError as error:
         raise InputError(f"--output {output} cannot be written ({error.strerror}); name a folder of your own") from None
+    held_out = None
+    if own.held_out is not None:
+        held_out = {metric: asdict(found) for metric, found in scores_by_metric(own.held_out).items()}
     answer = {
         "points": len(prepared.steps) + len(prepared.unpredicted),
         "fitted": int(own.before["row"].nunique()),
         "left_out": own.left_out,
-        "before": scores_by_metric(own.before),
-        "held_out": None if own.held_out is None else scores_by_metric(own.held_out),
+        "before": {metric: asdict(found) for metric, found in scores_by_metric(own.before).items()},
+        "held_out": held_out,
         "folder": str(output),
         "files": [path.name for path in written],
     }

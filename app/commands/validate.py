@@ -30,7 +30,8 @@ def validate(
     from app.render.validation import parity_plot, validation_report
     from calibration.serving.engine_parameters import chosen
     from calibration.serving.points import read_points
-    from calibration.serving.predict import predictions, prepare, report
+    from calibration.serving.predict import predictions, prepare
+    from calibration.serving.scores import report
 
     for path, flag in ((json_file, "--json"), (predictions_file, "--predictions"), (html, "--html")):
         check_writable(path, flag)
@@ -40,7 +41,7 @@ def validate(
         prepared = prepare(frame, progress)
     lines = predictions(prepared, fit)
     answer = report(prepared, lines)
-    write_json(answer, json_file)
+    write_json(answer.to_json(), json_file)
     if predictions_file is not None:
         lines.to_csv(predictions_file, index=False, float_format="%.6g")
     if html is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -12,6 +12,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from app.render.tables import simple_table
+
+if TYPE_CHECKING:
+    from calibration.serving.scores import ValidationReport
 
 LISTED = ("tpot_ms", "total_tok_s_per_gpu", "ttft_ms")
 PLOTTED = {"tpot_ms": "TPOT, ms", "total_tok_s_per_gpu": "tokens/s per GPU", "ttft_ms": "TTFT, ms"}
@@ -25,38 +28,38 @@ TITLES = {
 }
 
 
-def validation_report(answer: dict[str, Any]) -> Group:
+def validation_report(answer: ValidationReport) -> Group:
     parts: list[RenderableType] = [_overall(answer), _groups(answer)]
-    if answer["unpredicted"]:
+    if answer.unpredicted:
         parts.append(_unpredicted(answer))
     return Group(*parts)
 
 
-def _overall(answer: dict[str, Any]) -> Table:
-    share = f"{answer['coverage_of_points']:.1%}"
-    title = f"{answer['predicted']} of {answer['points']} points predicted ({share})"
+def _overall(answer: ValidationReport) -> Table:
+    share = f"{answer.coverage_of_points:.1%}"
+    title = f"{answer.predicted} of {answer.points} points predicted ({share})"
     headings = ("n", "median\nerror", "mean\nerror", "bias", "inside\np10-p90")
     table = simple_table("metric", *headings, title=title, tight=True)
-    for metric, found in answer["overall"].items():
+    for metric, found in answer.overall.items():
         table.add_row(
             TITLES[metric],
-            str(found["n"]),
-            f"{found['median_ape']:.1%}",
-            f"{found['mape']:.1%}",
-            f"{found['bias']:+.1%}",
-            f"{found['coverage']:.0%}",
+            str(found.n),
+            f"{found.median_ape:.1%}",
+            f"{found.mape:.1%}",
+            f"{found.bias:+.1%}",
+            f"{found.coverage:.0%}",
         )
     return table
 
 
-def _groups(answer: dict[str, Any]) -> Table:
+def _groups(answer: ValidationReport) -> Table:
     table = simple_table("group", "n", *(TITLES[metric] for metric in LISTED), title="Median error (bias) by group")
-    for group in answer["groups"]:
-        found = group["metrics"]
-        cells = [f"{found[m]['median_ape']:.0%} ({found[m]['bias']:+.0%})" if m in found else "" for m in LISTED]
-        mode = "disaggregated" if group["disaggregated"] else "colocated"
-        count = max(one["n"] for one in found.values())
-        table.add_row(f"{group['model']}, {group['gpu']}, {group['engine']}, {mode}", str(count), *cells)
+    for group in answer.groups:
+        found = group.metrics
+        cells = [f"{found[m].median_ape:.0%} ({found[m].bias:+.0%})" if m in found else "" for m in LISTED]
+        mode = "disaggregated" if group.disaggregated else "colocated"
+        count = max(one.n for one in found.values())
+        table.add_row(f"{group.model}, {group.gpu}, {group.engine}, {mode}", str(count), *cells)
     return table
 
 
@@ -77,10 +80,10 @@ def own_report(answer: dict[str, Any]) -> Group:
     return Group(table, *said)
 
 
-def _unpredicted(answer: dict[str, Any]) -> Table:
+def _unpredicted(answer: ValidationReport) -> Table:
     table = simple_table("reason", "rows", "first id", title="Not predicted")
-    reasons = Counter(one["reason"] for one in answer["unpredicted"])
-    first = {one["reason"]: one["id"] for one in reversed(answer["unpredicted"])}
+    reasons = Counter(one.reason for one in answer.unpredicted)
+    first = {one.reason: one.id for one in reversed(answer.unpredicted)}
     for reason, count in reasons.most_common():
         table.add_row(reason, str(count), first[reason])
     return table

@@ -5,19 +5,33 @@ bytes count each input read once and each output written once.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from runtime.kernels.attention_decode import paged_attention_decode, window_attention_decode
-from runtime.kernels.attention_prefill import paged_attention_prefill, window_attention_prefill
-from runtime.kernels.compressor import compress
+from benchmarks.kernels.attention_cases import attention_cases, compressor_case
+from benchmarks.kernels.case import (
+    CONTEXT,
+    CSA_RATIO,
+    EXPERTS,
+    HEAD_DIM,
+    HEADS,
+    HIDDEN,
+    INDEX_TOP_K,
+    INTER,
+    ROPE_PAIRS,
+    STREAMS,
+    TOP_K,
+    VOCABULARY,
+    Case,
+    codes,
+    normal,
+    positive,
+)
 from runtime.kernels.fp8_gemm import fp8_gemm
 from runtime.kernels.grouped_gemm import grouped_gemm1, grouped_gemm2_combine
-from runtime.kernels.indexer import indexer_scores
 from runtime.kernels.mhc import mhc_head, mhc_post, mhc_pre
-from runtime.kernels.moe_align import moe_align, permute_tokens
+from runtime.kernels.moe_align import moe_align
 from runtime.kernels.norm_rope_store import norm_rope_store
 from runtime.kernels.quantize import quantize_fp8
 from runtime.kernels.rms_norm import rms_norm
@@ -27,43 +41,6 @@ from runtime.kernels.sampling import sample
 from runtime.kernels.store_rows import store_rows
 from runtime.kernels.topk import top_k
 from runtime.ops import tile_rows
-
-HIDDEN, HEADS, HEAD_DIM, ROPE_PAIRS = 4096, 64, 512, 32
-EXPERTS, TOP_K, INTER = 256, 6, 2048
-STREAMS, VOCABULARY = 4, 129280
-CONTEXT, CSA_RATIO, HCA_RATIO, INDEX_TOP_K = 32768, 4, 128, 512
-WINDOW, INDEX_HEADS, INDEX_DIM = 128, 64, 128
-BLOCK = 128  # tokens a cache block
-GQA_HEADS, GQA_KV_HEADS, GQA_DIM = 64, 4, 128  # Qwen3-235B
-MLA_HEADS, MLA_DIM, MLA_LATENT = 128, 576, 512  # DeepSeek-V3
-
-
-@dataclass(frozen=True)
-class Case:
-    """One op at one shape. build(device) makes the inputs and returns the call to time."""
-
-    name: str
-    build: Callable[[torch.device], Callable[[], object]]
-    flops: float  # of the matrix unit; 0 where the op only moves data
-    num_bytes: float
-    fp8: bool = False  # takes or makes fp8 tensors
-    matrix_dtype: str = "bf16"  # whose roof bounds the FLOPs
-
-
-def normal(device: torch.device, *shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    return torch.randn(*shape, device=device, dtype=torch.float32).to(dtype)
-
-
-def codes(device: torch.device, *shape: int) -> Tensor:
-    return torch.randn(*shape, device=device, dtype=torch.bfloat16).to(torch.float8_e4m3fn)
-
-
-def positive(device: torch.device, *shape: int) -> Tensor:
-    return torch.rand(*shape, device=device) + 0.5
-
-
-def integers(device: torch.device, low: int, high: int, *shape: int) -> Tensor:
-    return torch.randint(low, high, shape, dtype=torch.int32, device=device)
 
 
 def norm_cases(tokens: int) -> list[Case]:
@@ -136,10 +113,6 @@ def moe_cases(tokens: int) -> list[Case]:
         ids, _ = route(device)
         return lambda: moe_align(ids, EXPERTS, block_m)
 
-    def build_permute(device: torch.device) -> Callable[[], object]:
-        x, order = normal(device, tokens, HIDDEN), integers(device, 0, pairs, pairs)
-        return lambda: permute_tokens(x, order, TOP_K)
-
     def build_gemm1(form: str) -> Callable[[torch.device], Callable[[], object]]:
         def build(device: torch.device) -> Callable[[], object]:
             ids, _ = route(device)
@@ -166,7 +139,6 @@ def moe_cases(tokens: int) -> list[Case]:
 
     cases = [
         Case(f"moe_align_{tokens}", build_align, 0, pairs * 8),
-        Case(f"permute_tokens_{tokens}", build_permute, 0, (tokens + pairs) * HIDDEN * 2),
     ]
     for form, weight_bytes, act_bytes in (("bf16", 2.0, 2.0), ("fp8", 1.0, 1.0), ("fp4", 17 / 32, 2.0)):
         fp8, dtype = form == "fp8", "fp8" if form == "fp8" else "bf16"
@@ -232,120 +204,6 @@ def choice_cases(tokens: int) -> list[Case]:
     ]
 
 
-def table(device: torch.device, sequences: int, tokens: int) -> Tensor:
-    """Block table of `sequences` that hold `tokens` each, blocks in order."""
-    blocks = tokens // BLOCK
-    return torch.arange(sequences * blocks, dtype=torch.int32, device=device).view(sequences, blocks)
-
-
-def constant(device: torch.device, count: int, value: int) -> Tensor:
-    return torch.full((count,), value, dtype=torch.int32, device=device)
-
-
-def window_case(kind: str, ratio: int, tokens: int, decode: bool) -> Case:
-    """V4 attention at CONTEXT: one chunk of one sequence, or one token of each of `tokens` sequences."""
-    sequences = tokens if decode else 1
-    past = CONTEXT - (1 if decode else tokens)
-    entries = CONTEXT // ratio if ratio else 0
-    attended = min(entries, INDEX_TOP_K) if kind == "csa" else entries
-
-    def build(device: torch.device) -> Callable[[], object]:
-        q, sinks = normal(device, tokens, HEADS, HEAD_DIM), positive(device, HEADS)
-        window = normal(device, sequences, WINDOW, HEAD_DIM)
-        slots = torch.arange(sequences, dtype=torch.int32, device=device)
-        far: tuple[Tensor | None, ...] = ()
-        if ratio:
-            per_block = BLOCK // ratio
-            cache = normal(device, sequences * CONTEXT // BLOCK, per_block, HEAD_DIM)
-            visible = constant(device, tokens, entries)
-            chosen = integers(device, 0, entries, tokens, attended) if kind == "csa" else None
-            far = (cache, table(device, sequences, CONTEXT), visible, chosen)
-        scale = HEAD_DIM**-0.5
-        if decode:
-            lengths = constant(device, sequences, CONTEXT)
-            return lambda: window_attention_decode(q, window, slots, lengths, sinks, scale, *far)
-        kv = normal(device, tokens, HEAD_DIM)
-        seq, before = constant(device, tokens, 0), constant(device, 1, past)
-        positions = torch.arange(past, past + tokens, dtype=torch.int32, device=device)
-        return lambda: window_attention_prefill(q, kv, window, sinks, scale, seq, positions, before, slots, *far)
-
-    keys = WINDOW + attended
-    # Decode: every sequence reads its own keys. Prefill: the keys of the whole context, once.
-    key_rows = tokens * keys if decode else tokens + WINDOW + entries
-    traffic = (key_rows + 2 * tokens * HEADS) * HEAD_DIM * 2
-    name = f"window_{'decode' if decode else 'prefill'}_{kind}_{tokens}"
-    return Case(name, build, 4 * tokens * HEADS * HEAD_DIM * keys, traffic)
-
-
-def paged_case(kind: str, tokens: int, decode: bool) -> Case:
-    """Grouped-query or latent attention at CONTEXT (decode) or over one chunk of `tokens` from empty (prefill)."""
-    heads, kv_heads = (GQA_HEADS, GQA_KV_HEADS) if kind == "gqa" else (MLA_HEADS, 1)
-    k_dim, v_dim = (GQA_DIM, GQA_DIM) if kind == "gqa" else (MLA_DIM, MLA_LATENT)
-    sequences, held = (tokens, CONTEXT) if decode else (1, tokens)
-
-    def build(device: torch.device) -> Callable[[], object]:
-        q = normal(device, tokens, heads, k_dim)
-        keys = normal(device, sequences * held // BLOCK, BLOCK, kv_heads, k_dim)
-        values = normal(device, *keys.shape[:3], v_dim) if kind == "gqa" else keys[..., :v_dim]
-        blocks = table(device, sequences, held)
-        if decode:
-            lengths = constant(device, tokens, CONTEXT)
-            return lambda: paged_attention_decode(q, keys, values, blocks, lengths, k_dim**-0.5)
-        bounds = torch.arange(2, dtype=torch.int32, device=device) * tokens
-        before = constant(device, 1, 0)
-        return lambda: paged_attention_prefill(q, keys, values, blocks, bounds, before, tokens, k_dim**-0.5)
-
-    pairs = tokens * CONTEXT if decode else tokens * (tokens + 1) / 2
-    cached = k_dim + (v_dim if kind == "gqa" else 0)  # values of MLA lie within its keys
-    traffic = (sequences * held * kv_heads * cached + tokens * heads * (k_dim + v_dim)) * 2
-    name = f"paged_{'decode' if decode else 'prefill'}_{kind}_{tokens}"
-    return Case(name, build, 2 * pairs * heads * (k_dim + v_dim), traffic)
-
-
-def indexer_case(tokens: int, decode: bool) -> Case:
-    entries, per_block = CONTEXT // CSA_RATIO, BLOCK // CSA_RATIO
-    sequences = tokens if decode else 1
-
-    def build(device: torch.device) -> Callable[[], object]:
-        q, weights = normal(device, tokens, INDEX_HEADS, INDEX_DIM), positive(device, tokens, INDEX_HEADS)
-        keys = normal(device, sequences * CONTEXT // BLOCK, per_block, INDEX_DIM)
-        blocks = table(device, sequences, CONTEXT)
-        seq = torch.arange(tokens, dtype=torch.int32, device=device) if decode else constant(device, tokens, 0)
-        visible = constant(device, tokens, entries)
-        return lambda: indexer_scores(q, weights, keys, blocks, seq, visible, entries)
-
-    flops = 2 * tokens * INDEX_HEADS * INDEX_DIM * entries
-    traffic = (sequences * entries + tokens * INDEX_HEADS) * INDEX_DIM * 2 + tokens * entries * 4
-    return Case(f"indexer_scores_{tokens}", build, flops, traffic)
-
-
-def compressor_case(kind: str, tokens: int) -> Case:
-    """One chunk of one sequence, at a window boundary."""
-    ratio, windows = (CSA_RATIO, 2) if kind == "csa" else (HCA_RATIO, 1)
-    width, entries = windows * HEAD_DIM, tokens // ratio
-
-    def build(device: torch.device) -> Callable[[], object]:
-        new = normal(device, tokens, 2 * width)
-        state = positive(device, 1, windows * ratio, 2 * width)
-        bounds = torch.arange(2, dtype=torch.int32, device=device) * tokens
-        none = constant(device, 1, 0)
-        seq, index = constant(device, entries, 0), torch.arange(entries, dtype=torch.int32, device=device)
-        angles, norm = positive(device, entries, ROPE_PAIRS), positive(device, HEAD_DIM)
-        bias = positive(device, ratio, width)
-        return lambda: compress(new, state, bias, bounds, none, none, seq, index, norm, 1e-6, angles, angles, ratio)
-
-    return Case(f"compress_{kind}_{tokens}", build, 0, tokens * 2 * width * 2 + entries * HEAD_DIM * 2)
-
-
-def attention_cases(tokens: int, decode: bool) -> list[Case]:
-    kinds = (("swa", 0), ("csa", CSA_RATIO), ("hca", HCA_RATIO))
-    return [
-        *(window_case(kind, ratio, tokens, decode) for kind, ratio in kinds),
-        *(paged_case(kind, tokens, decode) for kind in ("gqa", "mla")),
-        indexer_case(tokens, decode),
-    ]
-
-
 def sample_cases(rows: int) -> list[Case]:
     def build(device: torch.device) -> Callable[[], object]:
         logits = normal(device, rows, VOCABULARY, dtype=torch.float32)
@@ -370,7 +228,7 @@ CASES: list[Case] = [
 
 # One case for each kernel and weight format: large tiles where they are quick to compile.
 _LARGE = (
-    *("rms_norm", "norm_rope_store", "rope", "store_rows", "quantize_fp8", "fp8_gemm", "moe_align", "permute_tokens"),
+    *("rms_norm", "norm_rope_store", "rope", "store_rows", "quantize_fp8", "fp8_gemm", "moe_align"),
     *("grouped_gemm1_bf16", "grouped_gemm2_bf16", "mhc_pre", "mhc_post", "router_gate", "top_k"),
     *("window_prefill_csa", "paged_prefill_gqa", "compress_csa"),
 )

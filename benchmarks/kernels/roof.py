@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import torch
 from triton.testing import do_bench
 
-WARM_UP_MS, REPEAT_MS = 50, 200
-COPY_BYTES = 1 << 30
-MATRIX = 8192
+WARM_UP_MS, REPEAT_MS = 50, 200  # of one timing (assumed)
+COPY_BYTES = 1 << 30  # beyond any cache
+MATRIX = 8192  # rows and columns: large enough for the rate of the library (assumed)
+FIRST_FP8 = (8, 9)  # compute capability of Ada, the first with FP8 products
+FP32_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Roof:
 
 
 @dataclass(frozen=True)
-class Standing:
+class RoofStanding:
     """One timing against the roof."""
 
     tflops: float
@@ -32,7 +34,7 @@ class Standing:
     bound: str  # "matrix" or "memory"
 
 
-def standing(seconds: float, flops: float, num_bytes: float, matrix_dtype: str, roof: Roof) -> Standing:
+def standing(seconds: float, flops: float, num_bytes: float, matrix_dtype: str, roof: Roof) -> RoofStanding:
     """floor = max(FLOPs / matrix roof, bytes / memory roof); fraction = floor / time.
 
     >>> roof = Roof(bandwidth=2e12, flops={"bf16": 5e14})
@@ -48,7 +50,7 @@ def standing(seconds: float, flops: float, num_bytes: float, matrix_dtype: str, 
     memory_s = num_bytes / roof.bandwidth
     floor = max(matrix_s, memory_s)
     bound = "matrix" if matrix_s > memory_s else "memory"
-    return Standing(flops / seconds / 1e12, num_bytes / seconds / 1e9, floor, floor / seconds, bound)
+    return RoofStanding(flops / seconds / 1e12, num_bytes / seconds / 1e9, floor, floor / seconds, bound)
 
 
 def median_s(call: Callable[[], object]) -> float:
@@ -57,7 +59,7 @@ def median_s(call: Callable[[], object]) -> float:
 
 
 def copy_bandwidth(device: torch.device) -> float:
-    source = torch.randn(COPY_BYTES // 4, device=device)
+    source = torch.randn(COPY_BYTES // FP32_BYTES, device=device)
     target = torch.empty_like(source)
     return 2 * COPY_BYTES / median_s(lambda: target.copy_(source))
 
@@ -66,7 +68,7 @@ def measure_roof(device: torch.device) -> Roof:
     a, b = (torch.randn(MATRIX, MATRIX, device=device, dtype=torch.bfloat16) for _ in range(2))
     work = 2.0 * MATRIX**3
     flops = {"bf16": work / median_s(lambda: a @ b)}
-    if torch.cuda.get_device_capability(device) >= (8, 9) and torch.version.hip is None:
+    if torch.cuda.get_device_capability(device) >= FIRST_FP8 and torch.version.hip is None:
         left, right = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn).t().contiguous().t()
         one = torch.ones((), device=device)
         fp8_s = median_s(lambda: torch._scaled_mm(left, right, one, one, out_dtype=torch.bfloat16))

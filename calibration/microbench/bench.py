@@ -15,7 +15,7 @@ from calibration.microbench.device import Machine
 from calibration.microbench.measurement import Measurement
 from calibration.microbench.preset import Preset
 from calibration.microbench.step_ops import StepPricer
-from calibration.microbench.timer import Timer
+from calibration.microbench.timer import CallTimer
 from hw_profiles import catalog
 
 if TYPE_CHECKING:
@@ -61,6 +61,10 @@ class Workspace:
             torch.cuda.empty_cache()
 
 
+SHORTEST_PROMPT, SHORTEST_OUTPUT = 4, 2  # tokens of the traffic (assumed)
+IDLE_S = 1e4  # between bursts, on a clock that skips idle time: each burst runs out before the next
+
+
 class Bench:
     """config: config.json of the preset's model, all layers."""
 
@@ -83,8 +87,8 @@ class Bench:
         torch.manual_seed(seed)
 
     @cached_property
-    def timer(self) -> Timer:
-        return Timer(self.device, self.preset.limits)
+    def timer(self) -> CallTimer:
+        return CallTimer(self.device, self.preset.limits)
 
     @cached_property
     def pricer(self) -> StepPricer:
@@ -125,8 +129,7 @@ class Bench:
         p = self.preset
         rng = np.random.default_rng(seed)
         bursts = rng.choice([1, 2, p.max_sequences // 4, p.max_sequences], count)
-        prompts = np.rint(np.exp(rng.uniform(np.log(4), np.log(p.longest_prompt), count))).astype(int)
-        outputs = rng.integers(2, p.longest_output, count)
-        # Gaps of hours on a clock that skips idle time: each burst runs out before the next.
-        starts = np.cumsum(np.concatenate(([0], rng.random(count - 1) * bursts[1:] < 1))) * 1e4
+        prompts = np.rint(np.exp(rng.uniform(np.log(SHORTEST_PROMPT), np.log(p.longest_prompt), count))).astype(int)
+        outputs = rng.integers(SHORTEST_OUTPUT, p.longest_output, count)
+        starts = np.cumsum(np.concatenate(([0], rng.random(count - 1) * bursts[1:] < 1))) * IDLE_S
         return [TraceRequest(float(s), int(i), int(o)) for s, i, o in zip(starts, prompts, outputs, strict=True)]

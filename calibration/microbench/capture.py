@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from calibration.microbench.measurement import StepShape
+from calibration.microbench.measurement import EngineStep
 
 if TYPE_CHECKING:
     from runtime.cache import KVCache, SequenceInput
     from runtime.model_runner import ModelRunner
 
-# Ops of `runtime.ops` that the simulator has an op for. `moe_align`, `store_rows` and `permute_tokens` have none:
-# their time shows in whole steps alone.
+# Ops of `runtime.ops` that the simulator has an op for. `moe_align` and `store_rows` have none: their
+# time shows in whole steps alone.
 TIMED = (
     "linear",
     "rms_norm",
@@ -92,7 +92,7 @@ def _form(argument: Any) -> Any:
     return argument if isinstance(argument, (int, float, bool, str, type(None))) else type(argument).__name__
 
 
-def step_inputs(shape: StepShape, cache: KVCache, vocab_size: int, seed: int) -> list[SequenceInput]:
+def step_inputs(shape: EngineStep, cache: KVCache, vocab_size: int, seed: int) -> list[SequenceInput]:
     """Sequences of a step of this shape with random tokens, on blocks and slots of their own."""
     from runtime.cache import SequenceInput
 
@@ -107,6 +107,6 @@ def step_inputs(shape: StepShape, cache: KVCache, vocab_size: int, seed: int) ->
     return inputs
 
 
-def blocks_needed(shape: StepShape, block_size: int) -> int:
+def blocks_needed(shape: EngineStep, block_size: int) -> int:
     lengths = [*shape.contexts, *(new + past for new, past in shape.prefills)]
     return sum(-(-length // block_size) for length in lengths)

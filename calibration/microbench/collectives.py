@@ -18,16 +18,17 @@ from typing import TYPE_CHECKING, Any
 
 from calibration.microbench.bench import Bench, Item
 from calibration.microbench.measurement import Measurement
-from calibration.microbench.timer import Limits, Sample
+from calibration.microbench.timer import TimeSample, TimingLimits
 from simulator.model.collectives import Group, all_gather, all_reduce, all_to_all, point_to_point
 from simulator.model.ops import Op
 
 if TYPE_CHECKING:
     import torch
 
-CPU_RANKS = 2
-WEIGHT = 4  # starting the ranks
-PATIENCE = timedelta(seconds=60)  # with a rank that does not answer
+CPU_RANKS = 2  # processes: the fewest that talk
+WEIGHT = 4  # of progress, in ops of one step: starting the ranks (assumed)
+PATIENCE = timedelta(seconds=60)  # with a rank that does not answer (assumed)
+BF16_BYTES = 2
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "point-to-point")
 
 
@@ -77,7 +78,7 @@ def _collectives(bench: Bench, ranks: int) -> Item:
     return Item(key, run, weight=WEIGHT)
 
 
-def time_calls(device: str, ranks: int, calls: Sequence[tuple[str, int]], limits: Limits) -> list[Sample]:
+def time_calls(device: str, ranks: int, calls: Sequence[tuple[str, int]], limits: TimingLimits) -> list[TimeSample]:
     """Start `ranks` processes and time each (kind, bytes) in turn."""
     import torch.multiprocessing as multiprocessing
     from torch.multiprocessing.spawn import ProcessException
@@ -109,7 +110,7 @@ def _interrupts_ignored() -> Iterator[None]:
 
 
 def _rank(
-    rank: int, device: str, ranks: int, store: str, calls: Sequence[tuple[str, int]], limits: Limits, results: Any
+    rank: int, device: str, ranks: int, store: str, calls: Sequence[tuple[str, int]], limits: TimingLimits, results: Any
 ) -> None:
     """What each process runs; the first one tells."""
     import torch
@@ -141,7 +142,7 @@ def _call(kind: str, size: int, rank: int, ranks: int, device: torch.device) -> 
     import torch
     import torch.distributed as dist
 
-    elements = size // 2
+    elements = size // BF16_BYTES
     whole, part = (torch.randn(n, device=device, dtype=torch.bfloat16) for n in (elements, elements // ranks))
     if kind == "all-reduce":
         return lambda: dist.all_reduce(whole)
@@ -157,7 +158,7 @@ def _call(kind: str, size: int, rank: int, ranks: int, device: torch.device) -> 
     return (lambda: dist.recv(whole, rank - 1)) if rank % 2 else lambda: None
 
 
-def _sample(call: Callable[[], object], device: torch.device, limits: Limits) -> Sample:
+def _sample(call: Callable[[], object], device: torch.device, limits: TimingLimits) -> TimeSample:
     """Seconds of one call, of the slowest rank. All ranks stop after the same repeat: they see the same seconds."""
     import torch
     import torch.distributed as dist
@@ -176,4 +177,4 @@ def _sample(call: Callable[[], object], device: torch.device, limits: Limits) ->
     seconds: list[float] = []
     while not limits.enough(seconds, sum(seconds)):
         seconds.append(once())
-    return Sample.of(seconds)
+    return TimeSample.of(seconds)

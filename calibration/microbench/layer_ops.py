@@ -6,9 +6,13 @@ from collections.abc import Iterator
 
 from calibration.microbench.bench import Bench, Item
 from calibration.microbench.capture import blocks_needed, capture, step_inputs
-from calibration.microbench.measurement import Measurement, StepShape
+from calibration.microbench.measurement import EngineStep, Measurement
 from hw_profiles.efficiency import OpClass
 from simulator.model.ops import Op
+
+# Settings of the sampled rows: as chat endpoints use them (assumed).
+TOP_K, TOP_P = 50, 0.9
+LOGIT_PASSES, LOGIT_BYTES = 3, 4  # over float32 logits: read, made probabilities, searched, as the simulator counts
 
 
 def items(bench: Bench) -> list[Item]:
@@ -17,14 +21,14 @@ def items(bench: Bench) -> list[Item]:
     return [*(_captured(bench, shape) for shape in shapes), *(_sampling(bench, rows) for rows in preset.batches)]
 
 
-def _name(shape: StepShape) -> str:
+def _name(shape: EngineStep) -> str:
     if shape.contexts:
         return f"decode of {len(shape.contexts)} at {shape.contexts[0]}"
     new, past = shape.prefills[0]
     return f"prefill of {new} after {past}"
 
 
-def _captured(bench: Bench, shape: StepShape) -> Item:
+def _captured(bench: Bench, shape: EngineStep) -> Item:
     name = _name(shape)
 
     def run() -> Iterator[Measurement]:
@@ -62,12 +66,11 @@ def _sampling(bench: Bench, rows: int) -> Item:
         seeds = torch.arange(rows, device=bench.device)
         steps = torch.zeros(rows, dtype=torch.int32, device=bench.device)
         one = torch.ones(rows, device=bench.device)
-        top_k = torch.full((rows,), 50, dtype=torch.int32, device=bench.device)
+        top_k = torch.full((rows,), TOP_K, dtype=torch.int32, device=bench.device)
         sample = bench.timer.sample(
-            [lambda x=x: ops.sample(x, one, top_k, one * 0.9, seeds, steps) for x in logits]  # type: ignore[misc]
+            [lambda x=x: ops.sample(x, one, top_k, one * TOP_P, seeds, steps) for x in logits]  # type: ignore[misc]
         )
-        # Logits are read, made probabilities and searched: three passes, as the simulator counts.
-        op = Op("sampling", OpClass.ELEMENTWISE, hbm_bytes=3.0 * rows * vocab * 4)
+        op = Op("sampling", OpClass.ELEMENTWISE, hbm_bytes=float(LOGIT_PASSES * rows * vocab * LOGIT_BYTES))
         yield Measurement(key, "sampling", sample=sample, ops=(op,))
 
     key = f"sampling of {rows}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +10,11 @@ from calibration.microbench import models, sweep
 from calibration.microbench.bench import Bench, Item, Workspace
 from calibration.microbench.collectives import CollectiveError
 from calibration.microbench.device import Machine
-from calibration.microbench.measurement import BrokenLine, Journal, Measurement, Status
+from calibration.microbench.measurement import BrokenLine, Measurement, MeasurementFile, Status
 from calibration.microbench.preset import Preset
+from calibration.progress import Progress
 
-Progress = Callable[[str, int, int], None]  # (what, done, of)
+LONGEST_NOTE = 200  # characters kept of an error (assumed)
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ def measure(machine: Machine, preset: Preset, output: Path, progress: Progress |
     """Measure `preset` on this machine, appending to `output`."""
     workspace = Workspace()
     benches = [Bench(machine, one, models.config_of(one), workspace=workspace) for one in (preset, *preset.companions)]
-    journal = Journal.open(output, machine, {bench.preset.model: bench.config for bench in benches})
+    file = MeasurementFile.open(output, machine, {bench.preset.model: bench.config for bench in benches})
     items = sweep.items(*benches)
-    todo = [item for item in items if item.key not in journal.done]
+    todo = [item for item in items if item.key not in file.done]
     without: list[Measurement] = []
     done, all_of_it = 0, sum(item.weight for item in todo)
     begin_s = time.monotonic()
@@ -43,29 +43,29 @@ def measure(machine: Machine, preset: Preset, output: Path, progress: Progress |
         done += item.weight
         if time.monotonic() - begin_s > item.within_s:
             without.append(Measurement(item.key, "skipped", "out of time", note=f"after {item.within_s:g} s"))
-            journal.add(without[-1])
+            file.add(without[-1])
             continue
-        skipped = _run(item, journal)
+        skipped = _run(item, file)
         if skipped is not None:
             without.append(skipped)
-            journal.add(skipped)
+            file.add(skipped)
             _free_memory(machine)  # here, where the error holds no tensor of the item any more
     if progress is not None:
         progress("done", done, all_of_it)
-    return Outcome(len(todo) - len(without), len(items) - len(todo), tuple(without), journal.broken)
+    return Outcome(len(todo) - len(without), len(items) - len(todo), tuple(without), file.broken)
 
 
-def _run(item: Item, journal: Journal) -> Measurement | None:
-    """Measure into the journal; what does not fit, or ranks that fail, give a line that says so."""
+def _run(item: Item, file: MeasurementFile) -> Measurement | None:
+    """Measure into the file; what does not fit, or ranks that fail, give a line that says so."""
     try:
         for row in item.run():
-            if row.key not in journal.done:  # else from before a kill in the middle of the item
-                journal.add(row)
+            if row.key not in file.done:  # else from before a kill in the middle of the item
+                file.add(row)
     except (RuntimeError, MemoryError) as error:
         status = _status(error)
         if status is None:
             raise
-        return Measurement(item.key, "skipped", status, note=str(error).splitlines()[0][:200])
+        return Measurement(item.key, "skipped", status, note=str(error).splitlines()[0][:LONGEST_NOTE])
     return None
 
 

@@ -18,11 +18,12 @@ from typing import Any, Literal, get_args
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from calibration.microbench.device import Machine, slug
-from calibration.microbench.timer import Sample
+from calibration.microbench.timer import TimeSample
 from hw_profiles.schema import Dtype
 from simulator.model.ops import Op
 
 FORMAT = "moeplan measurements 1"
+LONGEST_VALUE = 40  # characters told of a value that is wrong (assumed)
 Status = Literal["ok", "out of memory", "out of time", "failed"]
 
 
@@ -35,7 +36,7 @@ class FitError(ValueError):
 
 
 @dataclass(frozen=True)
-class StepShape:
+class EngineStep:
     """What one step of an engine computed. prefills: (new, past) of each chunk; contexts: of each decode row."""
 
     prefills: tuple[tuple[int, int], ...]
@@ -56,14 +57,14 @@ class Measurement:
     key: str
     family: str
     status: Status = "ok"
-    sample: Sample | None = None
+    sample: TimeSample | None = None
     ops: tuple[Op, ...] = ()
     dtype: str = ""
     flops: float = 0.0
     num_bytes: float = 0.0
     model: str = ""
     layers: int = 0
-    step: StepShape | None = None
+    step: EngineStep | None = None
     ranks: int = 1
     note: str = ""
 
@@ -102,7 +103,7 @@ class Measurements:
 
 
 @dataclass
-class Journal:
+class MeasurementFile:
     """A file that grows by one line a measurement; `done` holds the keys that it already has, `broken` the lines that
     are no measurement: what they held is measured again."""
 
@@ -113,9 +114,9 @@ class Journal:
     broken: tuple[BrokenLine, ...] = ()
 
     @classmethod
-    def open(cls, path: Path, machine: Machine, configs: dict[str, dict[str, Any]]) -> Journal:
+    def open(cls, path: Path, machine: Machine, configs: dict[str, dict[str, Any]]) -> MeasurementFile:
         """Start a file, or go on with one that the same machine began."""
-        journal = cls(path, machine, configs)
+        file = cls(path, machine, configs)
         if path.exists() and path.stat().st_size and not _only_begun(path):
             before = read(path)
             known = before.configs | configs
@@ -124,14 +125,14 @@ class Journal:
                     f"{path} holds measurements of {before.machine.display_name} (torch {before.machine.torch}) or of "
                     "other models; give another --output, or remove that file"
                 )
-            journal.done = {row.key for row in before.rows if row.status == "ok"}
-            journal.broken = before.broken
+            file.done = {row.key for row in before.rows if row.status == "ok"}
+            file.broken = before.broken
             _end_last_line(path)
             if known != before.configs:  # a larger preset goes on with the file of a smaller one
                 _replace_first_line(path, _first_line(before.machine, known))
         else:
             path.write_bytes(_first_line(machine, configs))
-        return journal
+        return file
 
     def add(self, row: Measurement) -> None:
         with self.path.open("a", encoding="utf-8") as file:
@@ -244,7 +245,7 @@ def _problem(error: ValidationError) -> str:
         return f"lacks {where}"
     if first["type"] == "unexpected_keyword_argument":
         return f"unknown key {where}"
-    value = repr(first["input"])[:40]
+    value = repr(first["input"])[:LONGEST_VALUE]
     return f"{where or 'the line'} = {value}: {first['msg'].removeprefix('Input ')}"
 
 

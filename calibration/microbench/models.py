@@ -73,9 +73,9 @@ def cut_to(config: dict[str, Any], layers: int) -> dict[str, Any]:
 
 
 def runtime_config(config: dict[str, Any]) -> ModelConfig:
-    from runtime.config.spec import ModelConfig
+    from runtime.config.reading import read_config
 
-    return ModelConfig.load(config)
+    return read_config(config)
 
 
 def dtype_of(machine: Machine) -> str:

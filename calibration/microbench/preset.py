@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from calibration.microbench.device import Machine
-from calibration.microbench.measurement import StepShape
-from calibration.microbench.timer import Limits
+from calibration.microbench.measurement import EngineStep
+from calibration.microbench.timer import TimingLimits
 
 
 class PresetError(ValueError):
@@ -33,7 +33,7 @@ class Preset:
     chunks: tuple[int, ...]
     pasts: tuple[int, ...]
     steps: int
-    limits: Limits
+    limits: TimingLimits
     gemm_sizes: tuple[int, ...]
     copy_bytes: tuple[int, ...]
     message_bytes: tuple[int, ...]
@@ -53,15 +53,16 @@ class Preset:
         return self.ops_s + sum(p.steps_s * len(p.depths) for p in (self, *self.companions))
 
     @property
-    def decode_shapes(self) -> tuple[StepShape, ...]:
-        return tuple(StepShape((), (c,) * b) for b in self.batches for c in self.contexts)
+    def decode_shapes(self) -> tuple[EngineStep, ...]:
+        return tuple(EngineStep((), (c,) * b) for b in self.batches for c in self.contexts)
 
     @property
-    def prefill_shapes(self) -> tuple[StepShape, ...]:
-        return tuple(StepShape(((new, past),), ()) for new in self.chunks for past in self.pasts)
+    def prefill_shapes(self) -> tuple[EngineStep, ...]:
+        return tuple(EngineStep(((new, past),), ()) for new in self.chunks for past in self.pasts)
 
 
-KIB, MIB = 1 << 10, 1 << 20
+KIB, MIB = 1 << 10, 1 << 20  # bytes
+# Sizes are assumed: shapes that a server of that device meets, as many as `ops_s` and `steps_s` leave time for.
 CPU_QUICK = Preset(
     "tiny-v4",
     layers=8,
@@ -71,7 +72,7 @@ CPU_QUICK = Preset(
     chunks=(16, 128, 256),
     pasts=(0, 512),
     steps=120,
-    limits=Limits(0.12, 30),
+    limits=TimingLimits(0.12, 30),
     gemm_sizes=(256, 1024),
     copy_bytes=(16 * MIB, 128 * MIB),
     message_bytes=(4 * KIB, 64 * KIB, 512 * KIB, 4 * MIB, 16 * MIB),
@@ -83,7 +84,7 @@ CPU_FULL = replace(
     chunks=(16, 64, 128, 256),
     pasts=(0, 128, 1024),
     steps=400,
-    limits=Limits(0.3, 60),
+    limits=TimingLimits(0.3, 60),
     gemm_sizes=(256, 1024, 2048),
     message_bytes=(4 * KIB, 64 * KIB, 256 * KIB, 1 * MIB, 4 * MIB, 16 * MIB),
     ops_s=360.0,
@@ -100,7 +101,7 @@ CUDA_QUICK = Preset(
     chunks=(512, 4096),
     pasts=(0, 8192),
     steps=120,
-    limits=Limits(0.1, 100),
+    limits=TimingLimits(0.1, 100),
     gemm_sizes=(2048, 8192),
     copy_bytes=(256 * MIB, 2048 * MIB),
     message_bytes=(64 * KIB, 1 * MIB, 16 * MIB, 256 * MIB),
@@ -116,7 +117,7 @@ CUDA_FULL = replace(
     chunks=(128, 512, 2048, 8192),
     pasts=(0, 8192, 65536),
     steps=400,
-    limits=Limits(0.2, 200),
+    limits=TimingLimits(0.2, 200),
     message_bytes=(16 * KIB, 256 * KIB, 4 * MIB, 64 * MIB, 256 * MIB),
     max_sequences=128,
     max_step_tokens=8192,

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from calibration.microbench.bench import Bench, Item
 from calibration.microbench.measurement import Measurement
 
-HOST_COPY_BYTES = 64 << 20
+HOST_COPY_BYTES = 64 << 20  # large beside the start of a copy (assumed)
+FP32_BYTES = 4
 
 
 def items(bench: Bench) -> list[Item]:
@@ -29,7 +30,7 @@ def _copy(bench: Bench, size: int) -> Item:
     def run() -> Iterator[Measurement]:
         import torch
 
-        pairs = [torch.rand(2, size // 4, device=bench.device) for _ in range(2)]
+        pairs = [torch.rand(2, size // FP32_BYTES, device=bench.device) for _ in range(2)]
         sample = bench.timer.sample([lambda p=p: p[0].copy_(p[1]) for p in pairs], flush=False)  # type: ignore[misc]
         yield Measurement(key, "copy", sample=sample, num_bytes=2.0 * size)
 
@@ -65,7 +66,7 @@ def _host_copy(bench: Bench, direction: str) -> Item:
     def run() -> Iterator[Measurement]:
         import torch
 
-        host = torch.rand(HOST_COPY_BYTES // 4).pin_memory()
+        host = torch.rand(HOST_COPY_BYTES // FP32_BYTES).pin_memory()
         device = host.to(bench.device)
         target, source = (device, host) if direction == "to device" else (host, device)
         sample = bench.timer.sample([lambda: target.copy_(source, non_blocking=True)], flush=False)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from calibration.microbench.capture import Captured
-from calibration.microbench.measurement import StepShape
+from calibration.microbench.measurement import EngineStep
 from hw_profiles.efficiency import OpClass
 from hw_profiles.profile import HardwareProfile
 from simulator.model import attention as cores
@@ -48,18 +48,18 @@ class StepPricer:
         self.model = model
         self.steps = StepOps(model, hardware, SINGLE, 0)
 
-    def load(self, shape: StepShape) -> tuple[list[Chunk], DecodeLoad]:
+    def load(self, shape: EngineStep) -> tuple[list[Chunk], DecodeLoad]:
         """The step in the words of `simulator.model.latency`."""
         contexts = shape.contexts
         load = DecodeLoad.of(contexts, self.steps.caps) if contexts else NO_DECODE
         return [Chunk(new, past) for new, past in shape.prefills], load
 
-    def ops(self, shape: StepShape) -> tuple[Op, ...]:
+    def ops(self, shape: EngineStep) -> tuple[Op, ...]:
         """The whole step."""
         chunks, load = self.load(shape)
         return tuple(self.steps.all_ops(self.steps.shape(chunks, load, None)))
 
-    def call_ops(self, call: Captured, shape: StepShape) -> tuple[Op, ...]:
+    def call_ops(self, call: Captured, shape: EngineStep) -> tuple[Op, ...]:
         """One captured call of a step that is all prefill or all decode; () where the simulator has no op."""
         if call.name == "linear":
             return (_linear(call.arguments),)
@@ -78,7 +78,7 @@ class StepPricer:
             return _once(ops, ROW_OPS[call.name])
         return _once(self._core_ops(layer, shape), CORE_OPS[call.name])
 
-    def _core_ops(self, layer: LayerSpec, shape: StepShape) -> list[Op]:
+    def _core_ops(self, layer: LayerSpec, shape: EngineStep) -> list[Op]:
         """The runtime selects at every length."""
         reads: Mapping[Reader, float]
         if shape.contexts:
@@ -121,7 +121,7 @@ class StepPricer:
         return next(x for x in self.model.layers if x.attention.ratio == ratio)
 
 
-def _rows(shape: StepShape) -> int:
+def _rows(shape: EngineStep) -> int:
     return len(shape.contexts) + sum(new for new, _ in shape.prefills)
 
 

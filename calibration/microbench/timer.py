@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 Call = Callable[[], object]
 
 FLUSH_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}  # beyond the last-level caches of the catalogue's parts
-FEWEST = 5  # repeats, unless these alone take PATIENCE times the limit
-PATIENCE = 3.0
-SMALL_SPREAD = 0.05  # (p80 - p20) / median
+FLUSH_VALUES = 251  # that the flushed bytes take in turn, so that no write repeats the one before
+FEWEST = 5  # repeats, unless these alone take PATIENCE times the limit (assumed)
+PATIENCE = 3.0  # times the limit (assumed)
+SMALL_SPREAD = 0.05  # (p80 - p20) / median (assumed)
 
 
 @dataclass(frozen=True)
-class Sample:
+class TimeSample:
     """Seconds of one call: median, 20th and 80th percentile."""
 
     median_s: float
@@ -34,7 +35,7 @@ class Sample:
     repeats: int
 
     @classmethod
-    def of(cls, seconds: Sequence[float]) -> Sample:
+    def of(cls, seconds: Sequence[float]) -> TimeSample:
         low, middle, high = np.percentile(seconds, (20, 50, 80)).tolist()
         return cls(middle, low, high, len(seconds))
 
@@ -44,7 +45,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Limits:
+class TimingLimits:
     """limit_s: time for one sample, and for its warm-up. most: repeats at most."""
 
     limit_s: float = 0.3
@@ -56,7 +57,7 @@ class Limits:
             return False
         if len(seconds) >= self.most or sum(seconds) > PATIENCE * self.limit_s:
             return True
-        return len(seconds) >= FEWEST and (spent_s > self.limit_s or Sample.of(seconds).spread < SMALL_SPREAD)
+        return len(seconds) >= FEWEST and (spent_s > self.limit_s or TimeSample.of(seconds).spread < SMALL_SPREAD)
 
 
 def clock_of(device: torch.device) -> Callable[[], float]:
@@ -67,13 +68,13 @@ def clock_of(device: torch.device) -> Callable[[], float]:
     return time.thread_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
 
 
-class Timer:
+class CallTimer:
     """Times calls on one device: by events of the device on CUDA, by `clock_of` on a CPU.
 
     calls: the same work on different data, taken in turn, so that no repeat finds its inputs in a cache.
     """
 
-    def __init__(self, device: torch.device, limits: Limits) -> None:
+    def __init__(self, device: torch.device, limits: TimingLimits) -> None:
         import torch
 
         self.device, self.limits = device, limits
@@ -81,7 +82,7 @@ class Timer:
         with torch.inference_mode(False):  # a resumed sweep may come here in that mode, and leave it afterwards
             self._flush = torch.empty(FLUSH_BYTES[device.type], dtype=torch.uint8, device=device)
 
-    def sample(self, calls: Sequence[Call], flush: bool = True) -> Sample:
+    def sample(self, calls: Sequence[Call], flush: bool = True) -> TimeSample:
         once = self._on_cuda if self.device.type == "cuda" else self._on_cpu
         begin_s = time.perf_counter()
         for call in calls:
@@ -92,9 +93,9 @@ class Timer:
         begin_s = time.perf_counter()
         while not self.limits.enough(seconds, time.perf_counter() - begin_s):
             if flush:
-                self._flush.fill_(len(seconds) % 251)
+                self._flush.fill_(len(seconds) % FLUSH_VALUES)
             seconds.append(once(calls[len(seconds) % len(calls)]))
-        return Sample.of(seconds)
+        return TimeSample.of(seconds)
 
     def _on_cpu(self, call: Call) -> float:
         begin_s = self._clock()

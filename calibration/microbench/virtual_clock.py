@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from calibration.microbench.measurement import StepShape
+from calibration.microbench.measurement import EngineStep
 from calibration.microbench.timer import clock_of
 
 if TYPE_CHECKING:
@@ -22,13 +22,17 @@ if TYPE_CHECKING:
     from runtime.trace import TraceRequest
 
 
+WARM_UP_REQUESTS = 4  # enough that steps of several batch sizes come by (assumed)
+WARM_UP_STEPS = 8  # that find what is compiled, allocated or cached on first use (assumed)
+
+
 @dataclass(frozen=True)
-class Step:
+class TimedStep:
     """One step: when it began on the virtual clock, how long it took, what it computed."""
 
     start_s: float
     duration_s: float
-    shape: StepShape
+    shape: EngineStep
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class VirtualReplay:
     first_token_s: tuple[float, ...]
     finish_s: tuple[float, ...]
     output_tokens: tuple[int, ...]
-    steps: tuple[Step, ...]
+    steps: tuple[TimedStep, ...]
 
 
 class Playback(Protocol):
@@ -48,7 +52,7 @@ class Playback(Protocol):
     @property
     def done(self) -> bool: ...
 
-    def step(self) -> Step:
+    def step(self) -> TimedStep:
         """Run the next step of whichever engine is next in time."""
 
     def result(self) -> VirtualReplay:
@@ -70,7 +74,7 @@ class OneEngine:
     def done(self) -> bool:
         return self.book.done
 
-    def step(self) -> Step:
+    def step(self) -> TimedStep:
         if not self.engine.has_work:
             self._clock_s = max(self._clock_s, self.book.next_arrival_s)
         for request in self.book.arrived(self._clock_s):
@@ -104,7 +108,7 @@ class Book:
             name = f"virtual-{seed}-{i}"
             self.requests[name] = Request(name, prompt_tokens(item, i, vocab_size, seed), sampling, item.arrival_s)
         self.names = tuple(self.requests)
-        self.steps: list[Step] = []
+        self.steps: list[TimedStep] = []
         self._first_s: dict[str, float] = {}
         self._finish_s: dict[str, float] = {}
         self._sent = 0
@@ -146,14 +150,14 @@ class Book:
         )
 
 
-def timed_step(engine: Engine, start_s: float) -> tuple[list[TokenEvent], Step]:
+def timed_step(engine: Engine, start_s: float) -> tuple[list[TokenEvent], TimedStep]:
     """One step of an engine that begins at `start_s` of its virtual clock."""
     clock = clock_of(engine.device)
     begin_s = clock()
     events = engine.step()
     seconds = clock() - begin_s
     record = engine.step_records[-1]
-    return events, Step(start_s, seconds, StepShape(record.prefills, record.decode_contexts))
+    return events, TimedStep(start_s, seconds, EngineStep(record.prefills, record.decode_contexts))
 
 
 def replay(
@@ -168,3 +172,8 @@ def replay(
             playback.step()
             made += 1
         return playback.result()
+
+
+def warm_up(engine: Engine, trace: Sequence[TraceRequest], limit_s: float = math.inf, seed: int = 0) -> None:
+    """A few steps that nobody counts, one at least."""
+    replay(OneEngine(engine, trace, seed), WARM_UP_STEPS, limit_s, at_least=1)

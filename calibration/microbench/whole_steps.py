@@ -7,12 +7,11 @@ from collections.abc import Iterator
 
 from calibration.microbench.bench import Bench, Item
 from calibration.microbench.measurement import Measurement
-from calibration.microbench.timer import Sample
-from calibration.microbench.virtual_clock import OneEngine, replay
+from calibration.microbench.timer import TimeSample
+from calibration.microbench.virtual_clock import WARM_UP_REQUESTS, OneEngine, replay, warm_up
 
-WARM_UP_STEPS = 8
-WEIGHT = 4
-FEWEST = 15  # steps, however slow: those of two depths suffice for a fit
+WEIGHT = 4  # of progress, in ops of one step (assumed)
+FEWEST = 15  # steps, however slow: those of two depths suffice for a fit (`step_fit.FEWEST_STEPS`)
 
 
 def items(bench: Bench) -> list[Item]:
@@ -23,14 +22,14 @@ def _steps(bench: Bench, depth: int) -> Item:
     def run() -> Iterator[Measurement]:
         count, limit_s = bench.preset.steps, bench.preset.steps_s
         with contextlib.closing(bench.engine(depth)) as engine:
-            replay(OneEngine(engine, bench.traffic(4, bench.seed + 1)), WARM_UP_STEPS, limit_s, at_least=1)
+            warm_up(engine, bench.traffic(WARM_UP_REQUESTS, bench.seed + 1), limit_s)
             steps = replay(OneEngine(engine, bench.traffic(count, bench.seed)), count, limit_s, FEWEST).steps
         for number, step in enumerate(steps):
             s = step.duration_s
             yield Measurement(
                 f"{name}: {number}",
                 "step",
-                sample=Sample(s, s, s, 1),
+                sample=TimeSample(s, s, s, 1),
                 step=step.shape,
                 layers=depth,
                 model=bench.preset.model,

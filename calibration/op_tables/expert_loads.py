@@ -5,16 +5,23 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
-from numpy.typing import NDArray
+
+from simulator.model.arrays import Floats
 
 # (experts, chosen, hidden size) of models that choose within groups of experts -> (groups, groups of a token):
 # n_group and topk_group of DeepSeek-R1's config.json.
 GROUPED = {(256, 8, 7168): (8, 4)}
 ROUTED_IN_GROUPS = ("sglang", "vllm")  # frameworks whose tables do; balanced rows of TensorRT-LLM touch all experts
-DRAWS = 8
+DRAWS = 8  # places of the experts that `touched_in_groups` takes the mean of (assumed)
+ALPHA = 1.2  # of the tables' `power_law_1.2`
+MOST_OF_ONE = 0.8  # of the tokens, that the most loaded expert gets at most (inferred from the tables)
+# Loads between which the density is drawn, where there are fewer choices than experts; and the least upper end where
+# there are more, for the density needs some width. As the collector has them.
+SPARSE = (0.01, 2.0)
+LEAST_WIDTH = 1.001
 
 
-def power_law_counts(choices: int, experts: int, alpha: float, most: float) -> NDArray[np.float64]:
+def power_law_counts(choices: int, experts: int, alpha: float, most: float) -> Floats:
     """Whole tokens of each expert where loads follow a density x^-alpha, `choices` in all, as the tables' collector
     draws them: on [1, most], where there are fewer choices than experts on [0.01, 2]; rounded, and the difference
     taken from the most loaded experts or given to those without a token.
@@ -22,8 +29,8 @@ def power_law_counts(choices: int, experts: int, alpha: float, most: float) -> N
     Quantiles at even steps stand for its sample. That what is missing goes to idle experts is inferred: with it, the
     times of 16 to 256 tokens lie on one rate of reading weights for 4, 6 and 8 choices of 128, 256 and 384 experts.
     """
-    u = (np.arange(experts) + 0.5) / experts
-    low, high = (1.0, max(most, 1.001)) if choices > experts else (0.01, 2.0)
+    u = (np.arange(experts) + 0.5) / experts  # middles of even steps
+    low, high = (1.0, max(most, LEAST_WIDTH)) if choices > experts else SPARSE
     power = 1.0 - alpha
     loads = (low**power + u * (high**power - low**power)) ** (1 / power)
     counts = np.round(loads / loads.sum() * choices)

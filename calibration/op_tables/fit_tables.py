@@ -25,19 +25,10 @@ from calibration.op_tables.row_filters import (
 )
 from calibration.op_tables.table_ops import measurements
 from calibration.op_tables.tables import FAMILIES, TableError, Tables, read_tables, systems
-from calibration.roofline_fit import (
-    Array,
-    Fitted,
-    Measured,
-    Parameters,
-    Work,
-    fit,
-    kernels_of,
-    ragged,
-    with_short_rows,
-)
+from calibration.rate_parameters import Parameters, fitted_class, ragged, residual_sigma, with_short_rows
+from calibration.roofline_fit import Fitted, Measured, Work, fit, kernels_of
 from hw_profiles.catalog import load
-from hw_profiles.efficiency import ClassEfficiency, Efficiency, OpClass
+from hw_profiles.efficiency import Efficiency, OpClass
 from hw_profiles.profile import HardwareProfile
 
 MODULES = ("dsv4_csa_context_module", "dsv4_csa_generation_module", "dsv4_hca_context_module",
@@ -48,7 +39,8 @@ FALLBACKS = {"nccl": "custom_allreduce"}
 IN_MODULES = {
     OpClass.SPARSE_PREFILL, OpClass.SPARSE_DECODE, OpClass.INDEXER, OpClass.SELECTION, OpClass.ELEMENTWISE,
 }  # fmt: skip
-FEWEST = 12  # rows for a class of 4-7 parameters
+FEWEST = 12  # rows for a class of 4-7 parameters (assumed)
+CLIPPED = 0.02  # share of held-out residuals at either end that a table's misprints may be (assumed)
 
 
 @dataclass(frozen=True)
@@ -116,7 +108,7 @@ def calibrate(system: str, stack: str, folder: Path | None = None, families: Col
         work = Work.of(rows, hardware, parameters)
         result = fit(work, parameters, free, apart=apart)
         parameters = result.parameters
-        fitted |= dict.fromkeys(free, _sigma(result.held_out))
+        fitted |= dict.fromkeys(free, residual_sigma(result.held_out, clipped_share=CLIPPED))
         errors += _family_errors(name, rows, result)
     return Calibration(
         _efficiency(hardware, stack, tables, parameters, fitted, groups, errors),
@@ -184,10 +176,6 @@ def _free(group: str, fitted: set[OpClass], rows: Sequence[Measured]) -> set[OpC
     return (inside & IN_MODULES) - fitted
 
 
-def _sigma(residuals: Array) -> float:
-    return float(np.std(np.clip(residuals, *np.quantile(residuals, (0.02, 0.98)))))
-
-
 def _family_errors(name: str, rows: Sequence[Measured], result: Fitted) -> Iterable[FamilyError]:
     families = np.array([one.family for one in rows])
     for family in dict.fromkeys(families):
@@ -219,7 +207,14 @@ def _efficiency(
     for op_class, sigma in fitted.items():
         own = [e for e in errors if e.op_class in (op_class.value, "module")]
         text = "; ".join(f"{e.family} ({e.rows} rows, held-out median error {e.held_out:.0%})" for e in own)
-        classes[op_class] = _class(parameters, op_class, sigma, f"Fit to {tables.origin}: {text}", classes[op_class])
+        classes[op_class] = fitted_class(
+            parameters,
+            op_class,
+            classes[op_class],
+            network_fraction=round(parameters.value("network_fraction", op_class), 4),
+            sigma=sigma,
+            source=f"Fit to {tables.origin}: {text}",
+        )
     return assumed.model_copy(
         update={
             "stack": stack,
@@ -227,24 +222,5 @@ def _efficiency(
             "classes": classes,
             "provenance": f"Kernel rates of {stack} on {hardware.name} from {tables.origin}, "
             f"{sum(len(rows) for rows in groups.values())} rows. Host overheads: {assumed.provenance}",
-        }
-    )
-
-
-def _class(
-    parameters: Parameters, op_class: OpClass, sigma: float, source: str, before: ClassEfficiency
-) -> ClassEfficiency:
-    return before.model_copy(
-        update={
-            **parameters.fractions(op_class, before),
-            "network_fraction": round(parameters.value("network_fraction", op_class), 4),
-            **parameters.floors(op_class),
-            **parameters.rereads(op_class),
-            "exponent": round(parameters.value("exponent", op_class), 3),
-            "tile_rows": round(parameters.value("tile_rows", op_class), 2),
-            "short_row_factor": round(parameters.value("short_row_factor", op_class), 2),
-            "residual_sigma": round(sigma, 3),
-            "source": source,
-            "assumed": False,
         }
     )

@@ -29,6 +29,7 @@ from hw_profiles.profile import HardwareProfile
 from simulator.model.ops import Op
 from simulator.model.roofline import op_seconds
 
+# Thresholds are assumed: wide of what a sound table showed, near enough to what an unsound one did.
 FASTEST = 0.9  # of the time at peak: boost clocks exceed data-sheet rates by less
 CACHE_BYTES = 256e6  # twice the largest L2 of the catalogue's NVIDIA parts
 MUCH_FASTER = 0.7  # of the time of a row with less work

@@ -12,7 +12,7 @@ import numpy as np
 
 from calibration.microbench import models
 from calibration.replay.subject import Form, Subject
-from calibration.replay.traffic import Traffic, trace_of
+from calibration.replay.traffic import ReplayTraffic, trace_of
 from calibration.replay.twin import Times
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Replayed:
 
 
 def replay(
-    subject: Subject, form: Form, traffic: Traffic, seed: int, progress: Callable[[int, int], None] | None = None
+    subject: Subject, form: Form, traffic: ReplayTraffic, seed: int, progress: Callable[[int, int], None] | None = None
 ) -> Replayed:
     """The workload through the real engine, on the wall clock."""
     from runtime.bench import replay as run
@@ -86,7 +86,7 @@ def _backend(subject: Subject, form: Form) -> Backend:
     )
 
 
-def _times(result: Replay, traffic: Traffic) -> Times:
+def _times(result: Replay, traffic: ReplayTraffic) -> Times:
     failed = [output.error for output in result.outputs if output.error is not None]
     if failed:
         raise ValidationError(f"{len(failed)} of {len(result.outputs)} requests failed in the replay: {failed[0]}")

@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from calibration.microbench.measurement import StepShape
+from calibration.microbench.measurement import EngineStep
+from calibration.progress import Progress
 from calibration.replay import live
 from calibration.replay.subject import FORMS, Form, Subject, capacity
-from calibration.replay.traffic import Traffic, at_rate
+from calibration.replay.traffic import ReplayTraffic, at_rate
 from calibration.replay.twin import ScaledTimes, Times, simulate
 from hw_profiles.profile import HardwareProfile
 from simulator.model.latency import NO_DECODE, Chunk, DecodeLoad, StepLatency
 
-Progress = Callable[[str, int, int], None]  # stage, done, of
-LOADS = (0.3, 0.6, 0.9, 1.5)  # of capacity: light to saturated
+LOADS = (0.3, 0.6, 0.9, 1.5)  # of capacity: light to saturated (assumed)
 PERCENTILES = (50, 90, 99)
 THROUGHPUT = "output tokens/s"
 LATENCIES = {"TPOT": "tpot_s", "TTFT": "ttft_s", "e2e": "e2e_s"}
@@ -63,11 +63,11 @@ class LoadReport:
 def compare(
     form: Form,
     load: float,
-    traffic: Traffic,
+    traffic: ReplayTraffic,
     subject: Subject,
     hardware: HardwareProfile,
     measured: Times,
-    steps: Iterable[tuple[StepShape, float]],
+    steps: Iterable[tuple[EngineStep, float]],
 ) -> LoadReport:
     """Simulate what was replayed, and set both side by side. steps: what the engine computed, and its seconds."""
     times = subject.times(hardware)
@@ -81,7 +81,7 @@ def compare(
     )
 
 
-def price(times: StepLatency, shape: StepShape) -> float:
+def price(times: StepLatency, shape: EngineStep) -> float:
     """Seconds of one step of an engine by the profile. [s]"""
     contexts = shape.contexts
     load = DecodeLoad.of(contexts, times.caps) if contexts else NO_DECODE
@@ -91,7 +91,7 @@ def price(times: StepLatency, shape: StepShape) -> float:
 def validate(
     subject: Subject,
     hardware: HardwareProfile,
-    traffic: Traffic,
+    traffic: ReplayTraffic,
     loads: Sequence[float],
     forms: Sequence[Form] = FORMS,
     seed: int = 0,
@@ -107,7 +107,7 @@ def validate(
             paced = at_rate(traffic, load * full)
             before = len(reports) * len(traffic.arrival_s)
             done = live.replay(subject, form, paced, seed, _counted(progress, f"{form}, load {load:g}", before, total))
-            made = [(StepShape(s.prefills, s.decode_contexts), s.duration_s + s.setup_s) for s in done.steps]
+            made = [(EngineStep(s.prefills, s.decode_contexts), s.duration_s + s.setup_s) for s in done.steps]
             report = compare(form, load, paced, subject, hardware, done.times, made)
             reports.append(replace(report, core_share=done.core_share))
     return reports

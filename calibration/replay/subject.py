@@ -14,11 +14,13 @@ from calibration.microbench.bench import Bench
 from calibration.microbench.device import Machine
 from calibration.microbench.measurement import Measurements
 from calibration.microbench.preset import Preset
-from calibration.replay.traffic import Traffic
-from calibration.replay.twin import HandoverCost, Limits, profiled_times, simulate
+from calibration.replay.traffic import ReplayTraffic
+from calibration.replay.twin import EngineLimits, HandoverCost, profiled_times, simulate
 from hw_profiles.profile import HardwareProfile
 from simulator.model.latency import StepLatency
 
+ANY_LENGTH = 1 << 62  # tokens that a model without a limit takes
+ROUNDED = 0.99  # of the scale at which a request just fits: each count is rounded
 Form = Literal["colocated", "disaggregated"]
 FORMS: tuple[Form, ...] = ("colocated", "disaggregated")
 
@@ -41,18 +43,18 @@ class Subject:
         return int(self.config["num_hidden_layers"])
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> EngineLimits:
         p = self.preset
         per_sequence = -(-(p.longest_prompt + p.longest_output) // p.block_size) * p.block_size
-        return Limits(p.max_sequences, p.max_step_tokens, p.max_sequences * per_sequence)
+        return EngineLimits(p.max_sequences, p.max_step_tokens, p.max_sequences * per_sequence)
 
-    def check(self, traffic: Traffic) -> None:
+    def check(self, traffic: ReplayTraffic) -> None:
         """Refuse requests that the engine cannot take, before any is replayed."""
         tokens = traffic.prompt_tokens + traffic.output_tokens
-        most = min(self.limits.capacity_tokens, int(self.config.get("max_position_embeddings", 1 << 62)))
+        most = min(self.limits.capacity_tokens, int(self.config.get("max_position_embeddings", ANY_LENGTH)))
         longest = int(tokens.argmax())
         if tokens[longest] > most:
-            share = 0.99 * most / int(tokens[longest])  # each count is rounded
+            share = ROUNDED * most / int(tokens[longest])
             unit = 10.0 ** (math.floor(math.log10(share)) - 1)
             raise TrafficError(
                 f"request {longest + 1} has {traffic.prompt_tokens[longest]} prompt and "
@@ -97,7 +99,7 @@ def _handover_cost(bench: Bench, points: Sequence[tuple[float, float]]) -> Hando
     return HandoverCost(fixed, bandwidth, cache.bytes_per_slot + half_block, cache.bytes_per_block / p.block_size)
 
 
-def capacity(traffic: Traffic, subject: Subject, times: StepLatency, form: Form) -> float:
+def capacity(traffic: ReplayTraffic, subject: Subject, times: StepLatency, form: Form) -> float:
     """Requests a second when all arrive at once, by the simulator. [1/s]"""
     burst = replace(traffic, arrival_s=np.zeros_like(traffic.arrival_s))
     result = simulate(burst, times, subject.limits, subject.handover if form == "disaggregated" else None)

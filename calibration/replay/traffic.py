@@ -11,16 +11,20 @@ from numpy.typing import NDArray
 
 from calibration.microbench.preset import Preset
 from simulator.des.workload.requests import Requests
+from simulator.model.arrays import Floats
 
 if TYPE_CHECKING:
     from runtime.trace import TraceRequest
 
 
+SHORTEST_PROMPT = 8  # tokens (assumed)
+
+
 @dataclass(frozen=True)
-class Traffic:
+class ReplayTraffic:
     """Requests in order of arrival, from 0 s on."""
 
-    arrival_s: NDArray[np.float64]
+    arrival_s: Floats
     prompt_tokens: NDArray[np.int64]
     output_tokens: NDArray[np.int64]
 
@@ -29,26 +33,27 @@ class Traffic:
         return Requests(self.prompt_tokens, self.output_tokens, arrival_s=self.arrival_s)
 
 
-def draw_traffic(preset: Preset, requests: int, seed: int) -> Traffic:
+def draw_traffic(preset: Preset, requests: int, seed: int) -> ReplayTraffic:
     """Poisson arrivals of one a second, log-uniform prompts, uniform outputs; `at_rate` sets the pace."""
     rng = np.random.default_rng(seed)
-    prompts = np.rint(np.exp(rng.uniform(np.log(8), np.log(preset.longest_prompt), requests))).astype(np.int64)
+    log_prompts = rng.uniform(np.log(SHORTEST_PROMPT), np.log(preset.longest_prompt), requests)
+    prompts = np.rint(np.exp(log_prompts)).astype(np.int64)
     outputs = rng.integers(preset.longest_output // 2, preset.longest_output, requests, endpoint=True)
     arrivals = np.cumsum(rng.exponential(1.0, requests))
-    return Traffic(arrivals - arrivals[0], prompts, outputs)
+    return ReplayTraffic(arrivals - arrivals[0], prompts, outputs)
 
 
-def read_traffic(path: Path, requests: int, length_scale: float) -> Traffic:
+def read_traffic(path: Path, requests: int, length_scale: float) -> ReplayTraffic:
     """The first requests of an Azure or Mooncake trace, its token counts scaled."""
     from runtime.trace import load_trace
 
     rows = load_trace(path, max_requests=requests, length_scale=length_scale)
     columns = zip(*((row.arrival_s, row.input_tokens, row.output_tokens) for row in rows), strict=True)
     arrival, prompt, output = (np.array(column) for column in columns)
-    return Traffic(arrival, prompt, np.maximum(output, 1))
+    return ReplayTraffic(arrival, prompt, np.maximum(output, 1))
 
 
-def at_rate(traffic: Traffic, rate: float) -> Traffic:
+def at_rate(traffic: ReplayTraffic, rate: float) -> ReplayTraffic:
     """The same requests at `rate` a second on average. [1/s]"""
     span = float(traffic.arrival_s[-1])
     if span == 0.0:  # one request, or all at once
@@ -56,7 +61,7 @@ def at_rate(traffic: Traffic, rate: float) -> Traffic:
     return replace(traffic, arrival_s=traffic.arrival_s * ((len(traffic.arrival_s) - 1) / (span * rate)))
 
 
-def trace_of(traffic: Traffic) -> list[TraceRequest]:
+def trace_of(traffic: ReplayTraffic) -> list[TraceRequest]:
     from runtime.trace import TraceRequest
 
     columns = (traffic.arrival_s.tolist(), traffic.prompt_tokens.tolist(), traffic.output_tokens.tolist())

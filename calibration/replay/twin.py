@@ -12,28 +12,21 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.microbench.measurement import StepShape
-from calibration.microbench.virtual_clock import Step
-from calibration.replay.traffic import Traffic
+from calibration.replay.traffic import ReplayTraffic
 from hw_profiles.profile import HardwareProfile
 from simulator.des.cluster.cluster import Cluster
 from simulator.des.cluster.spec import ClusterSpec, GroupSpec
 from simulator.des.instance.kv_room import KvRoom
 from simulator.des.instance.spec import InstanceSpec, StepTimes
 from simulator.model.architecture import ModelSpec
+from simulator.model.arrays import Floats
 from simulator.model.latency import Chunk, DecodeLoad, StepLatency
 from simulator.model.parallelism import Parallelism
 from simulator.scenario import Transfer
 
-Floats = NDArray[np.float64]
-
-
-class TwinError(AssertionError):
-    """Simulator and engine did not make the same batches."""
-
 
 @dataclass(frozen=True)
-class Limits:
+class EngineLimits:
     """What bounds the batches of an engine."""
 
     max_sequences: int
@@ -102,7 +95,9 @@ class ScaledTimes:
         return self._factor * self._times.mixed_s(chunks, load, total_tokens)
 
 
-def simulate(traffic: Traffic, times: StepTimes, limits: Limits, handover: HandoverCost | None = None) -> Times:
+def simulate(
+    traffic: ReplayTraffic, times: StepTimes, limits: EngineLimits, handover: HandoverCost | None = None
+) -> Times:
     """One colocated worker; with `handover`, one prefill and one decode worker."""
     instance = InstanceSpec(
         times,
@@ -124,60 +119,3 @@ def simulate(traffic: Traffic, times: StepTimes, limits: Limits, handover: Hando
         )
     log = Cluster(spec, traffic.requests, np.random.default_rng(0)).run().log
     return Times(traffic.arrival_s, np.array(log.first_token_s), np.array(log.finish_s), traffic.output_tokens)
-
-
-class RecordedTimes:
-    """Durations of an engine's steps, given out in order; each asked-for step must be the one that was recorded."""
-
-    def __init__(self, steps: Sequence[Step], caps: tuple[int, ...] = ()) -> None:
-        self.caps = caps
-        self.first_token_extra_s = 0.0
-        self._steps = iter(enumerate(steps))
-        self._mixed: DecodeLoad | None = None
-
-    def decode_s(self, load: DecodeLoad) -> float:
-        if load is self._mixed:  # the decode share of the mixed step just given out: no step of its own
-            return 0.0
-        return self._next([], load)
-
-    def prefill_s(self, chunks: Sequence[Chunk], total_tokens: int | None = None) -> float:
-        return self._next(chunks, None)
-
-    def mixed_s(self, chunks: Sequence[Chunk], load: DecodeLoad, total_tokens: int | None = None) -> float:
-        self._mixed = load
-        return self._next(chunks, load)
-
-    def _next(self, chunks: Sequence[Chunk], load: DecodeLoad | None) -> float:
-        number, step = next(self._steps, (-1, None))
-        if step is None:
-            raise TwinError("the simulator makes more steps than the engine made")
-        asked = (tuple(tuple(c) for c in chunks), load.sequences if load else 0, load.context if load else 0)
-        made = _summary(step.shape)
-        if asked != made:
-            raise TwinError(f"step {number}: the simulator computes {asked}, the engine computed {made}")
-        return step.duration_s
-
-
-class RecordedPairTimes:
-    """The same for a prefill and a decode engine, each with its own steps in order."""
-
-    first_token_extra_s = 0.0
-
-    def __init__(self, steps: Sequence[Step], caps: tuple[int, ...] = ()) -> None:
-        self.caps = caps
-        self._prefill = RecordedTimes([step for step in steps if step.shape.prefills], caps)
-        self._decode = RecordedTimes([step for step in steps if not step.shape.prefills], caps)
-
-    def decode_s(self, load: DecodeLoad) -> float:
-        return self._decode.decode_s(load)
-
-    def prefill_s(self, chunks: Sequence[Chunk], total_tokens: int | None = None) -> float:
-        return self._prefill.prefill_s(chunks)
-
-    def mixed_s(self, chunks: Sequence[Chunk], load: DecodeLoad, total_tokens: int | None = None) -> float:
-        raise TwinError("the simulator mixes prompts and decodes, which the engines never do")
-
-
-def _summary(shape: StepShape) -> tuple[tuple[tuple[int, ...], ...], int, int]:
-    """Prompt chunks, decode rows, and their summed context."""
-    return shape.prefills, len(shape.contexts), sum(shape.contexts)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from calibration.microbench.timer import clock_of
-from calibration.microbench.virtual_clock import Book, Step, VirtualReplay, timed_step
+from calibration.microbench.virtual_clock import Book, TimedStep, VirtualReplay, timed_step
 
 if TYPE_CHECKING:
     from runtime.cache import KVCache
@@ -46,7 +46,7 @@ class Pair:
     def done(self) -> bool:
         return self.book.done
 
-    def step(self) -> Step:
+    def step(self) -> TimedStep:
         prefill_at = max(self._prefill_s, 0.0 if self.prefill.has_work else self.book.next_arrival_s)
         next_delivery_s = self._delivered[0].at_s if self._delivered else FOREVER
         decode_at = max(self._decode_s, 0.0 if self.decode.has_work else next_delivery_s)
@@ -68,7 +68,7 @@ class Pair:
         for name in self.book.under_way:
             handover.remove(_segment(name))
 
-    def _step_prefill(self, at_s: float) -> Step:
+    def _step_prefill(self, at_s: float) -> TimedStep:
         for request in self.book.arrived(at_s):
             self.prefill.add_request(request, prefill_only=True)
         events, step = timed_step(self.prefill, at_s)
@@ -81,7 +81,7 @@ class Pair:
                 self._delivered.append(Delivery(self._prefill_s + seconds, event.request_id, event.token_id, written))
         return step
 
-    def _step_decode(self, at_s: float) -> Step:
+    def _step_decode(self, at_s: float) -> TimedStep:
         while self._delivered and self._delivered[0].at_s <= at_s:
             delivery = self._delivered.popleft()
             continued = replace(self.book.requests[delivery.name], output_token_ids=(delivery.token,))

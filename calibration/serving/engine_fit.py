@@ -12,34 +12,38 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
-from calibration.roofline_fit import Array
+from calibration.arrays import Index
 from calibration.serving.balance import Loop, balance
 from calibration.serving.engine_parameters import LEVELS, NAMES, WIDTHS, StackFit, assumed
 from calibration.serving.points import Point
+from simulator.model.arrays import Floats
 
+# Levenberg-Marquardt, all assumed: iterations at most, dampings tried in one of them, and the damping with which it
+# starts, as a share of the curvature: harder after a step that fails, softer after one that does not.
 ITERATIONS = 30
-TRIALS = 5  # dampings tried in one iteration
+TRIALS = 5
 DAMPING = 0.1
-ROBUST = 0.1  # log error at which a point counts half (Cauchy loss): first-generation software is far off
-NOISE = 0.1  # log error of one measurement, against which priors weigh
-JITTER = 1e-4  # share of a group's variance that no level explains: keeps the covariance invertible
-DELTA = 0.02
+HARDER, SOFTER = 5.0, 4.0
+LEAST_DAMPING = 1e-4
+ROBUST = 0.1  # log error at which a point counts half (Cauchy loss): first-generation software is far off (assumed)
+NOISE = 0.1  # log error of one measurement, against which priors weigh (assumed)
+JITTER = 1e-4  # share of a group's variance that no level explains: keeps the covariance invertible (assumed)
+DELTA = 0.02  # log units, by which a parameter is moved for its derivative (assumed)
 SCORED_METRICS = ("tpot_ms", "total_tok_s_per_gpu", "ttft_ms")
 # A median beside a mean tells the steady state from the first wave.
 FITTED_METRICS = (*SCORED_METRICS, "median_ttft_ms")
-WEIGHTS = np.array([1.0, 1.0, 0.6, 0.6])
+WEIGHTS = np.array([1.0, 1.0, 0.6, 0.6])  # of FITTED_METRICS: TTFT is defined less well (assumed)
 
 
-def observed(points: Sequence[Point]) -> Array:
+def observed(points: Sequence[Point]) -> Floats:
     """[points, FITTED_METRICS] logs of measured values, NaN where missing."""
     given = [{**p.measured, "median_ttft_ms": p.median_ttft_ms or np.nan} for p in points]
     return np.log([[metrics.get(name, np.nan) for name in FITTED_METRICS] for metrics in given])
 
 
-def log_predictions(loop: Loop, theta: Array) -> Array:
+def log_predictions(loop: Loop, theta: Floats) -> Floats:
     found = balance(loop, theta).metrics(loop)
     return np.log(np.stack([found[name] for name in FITTED_METRICS], axis=1))
 
@@ -47,11 +51,11 @@ def log_predictions(loop: Loop, theta: Array) -> Array:
 def fit_stack(
     loop: Loop,
     levels: Sequence[tuple[str, ...]],
-    target: Array,
-    weight: Array,
+    target: Floats,
+    weight: Floats,
     source: str,
     frozen: Sequence[str] = (),
-    start: Array | None = None,
+    start: Floats | None = None,
 ) -> StackFit:
     """target: [points, metrics] logs. weight: of each point. frozen: parameters kept at their assumed values. start:
     [points, parameters] that effects add to (default: assumed values)."""
@@ -59,7 +63,7 @@ def fit_stack(
     place = {level: i for i, level in enumerate(known)}
     groups = {mine: i for i, mine in enumerate(dict.fromkeys(levels))}
     group = np.array([groups[mine] for mine in levels], dtype=np.intp)
-    member: Array = np.zeros((len(groups), len(known)))
+    member: Floats = np.zeros((len(groups), len(known)))
     for mine, row in groups.items():
         member[row, [place[level] for level in mine]] = 1.0
     share = np.array([LEVELS[level.partition("=")[0]][0] for level in known])
@@ -75,7 +79,7 @@ def fit_stack(
     each = WEIGHTS * weight[:, None] * seen
     begin = np.tile(assumed(), (len(group), 1)) if start is None else start
 
-    def errors_of(shifts: Array) -> tuple[Array, Array, Array, float]:
+    def errors_of(shifts: Floats) -> tuple[Floats, Floats, Floats, float]:
         theta = begin.copy()
         theta[:, free] += shifts[group]
         base = log_predictions(loop, theta)
@@ -97,16 +101,16 @@ def fit_stack(
             try:  # a direction needs no more than single precision, in half the time
                 factor = cho_factor(damped.astype(np.float32), overwrite_a=True, check_finite=False)
             except LinAlgError:
-                damping *= 5
+                damping *= HARDER
                 continue
             step = cho_solve(factor, gradient, check_finite=False)
             trial = shifts - step.reshape(shifts.shape)
             found = errors_of(trial)
             if found[3] < loss:
                 shifts, (theta, base, errors, loss) = trial, found
-                damping = max(damping / 4, 1e-4)
+                damping = max(damping / SOFTER, LEAST_DAMPING)
                 break
-            damping *= 5
+            damping *= HARDER
         else:
             break
     effects = np.zeros((len(known), len(NAMES)))
@@ -114,15 +118,15 @@ def fit_stack(
     return StackFit({level: effects[i] for level, i in place.items()}, {}, source)
 
 
-def _slope(loop: Loop, theta: Array, base: Array, parameter: int) -> Array:
+def _slope(loop: Loop, theta: Floats, base: Floats, parameter: int) -> Floats:
     moved = theta.copy()
     moved[:, parameter] += DELTA
     return (log_predictions(loop, moved) - base) / DELTA
 
 
 def _normal(
-    shifts: Array, group: NDArray[np.intp], slopes: Array, errors: Array, weights: Array, stiff: Array, widths: Array
-) -> tuple[Array, Array, Array]:
+    shifts: Floats, group: Index, slopes: Floats, errors: Floats, weights: Floats, stiff: Floats, widths: Floats
+) -> tuple[Floats, Floats, Floats]:
     """Normal matrix and gradient of the weighted squares, and the curvature of the data alone, over shifts
     [groups, parameters] laid flat."""
     groups, parameters = shifts.shape
@@ -134,5 +138,5 @@ def _normal(
     tiles = normal.reshape(groups, parameters, groups, parameters)
     every = np.arange(groups)
     tiles[every, :, every, :] += blocks
-    curved: Array = np.einsum("gpp->gp", blocks).ravel()
+    curved: Floats = np.einsum("gpp->gp", blocks).ravel()
     return np.asarray(normal, dtype=np.float64), pulls.ravel(), curved

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from calibration.roofline_fit import Array
 from calibration.serving.points import Point
 from calibration.serving.served_model import preset_of
 from hw_profiles.catalog import load, own_folder
 from hw_profiles.efficiency import Efficiency
 from hw_profiles.loading import CatalogError
 from hw_profiles.profile import HardwareProfile
+from simulator.model.arrays import Floats
 from simulator.model.engine import attention_of, drafts_of, experts_of, form_of
 
 DATA = Path(__file__).resolve().parent.parent / "data"
@@ -42,6 +42,7 @@ class Parameter:
     width: float
 
 
+# Values are assumed, and widths with them: fits move both the more points there are.
 PARAMETERS = (
     Parameter("kernel_overhead_s", "host time of one step for each kernel: scheduling, sampling, gaps [s]", 2e-6, 0.7),
     Parameter("renewal", "host time of a decode step over that of the software half a year before", 1.0, 0.5),
@@ -61,11 +62,11 @@ PARAMETERS = (
     Parameter("draft_overhead", "host time of a step with drafts over that of one without", 1.3, 0.4),
     Parameter("exit_latency_s", "added latency of a collective that leaves the scale-up domain [s]", 15e-6, 0.7),
 )
-# Engines beat stand-alone kernels by a little at most (overlap, warm caches).
+# Engines beat stand-alone kernels by a little at most: overlap, warm caches (assumed); shares end at 1.
 LARGEST = {"memory": 1.2, "matrix": 1.2, "network": 1.2, "gathering": 1.0, "bunching": 1.0}
 NAMES = tuple(p.name for p in PARAMETERS)
 WIDTHS = np.array([p.width for p in PARAMETERS])
-# Levels: the share of each prior width that one may explain, and the fields whose values name it.
+# Levels: the share of each prior width that one may explain (assumed), and the fields whose values name it.
 LEVELS: dict[str, tuple[float, tuple[str, ...]]] = {
     "all": (1.0, ()),
     "family": (0.6, ("family",)),
@@ -137,7 +138,7 @@ def levels_of(point: Point, hardware: HardwareProfile) -> tuple[str, ...]:
     return tuple(f"{level}={'+'.join(fields[name] for name in names)}" for level, (_, names) in LEVELS.items())
 
 
-def assumed() -> Array:
+def assumed() -> Floats:
     """Transformed assumed values: logs, a logit for acceptance."""
     return np.array([_forward(p.name, p.assumed) for p in PARAMETERS])
 
@@ -146,7 +147,7 @@ def _forward(name: str, value: float) -> float:
     return float(np.log(value / (1 - value)) if name == "acceptance" else np.log(value))
 
 
-def values(theta: Array) -> dict[str, Array]:
+def values(theta: Floats) -> dict[str, Floats]:
     """Parameters in their own units, each an array over points. theta: [points, parameters]."""
     out = {name: np.exp(theta[:, i]) for i, name in enumerate(NAMES)}
     out["acceptance"] = 1.0 / (1.0 + np.exp(-theta[:, NAMES.index("acceptance")]))
@@ -159,11 +160,11 @@ def values(theta: Array) -> dict[str, Array]:
 class StackFit:
     """Fitted effects by level, and the spread of residuals by situation."""
 
-    effects: Mapping[str, Array]
+    effects: Mapping[str, Floats]
     sigma: Mapping[str, Mapping[str, float]]  # situation -> metric -> standard deviation of log error
     source: str
 
-    def theta(self, levels: Sequence[tuple[str, ...]]) -> Array:
+    def theta(self, levels: Sequence[tuple[str, ...]]) -> Floats:
         """[points, parameters] for points of these levels."""
         base = assumed()
         none = np.zeros(len(NAMES))

@@ -15,11 +15,11 @@ from typing import cast
 
 import numpy as np
 
-from calibration.roofline_fit import Array
 from calibration.serving.engine_parameters import DATA, LEVELS, NAMES, StackFit, kernel_profile, shipped, values
 from calibration.serving.points import NEWEST
 from hw_profiles.catalog import load
 from hw_profiles.efficiency import LARGEST_STORED, Efficiency, Situation
+from simulator.model.arrays import Floats
 from simulator.model.engine import FACTORS, Condition, Factor, Form, When, driven
 
 PROFILES = Path(__file__).resolve().parents[2] / "hw_profiles" / "data" / "efficiency"
@@ -96,9 +96,9 @@ def in_engine(gpu: str, stack: str, fit: StackFit, engines: Engines | None = Non
 
 def situations(gpu: str, stack: str, fit: StackFit, engines: Engines, drafting: float) -> tuple[Situation, ...]:
     """What effects add to the standing ones, by what they depend on. drafting: what these say of it."""
-    logs: dict[When, Array] = {}
+    logs: dict[When, Floats] = {}
 
-    def add(when: Mapping[Condition, str], effect: Array) -> None:
+    def add(when: Mapping[Condition, str], effect: Floats) -> None:
         key: When = tuple(sorted(when.items()))
         logs[key] = logs.get(key, 0.0) + effect
 
@@ -154,7 +154,7 @@ def _when(value: str, fields: Sequence[str], fixed: Mapping[str, str]) -> dict[C
     return cast(dict[Condition, str], dict(zip(free, said, strict=True)))
 
 
-def _factors(log: Array) -> dict[str, float]:
+def _factors(log: Floats) -> dict[str, float]:
     """Of each figure that differs there."""
     found = {factor: round(float(np.exp(log[NAMES.index(name)])), 4) for factor, name in FITTED.items()}
     return {factor: value for factor, value in found.items() if value != 1.0}

@@ -20,15 +20,15 @@ from calibration.serving.engine_fit import SCORED_METRICS, fit_stack, observed
 from calibration.serving.engine_parameters import FILE, NAMES, StackFit, assumed, family_of, shipped
 from calibration.serving.export_profiles import engines_of, in_engine
 from calibration.serving.points import Point
-from calibration.serving.predict import Prepared, predictions, some
+from calibration.serving.predict import PreparedPoints, predictions, some
 from hw_profiles.efficiency import Efficiency
 from hw_profiles.efficiency_files import read_json
 from hw_profiles.loading import CatalogError
 from simulator.model.engine import Form, form_of
 
 RENEWAL = "renewal"
-FEWEST = 3  # rows that say something beside the priors
-FEWEST_IN_HALVES = 8  # rows of which half predict the other half
+FEWEST = 3  # rows that say something beside the priors (assumed)
+FEWEST_IN_HALVES = 8  # rows of which half predict the other half (assumed)
 
 
 class TooFewPointsError(ValueError):
@@ -65,7 +65,7 @@ class OwnServing:
         return [folder / name for name in texts]
 
 
-def fit_own(prepared: Prepared, source: str, before: StackFit | None = None) -> OwnServing:
+def fit_own(prepared: PreparedPoints, source: str, before: StackFit | None = None) -> OwnServing:
     """Raises TooFewPointsError. source: of the points, in words. before: fits of other stacks of one's own; what it
     says of these is forgotten."""
     left_out: Counter[str] = Counter(why for _, _, why in prepared.unpredicted)
@@ -92,7 +92,7 @@ def fit_own(prepared: Prepared, source: str, before: StackFit | None = None) -> 
     return OwnServing(fit, profiles, predictions(kept, start), _held_out(kept, start), dict(left_out))
 
 
-def moved(prepared: Prepared, before: StackFit, source: str) -> StackFit:
+def moved(prepared: PreparedPoints, before: StackFit, source: str) -> StackFit:
     """`before` with the own levels of these points fitted to them."""
     assert prepared.loop is not None
     none = np.zeros(len(NAMES))
@@ -131,7 +131,7 @@ def _own(level: str) -> bool:
     return level.startswith("gpu+engine+model") and not level.endswith("+unknown")
 
 
-def _held_out(prepared: Prepared, before: StackFit) -> pd.DataFrame | None:
+def _held_out(prepared: PreparedPoints, before: StackFit) -> pd.DataFrame | None:
     """Each half of the points, drawn at random, as a fit of the other half predicts it."""
     count = len(prepared.steps)
     if count < FEWEST_IN_HALVES:
@@ -142,7 +142,7 @@ def _held_out(prepared: Prepared, before: StackFit) -> pd.DataFrame | None:
     return pd.concat(lines, ignore_index=True)
 
 
-def _profiles(prepared: Prepared, fit: StackFit, source: str) -> dict[str, Efficiency]:
+def _profiles(prepared: PreparedPoints, fit: StackFit, source: str) -> dict[str, Efficiency]:
     """Of each pair; where engines share a stack, that of most points stands for it in each form of serving."""
     pairs: dict[tuple[str, str], list[Point]] = {}
     for one in prepared.steps:

@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
 
-from calibration.roofline_fit import Array
+from calibration.progress import Progress
 from calibration.serving.balance import Loop, balance, loop_of, take
 from calibration.serving.engine_parameters import StackFit, family_of, kernel_profile, levels_of
 from calibration.serving.point_steps import PointSteps, steps_of
-from calibration.serving.points import METRICS, Unpredictable, parse_point
+from calibration.serving.points import Unpredictable, parse_point
+from simulator.model.arrays import Floats
 
-Z90 = NormalDist().inv_cdf(0.9)
-SITUATIONS = ("known", "new combination", "new model", "new engine", "new accelerator")
-# Where nothing was fitted: sigma of the assumed parameters over published rows.
+Z90 = NormalDist().inv_cdf(0.9)  # standard deviations from the median to p10 and to p90
+INSIDE = 0.8  # share of the errors between p10 and p90
+ROWS_A_REPORT = 50  # of progress (assumed)
+# Where nothing was fitted: sigma of log errors with the assumed parameters over published rows, roundly.
 ASSUMED_SIGMA = {
     "tpot_ms": 0.4, "tok_s_per_user": 0.4, "total_tok_s_per_gpu": 0.4,
     "output_tok_s_per_gpu": 0.4, "input_tok_s_per_gpu": 0.4, "ttft_ms": 0.9,
 }  # fmt: skip
 
-Progress = Callable[[str, int, int], None]
-
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedPoints:
     """Points with all that a prediction needs, and the rows that have none."""
 
     steps: tuple[PointSteps, ...]
@@ -42,7 +42,7 @@ class Prepared:
         return len(self.steps) / total if total else 0.0
 
 
-def prepare(frame: pd.DataFrame, progress: Progress | None = None) -> Prepared:
+def prepare(frame: pd.DataFrame, progress: Progress | None = None) -> PreparedPoints:
     """Read every row and build the steps it needs."""
     steps: list[PointSteps] = []
     unpredicted: list[tuple[int, str, str]] = []
@@ -54,19 +54,19 @@ def prepare(frame: pd.DataFrame, progress: Progress | None = None) -> Prepared:
         except Unpredictable as why:
             name = named.get("id")
             unpredicted.append((index, str(index) if name is None else str(name), str(why)))
-        if progress and index % 50 == 0:
+        if progress and index % ROWS_A_REPORT == 0:
             progress("points", index, len(rows))
     rates = [kernel_profile(s.point.gpu, s.point.engine) for s in steps]
     loop = loop_of(steps, rates) if steps else None
     levels = tuple(levels_of(s.point, s.hardware) for s in steps)
-    return Prepared(tuple(steps), levels, loop, tuple(unpredicted))
+    return PreparedPoints(tuple(steps), levels, loop, tuple(unpredicted))
 
 
-def some(prepared: Prepared, rows: Sequence[int]) -> Prepared:
+def some(prepared: PreparedPoints, rows: Sequence[int]) -> PreparedPoints:
     """Those of the points, by place."""
     if prepared.loop is None or not len(rows):
-        return Prepared((), (), None, ())
-    return Prepared(
+        return PreparedPoints((), (), None, ())
+    return PreparedPoints(
         tuple(prepared.steps[i] for i in rows),
         tuple(prepared.levels[i] for i in rows),
         take(prepared.loop, np.asarray(rows, dtype=np.intp)),
@@ -85,7 +85,7 @@ def situation_of(levels: Sequence[str], fit: StackFit) -> str:
     return "new combination"
 
 
-def predictions(prepared: Prepared, fit: StackFit) -> pd.DataFrame:
+def predictions(prepared: PreparedPoints, fit: StackFit) -> pd.DataFrame:
     """One line for each measured metric of each point."""
     if prepared.loop is None:
         return pd.DataFrame(columns=COLUMNS)
@@ -118,51 +118,11 @@ COLUMNS = [
 ]  # fmt: skip
 
 
-def scores(lines: pd.DataFrame) -> dict[str, float | int]:
-    """Errors of some lines of one metric."""
-    ratio = lines["ratio"].to_numpy()
-    inside = (lines["measured"] >= lines["p10"]) & (lines["measured"] <= lines["p90"])
-    return {
-        "n": len(lines),
-        "median_ape": float(np.median(np.abs(ratio - 1))),
-        "mape": float(np.mean(np.abs(ratio - 1))),
-        "bias": float(np.median(ratio - 1)),
-        "coverage": float(inside.mean()),
-    }
-
-
-def scores_by_metric(lines: pd.DataFrame) -> dict[str, dict[str, float | int]]:
-    """Errors of each metric that some line has."""
-    return {m: scores(lines[lines["metric"] == m]) for m in METRICS if (lines["metric"] == m).any()}
-
-
-def report(prepared: Prepared, lines: pd.DataFrame) -> dict[str, object]:
-    """The answer of `moeplan validate --json`."""
-    apart = {s.point.row: s.point.distrusted for s in prepared.steps if s.point.distrusted}
-    trusted = lines[~lines["row"].isin(list(apart))]
-    groups = []
-    for (model, gpu, engine, disaggregated), part in lines.groupby(["model", "gpu", "engine", "disaggregated"]):
-        metrics = scores_by_metric(part)
-        groups.append(
-            {"model": model, "gpu": gpu, "engine": engine, "disaggregated": bool(disaggregated), "metrics": metrics}
-        )
-    return {
-        "points": len(prepared.steps) + len(prepared.unpredicted),
-        "predicted": len(prepared.steps),
-        "coverage_of_points": prepared.coverage_of_points,
-        "unpredicted": [{"row": row, "id": name, "reason": why} for row, name, why in prepared.unpredicted],
-        "overall": scores_by_metric(lines),
-        "distrusted": [{"row": row, "reason": why} for row, why in apart.items()],
-        "trusted": scores_by_metric(trusted),
-        "groups": groups,
-    }
-
-
-def log_spread(errors: Array) -> float:
+def log_spread(errors: Floats) -> float:
     """Standard deviation of the normal whose p10-p90 band holds 80% of `errors` about zero."""
     finite = errors[np.isfinite(errors)]
-    return float(np.quantile(np.abs(finite), 0.8) / Z90) if len(finite) else math.nan
+    return float(np.quantile(np.abs(finite), INSIDE) / Z90) if len(finite) else math.nan
 
 
-def engines(prepared: Prepared) -> list[str]:
+def engines(prepared: PreparedPoints) -> list[str]:
     return [family_of(s.point.engine) for s in prepared.steps]

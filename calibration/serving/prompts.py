@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from calibration.serving.engine_parameters import family_of
+from calibration.serving.engine_parameters import PARAMETERS, family_of
 from calibration.serving.points import Point
 from simulator.model.acceptance import tokens_per_step
 from simulator.model.latency import StepLatency
@@ -15,9 +15,13 @@ from simulator.model.ops import Op
 from simulator.model.step import Chunk, DecodeLoad
 from simulator.planner.queueing import mean_of_any
 
-BUDGET = 8192  # prompt tokens of a step, per attention rank, where the row does not say
-FEWEST_CHUNK = 16  # prompt tokens of a step whose token budget decode has used up
-ACCEPTANCE = 0.68  # of a draft, where the number of requests that end in a step is needed before any fit
+BUDGET = 8192  # prompt tokens of a step, per attention rank, where the row does not say (assumed)
+FEWEST_CHUNK = 16  # prompt tokens of a step whose token budget decode has used up (assumed)
+UNSAID_STRETCH = 2  # times BUDGET, to which a prompt still goes in one step where the row does not say (assumed)
+# Chance that a draft token is accepted, where the number of requests that end in a step is needed before any fit: as
+# `engine_parameters` assumes it.
+ACCEPTANCE = next(p.assumed for p in PARAMETERS if p.name == "acceptance")
+REMEMBERED = 65536  # steps, of some thousand points (assumed)
 MIXING = ("vllm", "trtllm")  # families whose schedulers put prompts into the steps that decode
 
 
@@ -84,7 +88,7 @@ def together(engine: StepLatency, point: Point, prompts: int, beside: DecodeLoad
     length, ranks = max(1, round(point.prompt)), engine.parallelism.dp
     limit = _chunk(point, (beside.sequences if beside else 0) * (1 + point.drafts))
     said = point.prefill_chunk is not None or point.token_budget is not None
-    if length <= (limit if said else 2 * limit):
+    if length <= (limit if said else UNSAID_STRETCH * limit):
         steps = [[Chunk(length, 0)] * -(-prompts // ranks)]
     else:
         prompts = min(prompts, ranks)
@@ -111,7 +115,7 @@ def ops_of(engine: StepLatency, chunks: Sequence[Chunk], load: DecodeLoad | None
     return _cached_ops(engine, tuple(chunks), load, total)
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=REMEMBERED)
 def _cached_ops(engine: StepLatency, chunks: tuple[Chunk, ...], load: DecodeLoad, total: int | None) -> tuple[Op, ...]:
     priced = engine.breakdown(chunks, load, total)
     return tuple(one.op for one in priced if one.bound != "host")

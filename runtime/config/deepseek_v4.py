@@ -19,7 +19,9 @@ _KIND_OF_NAME: dict[str, AttentionKind] = {
     "compressed_sparse_attention": "sparse",
     "heavily_compressed_attention": "heavy",
 }
-_KIND_OF_RATIO: dict[int, AttentionKind] = {0: "window", 4: "sparse", 128: "heavy"}
+# Tokens that an entry of each compressor stands for, as published.
+SPARSE_RATIO, HEAVY_RATIO = 4, 128
+_KIND_OF_RATIO: dict[int, AttentionKind] = {0: "window", SPARSE_RATIO: "sparse", HEAVY_RATIO: "heavy"}
 
 
 def read_v4(raw: Raw) -> ModelConfig:
@@ -77,7 +79,7 @@ def read_v4(raw: Raw) -> ModelConfig:
 
 def _v4_attention_kinds(raw: Raw, layers: int) -> tuple[tuple[AttentionKind, ...], dict[str, int]]:
     """One kind a layer, from `layer_types` or `compress_ratios` (whose tail beyond the layers is for MTP)."""
-    rates = {"compressed_sparse_attention": 4, "heavily_compressed_attention": 128}
+    rates = {"compressed_sparse_attention": SPARSE_RATIO, "heavily_compressed_attention": HEAVY_RATIO}
     rates |= raw.get("compress_rates") or {}
     if names := raw.get("layer_types"):
         unknown = sorted(set(names) - set(_KIND_OF_NAME))

@@ -79,8 +79,8 @@ def yarn(scaling: Raw, max_positions: int) -> YarnScaling | None:
     return YarnScaling(
         factor,
         original,
-        float(scaling.get("beta_fast") or 32),
-        float(scaling.get("beta_slow") or 1),
+        float(scaling.get("beta_fast") or YarnScaling.beta_fast),
+        float(scaling.get("beta_slow") or YarnScaling.beta_slow),
         float(attention_factor),
     )
 

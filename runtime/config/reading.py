@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from runtime.config.deepseek_v4 import read_v4
 from runtime.config.fields import Raw, divides, mscale, mtp_layers, need, rope_scaling, scoring, shared_fields, yarn
@@ -17,7 +19,24 @@ from runtime.config.spec import (
 )
 
 
-def read(raw: Raw) -> ModelConfig:
+def read_config(source: Raw | str | Path) -> ModelConfig:
+    """From a parsed config.json, its path, or the directory that holds it."""
+    if isinstance(source, Mapping):
+        return _read(source)
+    path = Path(source)
+    path = path / "config.json" if path.is_dir() else path
+    if not path.is_file():
+        raise ConfigError(f"no model configuration at {path}; give a config.json or its directory")
+    try:
+        parsed = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} is not valid JSON ({error}); give a Hugging Face config.json") from None
+    if not isinstance(parsed, dict):
+        raise ConfigError(f"{path} holds no JSON object; give a Hugging Face config.json")
+    return _read(parsed)
+
+
+def _read(raw: Raw) -> ModelConfig:
     model_type = need(raw, "model_type", str)
     if model_type not in _READERS:
         raise ConfigError(f"model_type={model_type!r} is not supported; use one of {', '.join(sorted(_READERS))}")

@@ -1,13 +1,10 @@
-"""What a model is made of: read from a Hugging Face config.json, checked once, frozen."""
+"""What a model is made of, frozen. `runtime.config.reading` reads it from a Hugging Face config.json."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 AttentionKind = Literal["window", "sparse", "heavy", "latent", "grouped"]
 MlpKind = Literal["hash_moe", "moe", "dense"]
@@ -137,22 +134,3 @@ class ModelConfig:
             return 1
         ratios = {"sparse": self.attention.sparse_ratio, "heavy": self.attention.heavy_ratio}
         return math.lcm(*(ratios[kind] for kind in self.attention_kinds if kind in ratios))
-
-    @classmethod
-    def load(cls, source: Mapping[str, Any] | str | Path) -> ModelConfig:
-        """From a parsed config.json, its path, or the directory that holds it."""
-        from runtime.config.reading import read  # the readers build the classes above
-
-        if isinstance(source, Mapping):
-            return read(source)
-        path = Path(source)
-        path = path / "config.json" if path.is_dir() else path
-        if not path.is_file():
-            raise ConfigError(f"no model configuration at {path}; give a config.json or its directory")
-        try:
-            parsed = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{path} is not valid JSON ({error}); give a Hugging Face config.json") from None
-        if not isinstance(parsed, dict):
-            raise ConfigError(f"{path} holds no JSON object; give a Hugging Face config.json")
-        return read(parsed)

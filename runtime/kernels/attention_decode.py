@@ -11,10 +11,10 @@ from torch import Tensor
 
 from runtime.kernels.attention_prefill import key_blocks, shares_storage
 from runtime.kernels.attention_step import LOG2_E, attend, combine_splits_kernel, dot_precision, store_split
-from runtime.kernels.configs import attention_tile, compute_units
+from runtime.kernels.configs import LEAST_ROWS, WIDE_VALUES, attention_tile, compute_units
 
-MIN_KEYS_PER_SPLIT = 128
-MAX_SPLITS = 64
+MIN_KEYS_PER_SPLIT = 128  # below, merging costs more than a split saves (assumed)
+MAX_SPLITS = 64  # so that merging reads little (assumed)
 
 
 def num_splits(device: torch.device, programs: int, max_keys: int) -> int:
@@ -238,13 +238,13 @@ def paged_attention_decode(
     out = torch.empty(batch, heads, v_dim, dtype=q.dtype, device=q.device)
     if batch == 0:
         return out
-    tile = attention_tile(q.device, group, wide=v_dim > 128)
+    tile = attention_tile(q.device, group, wide=v_dim > WIDE_VALUES)
     head_blocks = triton.cdiv(group, tile.m)
     splits = num_splits(q.device, batch * kv_heads * head_blocks, block_table.shape[1] * block_size)
     partial = torch.empty(batch, splits, heads, v_dim, dtype=torch.float32, device=q.device)
     lse = torch.empty(batch, splits, heads, dtype=torch.float32, device=q.device)
     main, rest = key_blocks(k_dim)
-    block = max(16, triton.next_power_of_2(v_dim))
+    block = max(LEAST_ROWS, triton.next_power_of_2(v_dim))
     _paged_decode_kernel[(batch, kv_heads * head_blocks, splits)](
         q,
         k_cache,

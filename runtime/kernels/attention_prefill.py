@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from runtime.kernels.attention_step import LOG2_E, attend, dot_precision
-from runtime.kernels.configs import attention_tile
+from runtime.kernels.attention_step import LOG2_E, LOG2_E_IN_KERNELS, attend, dot_precision
+from runtime.kernels.configs import LEAST_ROWS, WIDE_VALUES, attention_tile
 
 
 @triton.jit
@@ -55,7 +55,7 @@ def _window_prefill_kernel(
     ring = window + tl.load(slots + seq).to(tl.int64) * size * dim
 
     # The sink is a logit that was seen first and has no value.
-    peak = tl.load(sinks + head, mask=head < heads, other=0.0).to(tl.float32) * 1.4426950408889634
+    peak = tl.load(sinks + head, mask=head < heads, other=0.0).to(tl.float32) * LOG2_E_IN_KERNELS
     total = tl.full((BH,), 1.0, tl.float32)
     acc = tl.zeros((BH, BD), tl.float32)
     oldest = tl.maximum(position - size + 1, 0)
@@ -223,9 +223,9 @@ def _paged_prefill_kernel(
 
 
 def key_blocks(dim: int) -> tuple[int, int]:
-    """(largest power of two <= dim but at least 16, padded rest)."""
-    main = max(16, 1 << (dim.bit_length() - 1))
-    return main, 0 if dim <= main else max(16, triton.next_power_of_2(dim - main))
+    """(largest power of two <= dim but at least LEAST_ROWS, padded rest)."""
+    main = max(LEAST_ROWS, 1 << (dim.bit_length() - 1))
+    return main, 0 if dim <= main else max(LEAST_ROWS, triton.next_power_of_2(dim - main))
 
 
 def shares_storage(k_cache: Tensor, v_cache: Tensor) -> bool:
@@ -251,7 +251,7 @@ def paged_attention_prefill(
     out = torch.empty(tokens, heads, v_dim, dtype=q.dtype, device=q.device)
     if tokens == 0:
         return out
-    tile = attention_tile(q.device, max_new, wide=v_dim > 128)
+    tile = attention_tile(q.device, max_new, wide=v_dim > WIDE_VALUES)
     main, rest = key_blocks(k_dim)
     _paged_prefill_kernel[(triton.cdiv(max_new, tile.m), heads, batch)](
         q,
@@ -275,7 +275,7 @@ def paged_attention_prefill(
         BT=tile.n,
         BK=main,
         BR=rest,
-        BV=max(16, triton.next_power_of_2(v_dim)),
+        BV=max(LEAST_ROWS, triton.next_power_of_2(v_dim)),
         SHARED=shares_storage(k_cache, v_cache) and v_dim == main,
         num_warps=tile.warps,
         num_stages=tile.stages,

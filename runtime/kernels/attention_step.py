@@ -4,7 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
-LOG2_E = 1.4426950408889634
+LOG2_E = 1.4426950408889634  # log2(e), for exponentials in base 2
+LOG2_E_IN_KERNELS = tl.constexpr(LOG2_E)
 
 
 def dot_precision(dtype: torch.dtype) -> str:
@@ -38,7 +39,7 @@ def combine_splits_kernel(partial, lse, sinks, out, heads, dim, splits, SINK: tl
         peak = tl.maximum(peak, tl.load(lse + (batch * splits + split) * heads + head))
     total = 0.0
     if SINK:
-        sink = tl.load(sinks + head).to(tl.float32) * 1.4426950408889634
+        sink = tl.load(sinks + head).to(tl.float32) * LOG2_E_IN_KERNELS
         peak = tl.maximum(peak, sink)
         total += tl.exp2(sink - peak)
     safe = tl.where(peak == float("-inf"), 0.0, peak)

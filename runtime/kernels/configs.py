@@ -13,6 +13,11 @@ import torch
 import triton
 
 ARCHITECTURES = ("sm80", "sm90", "sm100", "gfx942")
+LEAST_ROWS = 16  # of a tile that a matrix unit takes (Triton's `tl.dot`)
+BULK_COPY_BYTES = 16  # a bulk tensor copy needs rows of whole units of that many
+SKINNY_ROWS = 64  # of a dense product, up to which it streams weights (assumed)
+SMALL_TILE = 32  # rows of a grouped tile, up to which it needs few warps (assumed)
+WIDE_VALUES = 128  # columns of values, beyond which their accumulator takes half of the registers
 
 # Compute units, for persistent grids when no device can be asked. Sources: NVIDIA A100, H100 and B200 and
 # AMD MI300X data sheets (108, 132, 148 SMs; 304 CUs).
@@ -31,7 +36,8 @@ class Tile:
 
 
 # The interpreter pays per tensor operation, so its tiles are large in k and otherwise small enough that the
-# odd shapes of the tests still need several tiles.
+# odd shapes of the tests still need several tiles. The others are assumed: what fits the shared memory and registers of
+# each, large enough to be bound by the matrix unit.
 _DENSE_FP8 = {
     "sm80": Tile(128, 128, 128, 8, 3),
     "sm90": Tile(128, 128, 128, 8, 4),
@@ -126,7 +132,7 @@ def compute_units(device: torch.device) -> int:
 
 
 def dense_fp8_tile(device: torch.device, rows: int) -> Tile:
-    table = _DENSE_FP8_SKINNY if rows <= 64 else _DENSE_FP8
+    table = _DENSE_FP8_SKINNY if rows <= SKINNY_ROWS else _DENSE_FP8
     return table[architecture_of(device)]
 
 
@@ -137,7 +143,7 @@ def grouped_tile(device: torch.device, weight: torch.Tensor, block_m: int) -> Ti
     if (arch, form) not in _GROUPED:
         raise ValueError(f"{form} expert weights have no matrix unit on {arch}; dequantise them to bfloat16")
     tile = _GROUPED[arch, form]
-    if block_m > 32 or arch == "interpreter":
+    if block_m > SMALL_TILE or arch == "interpreter":
         return replace(tile, m=block_m)
     # A small tile: fewer warps to feed, a deeper pipeline. Decoding fp4 takes registers, so it keeps its warps.
     warps = tile.warps if form == "fp4" else 4
@@ -145,9 +151,9 @@ def grouped_tile(device: torch.device, weight: torch.Tensor, block_m: int) -> Ti
 
 
 def attention_tile(device: torch.device, rows: int, wide: bool = True) -> Tile:
-    """m is at most what `rows` need, and at least the 16 a matrix unit takes."""
+    """m is at most what `rows` need, and at least the LEAST_ROWS a matrix unit takes."""
     tile = (_ATTENTION_WIDE if wide else _ATTENTION)[architecture_of(device)]
-    m = max(16, min(tile.m, triton.next_power_of_2(rows)))
+    m = max(LEAST_ROWS, min(tile.m, triton.next_power_of_2(rows)))
     return replace(tile, m=m, warps=4 if m < 64 else tile.warps)
 
 

@@ -10,9 +10,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from runtime.kernels.configs import compute_units, dense_fp8_tile, uses_descriptors
+from runtime.kernels.configs import BULK_COPY_BYTES, compute_units, dense_fp8_tile, uses_descriptors
+from runtime.reference.quantize import SCALE_BLOCK
 
-SCALE_BLOCK = 128
 _SCALE_BLOCK = tl.constexpr(SCALE_BLOCK)
 GROUP_M = 8  # row tiles that share a weight tile while it is in L2
 
@@ -84,7 +84,7 @@ def fp8_gemm(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, out_dtype: 
         return out
     tile = dense_fp8_tile(a.device, m)
     a, b = a.contiguous(), b.contiguous()
-    descriptor = uses_descriptors(a.device) and k % 16 == 0  # a bulk copy needs rows of whole 16-byte units
+    descriptor = uses_descriptors(a.device) and k % BULK_COPY_BYTES == 0
     if descriptor:
         left = TensorDescriptor.from_tensor(a, [tile.m, tile.k])
         right = TensorDescriptor.from_tensor(b, [tile.n, tile.k])

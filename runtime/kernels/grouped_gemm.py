@@ -14,100 +14,14 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from runtime.kernels.configs import Tile, compute_units, grouped_tile, uses_descriptors
-from runtime.kernels.fp8_gemm import load_rows, tile_coordinates
+from runtime.kernels.configs import BULK_COPY_BYTES, Tile, compute_units, grouped_tile, uses_descriptors
+from runtime.kernels.fp8_gemm import GROUP_M, tile_coordinates
+from runtime.kernels.grouped_gemm_step import accumulate, load_left
 from runtime.kernels.quantize import group_scale, to_fp8
 from runtime.reference.moe_align import Alignment
+from runtime.reference.quantize import SCALE_BLOCK
 
-SCALE_BLOCK = 128
-GROUP_M = 8
-_SCALE_BLOCK = tl.constexpr(SCALE_BLOCK)
-_FP4_GROUP = tl.constexpr(32)
-
-
-@triton.jit
-def decode_fp4(code, exponent):
-    """Values of e2m1 codes (low four bits of an int32 tile) under ue8m0 exponents of the same shape:
-    bfloat16.
-
-    All in the bits of a float32: the two exponents add up; the one subnormal code (0.5) is 2^-1 of the scale.
-    Exact while the scale is between 2^-125 and 2^125.
-    """
-    power, half = (code >> 1) & 3, code & 1
-    subnormal = power == 0
-    field = tl.where(subnormal, tl.where(half == 1, exponent - 1, 0), exponent + power - 1)
-    mantissa = tl.where(subnormal, 0, half << 22)
-    bits = ((code & 8) << 28) | (field << 23) | mantissa
-    return bits.to(tl.float32, bitcast=True).to(tl.bfloat16)
-
-
-@triton.jit
-def accumulate(
-    acc,
-    left,
-    left_scale,
-    w,
-    w_scale,
-    expert,
-    row,
-    rows,
-    step,
-    K,
-    k_blocks,
-    FORMAT: tl.constexpr,
-    DESCRIPTOR: tl.constexpr,
-    ONE_SCALE: tl.constexpr,
-    BN: tl.constexpr,
-    BK: tl.constexpr,
-):
-    """acc += left [BM, BK] @ w[expert, row : row + BN, step * BK : ...].T, with every scale applied.
-
-    rows: rows of one expert's weight; ONE_SCALE: the tile's rows lie within one fp8 scale block.
-    """
-    column = step * BK
-    if FORMAT == "fp4":
-        r, byte = row + tl.arange(0, BN), column // 2 + tl.arange(0, BK // 2)
-        inside = (r < rows)[:, None] & (byte * 2 < K)[None, :]
-        flat = expert * rows + r.to(tl.int64)[:, None]
-        packed = tl.load(w + flat * (K // 2) + byte[None, :], mask=inside, other=0).to(tl.int32)
-        scale_place = flat * (K // _FP4_GROUP) + (byte * 2 // _FP4_GROUP)[None, :]
-        exponent = tl.load(w_scale + scale_place, mask=inside, other=127).to(tl.int32)
-        pair = tl.join(decode_fp4(packed & 15, exponent), decode_fp4(packed >> 4, exponent))
-        right = tl.reshape(tl.permute(pair, (1, 2, 0)), (BK, BN))
-        acc += tl.dot(left.to(tl.bfloat16), right) * left_scale[:, None]
-    else:
-        if DESCRIPTOR:
-            right = w.load([(expert * rows).to(tl.int32) + row, column])
-        else:
-            right = load_rows(w + expert * rows * K, row, rows, column, K, False, BN, BK)
-        if FORMAT == "float":
-            acc = tl.dot(left, right.T, acc)
-        else:
-            product = tl.dot(left, right.to(left.dtype).T)
-            base = w_scale + expert * tl.cdiv(rows, _SCALE_BLOCK) * k_blocks + step
-            if ONE_SCALE:
-                acc += product * (left_scale * tl.load(base + row // _SCALE_BLOCK * k_blocks))[:, None]
-            else:
-                r = row + tl.arange(0, BN)
-                right_scale = tl.load(base + r // _SCALE_BLOCK * k_blocks, mask=r < rows, other=0.0)
-                acc += product * left_scale[:, None] * right_scale[None, :]
-    return acc
-
-
-@triton.jit
-def load_left(
-    x, x_scale, source, valid, step, K, k_blocks, x_stride, SCALED: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr
-):
-    """Rows `source` of the activations: tile [BM, BK] and its scales [BM] (ones when x is not fp8)."""
-    column = step * BK + tl.arange(0, BK)
-    inside = valid[:, None] & (column < K)[None, :]
-    left = tl.load(x + source.to(tl.int64)[:, None] * x_stride + column[None, :], mask=inside, other=0.0)
-    if SCALED:
-        place = source * k_blocks + step * BK // _SCALE_BLOCK
-        scale = tl.load(x_scale + place, mask=valid, other=0.0)
-    else:
-        scale = tl.full((BM,), 1.0, tl.float32)
-    return left, scale
+COMBINED_COLUMNS = 1024  # of one program at most (assumed)
 
 
 @triton.jit
@@ -238,7 +152,9 @@ def _weight_source(weight: Tensor, tile: Tile) -> tuple[Any, str, bool]:
         raise ValueError(f"expert weights with strides {weight.stride()} must be contiguous")
     form = {torch.uint8: "fp4", torch.float8_e4m3fn: "fp8"}.get(weight.dtype, "float")
     experts, rows, columns = weight.shape
-    descriptor = form != "fp4" and uses_descriptors(weight.device) and columns * weight.element_size() % 16 == 0
+    descriptor = (
+        form != "fp4" and uses_descriptors(weight.device) and columns * weight.element_size() % BULK_COPY_BYTES == 0
+    )
     if not descriptor:
         return weight, form, False
     flat = weight.view(experts * rows, columns)
@@ -347,7 +263,7 @@ def grouped_gemm2_combine(
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
-    block = min(triton.next_power_of_2(columns), 1024)
+    block = min(triton.next_power_of_2(columns), COMBINED_COLUMNS)
     _combine_kernel[(tokens, triton.cdiv(columns, block))](
         y, expert_ids.contiguous(), out, experts, columns, TOP_K=top_k, BLOCK=block, num_warps=4
     )

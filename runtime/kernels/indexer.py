@@ -10,7 +10,13 @@ import triton.language as tl
 from torch import Tensor
 
 from runtime.kernels.attention_step import dot_precision
-from runtime.kernels.configs import architecture_of
+from runtime.kernels.configs import LEAST_ROWS, architecture_of
+
+# Tokens and keys of one program (assumed). The interpreter pays for each operation; in a decode step, of up to
+# DECODE_TOKENS, every token has keys of its own.
+TOKENS, KEYS = 32, 128
+INTERPRETED_TOKENS, INTERPRETED_KEYS = 4, 32
+DECODE_TOKENS = 128
 
 
 @triton.jit
@@ -76,8 +82,8 @@ def indexer_scores(
     if tokens == 0 or num_entries == 0:
         return out
     interpreting = architecture_of(q.device) == "interpreter"
-    each = 4 if interpreting else 1 if tokens <= 128 else 32  # decode: every token has its own keys
-    block = 32 if interpreting else 128
+    each = INTERPRETED_TOKENS if interpreting else 1 if tokens <= DECODE_TOKENS else TOKENS
+    block = INTERPRETED_KEYS if interpreting else KEYS
     _indexer_kernel[(triton.cdiv(num_entries, block), triton.cdiv(tokens, each))](
         q,
         weights,
@@ -95,8 +101,8 @@ def indexer_scores(
         PRECISION=dot_precision(q.dtype),
         TOKENS=each,
         BS=block,
-        BH=max(16, triton.next_power_of_2(heads)),
-        BD=max(16, triton.next_power_of_2(dim)),
+        BH=max(LEAST_ROWS, triton.next_power_of_2(heads)),
+        BD=max(LEAST_ROWS, triton.next_power_of_2(dim)),
         num_warps=4,
         num_stages=2,
     )

@@ -9,7 +9,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from runtime.kernels.configs import compute_units
+from runtime.kernels.configs import LEAST_ROWS, compute_units
+
+# Of one program, all assumed: tokens where there are many, columns of a step of the projection and its fewest steps,
+# and columns at most of what moves data alone.
+MANY_TOKENS, MANY_TOKENS_TILE = 2048, 64
+WIDTH_STEP, FEWEST_STEPS = 128, 4
+COLUMNS = 1024
 
 
 @triton.jit
@@ -138,12 +144,12 @@ def _project(streams: Tensor, fn: Tensor) -> tuple[Tensor, Tensor, int, int]:
     """(partial products, partial squares, splits, padded rows of fn)."""
     tokens, width = streams.shape[0], streams.shape[1] * streams.shape[2]
     rows = fn.shape[0]
-    padded = max(16, triton.next_power_of_2(rows))
-    block_t = 64 if tokens > 2048 else 16
+    padded = max(LEAST_ROWS, triton.next_power_of_2(rows))
+    block_t = MANY_TOKENS_TILE if tokens > MANY_TOKENS else LEAST_ROWS
     tiles = triton.cdiv(tokens, block_t)
-    block_k = 128
+    block_k = WIDTH_STEP
     wanted = triton.cdiv(2 * compute_units(streams.device), tiles)
-    splits = max(1, min(wanted, triton.cdiv(width, 4 * block_k)))
+    splits = max(1, min(wanted, triton.cdiv(width, FEWEST_STEPS * block_k)))
     per_split = triton.cdiv(triton.cdiv(width, splits), block_k) * block_k
     splits = triton.cdiv(width, per_split)
     partial = torch.empty(splits, tokens, padded, dtype=torch.float32, device=streams.device)
@@ -186,7 +192,7 @@ def _collapse(
     comb = torch.empty(0 if head else tokens, m, m, dtype=torch.float32, device=device)
     if tokens:
         partial, squares, splits, padded = _project(streams, fn)
-        block = min(triton.next_power_of_2(hidden), 1024)
+        block = min(triton.next_power_of_2(hidden), COLUMNS)
         across = 1 if tokens >= compute_units(device) else triton.cdiv(hidden, block)
         _collapse_kernel[(tokens, across)](
             streams,
@@ -233,7 +239,7 @@ def mhc_post(streams: Tensor, y: Tensor, post: Tensor, comb: Tensor) -> Tensor:
     out = torch.empty_like(streams)
     if tokens:
         # 8 columns a thread: the streams of a column stay in one thread, so mixing them moves no data.
-        block = min(triton.next_power_of_2(hidden), 1024)
+        block = min(triton.next_power_of_2(hidden), COLUMNS)
         _expand_kernel[(tokens, triton.cdiv(hidden, block))](
             streams,
             y.contiguous(),

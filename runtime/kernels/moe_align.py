@@ -7,6 +7,8 @@ from torch import Tensor
 
 from runtime.reference.moe_align import Alignment, max_tiles
 
+PAIRS, TILES = 256, 32  # of one program (assumed)
+
 
 @triton.jit
 def _count_kernel(ids, counts, rank, num_pairs, num_experts, BLOCK: tl.constexpr):
@@ -70,10 +72,9 @@ def moe_align(expert_ids: Tensor, num_experts: int, block_m: int) -> Alignment:
     tile_expert = torch.empty(tiles, dtype=torch.int32, device=device)
     num_rows = torch.zeros(1, dtype=torch.int32, device=device)
     if num_pairs:
-        block, tiles_each = 256, 32
-        grid = (triton.cdiv(num_pairs, block),)
-        _count_kernel[grid](flat, counts, rank, num_pairs, num_experts, BLOCK=block)
-        _layout_kernel[(triton.cdiv(tiles, tiles_each),)](
+        grid = (triton.cdiv(num_pairs, PAIRS),)
+        _count_kernel[grid](flat, counts, rank, num_pairs, num_experts, BLOCK=PAIRS)
+        _layout_kernel[(triton.cdiv(tiles, TILES),)](
             counts,
             starts,
             tile_expert,
@@ -82,31 +83,7 @@ def moe_align(expert_ids: Tensor, num_experts: int, block_m: int) -> Alignment:
             tiles,
             BLOCK_M=block_m,
             EXPERTS=triton.next_power_of_2(num_experts),
-            TILES=tiles_each,
+            TILES=TILES,
         )
-        _scatter_kernel[grid](flat, rank, starts, pairs, num_pairs, num_experts, BLOCK=block)
+        _scatter_kernel[grid](flat, rank, starts, pairs, num_pairs, num_experts, BLOCK=PAIRS)
     return Alignment(pairs, tile_expert, num_rows, block_m)
-
-
-@triton.jit
-def _permute_kernel(x, pairs, out, num_pairs, columns, x_stride, TOP_K: tl.constexpr, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    pair = tl.load(pairs + row)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = column < columns
-    source = x + (pair // TOP_K).to(tl.int64) * x_stride + column
-    value = tl.load(source, mask=inside & (pair < num_pairs), other=0.0)
-    tl.store(out + row * columns + column, value, mask=inside)
-
-
-def permute_tokens(x: Tensor, pairs: Tensor, top_k: int) -> Tensor:
-    """See runtime.reference.moe_align."""
-    tokens, columns = x.shape
-    out = torch.empty(pairs.shape[0], columns, dtype=x.dtype, device=x.device)
-    if pairs.shape[0]:
-        block = min(triton.next_power_of_2(columns), 2048)
-        grid = (pairs.shape[0], triton.cdiv(columns, block))
-        _permute_kernel[grid](
-            x, pairs, out, tokens * top_k, columns, x.stride(0), TOP_K=top_k, BLOCK=block, num_warps=4
-        )
-    return out

@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+VALUES = 2048  # of one program (assumed)
+
 
 @triton.jit
 def _norm_rope_kernel(
@@ -92,7 +94,7 @@ def launch_norm_rope(
     if cache is not None and not cache.is_contiguous():
         raise ValueError(f"cache with strides {cache.stride()} must be contiguous to be stored to")
     block = triton.next_power_of_2(dim)
-    per_program = min(triton.next_power_of_2(heads), max(1, 2048 // block))
+    per_program = min(triton.next_power_of_2(heads), max(1, VALUES // block))
     _norm_rope_kernel[(tokens, triton.cdiv(heads, per_program))](
         x,
         weight,

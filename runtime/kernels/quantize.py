@@ -5,8 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from runtime.reference.quantize import FP8_MAX, TINY
+from runtime.reference.quantize import FP8_MAX, SCALE_BLOCK, TINY
 
+ROWS = 16  # of one program (assumed)
 _TINY = tl.constexpr(TINY)
 _FP8_MAX = tl.constexpr(FP8_MAX)
 
@@ -57,15 +58,14 @@ def _quantize_kernel(
     tl.store(scales + row * groups + group, scale, mask=row < rows)
 
 
-def quantize_fp8(x: Tensor, group_size: int = 128, power_of_two: bool = False) -> tuple[Tensor, Tensor]:
+def quantize_fp8(x: Tensor, group_size: int = SCALE_BLOCK, power_of_two: bool = False) -> tuple[Tensor, Tensor]:
     """See runtime.reference.quantize. group_size must be a power of two."""
     rows, columns = x.shape
     groups = triton.cdiv(columns, group_size)
     codes = torch.empty(rows, columns, dtype=torch.float8_e4m3fn, device=x.device)
     scales = torch.empty(rows, groups, dtype=torch.float32, device=x.device)
     if rows:
-        per_program = 16
-        _quantize_kernel[(triton.cdiv(rows, per_program), groups)](
+        _quantize_kernel[(triton.cdiv(rows, ROWS), groups)](
             x,
             codes,
             scales,
@@ -75,7 +75,7 @@ def quantize_fp8(x: Tensor, group_size: int = 128, power_of_two: bool = False) -
             x.stride(0),
             POWER_OF_TWO=power_of_two,
             GROUP=group_size,
-            ROWS=per_program,
+            ROWS=ROWS,
             num_warps=4,
         )
     return codes, scales

@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+WARPS = ((8, 4096), (4, 1024), (1, 0))  # of a program whose block has that many columns (assumed)
+
 
 @triton.jit
 def _rms_norm_kernel(x, weight, out, columns, x_stride, eps, WEIGHTED: tl.constexpr, BLOCK: tl.constexpr):
@@ -25,7 +27,7 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     out = torch.empty_like(rows, memory_format=torch.contiguous_format)
     if rows.shape[0]:
         block = triton.next_power_of_2(columns)
-        warps = 8 if block >= 4096 else 4 if block >= 1024 else 1
+        warps = next(warps for warps, columns in WARPS if block >= columns)
         _rms_norm_kernel[(rows.shape[0],)](
             rows, weight, out, columns, rows.stride(0), eps, weight is not None, block, num_warps=warps
         )

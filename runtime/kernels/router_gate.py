@@ -5,8 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from runtime.reference.router_gate import SCORING
+from runtime.reference.router_gate import SCORING, TINY
 
+_TINY = tl.constexpr(TINY)
 _SOFTMAX, _SIGMOID = (tl.constexpr(SCORING.index(name)) for name in ("softmax", "sigmoid"))
 
 
@@ -86,7 +87,7 @@ def _router_gate_kernel(
         chosen = tl.where(slot == k, tl.sum(tl.where(found, flat_score, 0.0), 0), chosen)
         chosen_id = tl.where(slot == k, tl.sum(tl.where(found, flat_expert, 0), 0), chosen_id)
     if NORMALIZE:
-        chosen = chosen / (tl.sum(chosen, 0) + 1e-20)
+        chosen = chosen / (tl.sum(chosen, 0) + _TINY)
     tl.store(weights + token * TOP_K + slot, chosen * scale, mask=slot < TOP_K)
     tl.store(ids + token * TOP_K + slot, chosen_id, mask=slot < TOP_K)
 

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from runtime.kernels.topk import sortable
 
+COLUMNS = 4096  # of one step at most (assumed)
+
 
 @triton.jit
 def _at_least(base, vocab, scale, peak, floor, threshold, WEIGHTED: tl.constexpr, BLOCK: tl.constexpr):
@@ -89,7 +91,7 @@ def sample(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, se
     rows, vocab = logits.shape
     out = torch.empty(rows, dtype=torch.int64, device=logits.device)
     if rows:
-        block = min(triton.next_power_of_2(vocab), 4096)
+        block = min(triton.next_power_of_2(vocab), COLUMNS)
         _sample_kernel[(rows,)](
             logits, temperature, top_k, top_p, seeds, steps, out, vocab, logits.stride(0), BLOCK=block, num_warps=8
         )

@@ -4,6 +4,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+COLUMNS = 1024  # of one program at most (assumed)
+
 
 @triton.jit
 def _store_rows_kernel(values, cache, rows, width, value_stride, BLOCK: tl.constexpr):
@@ -26,6 +28,6 @@ def store_rows(values: Tensor, cache: Tensor, rows: Tensor) -> None:
     if flat.stride(1) != 1:
         flat = flat.contiguous()
     width = flat.shape[1]
-    block = min(triton.next_power_of_2(width), 1024)
+    block = min(triton.next_power_of_2(width), COLUMNS)
     grid = (tokens, triton.cdiv(width, block))
     _store_rows_kernel[grid](flat, cache, rows, width, flat.stride(0), BLOCK=block, num_warps=4)

@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+FEWEST, MOST = 16, 2048  # columns of one program (assumed)
+
 
 @triton.jit
 def sortable(value):
@@ -66,6 +68,6 @@ def top_k(scores: Tensor, lengths: Tensor, k: int) -> Tensor:
     rows, columns = scores.shape
     out = torch.empty(rows, k, dtype=torch.int32, device=scores.device)
     if rows:
-        block = min(max(triton.next_power_of_2(columns), 16), 2048)
+        block = min(max(triton.next_power_of_2(columns), FEWEST), MOST)
         _top_k_kernel[(rows,)](scores, lengths, out, k, scores.stride(0), BLOCK=block, BINS=256, SLOTS=256, num_warps=8)
     return out

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from runtime import ops
-from runtime.batch import Part, StepBatch
+from runtime.batch import SequenceRun, StepBatch
 from runtime.cache import LayerCache
 from runtime.config.spec import AttentionKind, CompressedAttention
 from runtime.layers.compressor import CompressionStep, Compressor, Indexer
@@ -108,7 +108,7 @@ class CompressedSelfAttention(nn.Module):
     def _decode(
         self,
         q: Tensor,
-        part: Part,
+        run: SequenceRun,
         window: Tensor,
         entries: Tensor | None,
         visible: Tensor | None,
@@ -117,21 +117,21 @@ class CompressedSelfAttention(nn.Module):
         return ops.window_attention_decode(
             q,
             window,
-            part.slots,
-            part.context_lens,
+            run.slots,
+            run.context_lens,
             self.sinks,
             self.scale,
             entries,
-            part.block_table,
-            None if visible is None else visible[part.rows],
-            None if selected is None else selected[part.rows],
+            run.block_table,
+            None if visible is None else visible[run.rows],
+            None if selected is None else selected[run.rows],
         )
 
     def _prefill(
         self,
         q: Tensor,
         kv: Tensor,
-        part: Part,
+        run: SequenceRun,
         window: Tensor,
         entries: Tensor | None,
         visible: Tensor | None,
@@ -143,12 +143,12 @@ class CompressedSelfAttention(nn.Module):
             window,
             self.sinks,
             self.scale,
-            part.token_seq,
-            part.positions,
-            part.past,
-            part.slots,
+            run.token_seq,
+            run.positions,
+            run.past,
+            run.slots,
             entries,
-            part.block_table,
-            None if visible is None else visible[part.rows],
-            None if selected is None else selected[part.rows],
+            run.block_table,
+            None if visible is None else visible[run.rows],
+            None if selected is None else selected[run.rows],
         )

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from runtime.config.spec import RopeConfig, YarnScaling
 
+STEP_WIDTH = 1e-3  # pairs over which a ramp of no width rises, which makes it a step
+
 
 @dataclass(frozen=True)
 class Angles:
@@ -31,7 +33,7 @@ def _yarn_keep(yarn: YarnScaling, theta: float, dim: int) -> Tensor:
 
     low = max(math.floor(pair_that_turns(yarn.beta_fast)), 0)
     high = min(math.ceil(pair_that_turns(yarn.beta_slow)), dim - 1)
-    width = high - low if high > low else 0.001  # the ramp becomes a step
+    width = high - low if high > low else STEP_WIDTH
     return 1 - ((torch.arange(dim // 2, dtype=torch.float32) - low) / width).clamp(0, 1)
 
 

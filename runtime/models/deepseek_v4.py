@@ -24,7 +24,7 @@ def _parts(config: ModelConfig) -> tuple[CompressedAttention, StreamsConfig]:
     return config.attention, config.streams
 
 
-class Layer(nn.Module):
+class StreamsLayer(nn.Module):
     """Attention and MoE, each between mHC's `before` and `after`."""
 
     def __init__(self, config: ModelConfig, kind: AttentionKind, mlp: MlpKind, make: Factory) -> None:
@@ -56,7 +56,7 @@ class Layer(nn.Module):
         return self.ffn_hc.after(streams, y, post, comb)
 
 
-class MtpHead(nn.Module):
+class StreamsMtpHead(nn.Module):
     """One more window-only layer on the streams joined with the next token's embedding."""
 
     def __init__(self, config: ModelConfig, make: Factory) -> None:
@@ -66,7 +66,7 @@ class MtpHead(nn.Module):
         self.hnorm = RMSNorm(hidden, eps, make)
         self.e_proj = Linear(hidden, hidden, make)
         self.h_proj = Linear(hidden, hidden, make)
-        self.layer = Layer(config, "window", "moe", make)
+        self.layer = StreamsLayer(config, "window", "moe", make)
         self.hc_head = HyperHead(_parts(config)[1], config, make)
         self.norm = RMSNorm(hidden, eps, make)
 
@@ -84,10 +84,10 @@ class DeepseekV4(Model):
         attention, streams = _parts(config)
         self.num_streams = streams.mult
         kinds = zip(config.attention_kinds, config.mlp_kinds, strict=True)
-        self.layers = nn.ModuleList(Layer(config, kind, mlp, make) for kind, mlp in kinds)
+        self.layers = nn.ModuleList(StreamsLayer(config, kind, mlp, make) for kind, mlp in kinds)
         self.hc_head = HyperHead(streams, config, make)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, make)
-        self.mtp = MtpHead(config, make) if config.num_mtp_layers else None
+        self.mtp = StreamsMtpHead(config, make) if config.num_mtp_layers else None
         self.rotary = Rotary(attention.rope)
         self.compress_rotary = Rotary(attention.compress_rope)
 

@@ -15,7 +15,7 @@ from runtime.layers.rotary import Angles, Rotary
 from runtime.models.base import Model, embed_rows
 
 
-class Layer(nn.Module):
+class ResidualLayer(nn.Module):
     def __init__(self, config: ModelConfig, mlp: MlpKind, make: Factory) -> None:
         super().__init__()
         hidden, eps, attention = config.hidden_size, config.rms_norm_eps, config.attention
@@ -34,7 +34,7 @@ class Layer(nn.Module):
         return x + self.ffn(self.ffn_norm(x), token_ids)
 
 
-class MtpHead(nn.Module):
+class ResidualMtpHead(nn.Module):
     """DeepSeek-V3, section 2.2: one more layer on the joined next token and hidden state."""
 
     def __init__(self, config: ModelConfig, make: Factory) -> None:
@@ -43,7 +43,7 @@ class MtpHead(nn.Module):
         self.enorm = RMSNorm(hidden, eps, make)
         self.hnorm = RMSNorm(hidden, eps, make)
         self.eh_proj = Linear(2 * hidden, hidden, make)
-        self.layer = Layer(config, "moe", make)
+        self.layer = ResidualLayer(config, "moe", make)
         self.norm = RMSNorm(hidden, eps, make)
 
 
@@ -52,9 +52,9 @@ class PlainResidual(Model):
 
     def __init__(self, config: ModelConfig, make: Factory) -> None:
         super().__init__(config, make)
-        self.layers = nn.ModuleList(Layer(config, mlp, make) for mlp in config.mlp_kinds)
+        self.layers = nn.ModuleList(ResidualLayer(config, mlp, make) for mlp in config.mlp_kinds)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, make)
-        self.mtp = MtpHead(config, make) if config.num_mtp_layers else None
+        self.mtp = ResidualMtpHead(config, make) if config.num_mtp_layers else None
         assert isinstance(config.attention, LatentAttention | GroupedAttention)
         self.rotary = Rotary(config.attention.rope)
 

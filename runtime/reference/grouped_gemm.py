@@ -10,8 +10,6 @@ from torch import Tensor
 from runtime.reference.moe_align import Alignment
 from runtime.reference.quantize import dequantize_fp8, dequantize_weight, quantize_fp8
 
-GROUP_SIZE = 128
-
 
 def _expert_pairs(alignment: Alignment, num_pairs: int) -> list[tuple[int, Tensor]]:
     """(expert, its pairs) for every expert that has any."""
@@ -50,7 +48,7 @@ def grouped_gemm1(
         if limit is not None:
             gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
         out[pairs] = (torch.nn.functional.silu(gate) * up).to(out.dtype)
-    return quantize_fp8(out, GROUP_SIZE) if quantize else (out, None)
+    return quantize_fp8(out) if quantize else (out, None)
 
 
 def grouped_gemm2_combine(

@@ -47,10 +47,3 @@ def moe_align(expert_ids: Tensor, num_experts: int, block_m: int) -> Alignment:
     first_row = torch.arange(tiles, device=device) * block_m
     tile_expert = torch.searchsorted(ends, first_row, right=True).clamp_max(num_experts - 1).int()
     return Alignment(pairs, tile_expert, ends[-1:].int(), block_m)
-
-
-def permute_tokens(x: Tensor, pairs: Tensor, top_k: int) -> Tensor:
-    """Rows of x [T, H] in the order of pairs [P]; padding rows are zero. Returns [P, H]."""
-    valid = pairs < x.shape[0] * top_k
-    token = torch.where(valid, pairs // top_k, 0).long()
-    return torch.where(valid[:, None], x[token], torch.zeros((), dtype=x.dtype, device=x.device))

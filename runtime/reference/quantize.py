@@ -17,8 +17,10 @@ FP4_VALUES = (
     4.0,
     6.0,
 )  # e2m1 magnitudes by code (OCP Microscaling Formats 1.0)
-FP4_MAX = 6.0
-UE8M0_BIAS = 127
+FP4_MAX = FP4_VALUES[-1]
+UE8M0_BIAS = 127  # of exponent bytes (OCP Microscaling Formats 1.0)
+SCALE_BLOCK = 128  # columns that share an fp8 scale, of weights rows too (DeepSeek-V3 report, section 3.3.2)
+FP4_GROUP = 32  # columns that share an fp4 scale (OCP Microscaling Formats 1.0)
 TINY = 1e-10  # keeps the scale of an all-zero group finite
 
 
@@ -28,7 +30,7 @@ def power_of_two_ceiling(scale: Tensor) -> Tensor:
     return torch.ldexp(torch.ones_like(scale), exponent - (mantissa == 0.5).to(exponent.dtype))
 
 
-def quantize_fp8(x: Tensor, group_size: int = 128, power_of_two: bool = False) -> tuple[Tensor, Tensor]:
+def quantize_fp8(x: Tensor, group_size: int = SCALE_BLOCK, power_of_two: bool = False) -> tuple[Tensor, Tensor]:
     """Per-token, per-group quantisation of activations.
 
     x: [M, K]. Returns codes [M, K] float8_e4m3fn and scales [M, ceil(K / group_size)] float32.
@@ -45,12 +47,14 @@ def quantize_fp8(x: Tensor, group_size: int = 128, power_of_two: bool = False) -
     return codes.view(rows, -1)[:, :columns].contiguous(), scale
 
 
-def dequantize_fp8(codes: Tensor, scale: Tensor, group_size: int = 128) -> Tensor:
+def dequantize_fp8(codes: Tensor, scale: Tensor, group_size: int = SCALE_BLOCK) -> Tensor:
     """Inverse of quantize_fp8: float32 [M, K]."""
     return codes.float() * scale.repeat_interleave(group_size, -1)[:, : codes.shape[1]]
 
 
-def quantize_fp8_blocks(weight: Tensor, block_size: int = 128, power_of_two: bool = True) -> tuple[Tensor, Tensor]:
+def quantize_fp8_blocks(
+    weight: Tensor, block_size: int = SCALE_BLOCK, power_of_two: bool = True
+) -> tuple[Tensor, Tensor]:
     """Square-block quantisation of weights.
 
     weight: [..., N, K]. Returns codes of the same shape in float8_e4m3fn and scales
@@ -69,7 +73,7 @@ def quantize_fp8_blocks(weight: Tensor, block_size: int = 128, power_of_two: boo
     return codes[..., :rows, :columns].contiguous(), scale
 
 
-def dequantize_fp8_blocks(codes: Tensor, scale: Tensor, block_size: int = 128) -> Tensor:
+def dequantize_fp8_blocks(codes: Tensor, scale: Tensor, block_size: int = SCALE_BLOCK) -> Tensor:
     """Inverse of quantize_fp8_blocks: float32 [..., N, K]."""
     rows, columns = codes.shape[-2:]
     spread = scale.repeat_interleave(block_size, -2).repeat_interleave(block_size, -1)
@@ -82,7 +86,7 @@ def decode_ue8m0(exponent: Tensor) -> Tensor:
     return torch.ldexp(torch.ones_like(power, dtype=torch.float32), power)
 
 
-def quantize_fp4(weight: Tensor, group_size: int = 32) -> tuple[Tensor, Tensor]:
+def quantize_fp4(weight: Tensor, group_size: int = FP4_GROUP) -> tuple[Tensor, Tensor]:
     """Expert weights in e2m1 with one ue8m0 scale per group of the last axis.
 
     weight: [..., K] with K a multiple of group_size. Returns packed codes [..., K / 2] uint8 (the even

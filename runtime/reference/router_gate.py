@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+TINY = 1e-20  # keeps weights finite where all scores are zero
 SCORING = ("softmax", "sigmoid", "sqrtsoftplus")
 
 
@@ -49,5 +50,5 @@ def router_gate(
         ids = torch.argsort(choice, dim=-1, descending=True, stable=True)[:, :top_k]
     weights = scores.gather(1, ids)
     if normalize:
-        weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+        weights = weights / (weights.sum(-1, keepdim=True) + TINY)
     return weights * scale, ids.int()

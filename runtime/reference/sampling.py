@@ -6,13 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_MULTIPLIERS = (
-    0xD2511F53,
-    0xCD9E8D57,
-)  # Philox4x32 constants: Salmon et al., "Parallel Random Numbers", SC 2011
+# Philox4x32-10, its constants and rounds: Salmon et al., "Parallel Random Numbers", SC 2011.
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
-_LOW = np.uint64(0xFFFFFFFF)
+_LOW = np.uint64(0xFFFFFFFF)  # the low 32 bits
 
 
 def philox(seed: np.ndarray, counter: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from calibration.microbench.device import Machine, detect
 from calibration.microbench.measure import measure
 from calibration.microbench.measurement import Measurements, read
 from calibration.microbench.preset import Preset
-from calibration.microbench.timer import Limits
+from calibration.microbench.timer import TimingLimits
 from calibration.op_tables.table_ops import measurements
 from hw_profiles.efficiency import OpClass
 from hw_profiles.profile import HardwareProfile
@@ -84,7 +84,7 @@ def tiny_preset(nano_model: str) -> Preset:
         chunks=(48,),
         pasts=(0, 64),
         steps=40,
-        limits=Limits(0.01, 5),
+        limits=TimingLimits(0.01, 5),
         gemm_sizes=(128,),
         copy_bytes=(4 * MIB,),
         message_bytes=(4096, MIB),

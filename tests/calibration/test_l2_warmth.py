@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from calibration.l2_warmth import share_of_time
-from calibration.roofline_fit import Measured, Parameters, Work, fit, kernels_of
+from calibration.rate_parameters import Parameters
+from calibration.roofline_fit import Measured, Work, fit, kernels_of
 from hw_profiles.catalog import load
 from hw_profiles.efficiency import OpClass
 from simulator.model.ops import Op

@@ -8,9 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from calibration.op_tables.attention_rows import generation_mla, one_kernel
 from calibration.op_tables.row_filters import copied_from, data_sheets_agree, gate_rows
-from calibration.op_tables.table_ops import generation_mla, measurements, one_kernel
-from calibration.roofline_fit import Measured, Parameters, Work, fit, kernels_of
+from calibration.op_tables.table_ops import measurements
+from calibration.rate_parameters import Parameters
+from calibration.roofline_fit import Measured, Work, fit, kernels_of
 from hw_profiles.catalog import load
 from hw_profiles.efficiency import OpClass
 from hw_profiles.profile import HardwareProfile

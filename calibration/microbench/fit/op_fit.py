@@ -9,16 +9,17 @@ import numpy as np
 
 from calibration.microbench.measurement import FitError, Measurement, Measurements
 from calibration.op_tables.row_filters import CACHE_BYTES, FASTEST
-from calibration.roofline_fit import UPPER, Measured, Parameters, Work, at_peak, fit, kernels_of, ragged
+from calibration.rate_parameters import UPPER, Parameters, ragged
+from calibration.roofline_fit import Measured, Work, at_peak, fit, kernels_of
 from hw_profiles import catalog
 from hw_profiles.efficiency import OpClass
 from hw_profiles.profile import HardwareProfile
 
-CONTRADICTION = 4.0  # ratio of two times of the same work
-CONTRADICTING_SHARE = 0.2  # of the work that was measured more than once
+CONTRADICTION = 4.0  # ratio of two times of the same work (assumed)
+CONTRADICTING_SHARE = 0.2  # of the work that was measured more than once (assumed)
 PRICED = ("op_class", "hbm_bytes", "network_bytes", "link", "count", "hops", "row_flops",
           "short_row_bytes", "again_bytes", "depth", "stored")  # and FLOPs by dtype  # fmt: skip
-LONGEST_FLOOR_S = 5e-3  # ops of plain PyTorch on a CPU are many calls each
+LONGEST_FLOOR_S = 5e-3  # ops of plain PyTorch on a CPU are many calls each (assumed)
 
 
 @dataclass(frozen=True)

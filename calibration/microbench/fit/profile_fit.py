@@ -28,9 +28,10 @@ from calibration.microbench.fit.step_fit import (
 )
 from calibration.microbench.measurement import FitError, Measurements
 from calibration.microbench.step_ops import StepPricer
-from calibration.roofline_fit import Measured, Parameters
+from calibration.rate_parameters import Parameters, fitted_class, residual_sigma
+from calibration.roofline_fit import Measured
 from hw_profiles import catalog
-from hw_profiles.efficiency import WHOLE_STEPS, ClassEfficiency, Efficiency, OpClass
+from hw_profiles.efficiency import WHOLE_STEPS, Efficiency, OpClass
 from hw_profiles.profile import HardwareProfile, profile_of
 
 STACK = "moeplan"
@@ -125,7 +126,14 @@ def _alone(
     for op_class in dict.fromkeys(point.op_class for point in points):
         mine = [point for point in points if point.op_class is op_class]
         errors[op_class.value] = round(float(np.median([abs(p.held_out_error) for p in mine])), 4)
-        classes[op_class] = _class(parameters, mine, f"{where}, {len(mine)} ops", classes[op_class])
+        classes[op_class] = fitted_class(
+            parameters,
+            op_class,
+            classes[op_class],
+            network_fraction=parameters.value("network_fraction", op_class),
+            sigma=residual_sigma(np.array([np.log(p.measured_s / p.predicted_s) for p in mine]), clipped_share=0.0),
+            source=f"{where}, {len(mine)} ops",
+        )
     data = hardware.efficiency.model_dump() | {
         "stack": stack,
         "classes": classes,
@@ -140,25 +148,6 @@ def _alone(
         "part": None if machine.name in catalog.names() else hardware.accelerator,
     }
     return Efficiency.model_validate(data)
-
-
-def _class(parameters: Parameters, points: Sequence[OpPoint], source: str, before: ClassEfficiency) -> ClassEfficiency:
-    op_class = points[0].op_class
-    sigma = float(np.std([np.log(p.measured_s / p.predicted_s) for p in points]))
-    return before.model_copy(
-        update={
-            **parameters.fractions(op_class, before),
-            "network_fraction": parameters.value("network_fraction", op_class),
-            **parameters.floors(op_class),
-            **parameters.rereads(op_class),
-            "exponent": round(parameters.value("exponent", op_class), 3),
-            "tile_rows": round(parameters.value("tile_rows", op_class), 2),
-            "short_row_factor": round(parameters.value("short_row_factor", op_class), 2),
-            "residual_sigma": round(sigma, 3),
-            "source": source,
-            "assumed": False,
-        }
-    )
 
 
 def refit(hardware: HardwareProfile, steps: Sequence[StepRow]) -> HardwareProfile:

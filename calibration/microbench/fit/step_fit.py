@@ -12,21 +12,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import lsq_linear
 
 from hw_profiles.efficiency import ClassEfficiency, Efficiency, OpClass
 from hw_profiles.profile import HardwareProfile
+from simulator.model.arrays import Floats
 from simulator.model.ops import Op
 from simulator.model.roofline import roof_times
 
-Array = NDArray[np.float64]
-
-PRIOR_WEIGHT = 0.03  # of "a = b = 1" against each step, in relative error
-SLOWEST = 20.0  # bound of a and b
-STALL = 1.0  # relative error from which a step counts less: another process had the core
-ROUNDS = 6
-FEWEST_STEPS = 30  # for a fit
+PRIOR_WEIGHT = 0.03  # of "a = b = 1" against each step, in relative error (assumed)
+SLOWEST = 20.0  # bound of a and b (assumed)
+STALL = 1.0  # relative error from which a step counts less: another process had the core (assumed)
+ROUNDS = 6  # of weights by the prediction before (assumed)
+FEWEST_STEPS = 30  # for a fit (assumed)
+SHORTEST_STEP_S = 1e-9  # that a fit predicts, for it divides by it
+FASTEST_FRACTION = 1.5  # of a peak, in a step: caches are faster than memory (assumed)
+LEAST_SLOWING = 1e-3  # of rates, for fractions are divided by it
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class StepFit:
     floors: dict[OpClass, float]
     rates: dict[OpClass, float]
 
-    def seconds(self, columns: Array, classes: Sequence[OpClass]) -> Array:
+    def seconds(self, columns: Floats, classes: Sequence[OpClass]) -> Floats:
         factors = [self.host_s, *(self.floors[c] for c in classes), *(self.rates[c] for c in classes)]
         return columns @ np.array(factors)
 
@@ -61,7 +62,7 @@ class DepthCheck:
     sum_ratio: float  # predicted / measured over all of them
 
 
-def columns_of(rows: Sequence[StepRow], hardware: HardwareProfile, classes: Sequence[OpClass]) -> Array:
+def columns_of(rows: Sequence[StepRow], hardware: HardwareProfile, classes: Sequence[OpClass]) -> Floats:
     """[steps, 1 + 2 * classes]: one for the host, then floor and roofline seconds of each class on `hardware`."""
     place = {op_class: i for i, op_class in enumerate(classes)}
     columns = np.zeros((len(rows), 1 + 2 * len(classes)))
@@ -81,7 +82,7 @@ def classes_of(rows: Sequence[StepRow]) -> list[OpClass]:
     return [op_class for op_class in OpClass if op_class in found]
 
 
-def fit_steps(columns: Array, seconds: Array, classes: Sequence[OpClass], host_s: float | None = None) -> StepFit:
+def fit_steps(columns: Floats, seconds: Floats, classes: Sequence[OpClass], host_s: float | None = None) -> StepFit:
     """Least squares of relative errors, weighted by the prediction (weights by the measurement would favour fast
     outliers and predict sums too low).
 
@@ -99,7 +100,7 @@ def fit_steps(columns: Array, seconds: Array, classes: Sequence[OpClass], host_s
     for _ in range(ROUNDS):
         system = np.vstack((columns * weights[:, None], pull))
         factors = lsq_linear(system, np.concatenate((seconds * weights, pull @ prior)), bounds=(0.0, SLOWEST)).x
-        predicted = np.maximum(columns @ factors, 1e-9)
+        predicted = np.maximum(columns @ factors, SHORTEST_STEP_S)
         error = np.abs(seconds / predicted - 1)
         weights = np.where(error > STALL, np.sqrt(STALL / np.maximum(error, STALL)), 1.0) / predicted
     half = len(classes)
@@ -115,7 +116,7 @@ def within_steps(rates: ClassEfficiency, floor: float, slow: float) -> ClassEffi
     """A class whose floor takes `floor` times as long, and whose rates `slow` times."""
 
     def fraction(value: float) -> float:
-        return float(f"{min(1.5, value / max(slow, 1e-3)):.4g}")
+        return float(f"{min(FASTEST_FRACTION, value / max(slow, LEAST_SLOWING)):.4g}")
 
     def seconds(value: float) -> float:
         return float(f"{value * floor:.4g}")
@@ -146,7 +147,7 @@ def applied(fitted: StepFit, efficiency: Efficiency) -> Efficiency:
     )
 
 
-def from_other_half(columns: np.ndarray, seconds: np.ndarray, classes: Sequence[OpClass]) -> np.ndarray:
+def from_other_half(columns: Floats, seconds: Floats, classes: Sequence[OpClass]) -> Floats:
     """Each step predicted from the other half of them."""
     even = np.arange(len(seconds)) % 2 == 0
     predicted = np.zeros_like(seconds)
@@ -156,7 +157,7 @@ def from_other_half(columns: np.ndarray, seconds: np.ndarray, classes: Sequence[
 
 
 def depth_check(
-    layers_of: Sequence[int], columns: np.ndarray, seconds: np.ndarray, classes: Sequence[OpClass]
+    layers_of: Sequence[int], columns: Floats, seconds: Floats, classes: Sequence[OpClass]
 ) -> DepthCheck | None:
     layers = np.array(layers_of)
     depths = sorted(set(layers_of))

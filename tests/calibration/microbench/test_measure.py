@@ -24,9 +24,9 @@ from calibration.microbench.collectives import KINDS, rank_count
 from calibration.microbench.device import DeviceError, Machine, detect, detect_for
 from calibration.microbench.fit.profile_fit import fit_machine
 from calibration.microbench.measure import measure
-from calibration.microbench.measurement import Journal, MeasurementError, Measurements, read
+from calibration.microbench.measurement import MeasurementError, MeasurementFile, Measurements, read
 from calibration.microbench.preset import PRESETS, Preset, PresetError, preset_of
-from calibration.microbench.timer import FLUSH_BYTES, Limits, Timer
+from calibration.microbench.timer import FLUSH_BYTES, CallTimer, TimingLimits
 from simulator.model import kv
 from simulator.model import parameter_counts as counts
 from simulator.model.architecture import AttentionSpec, ModelSpec
@@ -92,15 +92,15 @@ def test_a_killed_run_goes_on(measured_file: Path, tiny_preset: Preset, this_mac
 
 def test_a_run_killed_in_its_first_line_begins_anew(this_machine: Machine, tmp_path: Path) -> None:
     file = tmp_path / "m.jsonl"
-    Journal.open(file, this_machine, {"x": {}})
+    MeasurementFile.open(file, this_machine, {"x": {}})
     whole = file.read_bytes()
     for kept in (5, 40, len(whole) - 1):
         file.write_bytes(whole[:kept])
-        Journal.open(file, this_machine, {"x": {}})
+        MeasurementFile.open(file, this_machine, {"x": {}})
         assert file.read_bytes() == whole
     file.write_bytes(b"my notes")
     with pytest.raises(MeasurementError, match="its first line does not tell the machine"):
-        Journal.open(file, this_machine, {"x": {}})
+        MeasurementFile.open(file, this_machine, {"x": {}})
     assert file.read_bytes() == b"my notes"
 
 
@@ -173,12 +173,12 @@ def test_a_larger_preset_goes_on_with_the_file_of_a_smaller_one(
     shutil.copy(measured_file, file)
     (name,) = measured.configs
     more = measured.configs | {"other": {"hidden_size": 8}}
-    assert Journal.open(file, this_machine, more).done
+    assert MeasurementFile.open(file, this_machine, more).done
     assert read(file).configs == more
     assert read(file).rows == measured.rows
-    assert Journal.open(file, this_machine, measured.configs).done
+    assert MeasurementFile.open(file, this_machine, measured.configs).done
     with pytest.raises(MeasurementError, match="or of other models"):
-        Journal.open(file, this_machine, {name: measured.configs[name] | {"hidden_size": 8}})
+        MeasurementFile.open(file, this_machine, {name: measured.configs[name] | {"hidden_size": 8}})
     assert list(tmp_path.iterdir()) == [file]
 
 
@@ -200,7 +200,7 @@ def test_progress_counts_what_is_left_to_do(
 def test_another_machines_file_is_not_continued(measured_file: Path, this_machine: Machine, measured) -> None:
     other = dataclasses.replace(this_machine, name="h100_sxm")
     with pytest.raises(MeasurementError, match="give another --output"):
-        Journal.open(measured_file, other, measured.configs)
+        MeasurementFile.open(measured_file, other, measured.configs)
 
 
 def test_a_run_killed_outright_goes_on_and_measures_no_point_twice(
@@ -299,7 +299,7 @@ def test_unknown_preset_names_the_known(this_machine: Machine) -> None:
 
 def test_calls_take_turns_and_repeats_are_bounded() -> None:
     made: list[int] = []
-    timer = Timer(torch.device("cpu"), Limits(limit_s=10.0, most=9))
+    timer = CallTimer(torch.device("cpu"), TimingLimits(limit_s=10.0, most=9))
     sample = timer.sample([lambda: made.append(0), lambda: made.append(1)], flush=False)
     assert 5 <= sample.repeats <= 9
     assert made[:2] == [0, 1]  # warm-up
@@ -313,7 +313,9 @@ def test_a_slow_call_is_timed_once_and_not_five_times() -> None:
         made.append(number)
         time.sleep(0.05)
 
-    sample = Timer(torch.device("cpu"), Limits(0.01, 50)).sample([lambda i=i: slow(i) for i in range(4)], flush=False)
+    sample = CallTimer(torch.device("cpu"), TimingLimits(0.01, 50)).sample(
+        [lambda i=i: slow(i) for i in range(4)], flush=False
+    )
     assert made[0] == 0
     assert len(made) <= 8
     one_thread = torch.get_num_threads() == 1  # then sleep counts as nothing, but the warm-up ends all the same
@@ -334,7 +336,7 @@ def test_a_slow_call_is_timed_once_and_not_five_times() -> None:
     ],
 )
 def test_repeats_end_by_spread_time_or_number(seconds: list[float], spent_s: float, enough: bool) -> None:
-    assert Limits(limit_s=0.15 if len(seconds) == 2 else 0.1, most=10).enough(seconds, spent_s) is enough
+    assert TimingLimits(limit_s=0.15 if len(seconds) == 2 else 0.1, most=10).enough(seconds, spent_s) is enough
 
 
 def test_ops_that_time_does_not_allow_are_recorded_and_measured_by_the_next_run(

@@ -11,7 +11,8 @@ import pytest
 from calibration.op_tables.expert_loads import power_law_counts, touched_in_groups
 from calibration.op_tables.row_filters import fastest, gate_rows, slower_kernel
 from calibration.op_tables.table_ops import measurements
-from calibration.roofline_fit import Parameters, Work, fit, kernels_of
+from calibration.rate_parameters import Parameters
+from calibration.roofline_fit import Work, fit, kernels_of
 from hw_profiles.catalog import load
 from hw_profiles.efficiency import OpClass
 from hw_profiles.profile import HardwareProfile

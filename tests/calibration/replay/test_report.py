@@ -17,7 +17,7 @@ from app.cli import cli
 from calibration.microbench import models
 from calibration.microbench.bench import Bench
 from calibration.microbench.fit.profile_fit import fit_machine
-from calibration.microbench.measurement import StepShape
+from calibration.microbench.measurement import EngineStep
 from calibration.microbench.virtual_clock import OneEngine, replay
 from calibration.replay.interleaved import as_it_ran, play
 from calibration.replay.report import METRICS, compare, median_errors, price, validate
@@ -70,7 +70,7 @@ def test_a_machine_at_another_speed_is_told_from_model_error(measured, tiny_pres
         traffic = at_rate(traffic, 0.9 * capacity(traffic, subject, times, form))
         handover = subject.handover if form == "disaggregated" else None
         slow = simulate(traffic, ScaledTimes(times, 1.6), subject.limits, handover)
-        shapes = [StepShape(((24, 0),), ()), StepShape((), (30, 9))]
+        shapes = [EngineStep(((24, 0),), ()), EngineStep((), (30, 9))]
         steps = [(shape, 1.6 * price(times, shape)) for shape in shapes]
         report = compare(form, 0.9, traffic, subject, hardware, slow, steps)
         assert report.step_sum_ratio == pytest.approx(1 / 1.6)

@@ -18,7 +18,8 @@ from app.cli import cli
 from calibration.serving.balance import balance
 from calibration.serving.engine_parameters import NAMES, chosen, shipped
 from calibration.serving.own_stack import FEWEST_IN_HALVES, OwnServing, TooFewPointsError, fit_own
-from calibration.serving.predict import Prepared, predictions, prepare, scores_by_metric, some
+from calibration.serving.predict import PreparedPoints, predictions, prepare, some
+from calibration.serving.scores import scores_by_metric
 from calibration.serving.served_model import variant
 from hw_profiles import catalog
 from hw_profiles.catalog import CatalogError
@@ -68,9 +69,9 @@ def test_points_that_the_fit_did_not_see_are_predicted_far_better(own: OwnServin
     assert own.held_out is not None
     held_out = scores_by_metric(own.held_out)
     for metric in METRICS:
-        assert before[metric]["median_ape"] > 0.2
-        assert held_out[metric]["median_ape"] < 0.2 * before[metric]["median_ape"]
-        assert held_out[metric]["n"] == 12
+        assert before[metric].median_ape > 0.2
+        assert held_out[metric].median_ape < 0.2 * before[metric].median_ape
+        assert held_out[metric].n == 12
 
 
 def test_other_stacks_stay_as_they_were(own: OwnServing) -> None:
@@ -179,7 +180,7 @@ def test_rows_that_say_nothing_are_left_out_by_reason(frame: pd.DataFrame) -> No
     with pytest.raises(TooFewPointsError, match="0 of the rows can be fitted, 3 are needed; left out: 1 with none of"):
         fit_own(prepare(other.head(1)), "mine.csv")
     with pytest.raises(TooFewPointsError, match="0 of the rows can be fitted"):
-        fit_own(Prepared((), (), None, ()), "mine.csv")
+        fit_own(PreparedPoints((), (), None, ()), "mine.csv")
 
 
 def test_some_of_the_points_are_predicted_as_among_all(frame: pd.DataFrame) -> None:

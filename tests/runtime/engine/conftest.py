@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from runtime.block_manager import BlockManager
+from runtime.config.reading import read_config
 from runtime.config.spec import ModelConfig
 from runtime.sequence import Request, SamplingParams
 
@@ -125,7 +126,7 @@ def nothing_leaks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def nano_config(request: pytest.FixtureRequest) -> ModelConfig:
-    return ModelConfig.load(NANO[getattr(request, "param", "v4")])
+    return read_config(NANO[getattr(request, "param", "v4")])
 
 
 @pytest.fixture

@@ -24,12 +24,3 @@ def test_alignment_holds_every_local_pair_once(
     assert (got.pairs[used:] == ids.numel()).all()
     local = ((ids >= 0) & (ids < experts)).flatten().nonzero()[:, 0].int()
     assert torch.equal(expected.pairs[expected.pairs < ids.numel()].sort().values, local)
-
-
-def test_permute_gathers_rows_and_zeroes_padding(device: torch.device) -> None:
-    x = torch.randn(6, 45, device=device).to(torch.bfloat16)
-    pairs = torch.tensor([17, 18, 0, 5, 18, 2], dtype=torch.int32, device=device)
-    got = kernels.permute_tokens(x, pairs, 3)
-    assert torch.equal(got, reference.permute_tokens(x, pairs, 3))
-    assert torch.equal(got[0], x[5])
-    assert not got[1].any()

@@ -15,7 +15,7 @@ import torch.distributed as dist
 import runtime
 from runtime import models
 from runtime.cache import KVCache, SequenceInput
-from runtime.config.spec import ModelConfig
+from runtime.config.reading import read_config
 from runtime.layers.expert_parallel import ExpertGroup
 from runtime.model_runner import ModelRunner
 
@@ -82,7 +82,7 @@ STEPS = ((37, 5), (1, 11), (0, 1), (1, 0), (1, 1))
 
 def run_rank(raw: dict[str, Any], sequence: int, group: ExpertGroup) -> torch.Tensor:
     """Logits of one sequence's steps, [steps in which it had tokens, vocab]."""
-    model = models.build(ModelConfig.load(raw), seed=11, experts=group)
+    model = models.build(read_config(raw), seed=11, experts=group)
     for name, parameter in model.named_parameters():
         if "norm" not in name and parameter.is_floating_point():
             parameter.mul_(6.0)  # from the usual 0.02 to something that shows

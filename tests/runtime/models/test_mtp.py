@@ -17,7 +17,7 @@ from transformers.models.deepseek_v4 import modeling_deepseek_v4 as v4
 
 from runtime import weights
 from runtime.cache import KVCache
-from runtime.config.spec import ModelConfig
+from runtime.config.reading import read_config
 from runtime.model_runner import ModelRunner
 
 LENGTH = 200
@@ -87,7 +87,7 @@ def test_v3_drafts_equal_transformers(pair_of: Callable, tokens_of: Callable, fe
         if ".mlp.experts." not in name:
             extra[f"{at}.{name.replace('mtp_block.', '').replace('post_norm', 'shared_head.norm')}"] = values
     extra |= experts_apart(mtp.layers[0].mtp_block, f"{at}.mlp", ("gate_proj", "up_proj", "down_proj"))
-    config = ModelConfig.load(pair.directory)
+    config = read_config(pair.directory)
     assert config.num_mtp_layers == 1
     ours = weights.load(config, checkpoint_with(pair, extra, tmp_path), dtype=torch.float32)
     compare(ours, tokens, theirs, feed)
@@ -146,7 +146,7 @@ def test_v4_drafts_equal_a_hand_composition(pair_of: Callable, tokens_of: Callab
     extra |= {f"mtp.0.{name.replace('hc_', 'hc_head_')}": values for name, values in parts["head"].state_dict().items()}
     extra |= experts_apart(parts["layer"], "mtp.0.ffn", ("w1", "w3", "w2"))
     raw = {**pair.theirs.config.to_dict(), "num_nextn_predict_layers": 1}
-    ours = weights.load(ModelConfig.load(raw), checkpoint_with(pair, extra, tmp_path), dtype=torch.float32)
+    ours = weights.load(read_config(raw), checkpoint_with(pair, extra, tmp_path), dtype=torch.float32)
     compare(ours, tokens, theirs, feed)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from runtime import weights
 from runtime.cache import KVCache, SequenceInput
 from runtime.checkpoint import INDEX, CheckpointError
+from runtime.config.reading import read_config
 from runtime.config.spec import ModelConfig
 from runtime.model_runner import ModelRunner
 
@@ -114,7 +115,7 @@ def vendor(request: pytest.FixtureRequest, pair_of: Callable, tmp_path_factory: 
             plain[name] = stored[name] = torch.from_numpy(rng.permuted(np.tile(np.arange(4), (256, 1)), axis=1)[:, :3])
     write_shards(stored, root / "stored", 5)
     write_shards(plain, root / "plain", 1)
-    mine = dataclasses.replace(ModelConfig.load(config.to_dict()), num_mtp_layers=0)
+    mine = dataclasses.replace(read_config(config.to_dict()), num_mtp_layers=0)
     return Vendor(mine, root / "stored", root / "plain")
 
 

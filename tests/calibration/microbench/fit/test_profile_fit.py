@@ -14,9 +14,9 @@ from calibration.microbench.fit.base_profile import base_profile
 from calibration.microbench.fit.op_fit import class_of, fit_ops, gated, shape_of
 from calibration.microbench.fit.profile_fit import fit_machine, refit
 from calibration.microbench.fit.step_fit import StepRow, classes_of, columns_of, fit_steps
-from calibration.microbench.measurement import FitError, Measurement, Measurements, StepShape
+from calibration.microbench.measurement import EngineStep, FitError, Measurement, Measurements
 from calibration.microbench.step_ops import StepPricer
-from calibration.microbench.timer import Sample
+from calibration.microbench.timer import TimeSample
 from calibration.replay.twin import profiled_times
 from calibration.roofline_fit import FOLDS, Work
 from hw_profiles import catalog
@@ -43,7 +43,7 @@ def remeasured(measured: Measurements, hardware, host_s: float, noise: float = 0
 
     def again(row: Measurement) -> Measurement:
         s = seconds(row) * float(np.exp(noise * rng.standard_normal()))
-        return dataclasses.replace(row, sample=Sample(s, s, s, 1))
+        return dataclasses.replace(row, sample=TimeSample(s, s, s, 1))
 
     return dataclasses.replace(measured, rows=tuple(again(row) for row in measured.usable))
 
@@ -77,7 +77,7 @@ def h100_steps(measured: Measurements) -> list[StepRow]:
     rows = []
     for _ in range(200):
         contexts = (int(rng.integers(1, 900)),) * int(rng.integers(1, 300))
-        ops = pricer.ops(StepShape(((int(rng.integers(1, 4000)), 0),), contexts))
+        ops = pricer.ops(EngineStep(((int(rng.integers(1, 4000)), 0),), contexts))
         rows.append(StepRow(ops, 5e-3 + sum(op_seconds(op, hardware) for op in ops), 4))
     return rows
 
@@ -186,7 +186,7 @@ def test_contradicting_times_are_refused(measured: Measurements) -> None:
     def slower(row: Measurement) -> Measurement:
         sample = row.sample
         assert sample is not None
-        return dataclasses.replace(row, key=row.key + " again", sample=Sample(sample.median_s * 9, 1.0, 1.0, 1))
+        return dataclasses.replace(row, key=row.key + " again", sample=TimeSample(sample.median_s * 9, 1.0, 1.0, 1))
 
     twice = measured.rows + tuple(slower(row) for row in measured.usable if row.ops)
     with pytest.raises(FitError, match="contradict themselves"):
@@ -199,7 +199,7 @@ def test_faster_than_the_data_sheet_is_thrown_out(measured: Measurements) -> Non
         dataclasses.replace(measured, machine=dataclasses.replace(measured.machine, name="h100_sxm")), hardware, 1e-3
     )
     first = next(row for row in known.rows if row.family == "linear")
-    wrong = dataclasses.replace(first, key="impossible", sample=Sample(1e-15, 1e-15, 1e-15, 1))
+    wrong = dataclasses.replace(first, key="impossible", sample=TimeSample(1e-15, 1e-15, 1e-15, 1))
     result = fit_machine(dataclasses.replace(known, rows=(*known.rows, wrong)))
     assert result.rejected == (("impossible", "faster than its FLOPs at peak"),)
 
@@ -209,7 +209,7 @@ def test_faster_than_its_bytes_is_thrown_out_where_there_is_a_data_sheet(measure
     one = next(row for row in measured.rows if row.family == "rms_norm")
     op = dataclasses.replace(one.ops[0], hbm_bytes=1e9)
     took = 1e8 / catalog.load("h100_sxm").memory_bandwidth
-    row = dataclasses.replace(one, key="impossible", ops=(op,), sample=Sample(took, took, took, 1))
+    row = dataclasses.replace(one, key="impossible", ops=(op,), sample=TimeSample(took, took, took, 1))
     alone = dataclasses.replace(measured, rows=(row,))
     kept, rejected = gated(alone, catalog.load("h100_sxm"))
     assert (kept, rejected) == ([], [("impossible", "faster than its bytes at peak")])
