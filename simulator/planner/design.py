@@ -13,15 +13,54 @@ from simulator.uncertainty.chances import Certainty
 
 
 @dataclass(frozen=True)
+class SteadyState:
+    """What a cluster is estimated to do in equilibrium; latencies are infinite where a pool is overloaded.
+
+    percentile: that of the limits, in percent. Rates are per accelerator of all pools, sequences those that run on one
+    instance on average; utilisation is the share of a pool's capacity that the traffic takes.
+    """
+
+    percentile: float
+    ttft_mean_s: float
+    ttft_percentile_s: float
+    tpot_mean_s: float
+    tpot_percentile_s: float
+    e2e_mean_s: float
+    total_tok_s_per_gpu: float
+    output_tok_s_per_gpu: float
+    sequences_per_instance: float
+    prefill_utilisation: float
+    decode_utilisation: float
+
+    @property
+    def load(self) -> dict[str, float]:
+        """Utilisation by what is done: a colocated pool has that of its two."""
+        return {"prefill": self.prefill_utilisation, "decode": self.decode_utilisation}
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys of a simulation's metrics: each carries its unit, each latency `mean` and the percentile (`p90`)."""
+        at = f"p{self.percentile:g}"
+        return {
+            "ttft_s": {"mean": self.ttft_mean_s, at: self.ttft_percentile_s},
+            "tpot_s": {"mean": self.tpot_mean_s, at: self.tpot_percentile_s},
+            "e2e_s": {"mean": self.e2e_mean_s},
+            "tok_s_per_user": {"mean": 1 / self.tpot_mean_s},
+            "total_tok_s_per_gpu": self.total_tok_s_per_gpu,
+            "output_tok_s_per_gpu": self.output_tok_s_per_gpu,
+            "sequences_per_instance": self.sequences_per_instance,
+            "utilization": self.load,
+        }
+
+
+@dataclass(frozen=True)
 class Design:
     """One cluster that serves the traffic, as estimated and, if it was among the best, as simulated.
 
-    steady_state, simulated: metric objects; keys carry the unit (`ttft_s`, `tpot_s`, ...), each latency with
-    `mean` and the percentile of the limits (`p90`, ...).
+    simulated: metrics under the keys of `SteadyState.to_json`, latencies with more statistics.
     """
 
     deployment: Deployment
-    steady_state: dict[str, Any]
+    steady_state: SteadyState
     simulated: dict[str, Any] | None
     cost: Cost | None  # None where an accelerator has no price
     meets_slo: bool
@@ -44,7 +83,7 @@ class Design:
             "form": self.form,
             **pools,
             "gpus_total": self.deployment.gpus,
-            "steady_state": self.steady_state,
+            "steady_state": self.steady_state.to_json(),
             "simulated": self.simulated,
             "usd_per_hour": cost.get("usd_per_hour"),
             "usd_per_mtok_input": cost.get("usd_per_mtok_input"),
