@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from simulator.des.results.cost import PoolCost, cost_of
+from simulator.planner.design import OperatingPoint
 from simulator.planner.estimate import pool_cost
 from simulator.planner.pareto import pareto_front
 from simulator.planner.priced_instance import PricedInstance, in_form
@@ -17,15 +17,15 @@ from simulator.scenario import Pool, Scenario
 COLOCATED_BUDGET = 2048  # new tokens of a step where decode shares it, each attention rank [tokens; assumed]
 
 
-def frontier(scenario: Scenario, traffic: Traffic, candidates: list[PricedInstance]) -> tuple[dict[str, Any], ...]:
+def frontier(scenario: Scenario, traffic: Traffic, candidates: list[PricedInstance]) -> tuple[OperatingPoint, ...]:
     """Rate-matched operating points that lie on either Pareto front, per form and accelerator.
 
     A disaggregated point joins one decode instance with the fraction of the best prefill instance of the same
     accelerator that feeds it; latency limits are not applied, so the fronts show what the limits cost.
     """
-    points: list[dict[str, Any]] = []
-    for gpu in dict.fromkeys(e.hardware.name for e in candidates):
-        mine = [e for e in candidates if e.hardware.name == gpu]
+    points: list[OperatingPoint] = []
+    for gpu in dict.fromkeys(priced.hardware.name for priced in candidates):
+        mine = [priced for priced in candidates if priced.hardware.name == gpu]
         cost = pool_cost(Pool(gpu=gpu), mine[0].hardware, scenario.price_convention, 0.0)
         for form, found in (
             ("disaggregated", _disaggregated(traffic, mine)),
@@ -46,8 +46,10 @@ def _batches(limit: int) -> Iterator[int]:
 def _disaggregated(traffic: Traffic, candidates: list[PricedInstance]) -> Iterator[tuple[str, int, float, float]]:
     """(cut, batch, seconds per token, requests per second and GPU) of decode with the best prefill beside it."""
     candidates = [in_form(priced, "disaggregated") for priced in candidates]
-    rates = [e.ranks / prefill_times(e, traffic, TOKENS_PER_STEP).mean_s / e.parallelism.gpus for e in candidates]
-    prefill_rate = max(rates)
+    prefill_rate = max(
+        priced.ranks / prefill_times(priced, traffic, TOKENS_PER_STEP).mean_s / priced.parallelism.gpus
+        for priced in candidates
+    )
     for priced in candidates:
         for batch in _batches(priced.sequence_limit(traffic)):
             tpot = priced.tpot_s(traffic, batch)
@@ -65,21 +67,21 @@ def _colocated(traffic: Traffic, candidates: list[PricedInstance]) -> Iterator[t
 
 def _point(
     form: str, gpu: str, cost: PoolCost | None, traffic: Traffic, cut: str, batch: int, tpot: float, rate: float
-) -> dict[str, Any]:
+) -> OperatingPoint:
     tokens = traffic.mean_prompt + traffic.mean_output
-    return {
-        "form": form,
-        "gpu": gpu,
-        "cut": cut,
-        "sequences_per_instance": batch,
-        "tok_s_per_user": 1 / tpot,
-        "total_tok_s_per_gpu": rate * tokens,
-        "output_tok_s_per_gpu": rate * traffic.mean_output,
-        "usd_per_mtok_blended": cost_of((cost,), rate * tokens, 0.0, rate).usd_per_mtok_blended if cost else None,
-    }
+    return OperatingPoint(
+        form=form,
+        gpu=gpu,
+        cut=cut,
+        sequences_per_instance=batch,
+        tok_s_per_user=1 / tpot,
+        total_tok_s_per_gpu=rate * tokens,
+        output_tok_s_per_gpu=rate * traffic.mean_output,
+        usd_per_mtok_blended=cost_of((cost,), rate * tokens, 0.0, rate).usd_per_mtok_blended if cost else None,
+    )
 
 
-def _fronts(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _fronts(points: list[OperatingPoint]) -> list[OperatingPoint]:
     """Cost per token falls as tok/s/GPU rises on one accelerator, so one front serves both charts."""
-    keep = pareto_front([(p["tok_s_per_user"], p["total_tok_s_per_gpu"]) for p in points])
+    keep = pareto_front([(point.tok_s_per_user, point.total_tok_s_per_gpu) for point in points])
     return [points[i] for i in keep]

@@ -12,10 +12,11 @@ from simulator.model.architecture import ModelSpec
 from simulator.model.memory import DoesNotFitError
 from simulator.model.parallelism import Parallelism
 from simulator.model.presets import load_model
-from simulator.planner.design import Design, Plan, Rejections, binding_limit
+from simulator.planner.design import Design, Plan
 from simulator.planner.estimate import assumptions, estimate, handover_s, pool_cost
 from simulator.planner.frontier import frontier
 from simulator.planner.priced_instance import PricedInstance, in_form, price_instance
+from simulator.planner.rejections import Rejections, binding_limit
 from simulator.planner.sizing import MAX_UTILISATION, size_colocated, size_decode, size_prefill
 from simulator.planner.space import (
     COLOCATED_BUDGETS,
