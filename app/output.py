@@ -16,7 +16,7 @@ from app.errors import InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
-PIPED_WIDTH = 120  # columns, where no terminal says how wide it is
+PIPED_WIDTH = 120  # where no terminal says how wide it is [columns]
 STDOUT = Path("-")
 
 Progress = Callable[[str, int, int], None]  # (stage, done, of)

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 SAME = 5e-4  # relative difference that four digits do not show
 COLLECTIVES = (OpClass.ALL_REDUCE, OpClass.ALL_TO_ALL, OpClass.POINT_TO_POINT)
 OVER_LINKS = (*COLLECTIVES, OpClass.MOE_FUSED)
-PERCENT = 0.01
+PERCENT = 0.01  # of one
+FAR = 2.0  # times more or less: changes beyond are told as a factor
 
 
 class FigureChange(NamedTuple):
@@ -58,7 +59,7 @@ def _change(was: float, now: float) -> str:
     """
     if not was:
         return "-"
-    return f"{now / was - 1:+.1%}" if was / 2 <= now <= was * 2 else f"x {now / was:.3g}"
+    return f"{now / was - 1:+.1%}" if was / FAR <= now <= was * FAR else f"x {now / was:.3g}"
 
 
 def _heading(before: HardwareProfile, after: HardwareProfile) -> str:
