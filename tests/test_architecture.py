@@ -18,6 +18,7 @@ PACKAGES = ("hw_profiles", "simulator", "runtime", "calibration", "app")
 # file that stands between two folders; of a file's dotted name the longest room counts.
 STANDS_ON: dict[str, tuple[str, ...]] = {
     "hw_profiles": (),
+    "simulator.progress": (),
     "simulator.model": ("hw_profiles",),
     "simulator.scenario": ("simulator.model",),
     "simulator.steady_state": ("simulator.scenario",),
@@ -25,11 +26,11 @@ STANDS_ON: dict[str, tuple[str, ...]] = {
     "simulator.des.workload": ("simulator.des.primitives", "simulator.scenario"),
     "simulator.des.records": ("simulator.des.workload",),
     "simulator.des.instance": ("simulator.des.records",),
-    "simulator.des.cluster": ("simulator.des.instance",),
+    "simulator.des.cluster": ("simulator.des.instance", "simulator.progress"),
     "simulator.des.results": ("simulator.des.cluster",),
     "simulator.des": ("simulator.des.results",),
     "simulator.uncertainty": ("simulator.des",),
-    "simulator.planner": ("simulator.uncertainty", "simulator.steady_state"),
+    "simulator.planner": ("simulator.uncertainty", "simulator.steady_state", "simulator.progress"),
     "simulator": ("simulator.planner",),
     "runtime.config": (),
     "runtime.reference": (),
@@ -40,16 +41,17 @@ STANDS_ON: dict[str, tuple[str, ...]] = {
     "runtime.layers": ("runtime.ops", "runtime.batch"),
     "runtime.models": ("runtime.layers",),
     "runtime": ("runtime.models",),
+    "calibration.arrays": (),
     "calibration.l2_warmth": (),
-    "calibration.roofline_fit": ("calibration.l2_warmth", "simulator.model"),
+    "calibration.roofline_fit": ("calibration.arrays", "calibration.l2_warmth", "simulator.model"),
     "calibration.op_tables": ("calibration.roofline_fit",),
-    "calibration.microbench": ("simulator.model", "runtime"),
+    "calibration.microbench": ("simulator.model", "simulator.progress", "runtime"),
     "calibration.microbench.fit": ("calibration.microbench", "calibration.op_tables"),
     "calibration.replay": ("calibration.microbench.fit", "simulator.des"),
     "calibration.serving": ("calibration.roofline_fit", "simulator.planner"),
     "calibration": ("calibration.replay", "calibration.serving"),
     "app.errors": (),
-    "app.output": ("app.errors",),
+    "app.output": ("app.errors", "simulator.progress"),
     "app.scenarios": ("app.errors", "simulator.scenario"),
     "app.catalogue": ("simulator.model",),
     "app.render": ("app.catalogue", "simulator.scenario", "calibration"),
@@ -254,6 +256,33 @@ def test_the_check_sees_circles(sources: dict[str, str], circle: list[str]) -> N
 def test_a_package_that_shows_its_modules_is_no_circle() -> None:
     sources = {"p": "from p.a import A\nfrom p.b import B", "p.a": "", "p.b": "from p.a import A", "q": "import p.b"}
     assert circles(import_graph(sources, {"p"})) == []
+
+
+def aliases(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    """(name, type) of the module's aliases of arrays and of functions."""
+    for node in tree.body:
+        if (
+            isinstance(node, ast.Assign)
+            and isinstance(node.targets[0], ast.Name)
+            and isinstance(node.value, ast.Subscript)
+            and isinstance(node.value.value, ast.Name)
+            and node.value.value.id in ("NDArray", "Callable")
+        ):
+            yield node.targets[0].id, ast.unparse(node.value)
+
+
+def test_an_alias_of_a_type_has_one_home() -> None:
+    """One name for a type, one type for a name, defined in one module."""
+    found = [
+        (module_of(path), *alias)
+        for path in (*SOURCES, *BENCHMARKS)
+        for alias in aliases(ast.parse(path.read_text(encoding="utf-8")))
+    ]
+    for place in (1, 2):
+        homes: dict[str, list[str]] = {}
+        for alias in found:
+            homes.setdefault(alias[place], []).append(alias[0])
+        assert {alias: modules for alias, modules in homes.items() if len(modules) > 1} == {}
 
 
 def run_python(code: str, folder: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from hw_profiles.catalog import load
 from hw_profiles.efficiency import Form
@@ -29,6 +29,7 @@ from simulator.planner.space import (
 from simulator.planner.steady_state import PrefillTimes, prefill_times
 from simulator.planner.traffic import Traffic, traffic_of
 from simulator.planner.verify import check_designs
+from simulator.progress import Progress
 from simulator.scenario import Deployment, Pool, Scenario, ScenarioError, Slo, Transfer
 from simulator.uncertainty.chances import Demand, demand
 from simulator.uncertainty.spreads import uncertainty_of
@@ -44,8 +45,6 @@ NOT_READ = (
 )
 OVER_MAX_GPUS = "needs more accelerators than max_gpus"
 ROWS_PER_PAIR = 2  # of those, with the same form and accelerators [designs]
-
-Progress = Callable[[str, int, int], None]
 
 
 def plan(scenario: Scenario, progress: Progress | None = None) -> Plan:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +12,7 @@ from simulator.planner.design import Design
 from simulator.planner.estimate import estimate
 from simulator.planner.executor import run_all
 from simulator.planner.traffic import Traffic
+from simulator.progress import Progress
 from simulator.scenario import Deployment, OpenLoop, Pool, Scenario
 from simulator.uncertainty.bands import noise_at_limits
 from simulator.uncertainty.chances import certainty
@@ -25,8 +25,6 @@ WARMUP_LIFETIMES = 1.5
 MOST_WARMUP = 0.5  # of the requests [share; assumed]
 MOST_GROWTH = 0.25  # of a pool between two simulations [share; assumed]
 GROWTH_PER_MISS = 0.5  # of a pool, per share by which its limit is missed [assumed]
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
