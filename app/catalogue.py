@@ -10,7 +10,7 @@ from simulator.model import kv, presets
 from simulator.model import parameter_counts as counts
 from simulator.model.architecture import ModelSpec
 
-CONTEXTS = (8_192, 65_536, 262_144, 1_048_576)  # tokens
+CONTEXTS = (8_192, 65_536, 262_144, 1_048_576)  # at which KV is told [tokens]
 
 
 def gpus() -> list[dict[str, Any]]:

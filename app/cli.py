@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from app.commands import calibrate, catalogue, dashboard, plan, simulate, validate
-from app.errors import OneSentenceGroup
+from app.errors import EXIT_INTERRUPTED, OneSentenceGroup
 
 cli = typer.Typer(
     cls=OneSentenceGroup,
@@ -80,7 +80,7 @@ def main() -> None:
     try:
         cli(prog_name="moeplan")
     except KeyboardInterrupt:  # before the first command had started
-        raise SystemExit(130) from None
+        raise SystemExit(EXIT_INTERRUPTED) from None
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-EXIT_NO_ANSWER = 1  # the question was valid and the answer is "none"
-EXIT_BAD_INPUT = 2
+EXIT_NO_ANSWER = 1  # the question was valid, and the answer is "none", or lacks what failed
+EXIT_BAD_INPUT = 2  # as Click has it
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
 OUR_PACKAGES = ("app", "calibration", "hw_profiles", "runtime", "simulator")
 
@@ -71,7 +71,7 @@ class OneSentenceGroup(TyperGroup):
         except BrokenPipeError:
             # The reader of our output has gone (`| head`): keep the flush at exit from complaining.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            code = 1
+            code = EXIT_NO_ANSWER
         except (ValueError, OSError) as error:
             if not is_input_error(error):
                 raise

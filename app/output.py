@@ -6,20 +6,19 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.errors import InputError
+from simulator.progress import Progress
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-PIPED_WIDTH = 120  # columns, where no terminal says how wide it is
+PIPED_WIDTH = 120  # where no terminal says how wide it is [columns]
 STDOUT = Path("-")
-
-Progress = Callable[[str, int, int], None]  # (stage, done, of)
 
 
 def stdout_console() -> Console:

@@ -1,8 +1,12 @@
-"""Figures in the README are those of the committed results."""
+"""Figures in the README are those of the committed results, and its Python runs."""
 
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +14,8 @@ import pytest
 from benchmarks import loop
 from calibration.replay.report import METRICS, LoadReport
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_loop_table_is_that_of_the_committed_result() -> None:
@@ -30,3 +35,14 @@ def test_a_rerun_is_against_the_replay_before_of_the_same_load() -> None:
     assert "| TPOT p50, p90, p99 | -, -, - |" in loop.table(
         {"colocated": dict.fromkeys((*loop.PREDICTIONS, "rerun"), loop.reruns([row(1.0, 1.0)]))}
     )
+
+
+def test_the_python_example_runs_as_a_script(tmp_path: Path) -> None:
+    """Its plan is that of the table above it: the cheapest design has 24 GPUs."""
+    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    script = tmp_path / "example.py"
+    script.write_text(example, encoding="utf-8")
+    here = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, script], cwd=ROOT, env=here, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("24 GPUs, TTFT p90 1.")

@@ -32,7 +32,7 @@ def published(
 ) -> None:
     """Fit kernel rates from published op tables; says how well held-out rows are predicted and what was thrown out."""
     from app.output import STDOUT, check_writable, stdout_console
-    from app.render.calibration import calibration_report
+    from app.render.op_tables import calibration_report
     from calibration.op_tables.fit_tables import calibrate
 
     check_writable(output, "--output")

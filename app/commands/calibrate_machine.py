@@ -12,7 +12,8 @@ import typer
 from app.commands.options import JsonOutput, TraceInput, above_zero, whole_above_zero
 from app.errors import InputError
 
-LOADS = "0.3,0.6,0.9,1.5"
+LOADS = "0.3,0.6,0.9,1.5"  # shares of what the profile says fits [assumed: idle, usual, full, overloaded]
+MOST_LOAD = 10  # of those [assumed: beyond it only the queue grows]
 
 
 def _require_torch() -> None:
@@ -64,8 +65,8 @@ def fit(
     """Fit the simulator's own formula to measurements; the profile carries its held-out error."""
     _require_torch()
     from app.output import check_writable, stdout_console
-    from app.render.comparison import comparison
     from app.render.machine import fit_report
+    from app.render.profile_comparison import comparison
     from calibration.microbench.fit.profile_fit import fit_machine
     from calibration.microbench.measurement import read
     from hw_profiles import catalog
@@ -82,9 +83,9 @@ def fit(
     if other is not None:
         console.print(comparison(other, result.hardware))
     if plot is not None:
-        from app.render.roofline import roofline_figure
+        from app.render.op_parity import op_parity_figure
 
-        roofline_figure(result.points).write_html(plot, include_plotlyjs=True)
+        op_parity_figure(result.points).write_html(plot, include_plotlyjs=True)
 
 
 def validate(
@@ -135,6 +136,6 @@ def _shares(text: str) -> list[float]:
         shares = [float(part) for part in text.split(",")]
     except ValueError:
         shares = []
-    if not shares or not all(0 < share < 10 for share in shares):
+    if not shares or not all(0 < share < MOST_LOAD for share in shares):
         raise InputError(f"--loads {text!r} is not a list of shares above 0; write for example {LOADS}")
     return shares

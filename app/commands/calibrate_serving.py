@@ -27,7 +27,7 @@ def serving(
     Stacks that were fitted into the same folder before stay there.
     """
     from app.output import STDOUT, check_writable, progress_bar, stdout_console, write_json
-    from app.render.validation import own_report
+    from app.render.own_stack import own_report
     from calibration.serving.engine_parameters import fit_in
     from calibration.serving.own_stack import TooFewPointsError, fit_own
     from calibration.serving.points import read_points

@@ -10,13 +10,14 @@ from typing import Annotated
 
 import typer
 
+from app.commands.options import LAST_PORT
 from app.errors import InputError
 
 MAIN = Path(__file__).parent.parent / "main.py"
 
 
 def app(
-    port: Annotated[int, typer.Option(min=1, max=65535, help="TCP port.")] = 8501,
+    port: Annotated[int, typer.Option(min=1, max=LAST_PORT, help="TCP port.")] = 8501,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for other machines.")] = "127.0.0.1",
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open a browser.")] = False,
 ) -> None:

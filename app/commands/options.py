@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 MOST = 1_000_000_000  # tokens of a request, requests of a run: counts stay inside 64-bit sums
+LAST_PORT = 65535  # of TCP
 
 
 def above_zero(value: float | None) -> float | None:

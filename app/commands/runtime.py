@@ -11,9 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from app.commands.options import JsonOutput, above_zero, whole_above_zero
+from app.commands.options import LAST_PORT, JsonOutput, above_zero, whole_above_zero
 from app.commands.runtime_options import EngineOptions, build_backend, with_engine_options
-from app.errors import InputError, OneSentenceGroup
+from app.errors import EXIT_BAD_INPUT, EXIT_NO_ANSWER, InputError, OneSentenceGroup
 
 runtime_app = typer.Typer(
     cls=OneSentenceGroup,
@@ -113,7 +113,7 @@ def generate(
         if output.error is not None:
             typer.echo(f"moeplan: {output.request_id}: {output.error}", err=True)
     if any(output.error is not None for output in outputs):
-        raise typer.Exit(2)
+        raise typer.Exit(EXIT_BAD_INPUT)
 
 
 def _token_ids(text: str) -> list[int]:
@@ -177,7 +177,7 @@ def bench(
     if json_file != STDOUT:
         stdout_console().print(replay_report(summary))
     if summary["num_failed"]:
-        raise typer.Exit(1)
+        raise typer.Exit(EXIT_NO_ANSWER)
 
 
 @runtime_app.command()
@@ -185,7 +185,7 @@ def bench(
 def serve(
     options: EngineOptions,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    port: Annotated[int, typer.Option(min=1, max=LAST_PORT, help="Port to listen on.")] = 8000,
     served_name: Annotated[
         str | None, typer.Option("--served-model-name", help="Model name in the API; else that of --model.")
     ] = None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.commands.options import JsonOutput, SeedInput, TraceInput, above_zero
-from app.commands.records import Records
+from app.commands.simulation_files import SimulationFiles
 
 if TYPE_CHECKING:
     from simulator.scenario import SharedCluster
@@ -60,14 +60,14 @@ def simulate(
     check_writable(timeline, "--timeline")
     check_writable(series, "--series")
     found = load_any(scenario)
-    records = Records(requests, timeline, series, grid)
-    if replications is not None and records.wanted:
+    files = SimulationFiles(requests, timeline, series, grid)
+    if replications is not None and files.wanted:
         raise typer.BadParameter("--replications keeps no records of single runs; leave the other files out")
     if isinstance(found, SharedCluster):
         for flag, given in (("--trace", trace), ("--replications", replications)):
             if given is not None:
                 raise typer.BadParameter(f"{flag} is for one model, and {scenario} has several; leave it out")
-        _simulate_shared(found, seed, json_file, records)
+        _simulate_shared(found, seed, json_file, files)
         return
     asked = with_changes(found, trace=trace, seed=seed)
     from simulator.des.simulate import simulate as run
@@ -84,24 +84,24 @@ def simulate(
         if json_file != STDOUT:
             stdout_console().print(replication_report(summary))
         return
-    recorder = records.recorder()
+    recorder = files.recorder()
     with progress_bar() as progress:
         result = run(asked, progress=partial(progress, "requests"), recorder=recorder)
     summary = result.summary().to_json() | {"uncertainty": of_run(result, asked)}
     write_json(summary, json_file)
-    records.write({"": (result, recorder)})
+    files.write({"": (result, recorder)})
     if json_file != STDOUT:
         stdout_console().print(simulation_report(asked, summary))
 
 
-def _simulate_shared(asked: SharedCluster, seed: int | None, json_file: Path | None, records: Records) -> None:
+def _simulate_shared(asked: SharedCluster, seed: int | None, json_file: Path | None, files: SimulationFiles) -> None:
     """Play several models on one cluster."""
     from app.output import STDOUT, progress_bar, stdout_console, write_json
     from app.render.simulation import shared_report
     from simulator.des.simulate_models import simulate_shared
     from simulator.uncertainty.bands import of_run
 
-    recorders = {served.name: records.recorder() for served in asked.models}
+    recorders = {served.name: files.recorder() for served in asked.models}
     told = {name: recorder for name, recorder in recorders.items() if recorder is not None}
     with progress_bar() as progress:
         result = simulate_shared(asked, seed=seed, progress=partial(progress, "requests"), recorders=told)
@@ -109,6 +109,6 @@ def _simulate_shared(asked: SharedCluster, seed: int | None, json_file: Path | N
     for name, part in result.models.items():
         summary["models"][name]["uncertainty"] = of_run(part.result, part.scenario)
     write_json(summary, json_file)
-    records.write({name: (part.result, recorders[name]) for name, part in result.models.items()})
+    files.write({name: (part.result, recorders[name]) for name, part in result.models.items()})
     if json_file != STDOUT:
         stdout_console().print(shared_report({name: part.scenario for name, part in result.models.items()}, summary))

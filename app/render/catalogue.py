@@ -14,7 +14,9 @@ from app.render.tables import assumptions_text, simple_table
 from hw_profiles.efficiency import ORIGINS
 from hw_profiles.units import GB, TB, TFLOP, human_bytes
 
-KIB = 1024
+KIB = 1024  # [tokens, B]
+TABLE_CONTEXT = 65_536  # whose KV the table of all models shows; one of CONTEXTS [tokens]
+BILLION = 1e9  # parameters
 MARKS = {"measured": "m", "served": "s", "published": "p"}
 
 
@@ -128,13 +130,13 @@ def models_table(specs: list[dict[str, Any]]) -> RenderableType:
         experts = f"{spec['experts_per_token']} of {spec['experts']}" if spec["experts"] else "dense"
         table.add_row(
             spec["name"],
-            f"{spec['params_total'] / 1e9:.1f}",
-            f"{spec['params_active'] / 1e9:.2f}",
+            f"{spec['params_total'] / BILLION:.1f}",
+            f"{spec['params_active'] / BILLION:.2f}",
             f"{spec['weight_bytes'] / GB:.1f}",
             str(spec["layers"]),
             experts,
             f"{spec['kv_bytes_per_token']:.0f}",
-            f"{spec['kv_bytes'][65_536] / KIB**2:.0f}",
+            f"{spec['kv_bytes'][TABLE_CONTEXT] / KIB**2:.0f}",
             " ".join(spec["attention"]),
         )
     notes = "Parameters without draft heads. KV of one sequence over the whole instance, one copy."
@@ -149,11 +151,11 @@ def model_table(spec: dict[str, Any]) -> RenderableType:
         "Family": spec["family"],
         "Layers": f"{spec['layers']} ({', '.join(f'{n} {kind}' for kind, n in spec['attention'].items())})",
         "Experts": f"{spec['experts_per_token']} of {spec['experts']}" if spec["experts"] else "none (dense)",
-        "Parameters": f"{spec['params_total'] / 1e9:.2f} B{_published(spec['published_total'])}",
-        "Active per token": f"{spec['params_active'] / 1e9:.2f} B{_published(spec['published_active'])}",
-        "Active without embedding": f"{spec['params_active_no_embedding'] / 1e9:.2f} B",
+        "Parameters": f"{spec['params_total'] / BILLION:.2f} B{_published(spec['published_total'])}",
+        "Active per token": f"{spec['params_active'] / BILLION:.2f} B{_published(spec['published_active'])}",
+        "Active without embedding": f"{spec['params_active_no_embedding'] / BILLION:.2f} B",
         "Stored weights": human_bytes(spec["weight_bytes"]),
-        "Draft head": f"{spec['draft_params'] / 1e9:.2f} B, {human_bytes(spec['draft_weight_bytes'])}"
+        "Draft head": f"{spec['draft_params'] / BILLION:.2f} B, {human_bytes(spec['draft_weight_bytes'])}"
         if spec["draft_params"]
         else "none",
         "KV per token": f"{spec['kv_bytes_per_token']:.0f} B",

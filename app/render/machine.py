@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from app.render.tables import simple_table
+from app.render.tables import US_PER_S, simple_table
 
 if TYPE_CHECKING:
     from calibration.microbench.fit.profile_fit import MachineFit
     from calibration.microbench.measurement import BrokenLine, Measurements
     from calibration.replay.report import LoadReport
 
-SHOWN_LINES = 5  # broken ones
+SHOWN_LINES = 5  # of those that are broken
 SPEED_NOTE = (
     "Step sum: predicted over measured seconds of all steps; below 1 the machine ran slower than when measured.\n"
     "Core: share of a core that the engine's thread had during steps; other processes had the rest.\n"
@@ -43,7 +43,7 @@ def fit_report(result: MachineFit, measured: Measurements) -> RenderableType:
             str(sum(point.op_class is op_class for point in result.points)),
             f"{rates.matrix_fraction:.2f}",
             f"{rates.memory_fraction:.2f}",
-            f"{rates.latency_s * 1e6:.1f}",
+            f"{rates.latency_s * US_PER_S:.1f}",
             f"{efficiency.held_out_error[op_class.value]:.0%}",
             f"{rates.residual_sigma:.2f}",
         )

@@ -8,12 +8,12 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from app.render.tables import assumptions_text, band_text, grounds_text, number, simple_table
+from app.render.tables import MS_PER_S, assumptions_text, band_text, grounds_text, number, simple_table
 from simulator.scenario import Scenario, Slo
 
 ROLES = {"prefill": "P", "decode": "D", "colocated": "C"}  # and their letters where room is short
-WIDE = 100  # columns that the full table needs
-NARROW = 80  # columns below which what follows from other figures is left out: speed per user, cost per hour
+WIDE = 100  # that the full table needs [columns]
+NARROW = 80  # below which what follows from other figures is left out: speed per user, cost per hour [columns]
 
 
 def plan_report(scenario: Scenario, answer: dict[str, Any], width: int) -> RenderableType:
@@ -79,7 +79,7 @@ def limits_text(slo: Slo) -> str:
         text
         for text, limit in (
             (f"TTFT <= {slo.ttft_s:g} s" if slo.ttft_s else "", slo.ttft_s),
-            (f"TPOT <= {slo.tpot_s * 1e3:g} ms" if slo.tpot_s else "", slo.tpot_s),
+            (f"TPOT <= {slo.tpot_s * MS_PER_S:g} ms" if slo.tpot_s else "", slo.tpot_s),
             (f"end to end <= {slo.e2e_s:g} s" if slo.e2e_s else "", slo.e2e_s),
         )
         if limit
@@ -112,7 +112,7 @@ def design_table(slo: Slo, designs: list[dict[str, Any]], width: int) -> Rendera
             "\n".join(pool_text(ROLES[role] if narrow else role, design[role]) for role in ROLES if role in design),
             str(design["gpus_total"]),
             cell(number(_metric(seen, "ttft_s", tail), 2), "ttft_s"),
-            cell(number(_metric(seen, "tpot_s", tail), 1, 1e3), "tpot_s", 1e3),
+            cell(number(_metric(seen, "tpot_s", tail), 1, MS_PER_S), "tpot_s", MS_PER_S),
             cell(number(_metric(seen, "tok_s_per_user", "mean"), 0), "tok_s_per_user"),
             cell(number(seen["total_tok_s_per_gpu"], 0), "total_tok_s_per_gpu"),
             number(design["usd_per_hour"], 2),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from app.render.tables import MS_PER_S
+
 if TYPE_CHECKING:
     from rich.console import Group
 
@@ -15,6 +17,7 @@ _ROWS = (
     ("e2e_s", "End to end"),
 )
 _COLUMNS = ("mean", "p50", "p90", "p95", "p99", "max")
+_SHOWN_ERRORS = 3  # requests
 
 
 def replay_report(summary: dict[str, Any]) -> Group:
@@ -36,7 +39,7 @@ def replay_report(summary: dict[str, Any]) -> Group:
     for name, label in rows:
         spread = values[name]
         if spread is not None:
-            table.add_row(label, *(f"{spread[column] * 1e3:.1f}" for column in _COLUMNS))
+            table.add_row(label, *(f"{spread[column] * MS_PER_S:.1f}" for column in _COLUMNS))
     lines = [
         f"{summary['num_finished']} of {summary['num_requests']} requests finished "
         f"in {summary['duration_s']:.1f} s ({summary['num_failed']} failed)",
@@ -45,5 +48,5 @@ def replay_report(summary: dict[str, Any]) -> Group:
         f"{summary['cached_tokens']} prompt tokens reused, {summary['preemptions']} preemptions",
     ]
     errors = summary.get("errors", {})
-    lines += [f"{name}: {error}" for name, error in list(errors.items())[:3]]
+    lines += [f"{name}: {error}" for name, error in list(errors.items())[:_SHOWN_ERRORS]]
     return Group(Text("\n".join(lines)), table)

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from app.render.tables import assumptions_text, band_text, grounds_text, number, simple_table
+from app.render.tables import MS_PER_S, PERCENT, assumptions_text, band_text, grounds_text, number, simple_table
 from simulator.scenario import Scenario
 
 BAND = "p10-p90"
@@ -15,7 +15,7 @@ STATISTICS = ("mean", "p50", "p90", "p95", "p99")
 # key of the summary -> (label, digits, factor to the shown unit)
 LATENCIES = {
     "ttft_s": ("TTFT [s]", 3, 1.0),
-    "tpot_s": ("TPOT [ms]", 2, 1e3),
+    "tpot_s": ("TPOT [ms]", 2, MS_PER_S),
     "e2e_s": ("End to end [s]", 2, 1.0),
     "tok_s_per_user": ("tok/s/user", 1, 1.0),
 }
@@ -28,15 +28,15 @@ RATES = {
     "output_tok_s_per_gpu": ("Output tok/s/GPU", 1, 1.0),
     "requests_per_s": ("Requests/s", 3, 1.0),
     "goodput_requests_per_s": ("Requests/s inside every limit", 3, 1.0),
-    "attainment": ("Share of requests inside every limit [%]", 1, 100.0),
+    "attainment": ("Share of requests inside every limit [%]", 1, PERCENT),
 }
 USAGE = {
     "instances": ("Instances", 0, 1.0),
     "gpus": ("GPUs", 0, 1.0),
-    "busy_fraction": ("Busy\n%", 1, 100.0),
+    "busy_fraction": ("Busy\n%", 1, PERCENT),
     "batch_mean": ("Batch\nmean", 1, 1.0),
-    "kv_occupancy": ("KV full\n%", 1, 100.0),
-    "link_fraction": ("Link busy\n%", 1, 100.0),
+    "kv_occupancy": ("KV full\n%", 1, PERCENT),
+    "link_fraction": ("Link busy\n%", 1, PERCENT),
 }
 COSTS = {
     "usd_per_hour": ("USD/hour", 2, 1.0),
@@ -167,10 +167,10 @@ def _tenant_table(tenants: dict[str, dict[str, Any]]) -> RenderableType:
             number(seen["requests"]["total"], 0),
             number(metrics["ttft_s"]["p50"], 3),
             number(metrics["ttft_s"]["p99"], 3),
-            number(metrics["tpot_s"]["p50"], 1, 1e3),
-            number(metrics["tpot_s"]["p99"], 1, 1e3),
+            number(metrics["tpot_s"]["p50"], 1, MS_PER_S),
+            number(metrics["tpot_s"]["p99"], 1, MS_PER_S),
             number(seen["throughput"]["output_tok_s"], 0),
-            number(slo["attainment"], 1, 100.0) if slo["limits"] else "none",
+            number(slo["attainment"], 1, PERCENT) if slo["limits"] else "none",
         )
     return table
 
@@ -204,14 +204,14 @@ def _group_table(groups: dict[str, dict[str, Any]]) -> RenderableType:
         ttft, tpot = seen["ttft_s"] or {}, seen["tpot_s"] or {}
         columns.append(
             (
-                number(seen["request_share"], 1, 100.0),
+                number(seen["request_share"], 1, PERCENT),
                 number(seen["input_tok_s"], 0),
                 number(seen["output_tok_s"], 0),
                 number(seen["tok_s_per_gpu"], 1),
                 number(ttft.get("p50"), 3),
                 number(ttft.get("p99"), 3),
-                number(tpot.get("p50"), 2, 1e3),
-                number(tpot.get("p99"), 2, 1e3),
+                number(tpot.get("p50"), 2, MS_PER_S),
+                number(tpot.get("p99"), 2, MS_PER_S),
                 number(seen["usd_per_mtok"], 4),
             )
         )

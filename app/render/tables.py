@@ -10,6 +10,11 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+# Units shown in one unit of SI.
+MS_PER_S = 1e3
+US_PER_S = 1e6
+PERCENT = 100.0
+
 
 def simple_table(*headers: str, title: str | None = None, tight: bool = False) -> Table:
     """A table with a ruled header; the first column reads left, the others right.

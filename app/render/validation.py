@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 LISTED = ("tpot_ms", "total_tok_s_per_gpu", "ttft_ms")
 PLOTTED = {"tpot_ms": "TPOT, ms", "total_tok_s_per_gpu": "tokens/s per GPU", "ttft_ms": "TTFT, ms"}
-TITLES = {
+TITLES = {  # of metrics in tables
     "total_tok_s_per_gpu": "total tok/s per GPU",
     "output_tok_s_per_gpu": "output tok/s per GPU",
     "input_tok_s_per_gpu": "input tok/s per GPU",
@@ -61,23 +61,6 @@ def _groups(answer: ValidationReport) -> Table:
         count = max(one.n for one in found.values())
         table.add_row(f"{group.model}, {group.gpu}, {group.engine}, {mode}", str(count), *cells)
     return table
-
-
-def own_report(answer: dict[str, Any]) -> Group:
-    """Of `calibrate serving`: errors before the fit, and of points that it did not see."""
-    title = f"Fitted to {answer['fitted']} of {answer['points']} points"
-    headings = ("n", "median error\nbefore", "bias\nbefore", "median error\nheld out", "bias\nheld out")
-    table = simple_table("metric", *headings, "inside\np10-p90", title=title, tight=True)
-    for metric, was in answer["before"].items():
-        now = (answer["held_out"] or {}).get(metric)
-        cells = [f"{now['median_ape']:.1%}", f"{now['bias']:+.1%}", f"{now['coverage']:.0%}"] if now else [""] * 3
-        table.add_row(TITLES[metric], str(was["n"]), f"{was['median_ape']:.1%}", f"{was['bias']:+.1%}", *cells)
-    said = ["Held out: each half of the points, predicted by a fit of the other half."]
-    if answer["held_out"] is None:
-        said = ["Too few points to hold half of them out: how well the fit predicts others is not known."]
-    said += [f"Left out: {rows} rows: {why}." for why, rows in answer["left_out"].items()]
-    said.append(f"Written: {', '.join(answer['files'])}. Use them with `moeplan --profiles {answer['folder']}`.")
-    return Group(table, *said)
 
 
 def _unpredicted(answer: ValidationReport) -> Table:

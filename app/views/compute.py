@@ -13,8 +13,10 @@ from simulator.model import presets
 from simulator.planner.search import plan
 from simulator.scenario import Scenario
 
+REMEMBERED = 64  # plans, of all visitors [assumed]
 
-@st.cache_data(show_spinner="Sizing pools and simulating the best designs ...", max_entries=64)
+
+@st.cache_data(show_spinner="Sizing pools and simulating the best designs ...", max_entries=REMEMBERED)
 def plan_answer(scenario_json: str) -> dict[str, Any]:
     """The plan for a scenario given as JSON (its JSON is the cache's key)."""
     return plan(Scenario.model_validate_json(scenario_json)).to_json()

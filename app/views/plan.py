@@ -10,10 +10,10 @@ import streamlit as st
 
 from app.errors import is_input_error, sentence
 from app.output import plain
-from app.render.charts import cost_front, design_bands, rate_front
-from app.render.frames import bands_frame, designs_frame, frontier_frame
 from app.render.plan import grounds, limits_text, no_design_text
-from app.render.tables import number
+from app.render.plan_charts import cost_front, design_bands, rate_front
+from app.render.plan_frames import bands_frame, designs_frame, frontier_frame
+from app.render.tables import MS_PER_S, number
 from app.views.compute import offered, plan_answer, speeds_of
 from app.views.question import CONFIDENCES, CONVENTIONS, LIMITS, PERCENTILES, Question, from_query
 from simulator.scenario import Scenario
@@ -38,7 +38,8 @@ COLUMNS = {
 }
 
 
-ROW_PX = 35  # height of a table row
+ROW_PX = 35  # height of a table row, as Streamlit draws it [pixels]
+BORDER_PX = 3  # of the table [pixels]
 
 
 def show() -> None:
@@ -139,7 +140,7 @@ def _designs(answer: dict[str, Any]) -> None:
         column_order=list(COLUMNS),
         hide_index=True,
         width="stretch",
-        height=ROW_PX * (len(frame) + 1) + 3,
+        height=ROW_PX * (len(frame) + 1) + BORDER_PX,
     )
     st.caption(
         f"Latencies at p{answer['slo']['percentile']:g}. tok/s/GPU counts input and output tokens over all GPUs; "
@@ -148,7 +149,7 @@ def _designs(answer: dict[str, Any]) -> None:
         "Chance: of the limit that is least sure to hold."
     )
     slo = answer["slo"]
-    limits = {"ttft_s": slo["ttft_s"], "tpot_s": slo["tpot_s"] and slo["tpot_s"] * 1e3}
+    limits = {"ttft_s": slo["ttft_s"], "tpot_s": slo["tpot_s"] and slo["tpot_s"] * MS_PER_S}
     st.plotly_chart(design_bands(bands_frame(answer), limits), key="design_bands", config={"displayModeBar": False})
     st.caption(grounds(answer["designs"]).replace("\n", "  \n"))
     st.download_button("Download JSON", json.dumps(plain(answer), indent=2), "plan.json", "application/json")

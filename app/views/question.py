@@ -14,6 +14,14 @@ from simulator.scenario import OpenLoop, Scenario, parse_scenario
 CONFIDENCES = (0, 60, 70, 80, 90)  # percent; 0: chances are only shown
 PERCENTILES = (50, 90, 95, 99)  # those that every report has
 CONVENTIONS: tuple[str, ...] = typing.get_args(Scenario.model_fields["price_convention"].annotation)
+# Lowest and highest value that the number fields take; all assumed, far outside what is real.
+LIMITS: dict[str, tuple[float, float]] = {
+    "rate": (0.01, 100_000.0),  # [requests/s]
+    "isl": (1, 10_000_000),  # [tokens]
+    "osl": (1, 1_000_000),  # [tokens]
+    "ttft": (0.001, 3_600.0),  # [s]
+    "tpot": (0.0001, 60.0),  # [s]
+}
 
 
 @dataclass(frozen=True)
@@ -132,13 +140,3 @@ def _read(key: str, texts: Sequence[str], default: Question, models: Sequence[st
     if value is None or not low <= value <= high:
         raise InputError(f"{key}={texts[-1]} is not between {low:g} and {high:g}, so the default {key} is shown")
     return value
-
-
-# Lowest and highest value that the number fields take.
-LIMITS: dict[str, tuple[float, float]] = {
-    "rate": (0.01, 100_000.0),
-    "isl": (1, 10_000_000),
-    "osl": (1, 1_000_000),
-    "ttft": (0.001, 3_600.0),
-    "tpot": (0.0001, 60.0),
-}

@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
 
-from hw_profiles.catalog import CatalogError, load
+from hw_profiles.catalog import CatalogError
 from hw_profiles.profile import HardwareProfile
 from hw_profiles.schema import Convention
 from simulator.des.results.cost import PoolCost, cost_of
 from simulator.model.architecture import ModelSpec
-from simulator.model.engine import Form, in_service
-from simulator.model.expert_load import ExpertSkew
 from simulator.model.kv import transfer_bytes
-from simulator.model.latency import StepLatency
-from simulator.model.memory import plan_memory
 from simulator.model.parallelism import Parallelism
-from simulator.planner.design import Design
+from simulator.planner.design import Design, SteadyState
+from simulator.planner.priced_instance import PricedInstance, price_instance
 from simulator.planner.steady_state import (
     ColocatedState,
     DecodeState,
-    Engine,
     PrefillState,
     colocated_state,
     decode_state,
@@ -33,33 +27,6 @@ from simulator.planner.steady_state import (
 from simulator.planner.traffic import Traffic
 from simulator.scenario import Deployment, Pool, Scenario, Transfer
 from simulator.uncertainty.chances import certainty
-
-
-def engine_of(model: ModelSpec, pool: Pool, form: Form) -> Engine:
-    """The priced engine of a pool. Raises DoesNotFitError, ParallelismError or CatalogError."""
-    cut = pool.parallelism
-    hardware = in_service(load(pool.gpu, pool.stack), model, cut, pool.draft_tokens, form)
-    memory = plan_memory(model, hardware, cut, pool.max_tokens_per_step, pool.draft_tokens, pool.redundant_experts)
-    latency = _latency(model, hardware, cut, pool.draft_tokens, pool.skew)
-    return Engine(model, hardware, cut, latency, memory, pool.acceptance_length)
-
-
-def in_form(engine: Engine, form: Form) -> Engine:
-    """The engine of a search as it runs in that form of serving."""
-    drafts = engine.latency.draft_tokens
-    plain = load(engine.hardware.name, engine.hardware.stack)
-    hardware = in_service(plain, engine.model, engine.parallelism, drafts, form)
-    return replace(
-        engine, hardware=hardware, latency=_latency(engine.model, hardware, engine.parallelism, drafts, None)
-    )
-
-
-@functools.lru_cache(maxsize=512)
-def _latency(
-    model: ModelSpec, hardware: HardwareProfile, cut: Parallelism, draft_tokens: int, skew: ExpertSkew | None
-) -> StepLatency:
-    """Step times are remembered inside, so pools that differ only in size share them."""
-    return StepLatency(model, hardware, cut, draft_tokens, skew)
 
 
 def pool_cost(pool: Pool, hardware: HardwareProfile, convention: Convention, prefill_share: float) -> PoolCost | None:
@@ -87,22 +54,22 @@ def estimate(scenario: Scenario, model: ModelSpec, traffic: Traffic, deployment:
     pools = deployment.lone_pools
     if "colocated" in pools:
         pool = pools["colocated"]
-        engine = engine_of(model, pool, "colocated")
-        point = functools.cache(lambda n: mixed_point(engine, traffic, pool.max_tokens_per_step, n))
-        state = colocated_state(traffic, engine, pool.instances, pool.sequence_limit, percentile, point)
+        priced = price_instance(model, pool, "colocated")
+        point = functools.cache(lambda n: mixed_point(priced, traffic, pool.max_tokens_per_step, n))
+        state = colocated_state(traffic, priced, pool.instances, pool.sequence_limit, percentile, point)
         first = then = state
-        costs = [pool_cost(pool, engine.hardware, convention, state.prefill_share)]
-        engines = [engine]
+        costs = [pool_cost(pool, priced.hardware, convention, state.prefill_share)]
+        instances = [priced]
     else:
         prefill, decode = pools["prefill"], pools["decode"]
-        p, d = (engine_of(model, pool, "disaggregated") for pool in (prefill, decode))
+        p, d = (price_instance(model, pool, "disaggregated") for pool in (prefill, decode))
         times = prefill_times(p, traffic, prefill.max_tokens_per_step)
         first = prefill_state(p, traffic, times, prefill.instances, percentile)
         stall = handover_s(model, round(traffic.mean_prompt), p.hardware, p.parallelism, deployment.transfer)
         then = decode_state(d, traffic, decode.instances, decode.sequence_limit, stall, percentile)
         costs = [pool_cost(prefill, p.hardware, convention, 1.0), pool_cost(decode, d.hardware, convention, 0.0)]
-        engines = [p, d]
-    return _design(scenario, model, traffic, deployment, first, then, costs, engines)
+        instances = [p, d]
+    return _design(scenario, model, traffic, deployment, first, then, costs, instances)
 
 
 def _design(
@@ -113,30 +80,32 @@ def _design(
     first: PrefillState | ColocatedState,
     then: DecodeState | ColocatedState,
     costs: Sequence[PoolCost | None],
-    engines: Sequence[Engine],
+    instances: Sequence[PricedInstance],
 ) -> Design:
-    slo, p = scenario.slo, f"p{scenario.slo.percentile:g}"
+    slo = scenario.slo
     tokens_in, tokens_out = traffic.rate * traffic.mean_prompt, traffic.rate * traffic.mean_output
-    e2e = first.ttft_mean_s + (traffic.mean_output - 1) * then.tpot_mean_s
-    state: dict[str, Any] = {
-        "ttft_s": {"mean": first.ttft_mean_s, p: first.ttft_percentile_s},
-        "tpot_s": {"mean": then.tpot_mean_s, p: then.tpot_percentile_s},
-        "e2e_s": {"mean": e2e},
-        "tok_s_per_user": {"mean": 1 / then.tpot_mean_s},
-        "total_tok_s_per_gpu": (tokens_in + tokens_out) / deployment.gpus,
-        "output_tok_s_per_gpu": tokens_out / deployment.gpus,
-        "sequences_per_instance": then.sequences,
-        "utilization": {"prefill": first.utilisation, "decode": then.utilisation},
-    }
+    state = SteadyState(
+        percentile=slo.percentile,
+        ttft_mean_s=first.ttft_mean_s,
+        ttft_percentile_s=first.ttft_percentile_s,
+        tpot_mean_s=then.tpot_mean_s,
+        tpot_percentile_s=then.tpot_percentile_s,
+        e2e_mean_s=first.ttft_mean_s + (traffic.mean_output - 1) * then.tpot_mean_s,
+        total_tok_s_per_gpu=(tokens_in + tokens_out) / deployment.gpus,
+        output_tok_s_per_gpu=tokens_out / deployment.gpus,
+        sequences_per_instance=then.sequences,
+        prefill_utilisation=first.utilisation,
+        decode_utilisation=then.utilisation,
+    )
     known = tuple(cost for cost in costs if cost is not None)
-    sure = certainty(deployment, model.name, slo, state, state["utilization"])
+    sure = certainty(deployment, model.name, slo, state.to_json(), state.load)
     return Design(
         deployment=deployment,
         steady_state=state,
         simulated=None,
         cost=cost_of(known, tokens_in, tokens_out, traffic.rate) if len(known) == len(costs) else None,
         meets_slo=not sure.misses(scenario.search.confidence),
-        assumptions=assumptions(engines[0].model, [e.hardware for e in engines]),
+        assumptions=assumptions(instances[0].model, [one.hardware for one in instances]),
         certainty=sure,
     )
 

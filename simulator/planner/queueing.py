@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+HALVINGS = 60  # of the interval that holds a percentile: more than the 53 bits of a double
+ABOVE_S = 1e-9  # keeps that interval from being empty where nobody waits [s]
+
 
 def erlang_c(servers: int, offered: float) -> float:
     """Probability that an arrival waits in M/M/c with `offered` Erlang of load.
@@ -74,8 +77,8 @@ def response_percentile_s(
                 total += wait_probability * math.exp(-slack / tail)
         return total / len(services_s)
 
-    low, high = 0.0, max(services_s) + tail * math.log(max(wait_probability / share, 1.0)) + 1e-9
-    for _ in range(60):
+    low, high = 0.0, max(services_s) + tail * math.log(max(wait_probability / share, 1.0)) + ABOVE_S
+    for _ in range(HALVINGS):
         middle = (low + high) / 2
         if exceed(middle) > share:
             low = middle

@@ -5,18 +5,28 @@ from __future__ import annotations
 from simulator.model.architecture import ModelSpec
 from simulator.model.parallelism import Parallelism, ParallelismError
 
-PREFILL_CHUNKS = (4096, 8192, 16384)  # tokens
-# Prompts from this length on spread over enough steps that cutting each step by sequence is worth a try. [tokens]
-LONG_PROMPT = 65_536
-COLOCATED_BUDGETS = (1024, 2048, 4096, 8192)  # tokens
-NODE_GPUS = 8
-MAX_GROUP = 64
+# New tokens of a step on each attention rank. Half, once and twice what a pool has whose step size is not searched, and
+# less where decode shares the step. [tokens; assumed]
+TOKENS_PER_STEP = 8192  # as in a scenario's pool that names none
+PREFILL_CHUNKS = (4096, 8192, 16384)
+COLOCATED_BUDGETS = (1024, 2048, 4096, 8192)
+# Prompts from this length on spread over enough steps that cutting each step by sequence is worth a try. [assumed]
+LONG_PROMPT = 65_536  # tokens
+NODE_GPUS = 8  # of a node, as HGX and OAM baseboards have them [accelerators]
+NODES_WITHOUT_DOMAIN = 4  # of one instance where the fast fabric ends with the node [nodes; assumed]
+MAX_GROUP = 64  # of one instance [accelerators; assumed: the largest power of two in a domain of 72]
+TENSOR_PARALLEL = (1, 2, 4, 8, 16)  # ranks; 16: for racks, whose domain is larger than a node
+TENSOR_PARALLEL_OF_CP = (1, 2, 4, 8)  # ranks beside context parallelism
 
 
 def group_sizes(scale_up_domain: int) -> tuple[int, ...]:
-    """Sizes of one instance: powers of two, up to 4 nodes where the fast fabric ends with the node."""
-    limit = min(MAX_GROUP, max(scale_up_domain, 4 * NODE_GPUS))
-    return tuple(2**i for i in range(7) if 2**i <= limit)
+    """Sizes of one instance: powers of two, up to 4 nodes where the fast fabric ends with the node.
+
+    >>> group_sizes(72), group_sizes(8)
+    ((1, 2, 4, 8, 16, 32, 64), (1, 2, 4, 8, 16, 32))
+    """
+    limit = min(MAX_GROUP, max(scale_up_domain, NODES_WITHOUT_DOMAIN * NODE_GPUS))
+    return tuple(2**i for i in range(limit.bit_length()))
 
 
 def cuts(model: ModelSpec, scale_up_domain: int) -> list[Parallelism]:
@@ -28,7 +38,7 @@ def cuts(model: ModelSpec, scale_up_domain: int) -> list[Parallelism]:
     has_experts = any(layer.ffn.experts for layer in model.layers)
     found: list[Parallelism] = []
     for size in group_sizes(scale_up_domain):
-        for tp in (t for t in (1, 2, 4, 8, 16) if t <= size):
+        for tp in (t for t in TENSOR_PARALLEL if t <= size):
             if tp > max(scale_up_domain, NODE_GPUS):
                 continue
             dp = size // tp
@@ -51,7 +61,7 @@ def context_parallel_cuts(model: ModelSpec, scale_up_domain: int) -> list[Parall
     has_experts = any(layer.ffn.experts for layer in model.layers)
     found: list[Parallelism] = []
     for size in group_sizes(scale_up_domain):
-        for tp in (t for t in (1, 2, 4, 8) if t < size):
+        for tp in (t for t in TENSOR_PARALLEL_OF_CP if t < size):
             try:
                 cut = Parallelism(tp=tp, cp=size // tp, ep=size if has_experts else 1)
                 cut.check(model)

@@ -13,53 +13,13 @@ from statistics import NormalDist
 
 import numpy as np
 
-from hw_profiles.profile import HardwareProfile
-from simulator.model.architecture import ModelSpec
-from simulator.model.latency import Chunk, DecodeLoad, StepLatency
-from simulator.model.memory import MemoryPlan
-from simulator.model.parallelism import Parallelism
+from simulator.model.latency import Chunk
+from simulator.planner.priced_instance import PricedInstance
 from simulator.planner.queueing import erlang_c, mean_of_any, mean_wait_s, response_percentile_s
 from simulator.planner.traffic import Traffic
 
-MAX_SEQUENCES_PER_RANK = 1024
-MAX_CHUNKS_PRICED = 16
-MIN_CHUNK = 64  # prompt tokens that a step takes even when decode rows fill its budget
-
-
-@dataclass(frozen=True)
-class Engine:
-    """One cut of the model on one accelerator."""
-
-    model: ModelSpec
-    hardware: HardwareProfile
-    parallelism: Parallelism
-    latency: StepLatency
-    memory: MemoryPlan
-    acceptance_length: float = 1.0
-
-    @property
-    def ranks(self) -> int:
-        """Attention ranks, each with sequences and KV of its own."""
-        return self.parallelism.dp
-
-    def load(self, traffic: Traffic, sequences: int) -> DecodeLoad:
-        """`sequences` running on the instance, spread over its ranks; contexts as the traffic has them on average."""
-        busiest = math.ceil(sequences / self.ranks)
-        return DecodeLoad(
-            sequences=busiest,
-            context=round(busiest * traffic.mean_context),
-            capped=tuple(round(busiest * traffic.mean_of_context(cap)) for cap in self.latency.caps),
-            total_sequences=sequences,
-        )
-
-    def tpot_s(self, traffic: Traffic, sequences: int) -> float:
-        """Seconds per output token with `sequences` running and no prefill beside them."""
-        return self.latency.decode_s(self.load(traffic, sequences)) / self.acceptance_length
-
-    def sequence_limit(self, traffic: Traffic) -> int:
-        """Sequences whose KV fits on the instance, at the traffic's mean context."""
-        fits = self.memory.max_sequences(math.ceil(traffic.mean_context))
-        return min(fits, MAX_SEQUENCES_PER_RANK) * self.ranks
+MAX_CHUNKS_PRICED = 16  # of a prompt, one by one; of more, so many stand for all [chunks; assumed]
+MIN_CHUNK = 64  # that a step takes even when decode rows fill its budget [prompt tokens; assumed]
 
 
 def fluctuation(sequences: float, percentile: float) -> float:
@@ -120,10 +80,10 @@ def over_chunks(prompt: int, chunk: int, price: Callable[[Chunk], float]) -> flo
     return whole + price(Chunk(rest, full * chunk)) if rest else whole
 
 
-def prefill_times(engine: Engine, traffic: Traffic, chunk: int) -> PrefillTimes:
+def prefill_times(priced: PricedInstance, traffic: Traffic, chunk: int) -> PrefillTimes:
     """Chunked prefill of each sampled prompt with at most `chunk` new tokens a step and rank."""
-    step = engine.latency.prefill_s
-    ranks = engine.ranks
+    step = priced.latency.prefill_s
+    ranks = priced.ranks
 
     def split(prompt: int) -> float:
         return over_chunks(prompt, chunk, lambda part: step([part], part.new * ranks))
@@ -147,12 +107,12 @@ class PrefillState:
 
 
 def prefill_state(
-    engine: Engine, traffic: Traffic, times: PrefillTimes, instances: int, percentile: float
+    priced: PricedInstance, traffic: Traffic, times: PrefillTimes, instances: int, percentile: float
 ) -> PrefillState:
     """TTFT of `instances` prefill instances; every attention rank serves one prompt at a time."""
-    base = engine.latency.first_token_extra_s
+    base = priced.latency.first_token_extra_s
     own = [base + t for t in times.own_s]
-    servers = instances * engine.ranks
+    servers = instances * priced.ranks
     offered = traffic.rate * times.mean_s
     wait = mean_wait_s(servers, traffic.rate, times.mean_s, traffic.arrival_scv, times.scv)
     at = response_percentile_s(own, erlang_c(servers, offered), wait, percentile)
@@ -170,7 +130,7 @@ class DecodeState:
 
 
 def decode_state(
-    engine: Engine, traffic: Traffic, instances: int, max_sequences: int, stall_s: float, percentile: float
+    priced: PricedInstance, traffic: Traffic, instances: int, max_sequences: int, stall_s: float, percentile: float
 ) -> DecodeState:
     """Balance of arrivals and departures: B = rate / instances * output * tpot(B).
 
@@ -180,7 +140,7 @@ def decode_state(
     extra = stall_s / max(1.0, traffic.mean_output - 1)
 
     def sustained(n: int) -> float:
-        return n / (traffic.mean_output * engine.tpot_s(traffic, n))
+        return n / (traffic.mean_output * priced.tpot_s(traffic, n))
 
     utilisation = share / sustained(max_sequences)
     if utilisation >= 1:
@@ -189,8 +149,8 @@ def decode_state(
     high = min(max_sequences, math.ceil(fluctuation(sequences, percentile)))
     return DecodeState(
         float(sequences),
-        engine.tpot_s(traffic, sequences) + extra,
-        engine.tpot_s(traffic, high) + extra,
+        priced.tpot_s(traffic, sequences) + extra,
+        priced.tpot_s(traffic, high) + extra,
         utilisation,
     )
 
@@ -205,7 +165,7 @@ class MixedPoint:
     added_s: float  # mean time that one prompt adds to the decode stream
 
 
-def mixed_point(engine: Engine, traffic: Traffic, budget: int, sequences: int) -> MixedPoint:
+def mixed_point(priced: PricedInstance, traffic: Traffic, budget: int, sequences: int) -> MixedPoint:
     """Balance of one colocated instance at a batch of `sequences`, step budget `budget` tokens a rank.
 
     A request occupies the instance for output * step + (what its prefill adds for everybody running), so
@@ -215,23 +175,23 @@ def mixed_point(engine: Engine, traffic: Traffic, budget: int, sequences: int) -
     would need more prompt tokens than the budget leaves is not reached; the largest one that is stands for it.
     All ranks wait for one that prefills: of Poisson chunks, a step that has any has `mean_of_any`.
     """
-    ranks = engine.ranks
-    prompts_per_sequence = engine.acceptance_length / (traffic.mean_output * ranks)  # each step and rank
+    ranks = priced.ranks
+    prompts_per_sequence = priced.acceptance_length / (traffic.mean_output * ranks)  # each step and rank
 
     def room_at(n: int) -> int:
         return max(MIN_CHUNK, budget - math.ceil(n / ranks))
 
     sequences = max(1, largest(sequences, lambda n: n * prompts_per_sequence * traffic.mean_prompt <= room_at(n)))
     room = room_at(sequences)
-    load = engine.load(traffic, sequences)
-    step = engine.latency.decode_s(load)
+    load = priced.load(traffic, sequences)
+    step = priced.latency.decode_s(load)
     chunks_a_step = (
         sequences * ranks * prompts_per_sequence * float(np.mean([math.ceil(p / room) for p in traffic.prompts]))
     )
     active = min(float(ranks), mean_of_any(chunks_a_step))
 
     def mixed(chunks: list[Chunk]) -> float:
-        return engine.latency.mixed_s(chunks, load, round(sum(chunk.new for chunk in chunks) * active))
+        return priced.latency.mixed_s(chunks, load, round(sum(chunk.new for chunk in chunks) * active))
 
     own: dict[int, float] = {}
     added: dict[int, float] = {}
@@ -243,7 +203,7 @@ def mixed_point(engine: Engine, traffic: Traffic, budget: int, sequences: int) -
         else:
             added[prompt] = (own[prompt] - math.ceil(prompt / room) * step) / active
     mean_added = float(np.mean([added[p] for p in traffic.prompts]))
-    per_token = step / engine.acceptance_length
+    per_token = step / priced.acceptance_length
     return MixedPoint(
         sequences / (traffic.mean_output * per_token + sequences * mean_added),
         per_token + sequences * mean_added / traffic.mean_output,
@@ -267,7 +227,7 @@ class ColocatedState:
 
 def colocated_state(
     traffic: Traffic,
-    engine: Engine,
+    priced: PricedInstance,
     instances: int,
     max_sequences: int,
     percentile: float,
@@ -278,11 +238,11 @@ def colocated_state(
     utilisation = share / point(max_sequences).rate
     sequences = 1 + largest(max_sequences - 1, lambda n: point(n).rate <= share)
     here = point(sequences)
-    base = engine.latency.first_token_extra_s
+    base = priced.latency.first_token_extra_s
     own = [base + t for t in here.own_s]
     service = float(np.mean(here.own_s))
     scv = float(np.var(here.own_s)) / service**2
-    servers = instances * engine.ranks  # a rank prefills one prompt at a time
+    servers = instances * priced.ranks  # a rank prefills one prompt at a time
     offered = traffic.rate * service
     wait = mean_wait_s(servers, traffic.rate, service, traffic.arrival_scv, scv)
     at = response_percentile_s(own, erlang_c(servers, offered), wait, percentile)

@@ -12,9 +12,11 @@ from simulator.des.workload.requests import trace_arrivals
 from simulator.des.workload.traces import read_trace
 from simulator.scenario import Lengths, OpenLoop, ScenarioError, Trace, Workload
 
-SAMPLES = 64
-WINDOW_S = 60.0
-PEAK_PERCENTILE = 95.0
+SAMPLES = 64  # (prompt, output) pairs that stand for all [requests; assumed]
+DRAWS = 8192  # of a distribution, whose quantiles the samples are [requests; assumed]
+WINDOW_S = 60.0  # over which a trace's rate is counted [s; assumed]
+PEAK_PERCENTILE = 95.0  # of those rates, to plan for [%; assumed]
+FEWEST_WINDOWS = 10  # of a trace, for a percentile of them to mean anything [assumed]
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def _stratified(prompt: Lengths, output: Lengths, seed: int) -> tuple[tuple[int,
     """Evenly spaced quantiles of a large draw of each side, paired at random."""
     rng = np.random.default_rng(seed)
     picks = (np.arange(SAMPLES) + 0.5) / SAMPLES
-    sides = [np.quantile(draw_lengths(side, 8192, rng), picks, method="nearest") for side in (prompt, output)]
+    sides = [np.quantile(draw_lengths(side, DRAWS, rng), picks, method="nearest") for side in (prompt, output)]
     rng.shuffle(sides[1])
     prompts, outputs = (tuple(int(x) for x in side) for side in sides)
     if len(set(prompts)) == 1 and len(set(outputs)) == 1:
@@ -112,7 +114,7 @@ def _trace_traffic(workload: Trace) -> Traffic:
         )
     mean_rate = len(arrivals) / span
     rate = mean_rate
-    if span >= 10 * WINDOW_S:
+    if span >= FEWEST_WINDOWS * WINDOW_S:
         counts = np.histogram(arrivals, bins=np.arange(arrivals[0], arrivals[-1], WINDOW_S))[0]
         rate = max(mean_rate, float(np.percentile(counts, PEAK_PERCENTILE)) / WINDOW_S)
     gaps = np.diff(arrivals)

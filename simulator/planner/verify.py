@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,17 +12,19 @@ from simulator.planner.design import Design
 from simulator.planner.estimate import estimate
 from simulator.planner.executor import run_all
 from simulator.planner.traffic import Traffic
+from simulator.progress import Progress
 from simulator.scenario import Deployment, OpenLoop, Pool, Scenario
 from simulator.uncertainty.bands import noise_at_limits
 from simulator.uncertainty.chances import certainty
 
-MAX_ROUNDS = 4  # simulations spent on one design
-MAX_BATCHES = 3  # groups of `simulate_top` designs tried
-MIN_REQUESTS, MAX_REQUESTS = 1000, 20000
-LIFETIMES = 6.0  # simulated time in mean request lifetimes, of which the first 1.5 are warm-up
+MAX_ROUNDS = 4  # simulations spent on one design [assumed]
+MAX_BATCHES = 3  # groups of `simulate_top` designs tried [assumed]
+MIN_REQUESTS, MAX_REQUESTS = 1000, 20000  # of a simulation [requests; assumed]
+LIFETIMES = 6.0  # simulated time in mean request lifetimes, of which the first 1.5 are warm-up [assumed]
 WARMUP_LIFETIMES = 1.5
-
-Progress = Callable[[str, int, int], None]
+MOST_WARMUP = 0.5  # of the requests [share; assumed]
+MOST_GROWTH = 0.25  # of a pool between two simulations [share; assumed]
+GROWTH_PER_MISS = 0.5  # of a pool, per share by which its limit is missed [assumed]
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def _simulated(task: _Task, design: Design) -> Design:
         metrics[key][p] = limit["at_percentile"]
     simulated = metrics | result["throughput"]
     simulated |= {key: result[key] for key in ("requests", "slo", "utilization")}
-    load = design.steady_state["utilization"]
+    load = design.steady_state.load
     noise = noise_at_limits(run.shares[0])
     sure = certainty(design.deployment, task.model.name, task.scenario.slo, simulated, load, noise)
     return replace(
@@ -104,10 +105,10 @@ def _scenario(scenario: Scenario, design: Design) -> Scenario:
     design is sized for; traces run whole."""
     changes: dict[str, Any] = {"deployment": design.deployment}
     if isinstance(scenario.workload, OpenLoop):
-        lifetime = design.steady_state["e2e_s"]["mean"]
+        lifetime = design.steady_state.e2e_mean_s
         wanted = math.ceil(scenario.workload.rate * lifetime * LIFETIMES)
         requests = min(MAX_REQUESTS, max(MIN_REQUESTS, wanted))
-        warm = min(0.5, WARMUP_LIFETIMES * lifetime * scenario.workload.rate / requests)
+        warm = min(MOST_WARMUP, WARMUP_LIFETIMES * lifetime * scenario.workload.rate / requests)
         changes["workload"] = scenario.workload.model_copy(
             update={"requests": requests, "duration_s": None, "diurnal": None, "bursts": None}
         )
@@ -134,5 +135,5 @@ def _widen(design: Design, scenario: Scenario) -> Deployment | None:
 
 def _grown(pool: Pool, miss: float) -> Pool:
     """One more instance, or up to a quarter more where the limit is missed by far."""
-    more = max(1, math.ceil(pool.instances * min(0.25, (miss - 1) / 2)))
+    more = max(1, math.ceil(pool.instances * min(MOST_GROWTH, GROWTH_PER_MISS * (miss - 1))))
     return pool.model_copy(update={"instances": pool.instances + more})

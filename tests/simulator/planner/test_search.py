@@ -56,9 +56,9 @@ def test_frontier_points_are_beaten_by_none_of_their_form_and_accelerator() -> N
     points = ask(search={"simulate_top": 0}).frontier
     for a in points:
         for b in points:
-            if a is not b and (a["form"], a["gpu"]) == (b["form"], b["gpu"]):
-                faster = b["tok_s_per_user"] >= a["tok_s_per_user"]
-                assert not (faster and b["total_tok_s_per_gpu"] >= a["total_tok_s_per_gpu"])
+            if a is not b and (a.form, a.gpu) == (b.form, b.gpu):
+                faster = b.tok_s_per_user >= a.tok_s_per_user
+                assert not (faster and b.total_tok_s_per_gpu >= a.total_tok_s_per_gpu)
 
 
 def test_rows_not_simulated_are_in_order_of_cost() -> None:

@@ -5,7 +5,8 @@ import pytest
 from simulator.des.simulate import simulate
 from simulator.model.parameter_counts import params_active_no_embedding
 from simulator.model.presets import load_model
-from simulator.planner.estimate import engine_of, estimate
+from simulator.planner.estimate import estimate
+from simulator.planner.priced_instance import price_instance
 from simulator.planner.sizing import size_decode, size_prefill
 from simulator.planner.steady_state import decode_state, mixed_point, prefill_state, prefill_times
 from simulator.planner.traffic import Traffic, traffic_of
@@ -45,9 +46,9 @@ def test_estimate_and_simulation_agree(deployment: dict[str, object], rate: floa
     asked = scenario(deployment, rate)
     assert asked.deployment is not None
     design = estimate(asked, load_model(asked.model), traffic_of(asked.workload, 0), asked.deployment)
-    metrics = simulate(asked).summary().to_json()["metrics"]
-    assert design.steady_state["tpot_s"]["mean"] == pytest.approx(metrics["tpot_s"]["mean"], rel=0.15)
-    assert design.steady_state["ttft_s"]["mean"] == pytest.approx(metrics["ttft_s"]["mean"], rel=0.35)
+    metrics = simulate(asked).summary().metrics
+    assert design.steady_state.tpot_mean_s == pytest.approx(metrics["tpot_s"].mean, rel=0.15)
+    assert design.steady_state.ttft_mean_s == pytest.approx(metrics["ttft_s"].mean, rel=0.35)
 
 
 def test_sized_pools_hold_the_limits_and_one_instance_less_does_not() -> None:
@@ -55,19 +56,19 @@ def test_sized_pools_hold_the_limits_and_one_instance_less_does_not() -> None:
     assert asked.deployment is not None
     assert asked.deployment.prefill is not None
     traffic = traffic_of(asked.workload, 0)
-    engine = engine_of(load_model(asked.model), asked.deployment.prefill, "disaggregated")
-    times = prefill_times(engine, traffic, 8192)
-    count = size_prefill(engine, traffic, times, asked.slo)
+    priced = price_instance(load_model(asked.model), asked.deployment.prefill, "disaggregated")
+    times = prefill_times(priced, traffic, 8192)
+    count = size_prefill(priced, traffic, times, asked.slo)
     assert count is not None
     assert count > 1
-    assert prefill_state(engine, traffic, times, count, 90).ttft_percentile_s <= 2.0
-    fewer = prefill_state(engine, traffic, times, count - 1, 90)
+    assert prefill_state(priced, traffic, times, count, 90).ttft_percentile_s <= 2.0
+    fewer = prefill_state(priced, traffic, times, count - 1, 90)
     assert fewer.ttft_percentile_s > 2.0 or fewer.utilisation > 0.9
-    size = size_decode(engine, traffic, 0.0, asked.slo)
+    size = size_decode(priced, traffic, 0.0, asked.slo)
     assert size is not None
     assert size.instances > 1
-    assert decode_state(engine, traffic, size.instances, size.max_sequences, 0.0, 90).tpot_percentile_s <= 0.03
-    fewer_decode = decode_state(engine, traffic, size.instances - 1, size.max_sequences, 0.0, 90)
+    assert decode_state(priced, traffic, size.instances, size.max_sequences, 0.0, 90).tpot_percentile_s <= 0.03
+    fewer_decode = decode_state(priced, traffic, size.instances - 1, size.max_sequences, 0.0, 90)
     assert fewer_decode.utilisation > 0.85 or fewer_decode.tpot_percentile_s > 0.03
 
 
@@ -81,8 +82,8 @@ def test_more_instances_are_never_slower_and_cost_in_proportion() -> None:
         design = estimate(asked, model, traffic, wider)
         assert design.cost is not None
         costs.append(design.cost.usd_per_hour / n)
-        ttft.append(design.steady_state["ttft_s"]["p90"])
-        tpot.append(design.steady_state["tpot_s"]["p90"])
+        ttft.append(design.steady_state.ttft_percentile_s)
+        tpot.append(design.steady_state.tpot_percentile_s)
     assert costs == pytest.approx([costs[0]] * 5)
     assert ttft == sorted(ttft, reverse=True)
     assert tpot == sorted(tpot, reverse=True)
@@ -92,7 +93,7 @@ def test_an_overloaded_pool_has_no_finite_latency() -> None:
     asked = scenario({"prefill": pool(1), "decode": pool(1)}, 500.0)
     assert asked.deployment is not None
     design = estimate(asked, load_model(asked.model), traffic_of(asked.workload, 0), asked.deployment)
-    assert design.steady_state["ttft_s"]["mean"] == float("inf")
+    assert design.steady_state.ttft_mean_s == float("inf")
     assert not design.meets_slo
 
 
@@ -104,9 +105,9 @@ def test_no_batch_exceeds_what_the_matrix_units_can_do(cut: dict[str, int], prom
     assert asked.deployment is not None
     assert asked.deployment.colocated is not None
     model = load_model(asked.model)
-    engine = engine_of(model, asked.deployment.colocated, "colocated")
+    priced = price_instance(model, asked.deployment.colocated, "colocated")
     traffic = Traffic(1.0, 1.0, (prompt,), (output,), "")
     for batch in (1, 16, 256, 2048, 8192):
-        tokens_per_s = mixed_point(engine, traffic, 2048, batch).rate * (prompt + output)
+        tokens_per_s = mixed_point(priced, traffic, 2048, batch).rate * (prompt + output)
         flops = 2 * (params_active_no_embedding(model) - model.lm_head.params) * tokens_per_s
-        assert flops / engine.parallelism.gpus < engine.hardware.matrix_peak("bf16")
+        assert flops / priced.parallelism.gpus < priced.hardware.matrix_peak("bf16")

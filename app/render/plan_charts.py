@@ -1,4 +1,4 @@
-"""Figures. Each is a pure function of a DataFrame."""
+"""Figures of a plan. Each is a pure function of a DataFrame."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ import plotly.graph_objects as go
 from plotly.colors import qualitative
 from plotly.subplots import make_subplots
 
+from app.render.tables import MS_PER_S
+
 FORM_DASH = {"disaggregated": "solid", "colocated": "dot"}
-LOG_TICKS = [digit * 10.0**power for power in range(-4, 4) for digit in (1, 2, 5)]  # USD
 FORM_MARKER = {"disaggregated": "circle", "colocated": "diamond-open"}
+LOG_TICKS = [digit * 10.0**power for power in range(-4, 4) for digit in (1, 2, 5)]  # [USD]
+FRONT_PX = 420  # height [pixels]
+BANDS_PX = 320  # height [pixels]
 
 
 def rate_front(frontier: pd.DataFrame, tpot_limit_s: float | None) -> go.Figure:
     """Throughput per accelerator against speed for one user; up and right is better.
 
-    frontier: columns of `app.render.frames.FRONTIER_COLUMNS`.
+    frontier: columns of `app.render.plan_frames.FRONTIER_COLUMNS`.
     """
     figure = _front(frontier, "total_tok_s_per_gpu", "%{y:,.0f} tok/s/GPU")
     figure.update_yaxes(title="Throughput [input + output tok/s per GPU]", rangemode="tozero")
@@ -42,7 +46,7 @@ BAND_TITLES = {"ttft_s": "TTFT [s]", "tpot_s": "TPOT [ms]", "usd_per_mtok_blende
 def design_bands(bands: pd.DataFrame, limits: Mapping[str, float | None]) -> go.Figure:
     """Predictions of ranked designs with p10-p90 ranges, one panel a figure; limits by figure, in its unit.
 
-    bands: columns of `app.render.frames.bands_frame`.
+    bands: columns of `app.render.plan_frames.bands_frame`.
     """
     figure = make_subplots(cols=len(BAND_TITLES), subplot_titles=list(BAND_TITLES.values()))
     for column, key in enumerate(BAND_TITLES, 1):
@@ -63,7 +67,7 @@ def design_bands(bands: pd.DataFrame, limits: Mapping[str, float | None]) -> go.
             figure.add_hline(limit, line={"dash": "dash", "color": "grey"}, row=1, col=column)
     figure.update_yaxes(type="log")
     figure.update_xaxes(title="design #", dtick=1)
-    figure.update_layout(height=320, margin={"l": 10, "r": 10, "t": 30, "b": 10}, showlegend=False)
+    figure.update_layout(height=BANDS_PX, margin={"l": 10, "r": 10, "t": 30, "b": 10}, showlegend=False)
     return figure
 
 
@@ -87,7 +91,7 @@ def _front(frontier: pd.DataFrame, y: str, hover: str) -> go.Figure:
         )
     figure.update_xaxes(title="Speed for one user [output tok/s]", rangemode="tozero")
     figure.update_layout(
-        height=420,
+        height=FRONT_PX,
         margin={"l": 10, "r": 10, "t": 30, "b": 10},
         legend={"orientation": "h", "yanchor": "top", "y": -0.22, "x": 0},
         hovermode="closest",
@@ -106,6 +110,6 @@ def _with_limit(figure: go.Figure, tpot_limit_s: float | None) -> go.Figure:
         figure.add_vline(
             x=1 / tpot_limit_s,
             line={"dash": "dash", "color": "grey"},
-            annotation={"text": f"TPOT limit {tpot_limit_s * 1e3:g} ms", "font": {"color": "grey"}},
+            annotation={"text": f"TPOT limit {tpot_limit_s * MS_PER_S:g} ms", "font": {"color": "grey"}},
         )
     return figure

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from app.render.tables import US_PER_S
+
 if TYPE_CHECKING:
     from calibration.op_tables.fit_tables import Calibration
 
@@ -35,7 +37,7 @@ def _classes(result: Calibration) -> Table:
             matrix or f"{rates.matrix_fraction:.2f}",
             memory or f"{rates.memory_fraction:.2f}",
             f"{rates.network_fraction:.2f}",
-            f"{rates.latency_s * 1e6:.1f}",
+            f"{rates.latency_s * US_PER_S:.1f}",
             f"{rates.exponent:.1f}",
             f"{rates.residual_sigma:.2f}",
             "assumed" if rates.assumed else "measured",

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Records:
+class SimulationFiles:
     """Where each file goes, None where it is not wanted; several models go into one file, below each other."""
 
     requests: Path | None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from app.render.charts import cost_front, design_bands, rate_front
-from app.render.frames import FRONTIER_COLUMNS
+from app.render.plan_charts import cost_front, design_bands, rate_front
+from app.render.plan_frames import FRONTIER_COLUMNS
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from app.render.plan import ROLES, least_chance, pool_text, shown_metrics
-from app.render.tables import band_text
+from app.render.tables import MS_PER_S, band_text
 
 FRONTIER_COLUMNS = (
     "form",
@@ -21,7 +21,7 @@ FRONTIER_COLUMNS = (
 
 
 # Figure whose band is shown -> factor to the unit shown.
-BANDED = {"ttft_s": 1.0, "tpot_s": 1e3, "total_tok_s_per_gpu": 1.0, "usd_per_mtok_blended": 1.0}
+BANDED = {"ttft_s": 1.0, "tpot_s": MS_PER_S, "total_tok_s_per_gpu": 1.0, "usd_per_mtok_blended": 1.0}
 
 
 def designs_frame(answer: dict[str, Any]) -> pd.DataFrame:
@@ -36,7 +36,7 @@ def designs_frame(answer: dict[str, Any]) -> pd.DataFrame:
                 "pools": "; ".join(pool_text(letter, design[role]) for role, letter in ROLES.items() if role in design),
                 "gpus": design["gpus_total"],
                 "ttft_s": seen["ttft_s"].get(tail),
-                "tpot_ms": _scaled(seen["tpot_s"].get(tail), 1e3),
+                "tpot_ms": _scaled(seen["tpot_s"].get(tail), MS_PER_S),
                 "tok_s_per_user": seen["tok_s_per_user"]["mean"],
                 "total_tok_s_per_gpu": seen["total_tok_s_per_gpu"],
                 **{f"{key}_range": band_text(bands.get(key), scale) for key, scale in BANDED.items()},

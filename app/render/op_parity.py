@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from app.render.tables import US_PER_S
+
 if TYPE_CHECKING:
     from calibration.microbench.fit.profile_fit import OpPoint
 
 
-def roofline_figure(points: Sequence[OpPoint]) -> Any:
+def op_parity_figure(points: Sequence[OpPoint]) -> Any:
     """Measured over fitted time of each op; on the diagonal the fit is exact."""
     import plotly.graph_objects as go
 
@@ -17,8 +19,8 @@ def roofline_figure(points: Sequence[OpPoint]) -> Any:
     for op_class in dict.fromkeys(point.op_class for point in points):
         mine = [point for point in points if point.op_class is op_class]
         figure.add_scatter(
-            x=[p.predicted_s * 1e6 for p in mine],
-            y=[p.measured_s * 1e6 for p in mine],
+            x=[p.predicted_s * US_PER_S for p in mine],
+            y=[p.measured_s * US_PER_S for p in mine],
             text=[p.label for p in mine],
             mode="markers",
             name=op_class.value,

@@ -1,0 +1,27 @@
+"""The fit of a stack of one's own as a table: errors before it, and of points that it did not see."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Group
+
+from app.render.tables import simple_table
+from app.render.validation import TITLES
+
+
+def own_report(answer: dict[str, Any]) -> Group:
+    """Of `calibrate serving`: errors before the fit, and of points that it did not see."""
+    title = f"Fitted to {answer['fitted']} of {answer['points']} points"
+    headings = ("n", "median error\nbefore", "bias\nbefore", "median error\nheld out", "bias\nheld out")
+    table = simple_table("metric", *headings, "inside\np10-p90", title=title, tight=True)
+    for metric, was in answer["before"].items():
+        now = (answer["held_out"] or {}).get(metric)
+        cells = [f"{now['median_ape']:.1%}", f"{now['bias']:+.1%}", f"{now['coverage']:.0%}"] if now else [""] * 3
+        table.add_row(TITLES[metric], str(was["n"]), f"{was['median_ape']:.1%}", f"{was['bias']:+.1%}", *cells)
+    said = ["Held out: each half of the points, predicted by a fit of the other half."]
+    if answer["held_out"] is None:
+        said = ["Too few points to hold half of them out: how well the fit predicts others is not known."]
+    said += [f"Left out: {rows} rows: {why}." for why, rows in answer["left_out"].items()]
+    said.append(f"Written: {', '.join(answer['files'])}. Use them with `moeplan --profiles {answer['folder']}`.")
+    return Group(table, *said)
