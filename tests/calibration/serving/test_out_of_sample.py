@@ -75,3 +75,14 @@ def test_the_first_score_that_is_committed_is_of_the_fit_before_it_saw_these_row
         "published_more.csv": 433,
         "silicon_sample.csv": 1033,
     }
+
+
+def test_the_later_score_is_of_the_same_fit_on_more_rows() -> None:
+    kept = json.loads(out_of_sample.RESULTS.read_text(encoding="utf-8"))
+    first, later = kept["as_shipped"], kept["rows_understood_later"]
+    assert first["fit"] == later["fit"]
+    assert {name: found["sha256"] for name, found in first["files"].items()} == {
+        name: found["sha256"] for name, found in later["files"].items()
+    }
+    assert later["files"]["published_more.csv"]["coverage"] >= 0.92
+    assert later["files"]["silicon_sample.csv"]["coverage"] == 1
