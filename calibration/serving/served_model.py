@@ -39,8 +39,8 @@ SAME_NETWORK = {
 }
 # Projections that quantised checkpoints leave in their plain type: small, and of consequence.
 KEPT_PLAIN = ("router", "shared_gate", "beta_decay_proj", "indexer_weights")
-NVFP4_BYTES = 0.5 + 1 / 16  # one fp8 scale per 16
-BF16_KV_GENERATIONS = ("hopper", "cdna3")  # where SGLang keeps MLA's cache in bf16 by default
+NVFP4_BYTES = 0.5 + 1 / 16  # of a parameter, with one fp8 scale for 16 of them (NVIDIA ModelOpt, group_size 16) [B]
+BF16_KV_GENERATIONS = ("hopper", "cdna3")  # assumed: where SGLang keeps MLA's cache in bf16 by default
 FOUR_BIT = ("fp4", "int4")
 
 
