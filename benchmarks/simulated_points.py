@@ -18,8 +18,9 @@ from calibration.arrays import Index
 from calibration.serving.engine_fit import SCORED_METRICS
 from calibration.serving.engine_parameters import NOTHING_FITTED, StackFit, family_of, values
 from calibration.serving.export_profiles import in_engine
+from calibration.serving.layouts import WorkerLayout
 from calibration.serving.point_steps import parallelism_of
-from calibration.serving.points import Point, Worker
+from calibration.serving.points import Point
 from calibration.serving.served_model import preset_of, variant
 from hw_profiles.efficiency import Efficiency
 from hw_profiles.profile import HardwareProfile
@@ -28,7 +29,6 @@ from simulator.des.workload.requests import make_requests
 from simulator.model.acceptance import tokens_per_step
 from simulator.model.arrays import Floats
 from simulator.model.memory import DoesNotFitError
-from simulator.model.parallelism import Parallelism
 from simulator.model.presets import load_model
 from simulator.scenario import parse_scenario
 
@@ -122,10 +122,12 @@ def simulate_point(point: Point, hardware: HardwareProfile, acceptance: float) -
     )
 
 
-def _pool(point: Point, worker: Worker, hardware: HardwareProfile, drafts: int, acceptance: float) -> dict[str, Any]:
+def _pool(
+    point: Point, worker: WorkerLayout, hardware: HardwareProfile, drafts: int, acceptance: float
+) -> dict[str, Any]:
     cut = parallelism_of(worker)
     if load_model(preset_of(point.model)).layers[0].attention.heads % cut.tp:  # attention cannot be cut so
-        cut = Parallelism(dp=worker.gpus, ep=cut.ep)
+        cut = replace(cut, tp=1, dp=cut.tp)
     return {
         "gpu": hardware.name,
         "stack": hardware.stack,
@@ -133,6 +135,8 @@ def _pool(point: Point, worker: Worker, hardware: HardwareProfile, drafts: int, 
         "tp": cut.tp,
         "dp": cut.dp,
         "ep": cut.ep,
+        "pp": cut.pp,
+        "cp": cut.cp,
         "draft_tokens": drafts,
         "acceptance_length": tokens_per_step(acceptance, drafts),
     }

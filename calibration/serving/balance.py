@@ -111,9 +111,11 @@ class Prediction:
     median_ttft_s: Floats
 
     def metrics(self, loop: Loop) -> dict[str, Floats]:
-        """Every metric of a points file; output and input rates over all accelerators (see `per_pool`). The median
-        TTFT stands beside a mean."""
-        gpus = np.where(loop.disaggregated, loop.decode_gpus + loop.prefill_gpus, loop.decode_gpus)
+        """Every metric of a points file; output and input rates over all accelerators (see `per_pool`), which are those
+        of a pool where it is measured alone. The median TTFT stands beside a mean."""
+        both = loop.disaggregated & (loop.phase == PHASES.index("e2e"))
+        alone = np.where(loop.phase == PHASES.index("prefill"), loop.prefill_gpus, loop.decode_gpus)
+        gpus = np.where(both, loop.decode_gpus + loop.prefill_gpus, alone)
         return {
             "total_tok_s_per_gpu": self.rate * (loop.prompt + loop.output) / gpus,
             "output_tok_s_per_gpu": self.rate * loop.output / gpus,

@@ -8,7 +8,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from calibration.serving.points import Point, Unpredictable, Worker
+from calibration.serving.layouts import WorkerLayout
+from calibration.serving.points import Point, Unpredictable
 from calibration.serving.prompts import (
     Prompts,
     accepted_tokens,
@@ -30,11 +31,13 @@ from simulator.model.parallelism import Parallelism, ParallelismError
 from simulator.model.presets import load_model
 from simulator.model.step import DecodeLoad
 
-IN_FLIGHT = 0.975  # X (TTFT + (O-1) TPOT) / C measured over colocated rows: ramp-up and drain
+IN_FLIGHT = 0.975  # share; X (TTFT + (O-1) TPOT) / C, median of colocated rows of published.csv: ramp-up and drain
 # Published configurations fit their stated concurrency with little to spare, so room is counted at its most.
-MOST_FILLED = 0.95  # of device memory
-SMALL_STEP = 2048  # tokens of working memory
-GRID = 7  # batch sizes at which a disaggregated decode pool is priced
+MOST_FILLED = 0.95  # share of device memory; assumed: the most that engines are set to
+SMALL_STEP = 2048  # tokens; assumed: rows of the step whose working memory is kept free
+GRID = 7  # batch sizes at which a disaggregated decode pool is priced; assumed: enough to interpolate between
+TO_SPARE = 1.02  # of the concurrency; assumed: decode batches are priced a little beyond what can be in flight
+ABOVE_MEAN = 0.5  # standard deviations; assumed: load of the busiest attention rank over the mean
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,12 @@ def steps_of(point: Point) -> PointSteps:
     except (CatalogError, UnknownModel, ParallelismError) as error:
         raise Unpredictable(str(error)) from None
     limit = min(_limit(point, decode), _budget_limit(point, decode), _stated_limit(point, decode))
+    if math.isinf(point.concurrency):
+        if math.isinf(limit):
+            raise Unpredictable("all requests at once, and how many an instance can hold is not known")
+        point = replace(point, concurrency=limit * point.decode.count / IN_FLIGHT)
     if point.disaggregated and point.phase == "e2e":
-        most = max(1.0, min(point.concurrency / point.decode.count * 1.02, limit))
+        most = max(1.0, min(point.concurrency / point.decode.count * TO_SPARE, limit))
         batches = tuple(np.unique(np.round(np.geomspace(1, most, GRID), 3)).tolist())
     elif point.phase == "decode":
         batches = (max(1.0, point.concurrency / point.decode.count),)
@@ -93,18 +100,23 @@ def hardware_of(gpu: str) -> HardwareProfile:
     return load(gpu)
 
 
-def parallelism_of(worker: Worker) -> Parallelism:
-    ep = worker.gpus if worker.expert_parallel else 1
-    return Parallelism(dp=worker.gpus, ep=ep) if worker.data_parallel else Parallelism(tp=worker.gpus, ep=ep)
+def parallelism_of(worker: WorkerLayout) -> Parallelism:
+    stage = worker.gpus // worker.stages
+    ranks = stage // worker.context_ranks
+    tp, dp = (1, ranks) if worker.data_parallel else (ranks, 1)
+    ep = stage if worker.expert_parallel else 1
+    return Parallelism(tp=tp, dp=dp, ep=ep, pp=worker.stages, cp=worker.context_ranks)
 
 
-def _engine(point: Point, worker: Worker, hardware: HardwareProfile, drafts: int) -> StepLatency:
+def _engine(point: Point, worker: WorkerLayout, hardware: HardwareProfile, drafts: int) -> StepLatency:
     parallelism = parallelism_of(worker)
     heads = load_model(preset_of(point.model)).layers[0].attention.heads
     if heads % parallelism.tp:  # attention cannot be cut so: printed sizes such as TP12 are of data-parallel ranks
-        parallelism = Parallelism(dp=worker.gpus, ep=parallelism.ep)
+        parallelism = replace(parallelism, tp=1, dp=parallelism.tp)
     model = variant(point.model, point.precision, point.engine, hardware, parallelism.ep)
-    return _latency(model, hardware, parallelism, drafts if model.draft else 0)
+    if drafts and model.draft is None:
+        raise Unpredictable(f"drafts by a head of which nothing is known: the preset of {point.model} has none")
+    return _latency(model, hardware, parallelism, drafts)
 
 
 @lru_cache(maxsize=4096)
@@ -146,5 +158,5 @@ def _load(engine: StepLatency, batch: float, context: float) -> DecodeLoad:
     """`batch` sequences over the attention ranks; the busiest has half a standard deviation more than the mean."""
     ranks = engine.parallelism.dp
     mean = batch / ranks
-    busiest = max(1, round(mean + 0.5 * math.sqrt(mean))) if ranks > 1 else max(1, round(batch))
+    busiest = max(1, round(mean + ABOVE_MEAN * math.sqrt(mean))) if ranks > 1 else max(1, round(batch))
     return DecodeLoad.alike(busiest, context, engine.caps, max(1, round(batch)))

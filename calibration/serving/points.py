@@ -11,6 +11,8 @@ from typing import Any
 
 import pandas as pd
 
+from calibration.serving.layouts import LayoutError, WorkerLayout, parse_worker, read_label
+
 METRICS = (
     "total_tok_s_per_gpu",
     "output_tok_s_per_gpu",
@@ -25,12 +27,13 @@ REQUIRED = ("model", "gpu", "isl", "osl", "concurrency")
 # Mean of prompt and output lengths over their nominal values, by what the workload says of them.
 UNIFORM_80_100 = 0.9  # uniform in [0.8, 1.0] of nominal, as InferenceX draws them
 UNIFORM_0_100 = 0.5  # uniform in [0, 1] of nominal: bench_serving's default range ratio
-MTP_DRAFTS = 3  # what deployments with multi-token prediction use where the count is not said
-LITTLE = (0.85, 1.10)  # requests in flight over the stated concurrency: where ramp-up and rounding put it
+NO_DRAFTS = ("", "none", "off", "false", "no", "0")
+NOT_RECORDED = "not recorded"
+MTP_DRAFTS = 3  # tokens; assumed where deployments with multi-token prediction do not say the count
+LITTLE = (0.85, 1.10)  # requests in flight over the stated concurrency: assumed reach of ramp-up and rounding
 NEWEST = "2026-08"  # month of the software that fits and profiles stand for
-LATEST = -1.0  # age of software after that
+LATEST = -1.0  # half-years; age of software after that, as far as later rows were predicted (docs/validation.md)
 UNKNOWN = "unknown"
-WIDEST_TENSOR = 16  # ranks; wider workers run attention data-parallel
 
 
 class PointsError(ValueError):
@@ -39,16 +42,6 @@ class PointsError(ValueError):
 
 class Unpredictable(ValueError):
     """Why one row cannot be predicted."""
-
-
-@dataclass(frozen=True)
-class Worker:
-    """Instances of one pool: how many, their accelerators, and how the model is cut."""
-
-    count: int
-    gpus: int
-    data_parallel: bool  # attention ranks hold sequences of their own
-    expert_parallel: bool
 
 
 @dataclass(frozen=True)
@@ -64,11 +57,11 @@ class Point:
     drafts: int
     disaggregated: bool
     phase: str  # "e2e", "prefill" or "decode"
-    prefill: Worker
-    decode: Worker
+    prefill: WorkerLayout  # of a pool measured alone (`phase`), both are that pool
+    decode: WorkerLayout
     prompt: float
     output: float
-    concurrency: float
+    concurrency: float  # infinite where more requests wait than an instance can hold
     measured: Mapping[str, float]
     released: str = UNKNOWN  # year and month of the measurement: which software it ran
     mean_ttft: bool = False  # TTFT is a mean over all requests, not a median
@@ -77,7 +70,8 @@ class Point:
     prefill_chunk: float | None = None  # prompt tokens that a step of one attention rank takes, where the row says
     most_running: float | None = None  # requests that a decode instance runs at once, where the row says
     most_running_of_rank: float | None = None  # those of one attention rank, likewise
-    distrusted: str = ""  # the rule by which the row is scored apart (`trust`)
+    drafts_recorded: bool = True  # else the row says that nobody wrote down whether it drafted: predicted as without
+    distrusted: str = ""  # the rule by which the row is scored apart (`distrust`)
 
     @property
     def age(self) -> float:
@@ -144,8 +138,8 @@ def _text(row: Mapping[str, Any], name: str) -> str:
 
 
 def _said(row: Mapping[str, Any], pattern: str) -> float | None:
-    """A number that the notes state."""
-    found = re.search(pattern, _text(row, "notes"))
+    """A number that the notes, or the flags of a layout, state."""
+    found = re.search(pattern, " ".join(_text(row, name) for name in ("notes", "prefill_parallel", "decode_parallel")))
     return float(next(group for group in found.groups() if group)) if found else None
 
 
@@ -169,13 +163,17 @@ def parse_point(index: int, row: Mapping[str, Any]) -> Point:
     for name in ("model", "gpu"):
         if not _text(row, name):
             raise Unpredictable(f"no {name}")
-    concurrency = _need(row, "concurrency")
-    prompt, output = lengths(row)
-    disaggregated = _flag(row, "disaggregated")
-    prefill, decode = _pools(row, disaggregated)
     phase = _text(row, "phase").lower() or "e2e"
     if phase not in PHASES:
         raise Unpredictable(f"phase {phase!r} is none of {', '.join(PHASES)}")
+    concurrency = in_flight(row)
+    prompt, output = lengths(row, phase)
+    disaggregated = _flag(row, "disaggregated")
+    try:
+        prefill, decode = _pools(row, disaggregated, phase)
+    except LayoutError as error:
+        raise Unpredictable(str(error)) from None
+    spec_decode = _text(row, "spec_decode")
     point = Point(
         index,
         _text(row, "id") or str(index),
@@ -183,7 +181,7 @@ def parse_point(index: int, row: Mapping[str, Any]) -> Point:
         _text(row, "gpu"),
         _text(row, "engine") or "unknown",
         _text(row, "precision"),
-        drafts_of(_text(row, "spec_decode")),
+        drafts_of(spec_decode),
         disaggregated,
         phase,
         prefill,
@@ -199,9 +197,9 @@ def parse_point(index: int, row: Mapping[str, Any]) -> Point:
         _said(row, r"chunked prefill (\d+)|chunked-prefill-size[ =](\d+)"),
         _said(row, r"max-running-requests[ =](\d+)|(\d+) running requests"),
         _said(row, r"max-num-seqs[ =](\d+)"),
+        drafts_recorded=spec_decode.lower() != NOT_RECORDED,
     )
-    label = f"{_text(row, 'prefill_parallel')} {_text(row, 'decode_parallel')}"
-    return replace(point, distrusted=distrust(point, _text(row, "date"), _text(row, "notes"), label))
+    return replace(point, distrusted=distrust(point, row))
 
 
 def _months(released: str) -> int:
@@ -213,17 +211,18 @@ def _months(released: str) -> int:
     return 12 * int(year) + int(month)
 
 
-def distrust(point: Point, date: str, notes: str, label: str) -> str:
+def distrust(point: Point, row: Mapping[str, Any]) -> str:
     """Why a row is scored apart, "" for none: rules on what the row says of itself, never on its error."""
+    notes = _text(row, "notes")
     if "older run" in notes:
         return "older run of a configuration"
     wanted = re.search(r"use only (20\d\d-\d\d-\d\d)", notes)
-    if wanted and wanted[1] != date[:10]:
+    if wanted and wanted[1] != _text(row, "date")[:10]:
         return "older run of a configuration"
-    if "not recorded" in label or re.search(r"(worker count|number of workers) not printed", notes):
-        return "layout not recorded"
     if "concurrency far above running batch" in notes:
         return "concurrency is not the number of requests in flight"
+    if re.search(r"prefix cache|KV reuse", _text(row, "workload")):
+        return "prompts found in a prefix cache, and how much of them is not a column"
     needed = ("total_tok_s_per_gpu", "ttft_ms", "tpot_ms")
     if point.phase == "e2e" and all(name in point.measured for name in needed):
         total, ttft_ms, tpot_ms = (point.measured[name] for name in needed)
@@ -234,12 +233,21 @@ def distrust(point: Point, date: str, notes: str, label: str) -> str:
     return ""
 
 
-def lengths(row: Mapping[str, Any]) -> tuple[float, float]:
-    """Mean prompt and output tokens: what the notes measured, else nominal lengths times what the workload draws."""
+def in_flight(row: Mapping[str, Any]) -> float:
+    """Requests in flight; without end where a benchmark of the highest throughput offered all of them at once."""
+    if _number(row, "concurrency") is None and "max throughput" in _text(row, "workload"):
+        return math.inf
+    return _need(row, "concurrency")
+
+
+def lengths(row: Mapping[str, Any], phase: str = "e2e") -> tuple[float, float]:
+    """Mean prompt and output tokens: what the notes measured, else nominal lengths times what the workload draws. A
+    pool measured alone needs no output length: prefill makes one token, and decode is at the context `isl`."""
     said = re.search(r"actual mean lengths (\d+)/(\d+)", _text(row, "notes"))
     if said:
         return float(said[1]), float(said[2])
-    prompt, output = _need(row, "isl"), _need(row, "osl")
+    alone = phase != "e2e" and _number(row, "osl") is None
+    prompt, output = _need(row, "isl"), 1.0 if alone else _need(row, "osl")
     workload = _text(row, "workload").lower()
     scale = 1.0
     if "nominal" in workload:
@@ -250,13 +258,13 @@ def lengths(row: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def drafts_of(label: str) -> int:
-    """Draft tokens per step: 0 for none, the middle of EAGLE's steps-topk-drafts less the verified one, or a digit.
+    """Draft tokens per step: 0 for none or where nobody wrote it down, the first of EAGLE's steps-topk-drafts, a digit.
 
-    >>> [drafts_of(x) for x in ("none", "", "MTP", "MTP1", "EAGLE 3-1-4 (MTP)", "EAGLE 1-1-2 (MTP)")]
-    [0, 0, 3, 1, 3, 1]
+    >>> [drafts_of(x) for x in ("none", "", "MTP", "MTP1", "EAGLE 3-1-4 (MTP)", "EAGLE 1-1-2 (MTP)", "not recorded")]
+    [0, 0, 3, 1, 3, 1, 0]
     """
     word = label.lower()
-    if word in ("", "none", "off", "false", "no", "0"):
+    if word in NO_DRAFTS or word == NOT_RECORDED:
         return 0
     eagle = re.search(r"(\d+)-(\d+)-(\d+)", word)
     if eagle:
@@ -265,19 +273,22 @@ def drafts_of(label: str) -> int:
     return int(digit[1]) if digit else MTP_DRAFTS
 
 
-def _pools(row: Mapping[str, Any], disaggregated: bool) -> tuple[Worker, Worker]:
-    total = _number(row, "n_gpu")
-    prefill, decode = _text(row, "prefill_parallel"), _text(row, "decode_parallel")
-    if not disaggregated:
-        label = decode or prefill
-        gpus = total or label_gpus(label)
+def _pools(row: Mapping[str, Any], disaggregated: bool, phase: str) -> tuple[WorkerLayout, WorkerLayout]:
+    """Prefill and decode; the same twice where prompts share the accelerators of decode, or one pool is measured."""
+    prefill, decode = (read_label(_text(row, f"{pool}_parallel")) for pool in ("prefill", "decode"))
+    total, n_prefill, n_decode = (_number(row, name) for name in ("n_gpu", "n_prefill_gpu", "n_decode_gpu"))
+    if not disaggregated or phase != "e2e":
+        first, second = (prefill, decode) if phase == "prefill" else (decode, prefill)
+        label = first if first.text else second
+        gpus = total or (n_prefill if phase == "prefill" else n_decode) or label.gpus
         if not gpus:
             raise Unpredictable("neither n_gpu nor a parallel label says how many accelerators there are")
         worker = parse_worker(label, int(gpus))
         return worker, worker
-    n_prefill, n_decode = _number(row, "n_prefill_gpu"), _number(row, "n_decode_gpu")
-    n_prefill = n_prefill or _count(prefill) * label_gpus(prefill) or None
-    n_decode = n_decode or _count(decode) * label_gpus(decode) or None
+    if (prefill.per_worker and not n_prefill) or (decode.per_worker and not n_decode):
+        raise Unpredictable("the layout is that of one worker, and how many there are is not said")
+    n_prefill = n_prefill or (prefill.count or 1) * prefill.gpus or None
+    n_decode = n_decode or (decode.count or 1) * decode.gpus or None
     if total and n_prefill and not n_decode:
         n_decode = total - n_prefill
     if total and n_decode and not n_prefill:
@@ -285,52 +296,3 @@ def _pools(row: Mapping[str, Any], disaggregated: bool) -> tuple[Worker, Worker]
     if not n_prefill or not n_decode or n_prefill < 0 or n_decode < 0:
         raise Unpredictable("disaggregated, and the split into prefill and decode accelerators is not said")
     return parse_worker(prefill, int(n_prefill)), parse_worker(decode, int(n_decode))
-
-
-def _count(label: str) -> int:
-    """Workers in '6x(TP1 EP1 DPattn)'; 1 where not said."""
-    found = re.match(r"\s*(\d+)\s*x", label)
-    return int(found[1]) if found else 1
-
-
-def _size(label: str, name: str) -> int:
-    found = re.search(rf"{name}\s*(\d+)", label)
-    return int(found[1]) if found else 0
-
-
-def label_gpus(label: str) -> int:
-    """Accelerators of one worker by its label, 0 where it does not say."""
-    printed = re.match(r"\s*(\d+) GPU", label)
-    if printed:
-        return int(printed[1])
-    dep = _size(label, "DEP")
-    tensor, data, expert = _size(label, r"\bTP"), _size(label, r"\bDP"), _size(label, r"\bEP")
-    if tensor and data and tensor != data:
-        return max(tensor * data, expert)
-    return max(dep, tensor, data, expert)
-
-
-def parse_worker(label: str, pool_gpus: int) -> Worker:
-    """A pool of `pool_gpus` accelerators from its label, e.g. '2x(TP8 EP8 DPattn)', 'TP4', 'DEP8', 'TP4 DP2 EP8'.
-
-    Worker size is the pool over the worker count; labels that lost their TP size ('TP1' on many accelerators) are
-    read as data-parallel attention over the worker.
-
-    >>> parse_worker("4x(TP1 EP1 DPattn)", 32)
-    Worker(count=4, gpus=8, data_parallel=True, expert_parallel=True)
-    """
-    count = _count(label)
-    counted = bool(re.match(r"\s*\d+\s*x", label))
-    size = label_gpus(label)
-    if not counted and re.search(r"per worker", label) and size:
-        count = max(1, pool_gpus // size)
-    elif not counted and size > 1 and pool_gpus % size == 0 and not re.match(r"\s*\d+ GPU", label):
-        count = pool_gpus // size
-    if pool_gpus % count:
-        raise Unpredictable(f"{count} workers do not divide {pool_gpus} accelerators ({label!r})")
-    gpus = pool_gpus // count
-    lost = size == 1 and gpus > 1
-    data = bool(re.search(r"DPattn|dp-attention|\bDEP|\bADP|\bDP[2-9]|\bDP\d\d", label)) or lost
-    data = data or gpus > WIDEST_TENSOR
-    expert = _size(label, r"\bEP") > 1 or "DEP" in label or (lost and data)
-    return Worker(count, gpus, data and gpus > 1, expert and gpus > 1)

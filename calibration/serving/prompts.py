@@ -95,7 +95,8 @@ def together(engine: StepLatency, point: Point, prompts: int, beside: DecodeLoad
         steps = [[Chunk(min(limit, length - past), past)] for past in range(0, length, limit)]
     priced: list[tuple[float, tuple[Op, ...]]] = []
     for chunks in steps:
-        priced.append((1.0, ops_of(engine, chunks, beside, prompts * chunks[0].new)))
+        ops = ops_of(engine, chunks, beside, prompts * chunks[0].new)
+        priced.append((drained(engine.parallelism.pp, len(steps)), ops))
         if beside:
             priced.append((-1.0, ops_of(engine, [], beside, None)))
     return Prompts(tuple(priced), float(prompts), 0.0 if beside else float(len(steps)))
@@ -107,6 +108,16 @@ def _chunk(point: Point, rows: int) -> int:
     if point.token_budget is not None:
         chunk = max(FEWEST_CHUNK, min(chunk, point.token_budget - rows))
     return round(chunk)
+
+
+def drained(stages: int, steps: int) -> float:
+    """What the stages of a pipeline take for n steps in a row over p stage times a step: with p microbatches in each
+    they are done after n p + p - 1, so (n p + p - 1) / (n p).
+
+    >>> drained(1, 5), drained(2, 1), drained(2, 100)
+    (1.0, 1.5, 1.005)
+    """
+    return (steps * stages + stages - 1) / (steps * stages)
 
 
 def ops_of(engine: StepLatency, chunks: Sequence[Chunk], load: DecodeLoad | None, total: int | None) -> tuple[Op, ...]:

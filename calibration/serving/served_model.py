@@ -29,6 +29,7 @@ SAME_NETWORK = {
     "minimax-m2.5": "minimax-m2.5",
     "minimax-m2.7": "minimax-m2.5",
     "minimax-m2": "minimax-m2",
+    "minimax-m3": "minimax-m3",
     "qwen3-235b-a22b": "qwen3-235b-a22b",
     "qwen3-coder-480b-a35b": "qwen3-coder-480b-a35b",
     "qwen3.5-397b-a17b": "qwen3.5-397b-a17b",
@@ -38,9 +39,17 @@ SAME_NETWORK = {
 }
 # Projections that quantised checkpoints leave in their plain type: small, and of consequence.
 KEPT_PLAIN = ("router", "shared_gate", "beta_decay_proj", "indexer_weights")
-NVFP4_BYTES = 0.5 + 1 / 16  # one fp8 scale per 16
-BF16_KV_GENERATIONS = ("hopper", "cdna3")  # where SGLang keeps MLA's cache in bf16 by default
+NVFP4_BYTES = 0.5 + 1 / 16  # of a parameter, with one fp8 scale for 16 of them (NVIDIA ModelOpt, group_size 16) [B]
+BF16_KV_GENERATIONS = ("hopper", "cdna3")  # assumed: where SGLang keeps MLA's cache in bf16 by default
 FOUR_BIT = ("fp4", "int4")
+
+
+# Published models without a preset, and what it would take.
+NOT_MODELLED = {
+    "nemotron-3": "its Mamba-2 layers are not modelled",
+    "qwen3.8": "no configuration of it is at hand",
+    "hy3": "no configuration of it is at hand",
+}
 
 
 class UnknownModel(ValueError):
@@ -59,7 +68,8 @@ def preset_of(name: str) -> str:
     for known in sorted(SAME_NETWORK, key=len, reverse=True):
         if re.match(rf"{re.escape(known)}(?![\d.])", word):
             return SAME_NETWORK[known]
-    raise UnknownModel(f"no preset of the model {name!r}")
+    why = next((f": {reason}" for known, reason in NOT_MODELLED.items() if word.startswith(known)), "")
+    raise UnknownModel(f"no preset of the model {name!r}{why}")
 
 
 @cache

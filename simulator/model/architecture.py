@@ -87,12 +87,13 @@ class AttentionSpec:
       full GQA / MLA:  window None, ratio 1, indexer None  -> p entries
       sliding window:  window W,    ratio 0                -> min(p, W)
       DSA (V3.2):      window None, ratio 1, indexer       -> min(p, topk)
+      MSA (M3):        the same, each KV head for itself
       CSA (V4):        window 128,  ratio 4, indexer       -> min(p, 128) + min(floor(p/4), topk)
       HCA (V4):        window 128,  ratio 128              -> min(p, 128) + floor(p/128)
       recurrent:       window 0,    ratio 0, state_bytes   -> none; reads and writes its state
     """
 
-    kind: str  # label for reports: "gqa", "mla", "dsa", "swa", "csa", "hca", "kda", "gdn"
+    kind: str  # label for reports: "gqa", "mla", "dsa", "msa", "swa", "csa", "hca", "kda", "gdn"
     heads: int
     kv_heads: int
     qk_dim: int  # per-head width of the score product, as the kernel runs it (MLA decode: 576)

@@ -16,7 +16,7 @@ __all__ = ["ModelError", "load_model", "names"]
 
 _FOLDER = Path(__file__).parent / "data" / "models"
 # Known models that have no preset, and the family whose reason applies.
-_UNCOUNTABLE_NAMES = {"deepseek-v4.1-flash": "deepseek_v41", "minimax-m3": "minimax_m3"}
+_UNCOUNTABLE_NAMES = {"deepseek-v4.1-flash": "deepseek_v41"}
 
 
 def names() -> list[str]:

@@ -31,6 +31,7 @@ _BUILDERS: dict[str, Callable[[Context, str], ModelSpec]] = {
     "qwen3_5_moe_text": qwen_next.build,
     "glm4_moe": gqa.build_glm4_moe,
     "minimax_m2": gqa.build_minimax_m2,
+    "minimax_m3": gqa.build_minimax_m3,
     "gpt_oss": gqa.build_gpt_oss,
 }
 
@@ -39,7 +40,6 @@ _MOST_LAYERS = 10_000  # assumed: far above any model; keeps a slip of the pen f
 # Families whose public configuration does not determine their weights.
 UNCOUNTABLE: dict[str, str] = {
     "deepseek_v41": "its per-layer compression ratios and KV sources are not public",
-    "minimax_m3": "the weights of its block-sparse attention and of its MTP modules are not public",
 }
 
 

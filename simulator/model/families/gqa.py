@@ -1,12 +1,14 @@
-"""Families of grouped-query attention: Llama-type dense, Mixtral, Qwen3-MoE, GLM-4.5, MiniMax-M2, gpt-oss.
+"""Families of grouped-query attention: Llama-type dense, Mixtral, Qwen3-MoE, GLM-4.5, MiniMax-M2 and M3, gpt-oss.
 
 Sources: transformers `llama`, `qwen2`, `qwen3`, `mistral`, `mixtral`, `qwen3_moe`, `glm4_moe`, `minimax_m2`,
-`gpt_oss`.
+`minimax_m3_vl`, `gpt_oss`.
 """
 
 from __future__ import annotations
 
-from simulator.model.architecture import ModelSpec
+from dataclasses import replace
+
+from simulator.model.architecture import AttentionSpec, Indexer, ModelSpec
 from simulator.model.families.blocks import (
     Context,
     dense_ffn,
@@ -17,6 +19,7 @@ from simulator.model.families.blocks import (
     plain_layer,
     whole_model,
 )
+from simulator.model.families.kv_layout import index_key_bytes
 from simulator.model.families.reader import ConfigReader
 
 
@@ -145,6 +148,55 @@ def build_minimax_m2(ctx: Context, family: str) -> ModelSpec:
     if reader.flag("use_mtp", False):
         ctx.note("the MTP modules that the configuration names are left out: their weights are not published")
     return whole_model(ctx, family, [plain_layer(ctx, attention, ffn)] * reader.integer("num_hidden_layers"))
+
+
+def build_minimax_m3(ctx: Context, family: str) -> ModelSpec:
+    """MiniMax-M3: dense layers first, then routed ones whose attention reads blocks of tokens that an indexer picks."""
+    reader = ctx.reader
+    count = reader.integer("num_hidden_layers")
+    sparse = reader.section("sparse_attention_config")
+    head_dim = _head_dim(reader)
+    full = gqa_attention(ctx, head_dim=head_dim, norm_params=2 * head_dim if reader.flag("use_qk_norm", True) else 0)
+    chosen = _block_sparse(ctx, sparse, full) if sparse.flag("use_sparse_attention", True) else full
+    routed = moe_ffn(
+        ctx,
+        experts=reader.integer("num_local_experts"),
+        experts_per_token=reader.integer("num_experts_per_tok"),
+        width=reader.integer("intermediate_size"),
+        shared_width=reader.integer("shared_intermediate_size", default=0, minimum=0),
+        correction_bias=reader.flag("use_routing_bias", True),
+    )
+    dense = dense_ffn(ctx, reader.integer("dense_intermediate_size"))
+    chooses = sparse.choices("sparse_attention_freq", (0, 1), least=count)
+    routes = reader.choices("moe_layer_freq", (0, 1), least=count)
+    layers = [plain_layer(ctx, chosen if chooses[i] else full, routed if routes[i] else dense) for i in range(count)]
+    ctx.note("the MTP modules that the configuration names are left out: no checkpoint lists their weights")
+    return whole_model(ctx, family, layers)
+
+
+def _block_sparse(ctx: Context, sparse: ConfigReader, full: AttentionSpec) -> AttentionSpec:
+    """Grouped heads over the best blocks of tokens: an index head for each KV head, one index key a token.
+
+    Every KV head picks its own blocks, whose tokens are as many as a selection of that size.
+    """
+    heads, head_dim = sparse.integer("sparse_num_index_heads"), sparse.integer("sparse_index_dim")
+    hidden = ctx.reader.integer("hidden_size")
+    dtype = ctx.index("bf16")
+    topk = sparse.integer("sparse_topk_blocks") * sparse.integer("sparse_block_size")
+    ctx.note("blocks are chosen at the price of as many single tokens")
+    norms = 2 * head_dim
+    return replace(
+        full,
+        kind="msa",
+        indexer=Indexer(heads, head_dim, topk, index_key_bytes(head_dim, dtype), dtype),
+        linears=(
+            *full.linears,
+            ctx.linear("attention", "indexer_wq", hidden, heads * head_dim),
+            ctx.linear("attention", "indexer_wk", hidden, head_dim),
+        ),
+        other_params=full.other_params + norms,
+        other_param_bytes=full.other_param_bytes + norms * ctx.plain_bytes,
+    )
 
 
 def build_gpt_oss(ctx: Context, family: str) -> ModelSpec:

@@ -1,36 +1,17 @@
-"""Rows of points files: labels, lengths, refusals."""
+"""Rows of points files: lengths, pools, refusals."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 
-from calibration.serving.points import PointsError, Unpredictable, Worker, parse_point, parse_worker, read_points
+from calibration.serving.layouts import WorkerLayout
+from calibration.serving.points import PointsError, Unpredictable, parse_point, read_points
 
 ROW = {"model": "DeepSeek-R1", "gpu": "B200", "engine": "SGLang", "precision": "FP8", "n_gpu": 8, "isl": 1000,
        "osl": 500, "concurrency": 16, "decode_parallel": "TP8", "tpot_ms": 12.0}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("label", "gpus", "worker"),
-    [
-        ("TP8 EP1", 8, Worker(1, 8, False, False)),
-        ("TP8 EP8", 8, Worker(1, 8, False, True)),
-        ("TP4 EP4 DPattn", 4, Worker(1, 4, True, True)),
-        ("TP4/DP4 dp-attention, DeepEP EP4", 4, Worker(1, 4, True, True)),
-        ("DEP8", 8, Worker(1, 8, True, True)),
-        ("2x(TP8 EP8 DPattn)", 16, Worker(2, 8, True, True)),
-        ("4x(TP1 DP4 EP4)", 16, Worker(4, 4, True, True)),
-        ("6x(TP1 EP1 DPattn)", 48, Worker(6, 8, True, True)),
-        ("1x(TP32 EP32 DPattn)", 32, Worker(1, 32, True, True)),
-        ("", 8, Worker(1, 8, False, False)),
-        ("TP4", 8, Worker(2, 4, False, False)),
-        ("TP1", 1, Worker(1, 1, False, False)),
-    ],
-)
-def test_labels(label: str, gpus: int, worker: Worker) -> None:
-    assert parse_worker(label, gpus) == worker
 
 
 @pytest.mark.parametrize(
@@ -69,6 +50,11 @@ def test_age_of_software(date: str | None, half_years: float) -> None:
         ({"disaggregated": 1, "prefill_parallel": ""}, "split into prefill and decode"),
         ({"phase": "warm-up"}, "phase 'warm-up'"),
         ({"n_gpu": 7, "decode_parallel": "2x(TP4)"}, "do not divide"),
+        ({"decode_parallel": "8 GPU, TP8 (as printed)"}, "as printed or recorded in part"),
+        (
+            {"disaggregated": 1, "prefill_parallel": "TP 4 per worker", "decode_parallel": "TP 4 per worker"},
+            "of one worker",
+        ),
     ],
 )
 def test_rows_that_cannot_be_predicted_say_why(change: dict[str, object], said: str) -> None:
@@ -108,3 +94,43 @@ def test_blank_cells_are_left_out_whatever_stands_for_blank() -> None:
 def test_a_median_beside_a_mean_is_read_from_the_notes(stat: str, notes: str, median_ms: float | None) -> None:
     point = parse_point(0, {**ROW, "ttft_stat": stat, "notes": notes})
     assert point.median_ttft_ms == (None if median_ms is None else pytest.approx(median_ms))
+
+
+def test_a_pool_measured_alone_needs_no_output_length_and_no_other_pool() -> None:
+    row = {**ROW, "osl": None, "n_gpu": None, "disaggregated": 1, "decode_parallel": "PP2 x TP8 (attention and MoE)"}
+    point = parse_point(0, {**row, "phase": "decode", "n_decode_gpu": 16, "isl": 4096})
+    assert point.decode == WorkerLayout(1, 16, False, False, stages=2)
+    assert (point.prompt, point.output) == (4096, 1)
+    with pytest.raises(Unpredictable, match="no osl"):
+        parse_point(0, {**row, "n_decode_gpu": 8, "n_prefill_gpu": 8})
+
+
+def test_drafts_that_nobody_wrote_down_are_none_and_said_to_be_unknown() -> None:
+    unknown = parse_point(0, {**ROW, "spec_decode": "not recorded"})
+    assert (unknown.drafts, unknown.drafts_recorded) == (0, False)
+    assert parse_point(0, {**ROW, "spec_decode": "none"}).drafts_recorded
+
+
+def test_the_highest_throughput_has_as_many_in_flight_as_there_are() -> None:
+    row = {**ROW, "concurrency": None, "workload": "1000/500 trtllm-bench max throughput"}
+    assert parse_point(0, row).concurrency == math.inf
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"workload": "agentic trace, 90% KV reuse"}, "prefix cache"),
+        ({"notes": "prefix cache off"}, ""),
+        ({"notes": "concurrency far above running batch"}, "not the number of requests in flight"),
+    ],
+)
+def test_rows_that_contradict_themselves_are_named(change: dict[str, str], said: str) -> None:
+    distrusted = parse_point(0, {**ROW, **change}).distrusted
+    assert said in distrusted
+    assert bool(distrusted) == bool(said)
+
+
+def test_flags_of_a_layout_state_limits() -> None:
+    flags = "--tp-size=8 --dp-size=8 --enable-dp-attention --max-running-requests=256 --chunked-prefill-size=8192"
+    point = parse_point(0, {**ROW, "decode_parallel": flags})
+    assert (point.most_running, point.prefill_chunk) == (256, 8192)

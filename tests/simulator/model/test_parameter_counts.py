@@ -48,6 +48,7 @@ PUBLISHED_TOTALS = {
     "glm-5.2": 744,
     "minimax-m2": 230,
     "minimax-m2.5": 230,
+    "minimax-m3": 426.2,  # no card: what transformers 5.24 makes of it
     "gpt-oss-120b": 116.83,
     "gpt-oss-20b": 20.91,
     "mixtral-8x7b": 46.7,

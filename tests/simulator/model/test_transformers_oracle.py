@@ -161,3 +161,19 @@ def test_deepseek_v2_counts_as_transformers_does() -> None:
     params, saved = _oracle(config)
     assert counts.params_total(spec_from_config(config, "v2")) == params
     assert counts.params_total(spec_from_config(saved, "v2")) == params
+
+
+def test_minimax_m3_counts_as_transformers_does() -> None:
+    """The language model of `minimax_m3_vl`, whose class is for images too, with an LM head beside it."""
+    config = _short("minimax-m3")
+    config["moe_layer_freq"] = config["moe_layer_freq"][:LAYERS]
+    sparse = config["sparse_attention_config"]
+    sparse["sparse_attention_freq"] = sparse["sparse_attention_freq"][:LAYERS]
+    options = {k: v for k, v in config.items() if k not in ("model_type", "architectures")}
+    built = transformers.AutoConfig.for_model("minimax_m3_vl_text", **options)
+    with torch.device("meta"):
+        model = transformers.AutoModel.from_config(built)
+    params = sum(parameter.numel() for parameter in model.parameters())
+    biases = sum(buffer.numel() for name, buffer in model.named_buffers() if name.endswith("e_score_correction_bias"))
+    head = config["vocab_size"] * config["hidden_size"]
+    assert counts.params_total(spec_from_config(config, "m3")) == params + biases + head
