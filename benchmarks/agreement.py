@@ -1,0 +1,290 @@
+"""Steady state against the discrete-event model: `python -m benchmarks.agreement --json F`.
+
+Random scenarios of closed and open loop over models, accelerators, cuts, policies, lengths and loads; of each metric the
+median and the 90th percentile of |steady / des - 1|. TTFT is compared where nothing is saturated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hw_profiles.catalog import load
+from simulator.des.cluster.build import cluster_spec, profile_key
+from simulator.des.cluster.spec import GroupSpec
+from simulator.des.simulate import play
+from simulator.des.workload.requests import Requests, make_requests
+from simulator.model.latency import StepLatency
+from simulator.model.memory import DoesNotFitError
+from simulator.model.parallelism import ParallelismError
+from simulator.model.presets import load_model
+from simulator.model.step import StepOps
+from simulator.scenario import Scenario, Slo, parse_scenario
+from simulator.steady_state.closed_loop import LIMITS, Cluster, Equilibrium, closed_loop
+from simulator.steady_state.open_loop import open_loop
+from simulator.steady_state.parameters import EngineParameters
+from simulator.steady_state.stations import Demand, Handover, KvRoom
+from simulator.steady_state.step_table import EngineSteps, StepTable, price
+from simulator.steady_state.traffic import Traffic
+
+SCENARIOS = 300
+SEED = 20_261_201
+MODELS = {"deepseek-v4-flash": (4, 8), "qwen3-30b-a3b": (1, 2, 4), "gpt-oss-120b": (1, 2, 4), "deepseek-v3": (8, 16)}
+ACCELERATORS = ("h200@vllm", "b200@sglang", "b200@trtllm", "h200", "b300", "gb200@sglang")
+METRICS = ("throughput", "tpot", "ttft")
+WAVES = 5  # requests of each client in a closed loop
+FEWEST, MOST = 400, 4000  # requests of a run
+
+
+def scenario_of(seed: int) -> dict[str, Any]:
+    """One scenario, as a file would have it. An open loop's rate is a share of what the cluster sustains, put in when
+    that is known: `load`."""
+    rng = random.Random(seed)
+    model = rng.choice(list(MODELS))
+    split = rng.random() < 0.5
+    prompt, output = _lengths(rng, rng.choice([300, 1000, 2000, 8000])), _lengths(rng, rng.choice([50, 200, 500, 1000]))
+    closed = rng.random() < 0.5
+    clients = rng.choice([1, 4, 16, 64, 256, 512])
+    workload: dict[str, Any] = {"prompt": prompt, "output": output}
+    if closed:
+        workload |= {"kind": "closed_loop", "concurrency": clients, "requests": min(MOST, max(FEWEST, WAVES * clients))}
+    else:
+        workload |= {"kind": "open_loop", "rate": 1.0, "requests": 2000}
+    pools = (
+        {"prefill": _pool(rng, model, drafts=False), "decode": _pool(rng, model, drafts=True)}
+        if split
+        else {"colocated": _pool(rng, model, drafts=True)}
+    )
+    return {
+        "name": f"agreement {seed}",
+        "model": model,
+        "seed": seed,
+        "workload": workload,
+        "deployment": {**pools, **({"transfer": {"overlap": rng.choice(["none", "layerwise"])}} if split else {})},
+        "warmup_fraction": 0.3,
+        "load": rng.choice([0.2, 0.5, 0.8]),
+    }
+
+
+def _lengths(rng: random.Random, mean: int) -> Any:
+    kind = rng.choice(["constant", "uniform", "uniform", "exponential", "lognormal"])
+    if kind == "constant":
+        return mean
+    if kind == "uniform":  # as public benchmarks draw them
+        return {"kind": kind, "low": max(1, round(0.8 * mean)), "high": mean}
+    if kind == "exponential":
+        return {"kind": kind, "mean": float(mean), "maximum": 10 * mean}
+    return {"kind": kind, "median": float(mean), "sigma": 0.6, "maximum": 10 * mean}
+
+
+def _pool(rng: random.Random, model: str, *, drafts: bool) -> dict[str, Any]:
+    ranks = rng.choice(MODELS[model])
+    gpu, _, stack = rng.choice(ACCELERATORS).partition("@")
+    pool: dict[str, Any] = {
+        "gpu": gpu,
+        **({"stack": stack} if stack else {}),
+        "instances": rng.choice([1, 1, 2, 4]),
+        **rng.choice([{"dp": ranks, "ep": ranks}, {"dp": ranks, "ep": ranks}, {"tp": min(8, ranks)}]),
+        "max_tokens_per_step": rng.choice([512, 2048, 8192, 16384]),
+        "max_sequences": rng.choice([16, 64, 256]) * ranks,
+        "batching": rng.choice(["chunked", "prefill_first", "inflight"]),
+    }
+    if drafts and model.startswith("deepseek") and rng.random() < 0.5:
+        count = rng.choice([1, 3])
+        pool |= {"draft_tokens": count, "acceptance_length": 1 + 0.6 * count}
+    return pool
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What both models say of one scenario: values by metric, and what binds."""
+
+    seed: int
+    kind: str
+    des: dict[str, float]
+    steady: dict[str, float]
+    limit: str
+    batching: str
+
+    def errors(self) -> dict[str, float]:
+        found = {name: abs(self.steady[name] / self.des[name] - 1) for name in METRICS if self.des.get(name)}
+        return {name: error for name, error in found.items() if math.isfinite(error)}
+
+
+def cluster_of(scenario: Scenario, requests: Requests) -> Cluster:
+    """The arrays of one point, one draw."""
+    deployment = scenario.deployment
+    assert deployment is not None
+    model = load_model(scenario.model)
+    profiles = {profile_key(group): load(group.gpu, group.stack) for group in deployment.groups}
+    traffic = Traffic.of(requests.prompt_tokens, requests.output_tokens)
+    spec = cluster_spec(deployment, model, profiles, (Slo(),), (traffic.prompt, traffic.output))
+    (entry,) = spec.entry
+    colocated = not spec.decode
+
+    def number(value: float) -> np.ndarray:
+        return np.array([[float(value)]])
+
+    def room(group: GroupSpec) -> KvRoom:
+        kv = group.instance.kv
+        return KvRoom(number(kv.capacity_bytes), number(kv.bytes_per_token), number(kv.bytes_per_sequence))
+
+    def steps(group: GroupSpec, *, decodes: bool, prefills: bool) -> Any:
+        times = group.instance.times
+        assert isinstance(times, StepLatency)
+        ops = StepOps(times.model, times.hardware, times.parallelism, times.draft_tokens)
+        spec = group.instance
+        priced: EngineSteps = price(
+            ops,
+            traffic,
+            spec.max_tokens_per_step,
+            spec.batching,
+            spec.max_sequences,
+            decodes=decodes,
+            prefills=prefills,
+        )  # type: ignore[arg-type]
+        return StepTable.of([priced]).seconds(EngineParameters.of([times.hardware]))
+
+    shared = {
+        "entry": steps(entry, decodes=colocated, prefills=True),
+        "demand": Demand.of([traffic]),
+        "instances": number(entry.count),
+        "sequences": number(entry.instance.max_sequences),
+        "kv": room(entry),
+        "acceptance": number((spec.decode or spec.entry)[0].instance.acceptance_length),
+        "request_overhead_s": number(entry.instance.times.first_token_extra_s),
+    }
+    if colocated:
+        return Cluster(**shared)
+    (decode,) = spec.decode
+    keys = deployment.transfer
+    size = float(np.mean([spec.transfer_bytes(int(p)) for p in requests.prompt_tokens[:200]]))
+    streams = keys.overlap == "layerwise"
+    size += keys.half_rate_bytes * (spec.layers if streams else 1)
+    link = keys.achieved * min(entry.instance.rank_bandwidth, decode.instance.rank_bandwidth)
+    kv = entry.instance.kv
+    held = entry.instance.ranks * kv.capacity_bytes / (kv.bytes_per_sequence + kv.bytes_per_token * traffic.prompt)
+    return Cluster(
+        **shared,
+        decode=steps(decode, decodes=True, prefills=False),
+        decode_instances=number(decode.count),
+        decode_sequences=number(decode.instance.max_sequences),
+        decode_kv=room(decode),
+        handover=Handover(
+            number(keys.handshake_s), number(size / link), number(streams), number(spec.layers), number(held)
+        ),
+    )
+
+
+def compare(seed: int) -> Comparison | None:
+    """None where the model does not fit the cut."""
+    keys = scenario_of(seed)
+    share = keys.pop("load")
+    try:
+        scenario = parse_scenario(keys)
+        traffic, router = np.random.SeedSequence(seed).spawn(2)
+        requests = make_requests(scenario.one_workload(), traffic)
+        cluster = cluster_of(scenario, requests)
+    except (DoesNotFitError, ParallelismError, ValueError) as error:
+        if isinstance(error, (DoesNotFitError, ParallelismError)) or "does not divide" in str(error):
+            return None
+        raise
+    closed = keys["workload"]["kind"] == "closed_loop"
+    if closed:
+        found = closed_loop(cluster, np.array([[float(keys["workload"]["concurrency"])]]))
+    else:
+        most = closed_loop(cluster, np.array([[1e5]])).rate.item()
+        keys["workload"]["rate"] = share * most
+        scenario = parse_scenario(keys)
+        requests = make_requests(scenario.one_workload(), np.random.SeedSequence(seed).spawn(2)[0])
+        found = open_loop(cluster, np.array([[share * most]]))
+    deployment = scenario.deployment
+    assert deployment is not None
+    profiles = {profile_key(group): load(group.gpu, group.stack) for group in deployment.groups}
+    result = play(scenario, deployment, load_model(scenario.model), profiles, requests, np.random.default_rng(router))
+    return Comparison(
+        seed,
+        ("closed" if closed else "open") + (" apart" if cluster.decode is not None else " colocated"),
+        _des(result),
+        _steady(found),
+        LIMITS[int(found.limit.item())],
+        next(iter(keys["deployment"].values()))["batching"],
+    )
+
+
+def _des(result: Any) -> dict[str, float]:
+    latency = result.metrics()
+    values = {
+        "throughput": result.throughput()["requests_per_s"],
+        "tpot": latency["tpot_s"]["p50"],
+        "ttft": latency["ttft_s"]["p50"],
+    }
+    return {name: float("nan") if value is None else float(value) for name, value in values.items()}
+
+
+def _steady(found: Equilibrium) -> dict[str, float]:
+    return {"throughput": found.rate.item(), "tpot": found.tpot_s.item(), "ttft": found.ttft_s.item()}
+
+
+def comparisons(count: int, seed: int, workers: int) -> Iterator[Comparison]:
+    """The first `count` scenarios that fit."""
+    seeds = range(seed, seed + 10 * count)
+    left = count
+    with ProcessPoolExecutor(workers) as pool:
+        for start in range(0, len(seeds), 32):
+            for found in pool.map(compare, seeds[start : start + 32]):
+                if found is not None and left:
+                    left -= 1
+                    yield found
+            if not left:
+                return
+
+
+def summary(found: list[Comparison]) -> dict[str, Any]:
+    """Median and p90 of the errors by metric; TTFT of what is not saturated."""
+    report: dict[str, Any] = {"scenarios": len(found)}
+    for name in METRICS:
+        errors = [c.errors()[name] for c in found if name in c.errors() and (name != "ttft" or c.limit == "clients")]
+        if errors:
+            report[name] = {
+                "count": len(errors),
+                "median": float(np.median(errors)),
+                "p90": float(np.percentile(errors, 90)),
+            }
+    return report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, help="write the result here")
+    parser.add_argument("--scenarios", type=int, default=SCENARIOS)
+    parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--workers", type=int, default=2)
+    args = parser.parse_args()
+    start = time.perf_counter()
+    found = list(comparisons(args.scenarios, args.seed, args.workers))
+    report: dict[str, Any] = {"scenarios": summary(found)}
+    report["by_kind"] = {
+        kind: summary([c for c in found if c.kind == kind]) for kind in sorted({c.kind for c in found})
+    }
+    report["each"] = [vars(c) | {"errors": c.errors()} for c in found]
+    report["seconds"] = time.perf_counter() - start
+    for kind, one in {"all": report["scenarios"], **report["by_kind"]}.items():
+        errors = "  ".join(f"{n} {one[n]['median']:.1%} (p90 {one[n]['p90']:.1%})" for n in METRICS if n in one)
+        print(f"{kind:18} {one['scenarios']:4} scenarios  {errors}")
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

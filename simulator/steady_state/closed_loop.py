@@ -1,0 +1,247 @@
+"""A fixed number of clients, each with one request under way: where the loop settles.
+
+The number n of sequences that decode on an instance fixes the rate, X = n / (decode steps x step(n)), and with it all
+waits; the requests that this keeps under way grow with n, so bisection finds the n at which they are the clients.
+Where something is full before (token budget, prefill pool, KV, sequences), the clients left over queue in front of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.steady_state.arrays import Array, Place
+from simulator.steady_state.stations import (
+    WATERMARK,
+    Demand,
+    Handover,
+    KvRoom,
+    Mixing,
+    Prefilling,
+    mixed,
+    prefill_alone,
+    steps_of,
+)
+from simulator.steady_state.step_table import StepSeconds
+from simulator.steady_state.waits import BUSIEST, Response
+
+HALVINGS = 40
+LIMITS = ("clients", "prefill", "kv", "sequences")  # what binds, by number
+FirstToken = Literal["prefill", "decode"]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Identical instances of one pool, or of a prefill and a decode pool. Arrays are [points or 1, draws or 1].
+
+    entry: steps of the colocated or prefill instances. decode: of decode instances; None: colocated.
+    instances, decode_instances: counts. sequences, decode_sequences: that an instance works on at once.
+    kv, decode_kv: room of a rank. acceptance: tokens that a decode step emits to a sequence.
+    request_overhead_s: before a request is queued. handover: None: colocated.
+    first_token: who sends it to the client: "decode" after hand-over and a first decode step.
+    """
+
+    entry: StepSeconds
+    demand: Demand
+    instances: Array
+    sequences: Array
+    kv: KvRoom
+    acceptance: Array
+    request_overhead_s: Array
+    decode: StepSeconds | None = None
+    decode_instances: Array | None = None
+    decode_sequences: Array | None = None
+    decode_kv: KvRoom | None = None
+    handover: Handover | None = None
+    first_token: FirstToken = "prefill"
+
+
+@dataclass(frozen=True)
+class Equilibrium:
+    """Arrays [points, draws].
+
+    rate: requests/s of the cluster. tpot_s: of the median request; mean_tpot_s. ttft_s: median; mean_ttft_s.
+    running: sequences that decode on an instance. entry_busy: share of prefill capacity in use. decode_full: of the
+    sequences that decode has room for. limit: what binds, index in LIMITS. first: distribution of TTFT.
+    """
+
+    rate: Array
+    tpot_s: Array
+    mean_tpot_s: Array
+    ttft_s: Array
+    mean_ttft_s: Array
+    running: Array
+    entry_busy: Array
+    decode_full: Array
+    limit: NDArray[np.intp]
+    first: Response
+
+    @property
+    def saturated(self) -> NDArray[np.bool_]:
+        """Clients queue in front of something that is full."""
+        return self.limit > 0
+
+
+def closed_loop(cluster: Cluster, clients: Array, first_wave: Array | float = 0.0) -> Equilibrium:
+    """clients: requests under way. first_wave: share of the requests in the statistics of TTFT that are of the first
+    wave, when all clients start at once (0.1 where each sends ten and none is left out)."""
+    shape = np.broadcast_shapes(
+        clients.shape, cluster.entry.full_s.shape[:2], cluster.acceptance.shape, cluster.instances.shape,
+        cluster.decode.decode_s.shape[:2] if cluster.decode is not None else (1, 1),
+    )  # fmt: skip
+    clients = np.broadcast_to(clients, shape).astype(float)
+    found = _colocated(cluster, clients) if cluster.decode is None else _disaggregated(cluster, clients)
+    return _with_first_wave(cluster, found, clients, first_wave)
+
+
+def share_of_others(own: Array) -> Array:
+    """Of n requests under way on an instance, each meets (n - 1) / n of the rate."""
+    return np.asarray(np.clip((own - 1) / np.maximum(own, 1e-9), 0.0, 1.0))
+
+
+def _bisected(most: Array, over) -> Array:  # type: ignore[no-untyped-def]
+    """Largest value up to `most` that is not over."""
+    low, high = np.zeros_like(most), most.copy()
+    for _ in range(HALVINGS):
+        middle = 0.5 * (low + high)
+        beyond = over(middle)
+        low, high = np.where(beyond, low, middle), np.where(beyond, middle, high)
+    return 0.5 * (low + high)
+
+
+def room_limit(kv: KvRoom, ranks: Array, context: Array, held: Array, held_tokens: Array) -> Array:
+    """Sequences that decode on an instance with full KV. A rank takes a newcomer while the watermark stays free, so on
+    average half of a newcomer's KV is too. held: prompts with room that do not decode, of `held_tokens` tokens."""
+    newcomer = kv.per_sequence + kv.per_token * held_tokens
+    left = kv.capacity * (1 - WATERMARK) - newcomer * (0.5 + held / ranks)
+    return np.asarray(np.maximum(1.0, ranks * left / (kv.per_sequence + kv.per_token * context)))
+
+
+def _colocated(cluster: Cluster, clients: Array) -> Equilibrium:
+    steps, demand = cluster.entry, cluster.demand
+    own = clients / cluster.instances
+    others = share_of_others(own)
+    decode_steps = demand.decode_steps(cluster.acceptance) + np.zeros_like(own)
+    ranks = steps.ranks[..., 0]
+
+    def state(n: Array) -> tuple[Mixing, Array, Array]:
+        found = mixed(steps, n, 1 + n * others, others, decode_steps, demand, cluster.request_overhead_s, closed=True)
+        rate = n / (decode_steps * found.step_s)
+        return found, rate, n + rate * found.prefill.response.mean_s
+
+    def limits(n: Array) -> list[Array]:
+        found, rate, under_way = state(n)
+        held = rate * found.prefill.held_s
+        fits = room_limit(cluster.kv, ranks, demand.context, held, demand.prompt)
+        return [under_way > own, found.prefill.busy > BUSIEST, n > fits, n + held > cluster.sequences]
+
+    n = _bisected(np.minimum(own, cluster.sequences + 0 * own), lambda n: np.any(limits(n), axis=0))
+    found, rate, under_way = state(n)
+    limit = np.argmax(np.array([*limits(n * (1 + 1e-6) + 1e-9)]), axis=0)
+    left = np.where(limit > 0, np.maximum(0.0, own - under_way), 0.0)
+    first = replace(found.prefill.response, backlog_s=left / np.maximum(rate, 1e-12))
+    mean = found.step_s * steps_of(demand.further, cluster.acceptance) / demand.further
+    median = found.step_s * steps_of(demand.median_further, cluster.acceptance) / demand.median_further
+    return Equilibrium(
+        rate * cluster.instances, median, mean, first.percentile_s(50.0), first.mean_s, n, found.prefill.busy,
+        n / cluster.sequences, limit, first,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Apart:
+    """A prefill and a decode pool at one rate. step_s: decode step. late_s: from the end of a prompt until its sequence
+    decodes, waiting for room left out."""
+
+    prefill: Prefilling
+    step_s: Array
+    late_s: Array
+    rate: Array
+
+
+def apart(cluster: Cluster, rate: Array, step_s: Array, others: Array) -> Apart:
+    """At `rate` of the cluster and a decode step of `step_s`."""
+    assert cluster.handover is not None
+    each = rate / cluster.instances
+    prefill = prefill_alone(cluster.entry, each, others, cluster.demand, cluster.request_overhead_s)
+    last = prefill.held_s / np.maximum(1.0, cluster.entry.lone_steps.mean(axis=-1)[:, :, 0])
+    late = cluster.handover.seconds(each, cluster.entry.ranks[..., 0], last) + step_s / 2
+    return Apart(prefill, step_s, late, rate)
+
+
+def as_seen(cluster: Cluster, state: Apart, room_wait_s: Array, backlog_s: Array) -> tuple[Response, Array, Array]:
+    """TTFT, and TPOT of the median and mean request, as the client sees them.
+
+    room_wait_s: for room on the decode side. backlog_s: in front of prefill.
+    """
+    demand = cluster.demand
+    later = state.late_s + room_wait_s
+    first = replace(state.prefill.response, backlog_s=backlog_s)
+    steps, middle = (steps_of(t, cluster.acceptance) for t in (demand.further, demand.median_further))
+    if cluster.first_token == "decode":
+        first = replace(first, fixed_s=first.fixed_s + (later + state.step_s) * demand.several)
+        return first, state.step_s * (middle - 1) / demand.median_further, state.step_s * (steps - 1) / demand.further
+    return (
+        first,
+        (later + state.step_s * middle) / demand.median_further,
+        (later + state.step_s * steps) / demand.further,
+    )
+
+
+def _disaggregated(cluster: Cluster, clients: Array) -> Equilibrium:
+    demand, decode, kv = cluster.demand, cluster.decode, cluster.decode_kv
+    assert decode is not None
+    assert kv is not None
+    assert cluster.handover is not None
+    assert cluster.decode_instances is not None
+    assert cluster.decode_sequences is not None
+    pools = cluster.decode_instances
+    own = clients / pools
+    seen, met = share_of_others(own), share_of_others(clients / cluster.instances)
+    decode_steps = demand.decode_steps(cluster.acceptance) + np.zeros_like(own)
+
+    def state(n: Array) -> tuple[Apart, Array]:
+        step = Place.on(decode.batches, 1 + n * seen).of(decode.decode_s)
+        rate = n * pools / (decode_steps * step)
+        found = apart(cluster, rate, step, met)
+        return found, n * pools + rate * (found.prefill.response.mean_s + found.late_s * demand.several)
+
+    def limits(n: Array) -> list[Array]:
+        found, under_way = state(n)
+        held = found.rate / pools * found.late_s
+        fits = room_limit(kv, decode.ranks[..., 0], demand.context, held, demand.prompt)
+        return [under_way > clients, found.prefill.busy > BUSIEST, n > fits, n + held > cluster.decode_sequences]
+
+    n = _bisected(np.minimum(own, cluster.decode_sequences + 0 * own), lambda n: np.any(limits(n), axis=0))
+    found, under_way = state(n)
+    limit = np.argmax(np.array(limits(n * (1 + 1e-6) + 1e-9)), axis=0)
+    left = np.where(limit > 0, np.maximum(0.0, clients - under_way), 0.0)
+    # What waits for room keeps its KV where it was prefilled; when that is full too, prompts wait.
+    stored = np.where(limit > 1, np.minimum(left, cluster.handover.held * cluster.instances), 0.0)
+    rate = np.maximum(found.rate, 1e-12)
+    first, tpot, mean_tpot = as_seen(cluster, found, stored / rate, (left - stored) / rate)
+    return Equilibrium(
+        found.rate, tpot, mean_tpot, first.percentile_s(50.0), first.mean_s, n, found.prefill.busy,
+        n / cluster.decode_sequences, limit, first,
+    )  # fmt: skip
+
+
+def _with_first_wave(cluster: Cluster, found: Equilibrium, clients: Array, share: Array | float) -> Equilibrium:
+    """All clients start at once: their prompts take full steps, nobody decoding beside the first of them, and on
+    average a request waits for half of them."""
+    share = np.asarray(share)
+    if not share.any():
+        return found
+    own = clients / cluster.instances
+    full = cluster.entry.full_s.mean(axis=2)
+    own_s = found.first.own_s.mean(axis=-1)
+    wave = found.first.fixed_s + own_s + np.maximum(0.0, own - 1) * full / 2
+    longer = wave > found.ttft_s
+    median = np.where(
+        longer, found.first.percentile_s(np.minimum(99.0, 50.0 / (1 - np.minimum(share, 0.49)))), found.ttft_s
+    )
+    mean = (1 - share) * found.mean_ttft_s + share * np.maximum(wave, found.mean_ttft_s)
+    return replace(found, ttft_s=median, mean_ttft_s=mean)

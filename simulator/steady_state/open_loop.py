@@ -1,0 +1,129 @@
+"""Arrivals at a rate that does not depend on the answers: the state in which a cluster serves them.
+
+The number of sequences that decode follows from the rate, n = X (decode steps) step(n); waits follow from queueing
+formulas. Beyond saturation there is no such state: latencies are infinite, and `rate` is what is sustained.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from statistics import NormalDist
+
+import numpy as np
+
+from simulator.steady_state.arrays import Array, Place
+from simulator.steady_state.closed_loop import Apart, Cluster, Equilibrium, apart, as_seen, room_limit
+from simulator.steady_state.stations import Mixing, mixed, steps_of
+from simulator.steady_state.waits import BUSIEST, queueing
+
+HALVINGS = 40
+
+
+def open_loop(cluster: Cluster, rate: Array, percentile: float = 50.0) -> Equilibrium:
+    """rate: requests/s of the cluster. percentile: of TTFT and TPOT in `ttft_s` and `tpot_s`, as a limit asks for."""
+    shape = np.broadcast_shapes(
+        rate.shape, cluster.entry.full_s.shape[:2], cluster.acceptance.shape, cluster.instances.shape,
+        cluster.decode.decode_s.shape[:2] if cluster.decode is not None else (1, 1),
+    )  # fmt: skip
+    rate = np.broadcast_to(rate, shape).astype(float)
+    return (
+        _colocated(cluster, rate, percentile) if cluster.decode is None else _disaggregated(cluster, rate, percentile)
+    )
+
+
+def crowded(n: Array, instances: Array, percentile: float) -> Array:
+    """Sequences that run on an instance at that percentile of time. All that are under way are Poisson, and routers
+    spread them evenly over the instances: n + z sqrt(n / instances)."""
+    return np.asarray(np.maximum(n, n + NormalDist().inv_cdf(percentile / 100) * np.sqrt(n / instances)))
+
+
+def _settled(most: Array, rate: Array, rate_of) -> tuple[Array, Array]:  # type: ignore[no-untyped-def]
+    """The n up to `most` at which an instance works off `rate`, and whether there is one."""
+    sustained = rate_of(most)
+    low, high = np.zeros_like(most), most.copy()
+    for _ in range(HALVINGS):
+        middle = 0.5 * (low + high)
+        beyond = rate_of(middle) > rate
+        low, high = np.where(beyond, low, middle), np.where(beyond, middle, high)
+    return high, sustained > rate
+
+
+def _infinite(found: Equilibrium, unstable: Array) -> Equilibrium:
+    """No steady state: latencies are infinite."""
+
+    def never(values: Array) -> Array:
+        return np.where(unstable, np.inf, values)
+
+    return replace(
+        found, tpot_s=never(found.tpot_s), mean_tpot_s=never(found.mean_tpot_s), ttft_s=never(found.ttft_s),
+        mean_ttft_s=never(found.mean_ttft_s), limit=np.where(unstable, np.maximum(found.limit, 1), 0),
+    )  # fmt: skip
+
+
+def _colocated(cluster: Cluster, rate: Array, percentile: float) -> Equilibrium:
+    steps, demand = cluster.entry, cluster.demand
+    ranks = steps.ranks[..., 0]
+    each = rate / cluster.instances
+    decode_steps = demand.decode_steps(cluster.acceptance) + np.zeros_like(each)
+    all_of_it = np.ones_like(each)
+
+    def state(n: Array, seen: Array) -> Mixing:
+        return mixed(steps, n, seen, all_of_it, decode_steps, demand, cluster.request_overhead_s, closed=False)
+
+    def rate_of(n: Array) -> Array:
+        found = state(n, n + 1 / cluster.instances)
+        sustained: Array = n / (decode_steps * found.step_s)
+        return np.where(found.prefill.busy > BUSIEST, np.inf, sustained)
+
+    fits = room_limit(cluster.kv, ranks, demand.context, 0 * each, demand.prompt)
+    most = np.minimum(fits, cluster.sequences + 0 * each)
+    n, stable = _settled(most, each, rate_of)
+    found = state(n, n + 1 / cluster.instances)
+    unstable = ~stable | (found.prefill.busy > BUSIEST)
+    limit = np.where(found.prefill.busy > BUSIEST, 1, np.where(fits < cluster.sequences, 2, 3))
+    first = found.prefill.response
+    chance, queue_s = queueing(most * cluster.instances, n / most, decode_steps * found.step_s, 1.0)
+    first = replace(first, backlog_s=chance * queue_s)
+    high = state(
+        crowded(n, cluster.instances, percentile), crowded(n, cluster.instances, percentile) + 1 / cluster.instances
+    )
+    mean = found.step_s * steps_of(demand.further, cluster.acceptance) / demand.further
+    at = high.step_s * steps_of(demand.median_further, cluster.acceptance) / demand.median_further
+    state_of = Equilibrium(
+        np.where(unstable, n / (decode_steps * found.step_s) * cluster.instances, rate), at, mean,
+        first.percentile_s(percentile), first.mean_s, n, found.prefill.busy, n / most, limit, first,
+    )  # fmt: skip
+    return _infinite(state_of, unstable)
+
+
+def _disaggregated(cluster: Cluster, rate: Array, percentile: float) -> Equilibrium:
+    demand, decode, kv = cluster.demand, cluster.decode, cluster.decode_kv
+    assert decode is not None
+    assert kv is not None
+    assert cluster.decode_instances is not None
+    assert cluster.decode_sequences is not None
+    pools = cluster.decode_instances
+    each = rate / pools
+    decode_steps = demand.decode_steps(cluster.acceptance) + np.zeros_like(each)
+
+    def step_of(n: Array) -> Array:
+        return Place.on(decode.batches, n + 1 / pools).of(decode.decode_s)
+
+    fits = room_limit(kv, decode.ranks[..., 0], demand.context, 0 * each, demand.prompt)
+    most = np.minimum(fits, cluster.decode_sequences + 0 * each)
+    n, stable = _settled(most, each, lambda n: n / (decode_steps * step_of(n)))
+    step = step_of(n)
+    found: Apart = apart(cluster, rate, step, np.ones_like(each))
+    chance, queue_s = queueing(most * pools, n / most, decode_steps * step, 1.0)
+    first, _, mean = as_seen(cluster, found, chance * queue_s, 0 * each)
+    high = replace(found, step_s=step_of(crowded(n, pools, percentile)))
+    _, at, _ = as_seen(cluster, high, chance * queue_s, 0 * each)
+    full = found.prefill.busy > BUSIEST
+    unstable = ~stable | full
+    capacity = cluster.instances / cluster.entry.full_s[:, :, 0]
+    sustained = np.minimum(n / (decode_steps * step) * pools, capacity)
+    state_of = Equilibrium(
+        np.where(unstable, sustained, rate), at, mean, first.percentile_s(percentile), first.mean_s, n,
+        found.prefill.busy, n / most, np.where(full, 1, np.where(fits < cluster.decode_sequences, 2, 3)), first,
+    )  # fmt: skip
+    return _infinite(state_of, unstable)
