@@ -201,7 +201,10 @@ def compare(seed: int) -> Comparison | None:
         raise
     closed = keys["workload"]["kind"] == "closed_loop"
     if closed:
-        found = closed_loop(cluster, np.array([[float(keys["workload"]["concurrency"])]]))
+        clients = keys["workload"]["concurrency"]
+        measured = (1 + keys["warmup_fraction"]) / 2  # middle of what is measured
+        ages = max(1.0, measured * keys["workload"]["requests"] / clients)
+        found = closed_loop(cluster, np.array([[float(clients)]]), generations=ages)
     else:
         most = closed_loop(cluster, np.array([[1e5]])).rate.item()
         keys["workload"]["rate"] = share * most

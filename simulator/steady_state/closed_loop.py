@@ -3,6 +3,11 @@
 The number n of sequences that decode on an instance fixes the rate, X = n / (decode steps x step(n)), and with it all
 waits; the requests that this keeps under way grow with n, so bisection finds the n at which they are the clients.
 Where something is full before (token budget, prefill pool, KV, sequences), the clients left over queue in front of it.
+
+All clients start at once, and requests of nearly equal length stay together: those whose prompts shared a step end
+together, and their successors come together. What comes evenly in a steady state then comes within a part of each
+cycle, the burst: as long as the first wave's prompts took, w0 = clients / prompts of a full step, and wider by what
+lengths add in each generation, sqrt(12) times their standard deviation for a uniform law of it.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ from numpy.typing import NDArray
 from simulator.steady_state.arrays import Array, Place
 from simulator.steady_state.stations import (
     WATERMARK,
+    Arrivals,
     Demand,
     Handover,
     KvRoom,
@@ -85,21 +91,37 @@ class Equilibrium:
         return self.limit > 0
 
 
-def closed_loop(cluster: Cluster, clients: Array, first_wave: Array | float = 0.0) -> Equilibrium:
-    """clients: requests under way. first_wave: share of the requests in the statistics of TTFT that are of the first
+def closed_loop(
+    cluster: Cluster, clients: Array, first_wave: Array | float = 0.0, generations: Array | float = np.inf
+) -> Equilibrium:
+    """clients: requests under way. generations: requests that a client has sent since all began, in the mean over what
+    is measured; infinite: nothing is left of the start. first_wave: share of the requests in the statistics of TTFT that are of the first
     wave, when all clients start at once (0.1 where each sends ten and none is left out)."""
     shape = np.broadcast_shapes(
         clients.shape, cluster.entry.full_s.shape[:2], cluster.acceptance.shape, cluster.instances.shape,
         cluster.decode.decode_s.shape[:2] if cluster.decode is not None else (1, 1),
     )  # fmt: skip
     clients = np.broadcast_to(clients, shape).astype(float)
-    found = _colocated(cluster, clients) if cluster.decode is None else _disaggregated(cluster, clients)
+    ages = np.broadcast_to(np.asarray(generations, dtype=float), shape)
+    form = _colocated if cluster.decode is None else _disaggregated
+    found = form(cluster, clients, ages)
     return _with_first_wave(cluster, found, clients, first_wave)
 
 
 def share_of_others(own: Array) -> Array:
     """Of n requests under way on an instance, each meets (n - 1) / n of the rate."""
     return np.asarray(np.clip((own - 1) / np.maximum(own, 1e-9), 0.0, 1.0))
+
+
+UNIFORM = 12**0.5  # width of a uniform law over its standard deviation
+
+
+def wandering(spread: Array, gathered: Array, generations: Array) -> Array:
+    """Standard deviation of when requests end that began together. spread: of one request's length; gathered: width
+    within which successors are brought together again, which takes gathered^2 / 12 of the variance each time."""
+    kept = np.maximum(0.0, spread**2 - gathered**2 / 12)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.where(kept > 0, np.sqrt(spread**2 + np.maximum(0, generations - 1) * kept), spread))
 
 
 def _bisected(most: Array, over) -> Array:  # type: ignore[no-untyped-def]
@@ -120,15 +142,29 @@ def room_limit(kv: KvRoom, ranks: Array, context: Array, held: Array, held_token
     return np.asarray(np.maximum(1.0, ranks * left / (kv.per_sequence + kv.per_token * context)))
 
 
-def _colocated(cluster: Cluster, clients: Array) -> Equilibrium:
+def _capacity(steps: StepSeconds, n: Array) -> Array:
+    """Prompts that a step takes beside n sequences."""
+    return Place.on(steps.batches, n).of(steps.capacity) if steps.mixes else steps.capacity[:, :, 0] + 0 * n
+
+
+def _colocated(cluster: Cluster, clients: Array, generations: Array) -> Equilibrium:
     steps, demand = cluster.entry, cluster.demand
     own = clients / cluster.instances
     others = share_of_others(own)
     decode_steps = demand.decode_steps(cluster.acceptance) + np.zeros_like(own)
     ranks = steps.ranks[..., 0]
+    one = np.ones_like(own)
+    longest = steps.lone_s.mean(axis=-1)[:, :, 0] / steps.lone_steps.mean(axis=-1)[:, :, 0]
 
     def state(n: Array) -> tuple[Mixing, Array, Array]:
-        found = mixed(steps, n, 1 + n * others, others, decode_steps, demand, cluster.request_overhead_s, closed=True)
+        seen = 1 + n * others
+        alone = Place.on(steps.batches, seen).of(steps.decode_s)
+        gathered = np.where(longest > cluster.request_overhead_s, cluster.request_overhead_s / alone, 0.0)
+        wander = wandering(demand.spread / cluster.acceptance, gathered, generations)
+        width = np.maximum(1.0, own / _capacity(steps, n)) + UNIFORM * wander
+        burst = np.minimum(1.0, width / decode_steps)
+        arrivals = Arrivals(others, burst, wander * alone, one)
+        found = mixed(steps, n, seen, decode_steps, arrivals, demand, cluster.request_overhead_s, closed=True)
         rate = n / (decode_steps * found.step_s)
         return found, rate, n + rate * found.prefill.response.mean_s
 
@@ -136,13 +172,14 @@ def _colocated(cluster: Cluster, clients: Array) -> Equilibrium:
         found, rate, under_way = state(n)
         held = rate * found.prefill.held_s
         fits = room_limit(cluster.kv, ranks, demand.context, held, demand.prompt)
-        return [under_way > own, found.prefill.busy > BUSIEST, n > fits, n + held > cluster.sequences]
+        full = found.prefill.busy > BUSIEST if steps.mixes else under_way < 0  # else prompts come before decode
+        return [under_way > own, full, n > fits, n + held > cluster.sequences]
 
     n = _bisected(np.minimum(own, cluster.sequences + 0 * own), lambda n: np.any(limits(n), axis=0))
     found, rate, under_way = state(n)
     limit = np.argmax(np.array([*limits(n * (1 + 1e-6) + 1e-9)]), axis=0)
     left = np.where(limit > 0, np.maximum(0.0, own - under_way), 0.0)
-    first = replace(found.prefill.response, backlog_s=left / np.maximum(rate, 1e-12))
+    first = found.prefill.response.backlogged(left / np.maximum(rate, 1e-12), limit > 0)
     mean = found.step_s * steps_of(demand.further, cluster.acceptance) / demand.further
     median = found.step_s * steps_of(demand.median_further, cluster.acceptance) / demand.median_further
     return Equilibrium(
@@ -162,24 +199,26 @@ class Apart:
     rate: Array
 
 
-def apart(cluster: Cluster, rate: Array, step_s: Array, others: Array) -> Apart:
+def apart(cluster: Cluster, rate: Array, step_s: Array, arrivals: Arrivals) -> Apart:
     """At `rate` of the cluster and a decode step of `step_s`."""
     assert cluster.handover is not None
     each = rate / cluster.instances
-    prefill = prefill_alone(cluster.entry, each, others, cluster.demand, cluster.request_overhead_s)
+    prefill = prefill_alone(cluster.entry, each, arrivals, cluster.demand, cluster.request_overhead_s)
     last = prefill.held_s / np.maximum(1.0, cluster.entry.lone_steps.mean(axis=-1)[:, :, 0])
     late = cluster.handover.seconds(each, cluster.entry.ranks[..., 0], last) + step_s / 2
     return Apart(prefill, step_s, late, rate)
 
 
-def as_seen(cluster: Cluster, state: Apart, room_wait_s: Array, backlog_s: Array) -> tuple[Response, Array, Array]:
+def as_seen(
+    cluster: Cluster, state: Apart, room_wait_s: Array, backlog_s: Array, saturated: NDArray[np.bool_]
+) -> tuple[Response, Array, Array]:
     """TTFT, and TPOT of the median and mean request, as the client sees them.
 
     room_wait_s: for room on the decode side. backlog_s: in front of prefill.
     """
     demand = cluster.demand
     later = state.late_s + room_wait_s
-    first = replace(state.prefill.response, backlog_s=backlog_s)
+    first = state.prefill.response.backlogged(backlog_s, saturated)
     steps, middle = (steps_of(t, cluster.acceptance) for t in (demand.further, demand.median_further))
     if cluster.first_token == "decode":
         first = replace(first, fixed_s=first.fixed_s + (later + state.step_s) * demand.several)
@@ -191,7 +230,7 @@ def as_seen(cluster: Cluster, state: Apart, room_wait_s: Array, backlog_s: Array
     )
 
 
-def _disaggregated(cluster: Cluster, clients: Array) -> Equilibrium:
+def _disaggregated(cluster: Cluster, clients: Array, generations: Array) -> Equilibrium:
     demand, decode, kv = cluster.demand, cluster.decode, cluster.decode_kv
     assert decode is not None
     assert kv is not None
@@ -202,11 +241,17 @@ def _disaggregated(cluster: Cluster, clients: Array) -> Equilibrium:
     own = clients / pools
     seen, met = share_of_others(own), share_of_others(clients / cluster.instances)
     decode_steps = demand.decode_steps(cluster.acceptance) + np.zeros_like(own)
+    capacity, full = cluster.entry.capacity[:, :, 0], cluster.entry.full_s[:, :, 0]
+    slots = np.maximum(cluster.entry.ranks[..., 0], capacity)
 
     def state(n: Array) -> tuple[Apart, Array]:
         step = Place.on(decode.batches, 1 + n * seen).of(decode.decode_s)
         rate = n * pools / (decode_steps * step)
-        found = apart(cluster, rate, step, met)
+        wander = wandering(demand.spread / cluster.acceptance, 0 * step, generations) * step
+        cycle = clients / np.maximum(rate, 1e-12)
+        width = np.maximum(1.0, clients / cluster.instances / slots) * full * capacity + UNIFORM * wander
+        burst = np.minimum(1.0, np.maximum(width / cycle, rate / cluster.instances * full))
+        found = apart(cluster, rate, step, Arrivals(met, burst, wander, cluster.instances))
         return found, n * pools + rate * (found.prefill.response.mean_s + found.late_s * demand.several)
 
     def limits(n: Array) -> list[Array]:
@@ -222,7 +267,7 @@ def _disaggregated(cluster: Cluster, clients: Array) -> Equilibrium:
     # What waits for room keeps its KV where it was prefilled; when that is full too, prompts wait.
     stored = np.where(limit > 1, np.minimum(left, cluster.handover.held * cluster.instances), 0.0)
     rate = np.maximum(found.rate, 1e-12)
-    first, tpot, mean_tpot = as_seen(cluster, found, stored / rate, (left - stored) / rate)
+    first, tpot, mean_tpot = as_seen(cluster, found, stored / rate, (left - stored) / rate, limit > 0)
     return Equilibrium(
         found.rate, tpot, mean_tpot, first.percentile_s(50.0), first.mean_s, n, found.prefill.busy,
         n / cluster.decode_sequences, limit, first,

@@ -13,7 +13,7 @@ import numpy as np
 
 from simulator.steady_state.arrays import Array, Place
 from simulator.steady_state.closed_loop import Apart, Cluster, Equilibrium, apart, as_seen, room_limit
-from simulator.steady_state.stations import Mixing, mixed, steps_of
+from simulator.steady_state.stations import Mixing, evenly, mixed, steps_of
 from simulator.steady_state.waits import BUSIEST, queueing
 
 HALVINGS = 40
@@ -65,10 +65,10 @@ def _colocated(cluster: Cluster, rate: Array, percentile: float) -> Equilibrium:
     ranks = steps.ranks[..., 0]
     each = rate / cluster.instances
     decode_steps = demand.decode_steps(cluster.acceptance) + np.zeros_like(each)
-    all_of_it = np.ones_like(each)
+    arrivals = evenly(each, cluster.instances)
 
     def state(n: Array, seen: Array) -> Mixing:
-        return mixed(steps, n, seen, all_of_it, decode_steps, demand, cluster.request_overhead_s, closed=False)
+        return mixed(steps, n, seen, decode_steps, arrivals, demand, cluster.request_overhead_s, closed=False)
 
     def rate_of(n: Array) -> Array:
         found = state(n, n + 1 / cluster.instances)
@@ -113,11 +113,11 @@ def _disaggregated(cluster: Cluster, rate: Array, percentile: float) -> Equilibr
     most = np.minimum(fits, cluster.decode_sequences + 0 * each)
     n, stable = _settled(most, each, lambda n: n / (decode_steps * step_of(n)))
     step = step_of(n)
-    found: Apart = apart(cluster, rate, step, np.ones_like(each))
+    found: Apart = apart(cluster, rate, step, evenly(each, cluster.instances))
     chance, queue_s = queueing(most * pools, n / most, decode_steps * step, 1.0)
-    first, _, mean = as_seen(cluster, found, chance * queue_s, 0 * each)
+    first, _, mean = as_seen(cluster, found, chance * queue_s, 0 * each, ~stable)
     high = replace(found, step_s=step_of(crowded(n, pools, percentile)))
-    _, at, _ = as_seen(cluster, high, chance * queue_s, 0 * each)
+    _, at, _ = as_seen(cluster, high, chance * queue_s, 0 * each, ~stable)
     full = found.prefill.busy > BUSIEST
     unstable = ~stable | full
     capacity = cluster.instances / cluster.entry.full_s[:, :, 0]

@@ -26,7 +26,8 @@ class Demand:
     """Lengths of requests, [points, 1].
 
     several: share of requests with two tokens or more. further: their mean tokens after the first. median_further: the
-    median. context: mean of a running sequence, over time. scv: squared variation of prompts.
+    median; spread: their standard deviation over all requests. context: mean of a running sequence, over time. scv:
+    squared variation of prompts.
     """
 
     prompt: Array
@@ -34,6 +35,7 @@ class Demand:
     several: Array
     further: Array
     median_further: Array
+    spread: Array
     context: Array
     scv: Array
 
@@ -49,6 +51,7 @@ class Demand:
             column([float((t.outputs > 1).mean()) for t in traffic]),
             column([float(one.mean()) for one in many]),
             column([float(np.median(one)) for one in many]),
+            column([float(t.outputs.std()) for t in traffic]),
             column([t.context[0] for t in traffic]),
             column([float(t.prompts.var()) / t.prompt**2 for t in traffic]),
         )
@@ -114,43 +117,70 @@ def _own(steps: StepSeconds, curve: Array, n: Array) -> Array:
     return np.broadcast_to(curve[:, :, 0], (*n.shape, curve.shape[3]))
 
 
-def prefill_alone(steps: StepSeconds, rate: Array, others: Array, demand: Demand, overhead_s: Array) -> Prefilling:
+@dataclass(frozen=True)
+class Arrivals:
+    """How prompts come to an instance.
+
+    others: share of the rate that a prompt meets (1 in an open loop). burst: share of the time in which they come, all
+    of them (1: evenly); see `closed_loop`. wander_s: standard deviation of when one comes within that; bounds queues.
+    instances: that share the queue, as routers that look at loads make it.
+    """
+
+    others: Array
+    burst: Array
+    wander_s: Array
+    instances: Array
+
+    def queue_s(self, queue_s: Array, service_s: Array) -> Array:
+        """In a burst arrivals come no faster than prompts were once served, shuffled since. Of J that may change places
+        with one about sqrt(J) / 2 are ahead of their turn: a wait of sqrt(J) S / 2, J = wander / S, at most."""
+        most = 0.5 * np.sqrt(self.wander_s * np.maximum(service_s, 0.0))
+        return np.where(self.burst < 1, np.minimum(queue_s, most), queue_s)
+
+
+def evenly(like: Array, instances: Array) -> Arrivals:
+    """Poisson arrivals."""
+    one = np.ones_like(like)
+    return Arrivals(one, one, np.full_like(like, np.inf), instances)
+
+
+def prefill_alone(steps: StepSeconds, rate: Array, arrivals: Arrivals, demand: Demand, overhead_s: Array) -> Prefilling:
     """A pool that prefills and does nothing else.
 
-    rate: prompts/s of one instance. others: share of that rate that a prompt meets (1 in an open loop).
+    rate: prompts/s of one instance.
 
     Steps follow each other while there are prompts. Where a step takes several prompts (they are shorter than the token
     budget), those that came in one step share the next: with lambda prompts/s a step of S has lambda S of them, or one
     where none came (chance exp(-lambda S)) and the station idled for 1/lambda.
     """
     zero = np.zeros_like(rate)
-    met = rate * others
+    met = rate * arrivals.others / arrivals.burst
     capacity, full = steps.capacity[:, :, 0], steps.full_s[:, :, 0]
     slots = _slots(steps, capacity)
     busy = np.minimum(rate * full, 1.0)
+    one = _at_bunch(steps, steps.bunch_s, zero, zero + 1)
     lone_steps = _at_bunch(steps, steps.bunch_steps, zero, zero + 1)
-    step = _at_bunch(steps, steps.bunch_s, zero, zero + 1)
     longest = full * capacity
+    step = one
     for _ in range(ROUNDS):
         coming = np.minimum(met * step, slots)
         found = _at_bunch(steps, steps.bunch_s, zero, np.minimum(coming + np.exp(-coming), slots))
-        step = np.sqrt(step * np.maximum(np.minimum(found, np.maximum(longest, found)), 1e-12))
+        step = np.sqrt(step * np.maximum(found, 1e-12))
     coming = np.minimum(met * step, slots)
     gathers = lone_steps <= 1 + 1e-6
     idle = np.exp(-met * step)
-    running = np.where(
-        gathers, met * step / np.maximum(met * step + idle, 1e-12), 1 - (1 - np.minimum(busy * others, 1.0)) ** slots
-    )
-    one = _at_bunch(steps, steps.bunch_s, zero, zero + 1)
-    chance, queue_s = queueing(slots, np.minimum(met * full, 1.0), np.where(gathers, longest, one), demand.scv)
+    loaded = np.minimum(met * full, 1.0)
+    running = np.where(gathers, met * step / np.maximum(met * step + idle, 1e-12), 1 - (1 - loaded) ** slots)
+    shared = slots * arrivals.instances
+    chance, queue_s = queueing(shared, loaded, np.where(gathers, longest, one), demand.scv)
     chance = np.minimum(chance, running)
+    queue_s = arrivals.queue_s(queue_s, full)
     active = np.where(gathers, running * coming, met * one)
     beside = _at_bunch(steps, steps.bunch_s, zero, np.minimum(1 + active, slots)) - one
     own = _own(steps, steps.lone_s, zero) + np.maximum(beside, 0.0)[..., None]
     step_s = np.where(gathers, step, one / lone_steps)
-    response = Response(
-        overhead_s + zero, own, running - chance, step_s, chance, queue_s + np.where(gathers, step_s / 2, 0.0), zero
-    )
+    queue_s = queue_s + np.where(gathers, step_s / 2, 0.0)
+    response = Response(overhead_s + zero, own, running - chance, step_s, chance, queue_s, zero)
     return Prefilling(busy, response, own.mean(axis=-1))
 
 
@@ -166,66 +196,80 @@ def mixed(
     steps: StepSeconds,
     running: Array,
     seen: Array,
-    others: Array,
     decode_steps: Array,
+    arrivals: Arrivals,
     demand: Demand,
     overhead_s: Array,
+    *,
     closed: bool,
 ) -> Mixing:
     """Steps of an instance on which `running` sequences decode in the mean and `seen` as one of them sees it.
 
     Of a request's decode_steps, each ends running / decode_steps requests, whose successors bring as many prompts: a
-    a step. A prompt needs c steps (1 where it fits beside others), so a c are under way; with s slots some are with
-    chance P = 1 - (1 - a c / s)^s, and then k = a c / P.
+    a step, and a / burst while they come. A prompt needs c steps (1 where it fits beside others), so
+    w = a c / burst are under way; with s slots some are with chance P = 1 - (1 - w / s)^s, and then k = w / P.
 
-        S = S0(n) + P (S(n, k) - S0(n))       where prompts ride in the steps that decode
-        S = S0(n) + (1 - exp(-a)) W(k)        where they have steps of their own
+        S = S0(n) + a (S(n, k) - c S0(n)) / k     where prompts ride in the steps that decode
+        S = S0(n) + a W(k) / k                    where they have steps of their own
 
-    closed: successors are sent as a step ends, so that they wait for the rest of the next one once they are queued;
-    in an open loop a prompt comes at any time.
+    closed: successors are sent as a step ends. In the time until they are queued further steps end; the prompts of all
+    of these find the long step of the first one running, and share the next. In an open loop a prompt comes at any time.
     """
-    arriving = running * others / decode_steps
-    around = running * others
+    arriving = running * arrivals.others / decode_steps
+    around = running * arrivals.others
     alone = Place.on(steps.batches, seen).of(steps.decode_s)
-    with_me = _own(steps, steps.lone_steps, around).mean(axis=-1)
+    lone_steps = _own(steps, steps.lone_steps, around).mean(axis=-1)
     if steps.mixes:
         capacity = Place.on(steps.batches, running).of(steps.capacity)
-        full = Place.on(steps.batches, running).of(steps.full_s)
-        slots = _slots(steps, capacity)
-        offered = np.minimum(arriving * with_me, slots)
-        some = 1 - (1 - offered / slots) ** slots
-        k = np.where(some > 0, offered / np.maximum(some, 1e-12), 1.0)
-        per_step = _at_bunch(steps, steps.bunch_s, seen, k) / _at_bunch(steps, steps.bunch_steps, seen, k)
-        step = alone + some * np.maximum(per_step - alone, 0.0)
-        busy = np.minimum(running / decode_steps / capacity, 1.0)
-        met = offered
-        rest = step
     else:
-        capacity, full = steps.capacity[:, :, 0], steps.full_s[:, :, 0]
-        slots = _slots(steps, capacity)
-        some = 1 - np.exp(-arriving)
-        k = np.where(some > 0, arriving / np.maximum(some, 1e-12), 1.0)
-        prompts_s = _at_bunch(steps, steps.bunch_s, seen, k)
-        step = alone + some * prompts_s
-        busy = np.minimum(running / decode_steps * full / step, 1.0)
-        rest = (alone**2 + some * prompts_s**2) / np.maximum(step, 1e-12)
-        met = arriving * rest / np.maximum(step, 1e-12)
+        capacity = steps.capacity[:, :, 0] + 0 * running
+    slots = _slots(steps, capacity)
     one = _at_bunch(steps, steps.bunch_s, around, np.ones_like(around))
-    beside = _at_bunch(steps, steps.bunch_s, around, 1 + met) - one
-    own = _own(steps, steps.lone_s, around) + np.maximum(beside, 0.0)[..., None]
-    working = (
-        1 - np.exp(-around)
-        if not closed
-        else 1 - (1 - np.minimum(around / np.maximum(around + 1, 1.0), 1.0)) ** (around + 1)
-    )
-    chance, queue_s = queueing(slots, busy * others, one, demand.scv)
+    under_way = arriving / arrivals.burst * (lone_steps if steps.mixes else 1.0)
+    offered = np.minimum(under_way, slots)
+    some = 1 - (1 - offered / slots) ** slots
+    k = np.where(some > 0, offered / np.maximum(some, 1e-12), 1.0)
+    behind = np.zeros_like(k)
+    if closed:
+        long = one / lone_steps > overhead_s
+        behind = np.where(
+            long, np.minimum(arriving / arrivals.burst * overhead_s / np.maximum(alone, 1e-9), slots), 0.0
+        )
+        k = (k + behind) / (2 - np.exp(-behind))
+    bunch_s = _at_bunch(steps, steps.bunch_s, seen, k)
+    if steps.mixes:
+        more = np.maximum(bunch_s - _at_bunch(steps, steps.bunch_steps, seen, k) * alone, 0.0)
+        step = alone + arriving * more / k
+        busy = np.minimum(running / decode_steps / capacity, 1.0)
+        rest = step if not closed else alone
+    else:
+        step = alone + arriving * bunch_s / k
+        busy = np.minimum(running / decode_steps * steps.full_s[:, :, 0] / step, 1.0)
+        rest = (alone**2 + arriving / k * bunch_s**2) / np.maximum(step, 1e-12)
+        if not closed:
+            offered = np.minimum(arriving * rest / np.maximum(step, 1e-12), slots)
+    with_me = np.minimum(1 + offered, np.maximum(slots, 1.0))
+    beside = np.maximum(_at_bunch(steps, steps.bunch_s, around, with_me) - one, 0.0)
+    own = _own(steps, steps.lone_s, around) + beside[..., None]
+    loaded = np.minimum(busy * arrivals.others / arrivals.burst, 1.0)
+    chance, queue_s = queueing(slots * arrivals.instances, loaded, one, demand.scv)
+    queue_s = arrivals.queue_s(queue_s, one / slots)
+    if closed:
+        some_run = around / np.maximum(around + 1, 1.0)
+        working = 1 - (1 - some_run) ** (around + 1)
+        if not steps.mixes:
+            chance = np.zeros_like(chance)
+    else:
+        working = 1 - np.exp(-around)
     chance = np.minimum(chance, working)
     wait = working - chance
     fixed = overhead_s + np.zeros_like(step)
     if closed:
         early = overhead_s < alone
-        fixed = fixed + np.where(early, wait * np.maximum(alone - overhead_s, 0.0) * (overhead_s > 0), 0.0)
+        fixed = fixed + np.where(early & (overhead_s > 0), wait * np.maximum(alone - overhead_s, 0.0), 0.0)
         wait = np.where(early, 0.0, wait)
+        late = behind / np.maximum(offered + behind, 1e-12)
+        fixed = fixed + np.where(behind > 0, late * np.maximum(one / lone_steps - overhead_s / 2, 0.0), 0.0)
     response = Response(fixed, own, wait, rest, chance, queue_s, np.zeros_like(step))
     return Mixing(step, Prefilling(busy, response, own.mean(axis=-1)))
 

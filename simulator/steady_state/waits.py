@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from simulator.steady_state.arrays import Array
 
@@ -52,6 +53,11 @@ class Response:
         wait = self.in_step * self.step_s / 2 + self.in_queue * self.queue_s
         mean: Array = self.fixed_s + self.own_s.mean(axis=-1) + wait + self.backlog_s
         return mean
+
+    def backlogged(self, backlog_s: Array, saturated: NDArray[np.bool_]) -> Response:
+        """With a queue that never empties: then all wait about alike, chance waits are part of it."""
+        chance_s = np.where(saturated, self.in_queue * self.queue_s, 0.0)
+        return replace(self, in_queue=np.where(saturated, 0.0, self.in_queue), backlog_s=backlog_s + chance_s)
 
     def beyond(self, at_s: Array) -> Array:
         """Share of requests that take longer."""
