@@ -42,8 +42,9 @@ SEED = 20_261_201
 MODELS = {"deepseek-v4-flash": (4, 8), "qwen3-30b-a3b": (1, 2, 4), "gpt-oss-120b": (1, 2, 4), "deepseek-v3": (8, 16)}
 ACCELERATORS = ("h200@vllm", "b200@sglang", "b200@trtllm", "h200", "b300", "gb200@sglang")
 METRICS = ("throughput", "tpot", "ttft")
-WAVES = 5  # requests of each client in a closed loop
-FEWEST, MOST = 400, 4000  # requests of a run
+WAVES = 6  # requests of each client in a closed loop
+FEWEST, MOST = 400, 12_000  # requests of a run
+LIFETIMES = 8  # that an open loop lasts
 
 
 def scenario_of(seed: int) -> dict[str, Any]:
@@ -207,10 +208,12 @@ def compare(seed: int) -> Comparison | None:
         found = closed_loop(cluster, np.array([[float(clients)]]), generations=ages)
     else:
         most = closed_loop(cluster, np.array([[1e5]])).rate.item()
-        keys["workload"]["rate"] = share * most
+        found = open_loop(cluster, np.array([[share * most]]))
+        lifetime_s = found.mean_ttft_s.item() + found.mean_tpot_s.item() * cluster.demand.output.item()
+        count = share * most * lifetime_s * LIFETIMES if math.isfinite(lifetime_s) else 0
+        keys["workload"] |= {"rate": share * most, "requests": round(min(MOST, max(2000, count)))}
         scenario = parse_scenario(keys)
         requests = make_requests(scenario.one_workload(), np.random.SeedSequence(seed).spawn(2)[0])
-        found = open_loop(cluster, np.array([[share * most]]))
     deployment = scenario.deployment
     assert deployment is not None
     profiles = {profile_key(group): load(group.gpu, group.stack) for group in deployment.groups}
@@ -218,17 +221,20 @@ def compare(seed: int) -> Comparison | None:
     return Comparison(
         seed,
         ("closed" if closed else "open") + (" apart" if cluster.decode is not None else " colocated"),
-        _des(result),
+        _des(result, keys["workload"].get("concurrency")),
         _steady(found),
         LIMITS[int(found.limit.item())],
         next(iter(keys["deployment"].values()))["batching"],
     )
 
 
-def _des(result: Any) -> dict[str, float]:
+def _des(result: Any, clients: float | None) -> dict[str, float]:
+    """Of a closed loop the throughput by Little's law, clients / mean time of a request: requests come in waves, and a
+    window of departures cuts through one at either end."""
     latency = result.metrics()
+    rate = result.throughput()["requests_per_s"] if clients is None else clients / latency["e2e_s"]["mean"]
     values = {
-        "throughput": result.throughput()["requests_per_s"],
+        "throughput": rate,
         "tpot": latency["tpot_s"]["p50"],
         "ttft": latency["ttft_s"]["p50"],
     }

@@ -19,16 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.steady_state.arrays import Array, Place
+from simulator.steady_state.mixed import Mixing, mixed_closed
 from simulator.steady_state.stations import (
     WATERMARK,
     Arrivals,
     Demand,
     Handover,
     KvRoom,
-    Mixing,
     Prefilling,
-    mixed,
+    at_bunch,
     prefill_alone,
+    slots_of,
     steps_of,
 )
 from simulator.steady_state.step_table import StepSeconds
@@ -163,8 +164,8 @@ def _colocated(cluster: Cluster, clients: Array, generations: Array) -> Equilibr
         wander = wandering(demand.spread / cluster.acceptance, gathered, generations)
         width = np.maximum(1.0, own / _capacity(steps, n)) + UNIFORM * wander
         burst = np.minimum(1.0, width / decode_steps)
-        arrivals = Arrivals(others, burst, wander * alone, one)
-        found = mixed(steps, n, seen, decode_steps, arrivals, demand, cluster.request_overhead_s, closed=True)
+        arrivals = Arrivals(others, burst, wander * alone, own, one)
+        found = mixed_closed(steps, n, others, decode_steps, arrivals, demand, cluster.request_overhead_s)
         rate = n / (decode_steps * found.step_s)
         return found, rate, n + rate * found.prefill.response.mean_s
 
@@ -242,16 +243,20 @@ def _disaggregated(cluster: Cluster, clients: Array, generations: Array) -> Equi
     seen, met = share_of_others(own), share_of_others(clients / cluster.instances)
     decode_steps = demand.decode_steps(cluster.acceptance) + np.zeros_like(own)
     capacity, full = cluster.entry.capacity[:, :, 0], cluster.entry.full_s[:, :, 0]
-    slots = np.maximum(cluster.entry.ranks[..., 0], capacity)
+    slots = slots_of(cluster.entry, capacity)
+    wave = clients / cluster.instances
+    wave_s = np.maximum(1.0, wave / slots) * at_bunch(
+        cluster.entry, cluster.entry.bunch_s, 0 * wave, np.clip(wave, 1.0, slots)
+    )
 
     def state(n: Array) -> tuple[Apart, Array]:
         step = Place.on(decode.batches, 1 + n * seen).of(decode.decode_s)
         rate = n * pools / (decode_steps * step)
         wander = wandering(demand.spread / cluster.acceptance, 0 * step, generations) * step
         cycle = clients / np.maximum(rate, 1e-12)
-        width = np.maximum(1.0, clients / cluster.instances / slots) * full * capacity + UNIFORM * wander
+        width = wave_s + UNIFORM * wander
         burst = np.minimum(1.0, np.maximum(width / cycle, rate / cluster.instances * full))
-        found = apart(cluster, rate, step, Arrivals(met, burst, wander, cluster.instances))
+        found = apart(cluster, rate, step, Arrivals(met, burst, wander, clients, cluster.instances))
         return found, n * pools + rate * (found.prefill.response.mean_s + found.late_s * demand.several)
 
     def limits(n: Array) -> list[Array]:

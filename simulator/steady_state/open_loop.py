@@ -13,7 +13,8 @@ import numpy as np
 
 from simulator.steady_state.arrays import Array, Place
 from simulator.steady_state.closed_loop import Apart, Cluster, Equilibrium, apart, as_seen, room_limit
-from simulator.steady_state.stations import Mixing, evenly, mixed, steps_of
+from simulator.steady_state.mixed import Mixing, mixed_open
+from simulator.steady_state.stations import evenly, steps_of
 from simulator.steady_state.waits import BUSIEST, queueing
 
 HALVINGS = 40
@@ -35,6 +36,12 @@ def crowded(n: Array, instances: Array, percentile: float) -> Array:
     """Sequences that run on an instance at that percentile of time. All that are under way are Poisson, and routers
     spread them evenly over the instances: n + z sqrt(n / instances)."""
     return np.asarray(np.maximum(n, n + NormalDist().inv_cdf(percentile / 100) * np.sqrt(n / instances)))
+
+
+def as_seen_by_one(n: Array, instances: Array) -> Array:
+    """Sequences on an instance as one of them sees it: in M/G/infinity itself and the mean of all others, n + 1 for one
+    instance; over several the others are spread evenly, so that it finds one on the emptiest."""
+    return np.asarray(1 + np.maximum(0.0, n - 1 + 1 / instances))
 
 
 def _settled(most: Array, rate: Array, rate_of) -> tuple[Array, Array]:  # type: ignore[no-untyped-def]
@@ -68,25 +75,24 @@ def _colocated(cluster: Cluster, rate: Array, percentile: float) -> Equilibrium:
     arrivals = evenly(each, cluster.instances)
 
     def state(n: Array, seen: Array) -> Mixing:
-        return mixed(steps, n, seen, decode_steps, arrivals, demand, cluster.request_overhead_s, closed=False)
+        return mixed_open(steps, n, seen, decode_steps, arrivals, demand, cluster.request_overhead_s)
 
     def rate_of(n: Array) -> Array:
-        found = state(n, n + 1 / cluster.instances)
+        found = state(n, as_seen_by_one(n, cluster.instances))
         sustained: Array = n / (decode_steps * found.step_s)
         return np.where(found.prefill.busy > BUSIEST, np.inf, sustained)
 
     fits = room_limit(cluster.kv, ranks, demand.context, 0 * each, demand.prompt)
     most = np.minimum(fits, cluster.sequences + 0 * each)
     n, stable = _settled(most, each, rate_of)
-    found = state(n, n + 1 / cluster.instances)
+    found = state(n, as_seen_by_one(n, cluster.instances))
     unstable = ~stable | (found.prefill.busy > BUSIEST)
     limit = np.where(found.prefill.busy > BUSIEST, 1, np.where(fits < cluster.sequences, 2, 3))
     first = found.prefill.response
     chance, queue_s = queueing(most * cluster.instances, n / most, decode_steps * found.step_s, 1.0)
     first = replace(first, backlog_s=chance * queue_s)
-    high = state(
-        crowded(n, cluster.instances, percentile), crowded(n, cluster.instances, percentile) + 1 / cluster.instances
-    )
+    busiest = crowded(n, cluster.instances, percentile)
+    high = state(busiest, as_seen_by_one(busiest, cluster.instances))
     mean = found.step_s * steps_of(demand.further, cluster.acceptance) / demand.further
     at = high.step_s * steps_of(demand.median_further, cluster.acceptance) / demand.median_further
     state_of = Equilibrium(
@@ -107,7 +113,7 @@ def _disaggregated(cluster: Cluster, rate: Array, percentile: float) -> Equilibr
     decode_steps = demand.decode_steps(cluster.acceptance) + np.zeros_like(each)
 
     def step_of(n: Array) -> Array:
-        return Place.on(decode.batches, n + 1 / pools).of(decode.decode_s)
+        return Place.on(decode.batches, as_seen_by_one(n, pools)).of(decode.decode_s)
 
     fits = room_limit(kv, decode.ranks[..., 0], demand.context, 0 * each, demand.prompt)
     most = np.minimum(fits, cluster.decode_sequences + 0 * each)

@@ -94,11 +94,11 @@ class Prefilling:
     held_s: Array
 
 
-def _slots(steps: StepSeconds, capacity: Array) -> Array:
+def slots_of(steps: StepSeconds, capacity: Array) -> Array:
     return np.maximum(steps.ranks[..., 0], capacity)
 
 
-def _at_bunch(steps: StepSeconds, curve: Array, n: Array, k: Array) -> Array:
+def at_bunch(steps: StepSeconds, curve: Array, n: Array, k: Array) -> Array:
     """`bunch_s` or `bunch_steps` with n sequences beside k prompts; k linear between its nodes and beyond."""
     row = (
         Place.on(steps.batches, n).of(curve)
@@ -110,7 +110,7 @@ def _at_bunch(steps: StepSeconds, curve: Array, n: Array, k: Array) -> Array:
     return place.of(row) if grid.shape[2] > 1 else row[..., 0]
 
 
-def _own(steps: StepSeconds, curve: Array, n: Array) -> Array:
+def lone_of(steps: StepSeconds, curve: Array, n: Array) -> Array:
     """`lone_s` or `lone_steps`: [points, draws, bins]."""
     if steps.mixes:
         return Place.on(steps.batches, n).of(curve)
@@ -129,19 +129,22 @@ class Arrivals:
     others: Array
     burst: Array
     wander_s: Array
+    wave: Array
     instances: Array
 
-    def queue_s(self, queue_s: Array, service_s: Array) -> Array:
+    def queue_s(self, queue_s: Array, service_s: Array, scv: Array) -> Array:
         """In a burst arrivals come no faster than prompts were once served, shuffled since. Of J that may change places
-        with one about sqrt(J) / 2 are ahead of their turn: a wait of sqrt(J) S / 2, J = wander / S, at most."""
+        with one about sqrt(J) / 2 are ahead of their turn: a wait of sqrt(J) S / 2, J = wander / S, at most. Lengths drawn
+        anew make a queue at full load walk at random, on average over the n of a wave 2/3 sqrt(2 n cs^2 / pi) S."""
         most = 0.5 * np.sqrt(self.wander_s * np.maximum(service_s, 0.0))
+        most = most + 2 / 3 * np.sqrt(2 / np.pi * self.wave * scv) * service_s
         return np.where(self.burst < 1, np.minimum(queue_s, most), queue_s)
 
 
 def evenly(like: Array, instances: Array) -> Arrivals:
     """Poisson arrivals."""
     one = np.ones_like(like)
-    return Arrivals(one, one, np.full_like(like, np.inf), instances)
+    return Arrivals(one, one, 0 * one, one, instances)
 
 
 def prefill_alone(steps: StepSeconds, rate: Array, arrivals: Arrivals, demand: Demand, overhead_s: Array) -> Prefilling:
@@ -156,15 +159,15 @@ def prefill_alone(steps: StepSeconds, rate: Array, arrivals: Arrivals, demand: D
     zero = np.zeros_like(rate)
     met = rate * arrivals.others / arrivals.burst
     capacity, full = steps.capacity[:, :, 0], steps.full_s[:, :, 0]
-    slots = _slots(steps, capacity)
+    slots = slots_of(steps, capacity)
     busy = np.minimum(rate * full, 1.0)
-    one = _at_bunch(steps, steps.bunch_s, zero, zero + 1)
-    lone_steps = _at_bunch(steps, steps.bunch_steps, zero, zero + 1)
+    one = at_bunch(steps, steps.bunch_s, zero, zero + 1)
+    lone_steps = at_bunch(steps, steps.bunch_steps, zero, zero + 1)
     longest = full * capacity
     step = one
     for _ in range(ROUNDS):
         coming = np.minimum(met * step, slots)
-        found = _at_bunch(steps, steps.bunch_s, zero, np.minimum(coming + np.exp(-coming), slots))
+        found = at_bunch(steps, steps.bunch_s, zero, np.minimum(coming + np.exp(-coming), slots))
         step = np.sqrt(step * np.maximum(found, 1e-12))
     coming = np.minimum(met * step, slots)
     gathers = lone_steps <= 1 + 1e-6
@@ -174,104 +177,14 @@ def prefill_alone(steps: StepSeconds, rate: Array, arrivals: Arrivals, demand: D
     shared = slots * arrivals.instances
     chance, queue_s = queueing(shared, loaded, np.where(gathers, longest, one), demand.scv)
     chance = np.minimum(chance, running)
-    queue_s = arrivals.queue_s(queue_s, full)
+    queue_s = arrivals.queue_s(queue_s, full, demand.scv)
     active = np.where(gathers, running * coming, met * one)
-    beside = _at_bunch(steps, steps.bunch_s, zero, np.minimum(1 + active, slots)) - one
-    own = _own(steps, steps.lone_s, zero) + np.maximum(beside, 0.0)[..., None]
+    beside = at_bunch(steps, steps.bunch_s, zero, np.minimum(1 + active, slots)) - one
+    own = lone_of(steps, steps.lone_s, zero) + np.maximum(beside, 0.0)[..., None]
     step_s = np.where(gathers, step, one / lone_steps)
     queue_s = queue_s + np.where(gathers, step_s / 2, 0.0)
     response = Response(overhead_s + zero, own, running - chance, step_s, chance, queue_s, zero)
     return Prefilling(busy, response, own.mean(axis=-1))
-
-
-@dataclass(frozen=True)
-class Mixing:
-    """An instance that prefills and decodes. step_s: mean decode step as its sequences see it, prompts included."""
-
-    step_s: Array
-    prefill: Prefilling
-
-
-def mixed(
-    steps: StepSeconds,
-    running: Array,
-    seen: Array,
-    decode_steps: Array,
-    arrivals: Arrivals,
-    demand: Demand,
-    overhead_s: Array,
-    *,
-    closed: bool,
-) -> Mixing:
-    """Steps of an instance on which `running` sequences decode in the mean and `seen` as one of them sees it.
-
-    Of a request's decode_steps, each ends running / decode_steps requests, whose successors bring as many prompts: a
-    a step, and a / burst while they come. A prompt needs c steps (1 where it fits beside others), so
-    w = a c / burst are under way; with s slots some are with chance P = 1 - (1 - w / s)^s, and then k = w / P.
-
-        S = S0(n) + a (S(n, k) - c S0(n)) / k     where prompts ride in the steps that decode
-        S = S0(n) + a W(k) / k                    where they have steps of their own
-
-    closed: successors are sent as a step ends. In the time until they are queued further steps end; the prompts of all
-    of these find the long step of the first one running, and share the next. In an open loop a prompt comes at any time.
-    """
-    arriving = running * arrivals.others / decode_steps
-    around = running * arrivals.others
-    alone = Place.on(steps.batches, seen).of(steps.decode_s)
-    lone_steps = _own(steps, steps.lone_steps, around).mean(axis=-1)
-    if steps.mixes:
-        capacity = Place.on(steps.batches, running).of(steps.capacity)
-    else:
-        capacity = steps.capacity[:, :, 0] + 0 * running
-    slots = _slots(steps, capacity)
-    one = _at_bunch(steps, steps.bunch_s, around, np.ones_like(around))
-    under_way = arriving / arrivals.burst * (lone_steps if steps.mixes else 1.0)
-    offered = np.minimum(under_way, slots)
-    some = 1 - (1 - offered / slots) ** slots
-    k = np.where(some > 0, offered / np.maximum(some, 1e-12), 1.0)
-    behind = np.zeros_like(k)
-    if closed:
-        long = one / lone_steps > overhead_s
-        behind = np.where(
-            long, np.minimum(arriving / arrivals.burst * overhead_s / np.maximum(alone, 1e-9), slots), 0.0
-        )
-        k = (k + behind) / (2 - np.exp(-behind))
-    bunch_s = _at_bunch(steps, steps.bunch_s, seen, k)
-    if steps.mixes:
-        more = np.maximum(bunch_s - _at_bunch(steps, steps.bunch_steps, seen, k) * alone, 0.0)
-        step = alone + arriving * more / k
-        busy = np.minimum(running / decode_steps / capacity, 1.0)
-        rest = step if not closed else alone
-    else:
-        step = alone + arriving * bunch_s / k
-        busy = np.minimum(running / decode_steps * steps.full_s[:, :, 0] / step, 1.0)
-        rest = (alone**2 + arriving / k * bunch_s**2) / np.maximum(step, 1e-12)
-        if not closed:
-            offered = np.minimum(arriving * rest / np.maximum(step, 1e-12), slots)
-    with_me = np.minimum(1 + offered, np.maximum(slots, 1.0))
-    beside = np.maximum(_at_bunch(steps, steps.bunch_s, around, with_me) - one, 0.0)
-    own = _own(steps, steps.lone_s, around) + beside[..., None]
-    loaded = np.minimum(busy * arrivals.others / arrivals.burst, 1.0)
-    chance, queue_s = queueing(slots * arrivals.instances, loaded, one, demand.scv)
-    queue_s = arrivals.queue_s(queue_s, one / slots)
-    if closed:
-        some_run = around / np.maximum(around + 1, 1.0)
-        working = 1 - (1 - some_run) ** (around + 1)
-        if not steps.mixes:
-            chance = np.zeros_like(chance)
-    else:
-        working = 1 - np.exp(-around)
-    chance = np.minimum(chance, working)
-    wait = working - chance
-    fixed = overhead_s + np.zeros_like(step)
-    if closed:
-        early = overhead_s < alone
-        fixed = fixed + np.where(early & (overhead_s > 0), wait * np.maximum(alone - overhead_s, 0.0), 0.0)
-        wait = np.where(early, 0.0, wait)
-        late = behind / np.maximum(offered + behind, 1e-12)
-        fixed = fixed + np.where(behind > 0, late * np.maximum(one / lone_steps - overhead_s / 2, 0.0), 0.0)
-    response = Response(fixed, own, wait, rest, chance, queue_s, np.zeros_like(step))
-    return Mixing(step, Prefilling(busy, response, own.mean(axis=-1)))
 
 
 @dataclass(frozen=True)
