@@ -1,7 +1,7 @@
 """Steady state against the discrete-event model: `python -m benchmarks.agreement --json F`.
 
-Random scenarios of closed and open loop over models, accelerators, cuts, policies, lengths and loads; of each metric the
-median and the 90th percentile of |steady / des - 1|. TTFT is compared where nothing is saturated.
+Random scenarios of closed and open loop over models, accelerators, cuts, policies, lengths and loads; of each metric
+the median and the 90th percentile of |steady / des - 1|. TTFT is compared where nothing is saturated.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -30,11 +30,13 @@ from simulator.model.parallelism import ParallelismError
 from simulator.model.presets import load_model
 from simulator.model.step import StepOps
 from simulator.scenario import Scenario, Slo, parse_scenario
-from simulator.steady_state.closed_loop import LIMITS, Cluster, Equilibrium, closed_loop
+from simulator.steady_state.arrays import Array
+from simulator.steady_state.closed_loop import closed_loop
+from simulator.steady_state.cluster import LIMITS, Cluster, Equilibrium, Pool
 from simulator.steady_state.open_loop import open_loop
 from simulator.steady_state.parameters import EngineParameters
 from simulator.steady_state.stations import Demand, Handover, KvRoom
-from simulator.steady_state.step_table import EngineSteps, StepTable, price
+from simulator.steady_state.step_table import Batching, StepTable, price
 from simulator.steady_state.traffic import Traffic
 
 SCENARIOS = 300
@@ -128,62 +130,49 @@ def cluster_of(scenario: Scenario, requests: Requests) -> Cluster:
     assert deployment is not None
     model = load_model(scenario.model)
     profiles = {profile_key(group): load(group.gpu, group.stack) for group in deployment.groups}
-    traffic = Traffic.of(requests.prompt_tokens, requests.output_tokens)
+    traffic = Traffic.of(requests.prompt_tokens.astype(float), requests.output_tokens.astype(float))
     spec = cluster_spec(deployment, model, profiles, (Slo(),), (traffic.prompt, traffic.output))
     (entry,) = spec.entry
     colocated = not spec.decode
-
-    def number(value: float) -> np.ndarray:
-        return np.array([[float(value)]])
-
-    def room(group: GroupSpec) -> KvRoom:
-        kv = group.instance.kv
-        return KvRoom(number(kv.capacity_bytes), number(kv.bytes_per_token), number(kv.bytes_per_sequence))
-
-    def steps(group: GroupSpec, *, decodes: bool, prefills: bool) -> Any:
-        times = group.instance.times
-        assert isinstance(times, StepLatency)
-        ops = StepOps(times.model, times.hardware, times.parallelism, times.draft_tokens)
-        spec = group.instance
-        priced: EngineSteps = price(
-            ops,
-            traffic,
-            spec.max_tokens_per_step,
-            spec.batching,
-            spec.max_sequences,
-            decodes=decodes,
-            prefills=prefills,
-        )  # type: ignore[arg-type]
-        return StepTable.of([priced]).seconds(EngineParameters.of([times.hardware]))
-
-    shared = {
-        "entry": steps(entry, decodes=colocated, prefills=True),
-        "demand": Demand.of([traffic]),
-        "instances": number(entry.count),
-        "sequences": number(entry.instance.max_sequences),
-        "kv": room(entry),
-        "acceptance": number((spec.decode or spec.entry)[0].instance.acceptance_length),
-        "request_overhead_s": number(entry.instance.times.first_token_extra_s),
-    }
+    first = _pool_of(entry, traffic, decodes=colocated, prefills=True)
+    accepted = _number((spec.decode or spec.entry)[0].instance.acceptance_length)
+    overhead = _number(entry.instance.times.first_token_extra_s)
     if colocated:
-        return Cluster(**shared)
+        return Cluster(first, Demand.of([traffic]), accepted, overhead)
     (decode,) = spec.decode
     keys = deployment.transfer
-    size = float(np.mean([spec.transfer_bytes(int(p)) for p in requests.prompt_tokens[:200]]))
     streams = keys.overlap == "layerwise"
+    size = float(np.mean([spec.transfer_bytes(int(p)) for p in requests.prompt_tokens[:200]]))
     size += keys.half_rate_bytes * (spec.layers if streams else 1)
     link = keys.achieved * min(entry.instance.rank_bandwidth, decode.instance.rank_bandwidth)
-    kv = entry.instance.kv
-    held = entry.instance.ranks * kv.capacity_bytes / (kv.bytes_per_sequence + kv.bytes_per_token * traffic.prompt)
-    return Cluster(
-        **shared,
-        decode=steps(decode, decodes=True, prefills=False),
-        decode_instances=number(decode.count),
-        decode_sequences=number(decode.instance.max_sequences),
-        decode_kv=room(decode),
-        handover=Handover(
-            number(keys.handshake_s), number(size / link), number(streams), number(spec.layers), number(held)
-        ),
+    handover = Handover(
+        _number(keys.handshake_s),
+        _number(size / link),
+        _number(streams),
+        _number(spec.layers),
+        first.kv.sequences(_number(traffic.prompt)) * entry.instance.ranks,
+    )
+    second = _pool_of(decode, traffic, decodes=True, prefills=False)
+    return Cluster(first, Demand.of([traffic]), accepted, overhead, second, handover)
+
+
+def _number(value: float) -> Array:
+    return np.array([[float(value)]])
+
+
+def _pool_of(group: GroupSpec, traffic: Traffic, *, decodes: bool, prefills: bool) -> Pool:
+    spec, times, kv = group.instance, group.instance.times, group.instance.kv
+    assert isinstance(times, StepLatency)
+    ops = StepOps(times.model, times.hardware, times.parallelism, times.draft_tokens)
+    batching = cast(Batching, spec.batching)
+    priced = price(
+        ops, traffic, spec.max_tokens_per_step, batching, spec.max_sequences, decodes=decodes, prefills=prefills
+    )
+    return Pool(
+        StepTable.of([priced]).seconds(EngineParameters.of([times.hardware])),
+        _number(group.count),
+        _number(spec.max_sequences),
+        KvRoom(_number(kv.capacity_bytes), _number(kv.bytes_per_token), _number(kv.bytes_per_sequence)),
     )
 
 

@@ -17,6 +17,7 @@ PACKAGES = ("hw_profiles", "simulator", "runtime", "calibration", "app")
 MAY_IMPORT = {
     "hw_profiles": {"hw_profiles"},
     "simulator.model": {"hw_profiles", "simulator.model"},
+    "simulator.steady_state": {"hw_profiles", "simulator.model", "simulator.steady_state"},
     "simulator.des": {"hw_profiles", "simulator.model", "simulator.des"},
     "simulator.planner": {"hw_profiles", "simulator.model", "simulator.des", "simulator.planner"},
     "simulator": set(),

@@ -12,96 +12,30 @@ lengths add in each generation, sqrt(12) times their standard deviation for a un
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simulator.steady_state.arrays import Array, Place
+from simulator.steady_state.cluster import Apart, Cluster, Equilibrium, apart, as_seen, room_limit
 from simulator.steady_state.mixed import Mixing, mixed_closed
-from simulator.steady_state.stations import (
-    WATERMARK,
-    Arrivals,
-    Demand,
-    Handover,
-    KvRoom,
-    Prefilling,
-    at_bunch,
-    prefill_alone,
-    slots_of,
-    steps_of,
-)
+from simulator.steady_state.stations import Arrivals, at_bunch, slots_of, steps_of
 from simulator.steady_state.step_table import StepSeconds
-from simulator.steady_state.waits import BUSIEST, Response
+from simulator.steady_state.waits import BUSIEST
 
 HALVINGS = 40
-LIMITS = ("clients", "prefill", "kv", "sequences")  # what binds, by number
-FirstToken = Literal["prefill", "decode"]
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """Identical instances of one pool, or of a prefill and a decode pool. Arrays are [points or 1, draws or 1].
-
-    entry: steps of the colocated or prefill instances. decode: of decode instances; None: colocated.
-    instances, decode_instances: counts. sequences, decode_sequences: that an instance works on at once.
-    kv, decode_kv: room of a rank. acceptance: tokens that a decode step emits to a sequence.
-    request_overhead_s: before a request is queued. handover: None: colocated.
-    first_token: who sends it to the client: "decode" after hand-over and a first decode step.
-    """
-
-    entry: StepSeconds
-    demand: Demand
-    instances: Array
-    sequences: Array
-    kv: KvRoom
-    acceptance: Array
-    request_overhead_s: Array
-    decode: StepSeconds | None = None
-    decode_instances: Array | None = None
-    decode_sequences: Array | None = None
-    decode_kv: KvRoom | None = None
-    handover: Handover | None = None
-    first_token: FirstToken = "prefill"
-
-
-@dataclass(frozen=True)
-class Equilibrium:
-    """Arrays [points, draws].
-
-    rate: requests/s of the cluster. tpot_s: of the median request; mean_tpot_s. ttft_s: median; mean_ttft_s.
-    running: sequences that decode on an instance. entry_busy: share of prefill capacity in use. decode_full: of the
-    sequences that decode has room for. limit: what binds, index in LIMITS. first: distribution of TTFT.
-    """
-
-    rate: Array
-    tpot_s: Array
-    mean_tpot_s: Array
-    ttft_s: Array
-    mean_ttft_s: Array
-    running: Array
-    entry_busy: Array
-    decode_full: Array
-    limit: NDArray[np.intp]
-    first: Response
-
-    @property
-    def saturated(self) -> NDArray[np.bool_]:
-        """Clients queue in front of something that is full."""
-        return self.limit > 0
+Booleans = NDArray[np.bool_]
 
 
 def closed_loop(
     cluster: Cluster, clients: Array, first_wave: Array | float = 0.0, generations: Array | float = np.inf
 ) -> Equilibrium:
     """clients: requests under way. generations: requests that a client has sent since all began, in the mean over what
-    is measured; infinite: nothing is left of the start. first_wave: share of the requests in the statistics of TTFT that are of the first
-    wave, when all clients start at once (0.1 where each sends ten and none is left out)."""
-    shape = np.broadcast_shapes(
-        clients.shape, cluster.entry.full_s.shape[:2], cluster.acceptance.shape, cluster.instances.shape,
-        cluster.decode.decode_s.shape[:2] if cluster.decode is not None else (1, 1),
-    )  # fmt: skip
+    is measured; infinite: nothing is left of the start. first_wave: share of the requests in the statistics of TTFT
+    that are of the first wave, when all clients start at once (0.1 where each sends ten and none is left out)."""
+    shape = np.broadcast_shapes(clients.shape, cluster.shape)
     clients = np.broadcast_to(clients, shape).astype(float)
     ages = np.broadcast_to(np.asarray(generations, dtype=float), shape)
     form = _colocated if cluster.decode is None else _disaggregated
@@ -125,7 +59,7 @@ def wandering(spread: Array, gathered: Array, generations: Array) -> Array:
         return np.asarray(np.where(kept > 0, np.sqrt(spread**2 + np.maximum(0, generations - 1) * kept), spread))
 
 
-def _bisected(most: Array, over) -> Array:  # type: ignore[no-untyped-def]
+def _bisected(most: Array, over: Callable[[Array], Booleans]) -> Array:
     """Largest value up to `most` that is not over."""
     low, high = np.zeros_like(most), most.copy()
     for _ in range(HALVINGS):
@@ -135,22 +69,15 @@ def _bisected(most: Array, over) -> Array:  # type: ignore[no-untyped-def]
     return 0.5 * (low + high)
 
 
-def room_limit(kv: KvRoom, ranks: Array, context: Array, held: Array, held_tokens: Array) -> Array:
-    """Sequences that decode on an instance with full KV. A rank takes a newcomer while the watermark stays free, so on
-    average half of a newcomer's KV is too. held: prompts with room that do not decode, of `held_tokens` tokens."""
-    newcomer = kv.per_sequence + kv.per_token * held_tokens
-    left = kv.capacity * (1 - WATERMARK) - newcomer * (0.5 + held / ranks)
-    return np.asarray(np.maximum(1.0, ranks * left / (kv.per_sequence + kv.per_token * context)))
-
-
 def _capacity(steps: StepSeconds, n: Array) -> Array:
     """Prompts that a step takes beside n sequences."""
     return Place.on(steps.batches, n).of(steps.capacity) if steps.mixes else steps.capacity[:, :, 0] + 0 * n
 
 
 def _colocated(cluster: Cluster, clients: Array, generations: Array) -> Equilibrium:
-    steps, demand = cluster.entry, cluster.demand
-    own = clients / cluster.instances
+    entry, demand = cluster.entry, cluster.demand
+    steps = entry.steps
+    own = clients / cluster.entry.instances
     others = share_of_others(own)
     decode_steps = demand.decode_steps(cluster.acceptance) + np.zeros_like(own)
     ranks = steps.ranks[..., 0]
@@ -169,14 +96,14 @@ def _colocated(cluster: Cluster, clients: Array, generations: Array) -> Equilibr
         rate = n / (decode_steps * found.step_s)
         return found, rate, n + rate * found.prefill.response.mean_s
 
-    def limits(n: Array) -> list[Array]:
+    def limits(n: Array) -> list[Booleans]:
         found, rate, under_way = state(n)
         held = rate * found.prefill.held_s
-        fits = room_limit(cluster.kv, ranks, demand.context, held, demand.prompt)
+        fits = room_limit(cluster.entry.kv, ranks, demand.context, held, demand.prompt)
         full = found.prefill.busy > BUSIEST if steps.mixes else under_way < 0  # else prompts come before decode
-        return [under_way > own, full, n > fits, n + held > cluster.sequences]
+        return [under_way > own, full, n > fits, n + held > cluster.entry.sequences]
 
-    n = _bisected(np.minimum(own, cluster.sequences + 0 * own), lambda n: np.any(limits(n), axis=0))
+    n = _bisected(np.minimum(own, cluster.entry.sequences + 0 * own), lambda n: np.any(limits(n), axis=0))
     found, rate, under_way = state(n)
     limit = np.argmax(np.array([*limits(n * (1 + 1e-6) + 1e-9)]), axis=0)
     left = np.where(limit > 0, np.maximum(0.0, own - under_way), 0.0)
@@ -184,98 +111,53 @@ def _colocated(cluster: Cluster, clients: Array, generations: Array) -> Equilibr
     mean = found.step_s * steps_of(demand.further, cluster.acceptance) / demand.further
     median = found.step_s * steps_of(demand.median_further, cluster.acceptance) / demand.median_further
     return Equilibrium(
-        rate * cluster.instances, median, mean, first.percentile_s(50.0), first.mean_s, n, found.prefill.busy,
-        n / cluster.sequences, limit, first,
+        rate * cluster.entry.instances, median, mean, first.percentile_s(50.0), first.mean_s, n, found.prefill.busy,
+        n / cluster.entry.sequences, limit, first,
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Apart:
-    """A prefill and a decode pool at one rate. step_s: decode step. late_s: from the end of a prompt until its sequence
-    decodes, waiting for room left out."""
-
-    prefill: Prefilling
-    step_s: Array
-    late_s: Array
-    rate: Array
-
-
-def apart(cluster: Cluster, rate: Array, step_s: Array, arrivals: Arrivals) -> Apart:
-    """At `rate` of the cluster and a decode step of `step_s`."""
-    assert cluster.handover is not None
-    each = rate / cluster.instances
-    prefill = prefill_alone(cluster.entry, each, arrivals, cluster.demand, cluster.request_overhead_s)
-    last = prefill.held_s / np.maximum(1.0, cluster.entry.lone_steps.mean(axis=-1)[:, :, 0])
-    late = cluster.handover.seconds(each, cluster.entry.ranks[..., 0], last) + step_s / 2
-    return Apart(prefill, step_s, late, rate)
-
-
-def as_seen(
-    cluster: Cluster, state: Apart, room_wait_s: Array, backlog_s: Array, saturated: NDArray[np.bool_]
-) -> tuple[Response, Array, Array]:
-    """TTFT, and TPOT of the median and mean request, as the client sees them.
-
-    room_wait_s: for room on the decode side. backlog_s: in front of prefill.
-    """
-    demand = cluster.demand
-    later = state.late_s + room_wait_s
-    first = state.prefill.response.backlogged(backlog_s, saturated)
-    steps, middle = (steps_of(t, cluster.acceptance) for t in (demand.further, demand.median_further))
-    if cluster.first_token == "decode":
-        first = replace(first, fixed_s=first.fixed_s + (later + state.step_s) * demand.several)
-        return first, state.step_s * (middle - 1) / demand.median_further, state.step_s * (steps - 1) / demand.further
-    return (
-        first,
-        (later + state.step_s * middle) / demand.median_further,
-        (later + state.step_s * steps) / demand.further,
-    )
-
-
 def _disaggregated(cluster: Cluster, clients: Array, generations: Array) -> Equilibrium:
-    demand, decode, kv = cluster.demand, cluster.decode, cluster.decode_kv
+    demand, entry, decode, handover = cluster.demand, cluster.entry, cluster.decode, cluster.handover
     assert decode is not None
-    assert kv is not None
-    assert cluster.handover is not None
-    assert cluster.decode_instances is not None
-    assert cluster.decode_sequences is not None
-    pools = cluster.decode_instances
+    assert handover is not None
+    pools = decode.instances
     own = clients / pools
-    seen, met = share_of_others(own), share_of_others(clients / cluster.instances)
+    seen, met = share_of_others(own), share_of_others(clients / cluster.entry.instances)
     decode_steps = demand.decode_steps(cluster.acceptance) + np.zeros_like(own)
-    capacity, full = cluster.entry.capacity[:, :, 0], cluster.entry.full_s[:, :, 0]
-    slots = slots_of(cluster.entry, capacity)
-    wave = clients / cluster.instances
+    capacity, full = entry.steps.capacity[:, :, 0], entry.steps.full_s[:, :, 0]
+    slots = slots_of(entry.steps, capacity)
+    wave = clients / cluster.entry.instances
     wave_s = np.maximum(1.0, wave / slots) * at_bunch(
-        cluster.entry, cluster.entry.bunch_s, 0 * wave, np.clip(wave, 1.0, slots)
+        entry.steps, entry.steps.bunch_s, 0 * wave, np.clip(wave, 1.0, slots)
     )
 
     def state(n: Array) -> tuple[Apart, Array]:
-        step = Place.on(decode.batches, 1 + n * seen).of(decode.decode_s)
+        step = Place.on(decode.steps.batches, 1 + n * seen).of(decode.steps.decode_s)
         rate = n * pools / (decode_steps * step)
         wander = wandering(demand.spread / cluster.acceptance, 0 * step, generations) * step
         cycle = clients / np.maximum(rate, 1e-12)
         width = wave_s + UNIFORM * wander
-        burst = np.minimum(1.0, np.maximum(width / cycle, rate / cluster.instances * full))
-        found = apart(cluster, rate, step, Arrivals(met, burst, wander, clients, cluster.instances))
+        burst = np.minimum(1.0, np.maximum(width / cycle, rate / cluster.entry.instances * full))
+        found = apart(cluster, rate, step, Arrivals(met, burst, wander, clients, cluster.entry.instances))
         return found, n * pools + rate * (found.prefill.response.mean_s + found.late_s * demand.several)
 
-    def limits(n: Array) -> list[Array]:
+    def limits(n: Array) -> list[Booleans]:
         found, under_way = state(n)
         held = found.rate / pools * found.late_s
-        fits = room_limit(kv, decode.ranks[..., 0], demand.context, held, demand.prompt)
-        return [under_way > clients, found.prefill.busy > BUSIEST, n > fits, n + held > cluster.decode_sequences]
+        fits = room_limit(decode.kv, decode.steps.ranks[..., 0], demand.context, held, demand.prompt)
+        return [under_way > clients, found.prefill.busy > BUSIEST, n > fits, n + held > decode.sequences]
 
-    n = _bisected(np.minimum(own, cluster.decode_sequences + 0 * own), lambda n: np.any(limits(n), axis=0))
+    n = _bisected(np.minimum(own, decode.sequences + 0 * own), lambda n: np.any(limits(n), axis=0))
     found, under_way = state(n)
     limit = np.argmax(np.array(limits(n * (1 + 1e-6) + 1e-9)), axis=0)
     left = np.where(limit > 0, np.maximum(0.0, clients - under_way), 0.0)
     # What waits for room keeps its KV where it was prefilled; when that is full too, prompts wait.
-    stored = np.where(limit > 1, np.minimum(left, cluster.handover.held * cluster.instances), 0.0)
+    stored = np.where(limit > 1, np.minimum(left, handover.held * cluster.entry.instances), 0.0)
     rate = np.maximum(found.rate, 1e-12)
     first, tpot, mean_tpot = as_seen(cluster, found, stored / rate, (left - stored) / rate, limit > 0)
     return Equilibrium(
         found.rate, tpot, mean_tpot, first.percentile_s(50.0), first.mean_s, n, found.prefill.busy,
-        n / cluster.decode_sequences, limit, first,
+        n / decode.sequences, limit, first,
     )  # fmt: skip
 
 
@@ -285,8 +167,8 @@ def _with_first_wave(cluster: Cluster, found: Equilibrium, clients: Array, share
     share = np.asarray(share)
     if not share.any():
         return found
-    own = clients / cluster.instances
-    full = cluster.entry.full_s.mean(axis=2)
+    own = clients / cluster.entry.instances
+    full = cluster.entry.steps.full_s.mean(axis=2)
     own_s = found.first.own_s.mean(axis=-1)
     wave = found.first.fixed_s + own_s + np.maximum(0.0, own - 1) * full / 2
     longer = wave > found.ttft_s

@@ -34,8 +34,8 @@ class Mixing:
 
 @dataclass(frozen=True)
 class _Load:
-    """What an instance has to do in a step: a decode step of `alone` seconds, `arriving` prompts that take `chunks` steps
-    and, one alone, `one_s`. seen, around: sequences on it as they see it, and as a prompt does."""
+    """What an instance has to do in a step: a decode step of `alone` seconds, `arriving` prompts that take `chunks`
+    steps and, one alone, `one_s`. seen, around: sequences on it as they see it, and as a prompt does."""
 
     steps: StepSeconds
     seen: Array

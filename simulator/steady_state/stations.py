@@ -134,8 +134,8 @@ class Arrivals:
 
     def queue_s(self, queue_s: Array, service_s: Array, scv: Array) -> Array:
         """In a burst arrivals come no faster than prompts were once served, shuffled since. Of J that may change places
-        with one about sqrt(J) / 2 are ahead of their turn: a wait of sqrt(J) S / 2, J = wander / S, at most. Lengths drawn
-        anew make a queue at full load walk at random, on average over the n of a wave 2/3 sqrt(2 n cs^2 / pi) S."""
+        with one about sqrt(J) / 2 are ahead of their turn: a wait of sqrt(J) S / 2, J = wander / S, at most. Lengths
+        make a queue at full load walk at random, on average over the n of a wave 2/3 sqrt(2 n cs^2 / pi) S."""
         most = 0.5 * np.sqrt(self.wander_s * np.maximum(service_s, 0.0))
         most = most + 2 / 3 * np.sqrt(2 / np.pi * self.wave * scv) * service_s
         return np.where(self.burst < 1, np.minimum(queue_s, most), queue_s)
@@ -203,8 +203,8 @@ class Handover:
     held: Array
 
     def seconds(self, rate: Array, ranks: Array, last_chunk_s: Array) -> Array:
-        """From the end of the prompt until all KV has arrived. rate: of one prefill instance; its ranks' links are
-        shared by what leaves at once: t / (1 - rho)."""
+        """From the end of the prompt until all KV has arrived. rate: of other prompts of a prefill instance; its
+        ranks' links are shared by what leaves at once: t / (1 - rho)."""
         busy = np.minimum(rate * self.transfer_s / ranks, BUSIEST)
         moved = self.transfer_s / (1 - busy)
         begun = np.maximum(0.0, self.handshake_s + moved * (1 - 1 / self.layers) - last_chunk_s)

@@ -12,6 +12,7 @@ R attention ranks of an instance meet in every step, and the busiest sets its ti
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -39,7 +40,7 @@ BUNCHES = 5  # nodes over prompts that are prefilled together
 WHOLE_CHUNKS = 4  # chunks of a prompt that are priced one by one; of longer prompts three in their middle and the last
 RARE = 1e-3  # chance below which a length is not priced
 FEWEST_CHUNK = 8.0  # prompt tokens of a step and rank where decode has used up the token budget
-# Mean of the largest of R standard normal draws, for R = 1, 2, 4, ..., 1024 (Harter, Biometrika 1961; R > 64 by quadrature).
+# Mean of the largest of R standard normal draws, R = 1, 2, 4, ..., 1024 (Harter, Biometrika 1961; beyond 64 computed).
 LARGEST_OF = (0.0, 0.5642, 1.0294, 1.4236, 1.7660, 2.0697, 2.3437, 2.5945, 2.8269, 3.0443, 3.2490)
 
 
@@ -450,6 +451,11 @@ class StepSeconds:
     capacity: Array
 
     @property
+    def total_shape(self) -> tuple[int, ...]:
+        """[points, draws]"""
+        return self.decode_s.shape[:2]
+
+    @property
     def mixes(self) -> bool:
         """Whether sequences decode in the steps of prompts."""
         return self.capacity.shape[2] > 1
@@ -487,8 +493,8 @@ class StepTable:
             np.array([engine.sheet.exits for engine in engines]),
             np.array([engine.sheet.linear for engine in engines]),
             np.repeat([launches[0] for launches in several], counts).astype(np.intp),
-            np.concatenate([i * nodes + at for i, at, *_ in several] or [np.zeros(0)]).astype(np.intp),
-            np.concatenate([launches[2] for launches in several] or [np.zeros(0)]).astype(np.intp),
+            np.concatenate([i * nodes + at for i, at, *_ in several] or [np.zeros(0, dtype=np.intp)]),
+            np.concatenate([launches[2] for launches in several] or [np.zeros(0, dtype=np.intp)]),
             np.concatenate([launches[3] for launches in several] or [np.zeros(0)]),
             np.concatenate([launches[4] for launches in several] or [np.zeros((0, 3))]),
             np.concatenate([launches[5] for launches in several] or [np.zeros(0)]),
@@ -536,7 +542,7 @@ class StepTable:
         total = self.kernel_s(given) + steps * (host[..., None] + each * n)
         decode = total[..., :g] * (batches > 0)
         ends = np.cumsum([g, h * k, h * BINS, h]) if k else [g] * 4
-        bunch, lone, full = (total[..., a:b] for a, b in zip(ends[:-1], ends[1:], strict=True))
+        bunch, lone, full = (total[..., a:b] for a, b in itertools.pairwise(ends))
         shape = (*total.shape[:2], h, -1)
         count = (len(engines), 1, h, -1)
         if not k:
