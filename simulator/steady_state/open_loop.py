@@ -1,0 +1,133 @@
+"""Arrivals at a rate that does not depend on the answers: the state in which a cluster serves them.
+
+The number of sequences that decode follows from the rate, n = X (decode steps) step(n); waits follow from queueing
+formulas. Beyond saturation there is no such state: latencies are infinite, and `rate` is what is sustained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.steady_state.arrays import Array, Place
+from simulator.steady_state.cluster import Apart, Cluster, Equilibrium, apart, as_seen, room_limit
+from simulator.steady_state.mixed import Mixing, mixed_open
+from simulator.steady_state.stations import evenly, steps_of
+from simulator.steady_state.waits import BUSIEST, queueing
+
+HALVINGS = 40
+Booleans = NDArray[np.bool_]
+
+
+def open_loop(cluster: Cluster, rate: Array, percentile: float = 50.0) -> Equilibrium:
+    """rate: requests/s of the cluster. percentile: of TTFT and TPOT in `ttft_s` and `tpot_s`, as a limit asks for."""
+    shape = np.broadcast_shapes(rate.shape, cluster.shape)
+    rate = np.broadcast_to(rate, shape).astype(float)
+    return (
+        _colocated(cluster, rate, percentile) if cluster.decode is None else _disaggregated(cluster, rate, percentile)
+    )
+
+
+def crowded(n: Array, instances: Array, percentile: float) -> Array:
+    """Sequences that run on an instance at that percentile of time. All that are under way are Poisson, and routers
+    spread them evenly over the instances: n + z sqrt(n / instances)."""
+    return np.asarray(np.maximum(n, n + NormalDist().inv_cdf(percentile / 100) * np.sqrt(n / instances)))
+
+
+def as_seen_by_one(n: Array, instances: Array) -> Array:
+    """Sequences on an instance as one of them sees it: in M/G/infinity itself and the mean of all others, n + 1 for one
+    instance; over several the others are spread evenly, so that it finds one on the emptiest."""
+    return np.asarray(1 + np.maximum(0.0, n - 1 + 1 / instances))
+
+
+def _settled(most: Array, rate: Array, rate_of: Callable[[Array], Array]) -> tuple[Array, Booleans]:
+    """The n up to `most` at which an instance works off `rate`, and whether there is one."""
+    sustained = rate_of(most)
+    low, high = np.zeros_like(most), most.copy()
+    for _ in range(HALVINGS):
+        middle = 0.5 * (low + high)
+        beyond = rate_of(middle) > rate
+        low, high = np.where(beyond, low, middle), np.where(beyond, middle, high)
+    return high, sustained > rate
+
+
+def _infinite(found: Equilibrium, unstable: Booleans) -> Equilibrium:
+    """No steady state: latencies are infinite."""
+
+    def never(values: Array) -> Array:
+        return np.where(unstable, np.inf, values)
+
+    return replace(
+        found, tpot_s=never(found.tpot_s), mean_tpot_s=never(found.mean_tpot_s), ttft_s=never(found.ttft_s),
+        mean_ttft_s=never(found.mean_ttft_s), limit=np.where(unstable, np.maximum(found.limit, 1), 0),
+    )  # fmt: skip
+
+
+def _colocated(cluster: Cluster, rate: Array, percentile: float) -> Equilibrium:
+    entry, demand = cluster.entry, cluster.demand
+    steps = entry.steps
+    ranks = steps.ranks[..., 0]
+    each = rate / cluster.entry.instances
+    decode_steps = demand.decode_steps(cluster.acceptance) + np.zeros_like(each)
+    arrivals = evenly(each, cluster.entry.instances)
+
+    def state(n: Array, seen: Array) -> Mixing:
+        return mixed_open(steps, n, seen, decode_steps, arrivals, demand, cluster.request_overhead_s)
+
+    def rate_of(n: Array) -> Array:
+        found = state(n, as_seen_by_one(n, cluster.entry.instances))
+        sustained: Array = n / (decode_steps * found.step_s)
+        return np.where(found.prefill.busy > BUSIEST, np.inf, sustained)
+
+    fits = room_limit(entry.kv, ranks, demand.context, 0 * each, demand.prompt)
+    most = np.minimum(fits, entry.sequences + 0 * each)
+    n, stable = _settled(most, each, rate_of)
+    found = state(n, as_seen_by_one(n, cluster.entry.instances))
+    unstable = ~stable | (found.prefill.busy > BUSIEST)
+    limit = np.where(found.prefill.busy > BUSIEST, 1, np.where(fits < entry.sequences, 2, 3))
+    first = found.prefill.response
+    chance, queue_s = queueing(most * cluster.entry.instances, n / most, decode_steps * found.step_s, 1.0)
+    first = replace(first, backlog_s=chance * queue_s)
+    busiest = crowded(n, cluster.entry.instances, percentile)
+    high = state(busiest, as_seen_by_one(busiest, cluster.entry.instances))
+    mean = found.step_s * steps_of(demand.further, cluster.acceptance) / demand.further
+    at = high.step_s * steps_of(demand.median_further, cluster.acceptance) / demand.median_further
+    state_of = Equilibrium(
+        np.where(unstable, n / (decode_steps * found.step_s) * cluster.entry.instances, rate), at, mean,
+        first.percentile_s(percentile), first.mean_s, n, found.prefill.busy, n / most, limit, first,
+    )  # fmt: skip
+    return _infinite(state_of, unstable)
+
+
+def _disaggregated(cluster: Cluster, rate: Array, percentile: float) -> Equilibrium:
+    demand, decode = cluster.demand, cluster.decode
+    assert decode is not None
+    pools = decode.instances
+    each = rate / pools
+    decode_steps = demand.decode_steps(cluster.acceptance) + np.zeros_like(each)
+
+    def step_of(n: Array) -> Array:
+        return Place.on(decode.steps.batches, as_seen_by_one(n, pools)).of(decode.steps.decode_s)
+
+    fits = room_limit(decode.kv, decode.steps.ranks[..., 0], demand.context, 0 * each, demand.prompt)
+    most = np.minimum(fits, decode.sequences + 0 * each)
+    n, stable = _settled(most, each, lambda n: n / (decode_steps * step_of(n)))
+    step = step_of(n)
+    found: Apart = apart(cluster, rate, step, evenly(each, cluster.entry.instances))
+    chance, queue_s = queueing(most * pools, n / most, decode_steps * step, 1.0)
+    first, _, mean = as_seen(cluster, found, chance * queue_s, 0 * each, ~stable)
+    high = replace(found, step_s=step_of(crowded(n, pools, percentile)))
+    _, at, _ = as_seen(cluster, high, chance * queue_s, 0 * each, ~stable)
+    full = found.prefill.busy > BUSIEST
+    unstable = ~stable | full
+    capacity = cluster.entry.instances / cluster.entry.steps.full_s[:, :, 0]
+    sustained = np.minimum(n / (decode_steps * step) * pools, capacity)
+    state_of = Equilibrium(
+        np.where(unstable, sustained, rate), at, mean, first.percentile_s(percentile), first.mean_s, n,
+        found.prefill.busy, n / most, np.where(full, 1, np.where(fits < decode.sequences, 2, 3)), first,
+    )  # fmt: skip
+    return _infinite(state_of, unstable)

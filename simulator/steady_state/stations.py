@@ -1,0 +1,212 @@
+"""Stations of a cluster in equilibrium, as `simulator.des` plays them: prefill, decode, both in one.
+
+A slot is a place for a prompt in a step: the prompts of a full step where they are shorter than the token budget, a
+rank where they are longer and take several steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from simulator.steady_state.arrays import Array, Place
+from simulator.steady_state.step_table import StepSeconds
+from simulator.steady_state.traffic import Traffic
+from simulator.steady_state.waits import BUSIEST, Response, queueing
+
+ROUNDS = 8  # of the fixed point of a prefill step
+WATERMARK = 0.01  # share of the KV room that newcomers leave free, as `simulator.des` has it
+FEWEST_STEPS = 1e-3  # decode steps of a request that has none
+
+
+@dataclass(frozen=True)
+class Demand:
+    """Lengths of requests, [points, 1].
+
+    several: share of requests with two tokens or more. further: their mean tokens after the first. median_further: the
+    median; spread: their standard deviation over all requests. context: mean of a running sequence, over time. scv:
+    squared variation of prompts.
+    """
+
+    prompt: Array
+    output: Array
+    several: Array
+    further: Array
+    median_further: Array
+    spread: Array
+    context: Array
+    scv: Array
+
+    @classmethod
+    def of(cls, traffic: Sequence[Traffic]) -> Demand:
+        def column(values: list[float]) -> Array:
+            return np.array(values, dtype=float)[:, None]
+
+        many = [t.outputs[t.outputs > 1] - 1 if (t.outputs > 1).any() else np.ones(1) for t in traffic]
+        return cls(
+            column([t.prompt for t in traffic]),
+            column([t.output for t in traffic]),
+            column([float((t.outputs > 1).mean()) for t in traffic]),
+            column([float(one.mean()) for one in many]),
+            column([float(np.median(one)) for one in many]),
+            column([float(t.outputs.std()) for t in traffic]),
+            column([t.context[0] for t in traffic]),
+            column([float(t.prompts.var()) / t.prompt**2 for t in traffic]),
+        )
+
+    def decode_steps(self, acceptance: Array) -> Array:
+        """Mean decode steps of a request. A step emits A tokens in the mean, whole ones, and the last may emit more
+        than are wanted: of T tokens after the first, (T - 1/2) / A + 1/2 steps."""
+        steps: Array = self.several * steps_of(self.further, acceptance)
+        return np.maximum(FEWEST_STEPS, steps)
+
+
+def steps_of(tokens: Array, acceptance: Array) -> Array:
+    """Decode steps until so many tokens are emitted, in the mean over where the fraction stands."""
+    return np.asarray((tokens - 0.5) / acceptance + 0.5)
+
+
+@dataclass(frozen=True)
+class KvRoom:
+    """KV of one attention rank, [points, 1] each. [B]"""
+
+    capacity: Array
+    per_token: Array
+    per_sequence: Array
+
+    def sequences(self, context: Array) -> Array:
+        """Sequences of so many tokens that fill a rank."""
+        return np.asarray(self.capacity / (self.per_sequence + self.per_token * np.maximum(context, 1.0)))
+
+
+@dataclass(frozen=True)
+class Prefilling:
+    """Prompts of one instance, at a rate.
+
+    busy: share of the capacity of full steps. response: until the end of a prompt's last chunk; held_s: mean time that
+    a prompt has room (from its first chunk on).
+    """
+
+    busy: Array
+    response: Response
+    held_s: Array
+
+
+def slots_of(steps: StepSeconds, capacity: Array) -> Array:
+    return np.maximum(steps.ranks[..., 0], capacity)
+
+
+def at_bunch(steps: StepSeconds, curve: Array, n: Array, k: Array) -> Array:
+    """`bunch_s` or `bunch_steps` with n sequences beside k prompts; k linear between its nodes and beyond."""
+    row = (
+        Place.on(steps.batches, n).of(curve)
+        if steps.mixes
+        else np.broadcast_to(curve[:, :, 0], (*n.shape, curve.shape[3]))
+    )
+    grid = np.broadcast_to(steps.bunches, (*n.shape, steps.bunches.shape[2]))
+    place = Place.on(steps.bunches, np.maximum(k, 1.0))
+    return place.of(row) if grid.shape[2] > 1 else row[..., 0]
+
+
+def lone_of(steps: StepSeconds, curve: Array, n: Array) -> Array:
+    """`lone_s` or `lone_steps`: [points, draws, bins]."""
+    if steps.mixes:
+        return Place.on(steps.batches, n).of(curve)
+    return np.broadcast_to(curve[:, :, 0], (*n.shape, curve.shape[3]))
+
+
+@dataclass(frozen=True)
+class Arrivals:
+    """How prompts come to an instance.
+
+    others: share of the rate that a prompt meets (1 in an open loop). burst: share of the time in which they come, all
+    of them (1: evenly); see `closed_loop`. wander_s: standard deviation of when one comes within that; bounds queues.
+    instances: that share the queue, as routers that look at loads make it.
+    """
+
+    others: Array
+    burst: Array
+    wander_s: Array
+    wave: Array
+    instances: Array
+
+    def queue_s(self, queue_s: Array, service_s: Array, scv: Array) -> Array:
+        """In a burst arrivals come no faster than prompts were once served, shuffled since. Of J that may change places
+        with one about sqrt(J) / 2 are ahead of their turn: a wait of sqrt(J) S / 2, J = wander / S, at most. Lengths
+        make a queue at full load walk at random, on average over the n of a wave 2/3 sqrt(2 n cs^2 / pi) S."""
+        most = 0.5 * np.sqrt(self.wander_s * np.maximum(service_s, 0.0))
+        most = most + 2 / 3 * np.sqrt(2 / np.pi * self.wave * scv) * service_s
+        return np.where(self.burst < 1, np.minimum(queue_s, most), queue_s)
+
+
+def evenly(like: Array, instances: Array) -> Arrivals:
+    """Poisson arrivals."""
+    one = np.ones_like(like)
+    return Arrivals(one, one, 0 * one, one, instances)
+
+
+def prefill_alone(steps: StepSeconds, rate: Array, arrivals: Arrivals, demand: Demand, overhead_s: Array) -> Prefilling:
+    """A pool that prefills and does nothing else.
+
+    rate: prompts/s of one instance.
+
+    Steps follow each other while there are prompts. Where a step takes several prompts (they are shorter than the token
+    budget), those that came in one step share the next: with lambda prompts/s a step of S has lambda S of them, or one
+    where none came (chance exp(-lambda S)) and the station idled for 1/lambda.
+    """
+    zero = np.zeros_like(rate)
+    met = rate * arrivals.others / arrivals.burst
+    capacity, full = steps.capacity[:, :, 0], steps.full_s[:, :, 0]
+    slots = slots_of(steps, capacity)
+    busy = np.minimum(rate * full, 1.0)
+    one = at_bunch(steps, steps.bunch_s, zero, zero + 1)
+    lone_steps = at_bunch(steps, steps.bunch_steps, zero, zero + 1)
+    longest = full * capacity
+    step = one
+    for _ in range(ROUNDS):
+        coming = np.minimum(met * step, slots)
+        found = at_bunch(steps, steps.bunch_s, zero, np.minimum(coming + np.exp(-coming), slots))
+        step = np.sqrt(step * np.maximum(found, 1e-12))
+    coming = np.minimum(met * step, slots)
+    gathers = lone_steps <= 1 + 1e-6
+    idle = np.exp(-met * step)
+    loaded = np.minimum(met * full, 1.0)
+    running = np.where(gathers, met * step / np.maximum(met * step + idle, 1e-12), 1 - (1 - loaded) ** slots)
+    shared = slots * arrivals.instances
+    chance, queue_s = queueing(shared, loaded, np.where(gathers, longest, one), demand.scv)
+    chance = np.minimum(chance, running)
+    queue_s = arrivals.queue_s(queue_s, full, demand.scv)
+    active = np.where(gathers, running * coming, met * one)
+    beside = at_bunch(steps, steps.bunch_s, zero, np.minimum(1 + active, slots)) - one
+    own = lone_of(steps, steps.lone_s, zero) + np.maximum(beside, 0.0)[..., None]
+    step_s = np.where(gathers, step, one / lone_steps)
+    queue_s = queue_s + np.where(gathers, step_s / 2, 0.0)
+    response = Response(overhead_s + zero, own, running - chance, step_s, chance, queue_s, zero)
+    return Prefilling(busy, response, own.mean(axis=-1))
+
+
+@dataclass(frozen=True)
+class Handover:
+    """KV from prefill to decode, [points, 1] each.
+
+    handshake_s; transfer_s: of one prompt's KV on the link of a rank, alone. overlapped: whether it leaves layer by
+    layer while the prompt's last chunk is computed; layers: of the model. held: prompts whose KV a prefill instance
+    has room for.
+    """
+
+    handshake_s: Array
+    transfer_s: Array
+    overlapped: Array
+    layers: Array
+    held: Array
+
+    def seconds(self, rate: Array, ranks: Array, last_chunk_s: Array) -> Array:
+        """From the end of the prompt until all KV has arrived. rate: of other prompts of a prefill instance; its
+        ranks' links are shared by what leaves at once: t / (1 - rho)."""
+        busy = np.minimum(rate * self.transfer_s / ranks, BUSIEST)
+        moved = self.transfer_s / (1 - busy)
+        begun = np.maximum(0.0, self.handshake_s + moved * (1 - 1 / self.layers) - last_chunk_s)
+        late: Array = np.where(self.overlapped > 0, begun + moved / self.layers, self.handshake_s + moved)
+        return late
