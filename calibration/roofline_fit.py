@@ -31,7 +31,7 @@ MARGIN = 1e-6  # log units by which a fit starts inside its bounds, where the so
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredWork:
     """`seconds` that `ops` took one after the other. family: table it comes from; label: row, for reports; warm: one
     launch timed over and over (see `warm`)."""
 
@@ -71,7 +71,7 @@ class Work:
     log_seconds: Floats  # [measurements]
 
     @classmethod
-    def of(cls, measured: Sequence[Measured], hardware: HardwareProfile, parameters: Parameters) -> Work:
+    def of(cls, measured: Sequence[MeasuredWork], hardware: HardwareProfile, parameters: Parameters) -> Work:
         owner, count, hops, roofs, row, short, again, depth, slots = [], [], [], [], [], [], [], [], []
         generation = hardware.accelerator.generation
         for index, one in enumerate(measured):
@@ -134,7 +134,7 @@ class Work:
         return np.bincount(self.owner, weights=work, minlength=len(self.log_seconds)).astype(np.float64)
 
 
-def kernels_of(measured: Sequence[Measured]) -> dict[OpClass, set[str]]:
+def kernels_of(measured: Sequence[MeasuredWork]) -> dict[OpClass, set[str]]:
     """Kernels that each class is measured with."""
     found: dict[OpClass, set[str]] = {}
     for one in measured:

@@ -13,7 +13,7 @@ from runtime.config.spec import ModelConfig
 
 
 @dataclass(frozen=True, order=True)
-class Place:
+class WeightPlace:
     """Where one tensor goes."""
 
     parameter: str  # name in the model
@@ -100,7 +100,7 @@ def _v3_mtp(name: str, num_layers: int) -> str | None:
     return f"mtp.{rest}" if rest.startswith(own) else f"mtp.layer.{rest}"
 
 
-def place_of(name: str, config: ModelConfig) -> Place | None:
+def place_of(name: str, config: ModelConfig) -> WeightPlace | None:
     """The place of a checkpoint tensor, or None if the model has no use for it."""
     for pattern, replacement in _SHARED + _FAMILY[config.family]:
         name = pattern.sub(replacement, name)
@@ -115,7 +115,7 @@ def place_of(name: str, config: ModelConfig) -> Place | None:
     if match is None:
         return None
     expert, part = match["expert"], match["part"]
-    return Place(
+    return WeightPlace(
         match["head"] + (match["tail"] or ""),
         None if expert is None else int(expert),
         None if part is None else int(part),

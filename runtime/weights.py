@@ -17,7 +17,7 @@ from runtime.layers.linear import Linear
 from runtime.layers.moe import Experts
 from runtime.models import Model
 from runtime.reference.quantize import FP4_GROUP, SCALE_BLOCK, dequantize_weight
-from runtime.weight_names import Place, place_of
+from runtime.weight_names import WeightPlace, place_of
 
 _PACKED = (torch.uint8, torch.int8)  # two e2m1 codes a byte, the even column in the low bits
 
@@ -55,7 +55,7 @@ def load(
     """
     group = experts or ExpertGroup()
     checkpoint = Checkpoint(directory, torch.device(device))
-    names: dict[Place, str] = {}
+    names: dict[WeightPlace, str] = {}
     for name in checkpoint.names:
         if (place := place_of(name, config)) is not None:
             names[place] = name
@@ -67,18 +67,20 @@ def load(
     return model
 
 
-def _pieces(prefix: str, module: nn.Module, leaf: str) -> list[Place]:
+def _pieces(prefix: str, module: nn.Module, leaf: str) -> list[WeightPlace]:
     """Tensors of a checkpoint that make up one parameter, in the order in which they are joined."""
     name = f"{prefix}.{leaf}" if prefix else leaf
     if isinstance(module, Experts):
         parts = (0, 1) if leaf.startswith("w13") else (None,)
-        return [Place(name, expert, part) for expert in module.local for part in parts]
+        return [WeightPlace(name, expert, part) for expert in module.local for part in parts]
     count = module.pieces if isinstance(module, Linear) and leaf == "weight" else 1
-    return [Place(name, None, part) for part in (range(count) if count > 1 else (None,))]
+    return [WeightPlace(name, None, part) for part in (range(count) if count > 1 else (None,))]
 
 
 class _Loader:
-    def __init__(self, checkpoint: Checkpoint, names: dict[Place, str], dtype: torch.dtype, dequantize: bool) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, names: dict[WeightPlace, str], dtype: torch.dtype, dequantize: bool
+    ) -> None:
         self.checkpoint, self.names, self.dtype, self.dequantize = checkpoint, names, dtype, dequantize
 
     def check_complete(self, model: Model) -> None:
@@ -111,7 +113,7 @@ class _Loader:
                 setattr(module, name, nn.Parameter(scale, requires_grad=False))
             setattr(module, leaf, nn.Parameter(values, requires_grad=False))
 
-    def _read(self, place: Place) -> Stored:
+    def _read(self, place: WeightPlace) -> Stored:
         values = self.checkpoint.tensor(self.names[place])
         if values.dtype not in (torch.float8_e4m3fn, *_PACKED):
             return Stored(values, None)
@@ -131,7 +133,7 @@ class _Loader:
             raise CheckpointError(f"{name!r} has shape {list(scale.shape)}; its weight needs {list(expected)}")
         return stored
 
-    def _check_shape(self, places: list[Place], pieces: list[Stored], shape: torch.Size, stacked: int) -> None:
+    def _check_shape(self, places: list[WeightPlace], pieces: list[Stored], shape: torch.Size, stacked: int) -> None:
         """Each piece is an equal share of the rows; parameters kept as [groups, rows, K] are flat in files."""
         lead = shape[1:] if stacked else shape
         share = len(pieces) // max(stacked, 1)
@@ -146,13 +148,13 @@ class _Loader:
                 )
 
 
-def _scale_place(place: Place) -> Place:
+def _scale_place(place: WeightPlace) -> WeightPlace:
     if place.parameter.endswith(".weight"):
-        return Place(place.parameter.removesuffix("weight") + "scale", place.expert, place.part)
-    return Place(f"{place.parameter}_scale", place.expert, place.part)
+        return WeightPlace(place.parameter.removesuffix("weight") + "scale", place.expert, place.part)
+    return WeightPlace(f"{place.parameter}_scale", place.expert, place.part)
 
 
-def _all_pieces(model: Model) -> Iterator[Place]:
+def _all_pieces(model: Model) -> Iterator[WeightPlace]:
     for prefix, module in model.named_modules():
         for leaf, _ in module.named_parameters(recurse=False):
             yield from _pieces(prefix, module, leaf)

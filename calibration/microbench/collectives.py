@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from calibration.microbench.bench import Bench, Item
 from calibration.microbench.measurement import Measurement
 from calibration.microbench.timer import TimeSample, TimingLimits
-from simulator.model.collectives import Group, all_gather, all_reduce, all_to_all, point_to_point
+from simulator.model.collectives import RankGroup, all_gather, all_reduce, all_to_all, point_to_point
 from simulator.model.ops import Op
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def rank_count(device: str) -> int:
 
 def op_of(kind: str, size: int, ranks: int) -> Op:
     """What the simulator prices for it. size: bytes that each rank ends with."""
-    group = Group(ranks, ranks)
+    group = RankGroup(ranks, ranks)
     if kind == "all-reduce":
         return all_reduce(kind, size, group)[0]
     if kind in ("all-gather", "reduce-scatter"):

@@ -12,7 +12,7 @@ from calibration.microbench.collectives import CollectiveError
 from calibration.microbench.device import Machine
 from calibration.microbench.measurement import BrokenLine, Measurement, MeasurementFile, Status
 from calibration.microbench.preset import Preset
-from calibration.progress import Progress
+from simulator.progress import Progress
 
 LONGEST_NOTE = 200  # characters kept of an error (assumed)
 

@@ -67,34 +67,34 @@ class OneEngine:
 
     def __init__(self, engine: Engine, trace: Sequence[TraceRequest], seed: int = 0) -> None:
         self.engine = engine
-        self.book = Book(trace, engine.vocab_size, seed)
+        self.requests = ReplayedRequests(trace, engine.vocab_size, seed)
         self._clock_s = 0.0
 
     @property
     def done(self) -> bool:
-        return self.book.done
+        return self.requests.done
 
     def step(self) -> TimedStep:
         if not self.engine.has_work:
-            self._clock_s = max(self._clock_s, self.book.next_arrival_s)
-        for request in self.book.arrived(self._clock_s):
+            self._clock_s = max(self._clock_s, self.requests.next_arrival_s)
+        for request in self.requests.arrived(self._clock_s):
             self.engine.add_request(request)
         events, step = timed_step(self.engine, self._clock_s)
         self._clock_s += step.duration_s
-        self.book.note(events, self._clock_s)
-        self.book.steps.append(step)
+        self.requests.note(events, self._clock_s)
+        self.requests.steps.append(step)
         return step
 
     def result(self) -> VirtualReplay:
-        for name in self.book.under_way:
+        for name in self.requests.under_way:
             self.engine.abort(name)
-        return self.book.result()
+        return self.requests.result()
 
     def close(self) -> None:
         """The engine is another's to close."""
 
 
-class Book:
+class ReplayedRequests:
     """Requests of a trace, and when each arrived, got its first token and finished."""
 
     def __init__(self, trace: Sequence[TraceRequest], vocab_size: int, seed: int) -> None:

@@ -26,7 +26,7 @@ from calibration.op_tables.row_filters import (
 from calibration.op_tables.table_ops import measurements
 from calibration.op_tables.tables import FAMILIES, TableError, Tables, read_tables, systems
 from calibration.rate_parameters import Parameters, fitted_class, ragged, residual_sigma, with_short_rows
-from calibration.roofline_fit import Fitted, Measured, Work, fit, kernels_of
+from calibration.roofline_fit import Fitted, MeasuredWork, Work, fit, kernels_of
 from hw_profiles.catalog import load
 from hw_profiles.efficiency import Efficiency, OpClass
 from hw_profiles.profile import HardwareProfile
@@ -94,7 +94,7 @@ def calibrate(system: str, stack: str, folder: Path | None = None, families: Col
     start = Parameters.of(with_short_rows(ragged(hardware.efficiency.classes)), kernels_of(measured))
     # A product of which no short row is left tells its floor from that of others, its depth not at all; modules do.
     apart = {("depth_s", OpClass.DENSE_GEMM, one.kernel) for one in rejected if one.kernel}
-    groups: dict[str, list[Measured]] = {}
+    groups: dict[str, list[MeasuredWork]] = {}
     for one in measured:
         groups.setdefault(_group(one), []).append(one)
     fitted: dict[OpClass, float] = {}
@@ -120,8 +120,8 @@ def calibrate(system: str, stack: str, folder: Path | None = None, families: Col
 
 def _gated(
     tables: Tables, hardware: HardwareProfile, others: Mapping[str, Tables]
-) -> tuple[list[Measured], list[Rejected], dict[str, int]]:
-    measured: list[Measured] = []
+) -> tuple[list[MeasuredWork], list[Rejected], dict[str, int]]:
+    measured: list[MeasuredWork] = []
     rejected: list[Rejected] = []
     left_out: dict[str, int] = {}
     for family, frame in tables.frames.items():
@@ -161,14 +161,14 @@ def _without_slower_kernels(
     return frame, rejected
 
 
-def _group(one: Measured) -> str:
+def _group(one: MeasuredWork) -> str:
     """The class that a measurement decides: that of its FLOPs, else of its bytes."""
     if one.family in MODULES:
         return "module"
     return max(one.ops, key=lambda op: (sum(op.flops.values()), op.hbm_bytes)).op_class.value
 
 
-def _free(group: str, fitted: set[OpClass], rows: Sequence[Measured]) -> set[OpClass]:
+def _free(group: str, fitted: set[OpClass], rows: Sequence[MeasuredWork]) -> set[OpClass]:
     """Classes that a group decides: its own; of modules the indexer and cores that have no table of their own."""
     if group != "module":
         return {OpClass(group)}
@@ -176,7 +176,7 @@ def _free(group: str, fitted: set[OpClass], rows: Sequence[Measured]) -> set[OpC
     return (inside & IN_MODULES) - fitted
 
 
-def _family_errors(name: str, rows: Sequence[Measured], result: Fitted) -> Iterable[FamilyError]:
+def _family_errors(name: str, rows: Sequence[MeasuredWork], result: Fitted) -> Iterable[FamilyError]:
     families = np.array([one.family for one in rows])
     for family in dict.fromkeys(families):
         mine = families == family
@@ -198,7 +198,7 @@ def _efficiency(
     tables: Tables,
     parameters: Parameters,
     fitted: dict[OpClass, float],
-    groups: dict[str, list[Measured]],
+    groups: dict[str, list[MeasuredWork]],
     errors: Sequence[FamilyError],
 ) -> Efficiency:
     """Fitted classes laid over the assumed ones."""

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from calibration.roofline_fit import Measured, at_peak
+from calibration.roofline_fit import MeasuredWork, at_peak
 from hw_profiles.efficiency import OpClass
 from hw_profiles.profile import HardwareProfile
 from simulator.model.ops import Op
@@ -54,8 +54,8 @@ class Rejected:
 
 
 def gate_rows(
-    family: str, frame: pd.DataFrame, measured: Sequence[Measured], hardware: HardwareProfile
-) -> tuple[list[Measured], list[Rejected]]:
+    family: str, frame: pd.DataFrame, measured: Sequence[MeasuredWork], hardware: HardwareProfile
+) -> tuple[list[MeasuredWork], list[Rejected]]:
     """Gates 1-3 and 6. measured: one for each used row, labelled with its index in `frame`."""
     rejected: list[Rejected] = []
     kept = [one for one in measured if one.seconds > 0 and np.isfinite(one.seconds)]
@@ -80,13 +80,13 @@ def gate_rows(
     return kept, rejected
 
 
-def _drop(kept: list[Measured], ids: set[int], what: Rejected, rejected: list[Rejected]) -> list[Measured]:
+def _drop(kept: list[MeasuredWork], ids: set[int], what: Rejected, rejected: list[Rejected]) -> list[MeasuredWork]:
     if ids:
         rejected.append(what)
     return [one for one in kept if id(one) not in ids]
 
 
-def _at_peak(one: Measured, hardware: HardwareProfile) -> tuple[float, float, float]:
+def _at_peak(one: MeasuredWork, hardware: HardwareProfile) -> tuple[float, float, float]:
     """(compute seconds, memory seconds, bytes) of all ops at peak."""
     compute = memory = size = 0.0
     for op in one.ops:
@@ -96,13 +96,13 @@ def _at_peak(one: Measured, hardware: HardwareProfile) -> tuple[float, float, fl
     return compute, memory, size
 
 
-def _faster_than_data_sheet(one: Measured, hardware: HardwareProfile) -> bool:
+def _faster_than_data_sheet(one: MeasuredWork, hardware: HardwareProfile) -> bool:
     compute, memory, size = _at_peak(one, hardware)
     floor = max(compute, memory if size > CACHE_BYTES else 0.0)
     return one.seconds < FASTEST * floor
 
 
-def _mostly_other_work(one: Measured, hardware: HardwareProfile) -> bool:
+def _mostly_other_work(one: MeasuredWork, hardware: HardwareProfile) -> bool:
     compute, memory, _ = _at_peak(one, hardware)
     return compute < memory and one.seconds > OTHER_WORK * memory
 
@@ -113,7 +113,7 @@ KINDS = ("kernel_source", "gemm_dtype", "moe_dtype", "kv_cache_dtype", "comm_dty
 NOT_SHAPE = ("latency", "power", "power_limit", "db_version", "system")
 
 
-def _describe(frame: pd.DataFrame, kept: Sequence[Measured], hardware: HardwareProfile) -> pd.DataFrame:
+def _describe(frame: pd.DataFrame, kept: Sequence[MeasuredWork], hardware: HardwareProfile) -> pd.DataFrame:
     """Work, time and identity of each kept row."""
     rows = frame.loc[[int(one.label.rpartition(" ")[2]) for one in kept]]
     out = pd.DataFrame({"one": [id(one) for one in kept], "seconds": [one.seconds for one in kept]})
@@ -140,7 +140,9 @@ def _less_for_more(table: pd.DataFrame) -> set[int]:
     return found
 
 
-def host_bound(measured: Sequence[Measured], modules: Sequence[Measured]) -> tuple[list[Measured], list[Rejected]]:
+def host_bound(
+    measured: Sequence[MeasuredWork], modules: Sequence[MeasuredWork]
+) -> tuple[list[MeasuredWork], list[Rejected]]:
     """Gate 5, by precision. measured: dense products one by one. modules: what runs several of them."""
     rejected: list[Rejected] = []
     kept = list(measured)

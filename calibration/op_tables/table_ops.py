@@ -31,11 +31,11 @@ from calibration.op_tables.expert_loads import (
 )
 from calibration.op_tables.row_filters import fastest
 from calibration.op_tables.rows import Rows, each_row
-from calibration.roofline_fit import Measured
+from calibration.roofline_fit import MeasuredWork
 from hw_profiles.profile import HardwareProfile
 from hw_profiles.units import MS, US
 from simulator.model.architecture import Linear, MoeSpec, WeightDtype
-from simulator.model.collectives import Group, all_gather, all_reduce, all_to_all
+from simulator.model.collectives import RankGroup, all_gather, all_reduce, all_to_all
 from simulator.model.expert_load import tiles_beyond
 from simulator.model.layers import linear_op
 from simulator.model.moe import INPUT_BYTES, OUTPUT_BYTES, RankLoad, copies_per_rank, fused_op, tile_of, unfused_ops
@@ -107,14 +107,14 @@ def megamoe(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows:
 def nccl(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows:
     """All-gather and reduce-scatter inside a domain; the stacks' own kernels run the all-reduce."""
     for row in each_row(frame[frame["op_name"].isin(["all_gather", "reduce_scatter"])]):
-        group = Group(row.num_gpus, hardware.scale_up_domain)
+        group = RankGroup(row.num_gpus, hardware.scale_up_domain)
         yield row, tuple(all_gather("gather", float(row.message_size * ELEMENT_BYTES), group))
 
 
 def custom_allreduce(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows:
     rows = frame[~frame["kernel_source"].astype(str).str.endswith("eager")]
     for row in each_row(rows[rows["num_gpus"] <= hardware.scale_up_domain]):
-        group = Group(row.num_gpus, hardware.scale_up_domain)
+        group = RankGroup(row.num_gpus, hardware.scale_up_domain)
         yield row, tuple(all_reduce("all-reduce", float(row.message_size * ELEMENT_BYTES), group))
 
 
@@ -122,7 +122,7 @@ def deepep(frame: pd.DataFrame, hardware: HardwareProfile) -> Rows:
     """Dispatch and combine of one node, newest version only (older tables are copies of each other)."""
     rows = frame[(frame["node_num"] == 1) & (frame["db_version"] == frame["db_version"].max())]
     for row in each_row(rows[rows["num_topk"] > 1]):
-        group = Group(NODE, max(NODE, hardware.scale_up_domain))
+        group = RankGroup(NODE, max(NODE, hardware.scale_up_domain))
         remote = copies_per_rank(row.num_topk, NODE) * (NODE - 1) / NODE * row.num_token * row.hidden_size
         out = all_to_all("dispatch", remote * INPUT_BYTES["fp8"], 0.0, group)
         back = all_to_all("combine", remote * OUTPUT_BYTES, 0.0, group)
@@ -153,7 +153,7 @@ FAMILY_ROWS: dict[str, Callable[[pd.DataFrame, HardwareProfile], Rows]] = {
 }
 
 
-def measurements(family: str, frame: pd.DataFrame, hardware: HardwareProfile) -> list[Measured]:
+def measurements(family: str, frame: pd.DataFrame, hardware: HardwareProfile) -> list[MeasuredWork]:
     """Measurements of one family."""
     found = []
     for row, ops in FAMILY_ROWS[family](frame, hardware):
@@ -161,5 +161,5 @@ def measurements(family: str, frame: pd.DataFrame, hardware: HardwareProfile) ->
             seconds = (row.dispatch_avg_t_us + row.combine_avg_t_us) * US
         else:
             seconds = row.latency * MS
-        found.append(Measured(family, ops, float(seconds), f"{family} row {row.Index}", family in WARM))
+        found.append(MeasuredWork(family, ops, float(seconds), f"{family} row {row.Index}", family in WARM))
     return found

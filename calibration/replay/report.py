@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from calibration.microbench.measurement import EngineStep
-from calibration.progress import Progress
 from calibration.replay import live
 from calibration.replay.subject import FORMS, Form, Subject, capacity
 from calibration.replay.traffic import ReplayTraffic, at_rate
 from calibration.replay.twin import ScaledTimes, Times, simulate
 from hw_profiles.profile import HardwareProfile
 from simulator.model.latency import NO_DECODE, Chunk, DecodeLoad, StepLatency
+from simulator.progress import Progress
 
 LOADS = (0.3, 0.6, 0.9, 1.5)  # of capacity: light to saturated (assumed)
 PERCENTILES = (50, 90, 99)

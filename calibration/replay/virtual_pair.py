@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from calibration.microbench.timer import clock_of
-from calibration.microbench.virtual_clock import Book, TimedStep, VirtualReplay, timed_step
+from calibration.microbench.virtual_clock import ReplayedRequests, TimedStep, VirtualReplay, timed_step
 
 if TYPE_CHECKING:
     from runtime.cache import KVCache
@@ -38,42 +38,42 @@ class Pair:
 
     def __init__(self, prefill: Engine, decode: Engine, trace: Sequence[TraceRequest], seed: int = 0) -> None:
         self.prefill, self.decode = prefill, decode
-        self.book = Book(trace, prefill.vocab_size, seed)
+        self.requests = ReplayedRequests(trace, prefill.vocab_size, seed)
         self._delivered: deque[Delivery] = deque()
         self._prefill_s = self._decode_s = 0.0
 
     @property
     def done(self) -> bool:
-        return self.book.done
+        return self.requests.done
 
     def step(self) -> TimedStep:
-        prefill_at = max(self._prefill_s, 0.0 if self.prefill.has_work else self.book.next_arrival_s)
+        prefill_at = max(self._prefill_s, 0.0 if self.prefill.has_work else self.requests.next_arrival_s)
         next_delivery_s = self._delivered[0].at_s if self._delivered else FOREVER
         decode_at = max(self._decode_s, 0.0 if self.decode.has_work else next_delivery_s)
         step = self._step_prefill(prefill_at) if prefill_at <= decode_at else self._step_decode(decode_at)
-        self.book.steps.append(step)
+        self.requests.steps.append(step)
         return step
 
     def result(self) -> VirtualReplay:
         self.close()
-        for name in self.book.under_way:
+        for name in self.requests.under_way:
             self.prefill.abort(name)
             self.decode.abort(name)
-        return self.book.result()
+        return self.requests.result()
 
     def close(self) -> None:
         """Remove what is in shared memory: caches on their way, or waiting to be read."""
         from runtime import handover
 
-        for name in self.book.under_way:
+        for name in self.requests.under_way:
             handover.remove(_segment(name))
 
     def _step_prefill(self, at_s: float) -> TimedStep:
-        for request in self.book.arrived(at_s):
+        for request in self.requests.arrived(at_s):
             self.prefill.add_request(request, prefill_only=True)
         events, step = timed_step(self.prefill, at_s)
         self._prefill_s = at_s + step.duration_s
-        self.book.note(events, self._prefill_s)
+        self.requests.note(events, self._prefill_s)
         for event in events:
             if event.output is None:
                 assert event.token_id is not None
@@ -84,11 +84,11 @@ class Pair:
     def _step_decode(self, at_s: float) -> TimedStep:
         while self._delivered and self._delivered[0].at_s <= at_s:
             delivery = self._delivered.popleft()
-            continued = replace(self.book.requests[delivery.name], output_token_ids=(delivery.token,))
+            continued = replace(self.requests.requests[delivery.name], output_token_ids=(delivery.token,))
             self.decode.add_request(continued, importer=_importer(delivery.written))
         events, step = timed_step(self.decode, at_s)
         self._decode_s = at_s + step.duration_s
-        self.book.note(events, self._decode_s)
+        self.requests.note(events, self._decode_s)
         return step
 
 

@@ -26,7 +26,7 @@ from calibration.arrays import Index
 from calibration.serving.engine_parameters import values
 from calibration.serving.point_steps import GRID, IN_FLIGHT, PointSteps
 from calibration.serving.points import PHASES
-from calibration.serving.step_table import StepTable, table_of
+from calibration.serving.step_table import LaunchTable, table_of
 from calibration.serving.waits import BUSIEST, waits, waits_of_steps
 from hw_profiles.profile import HardwareProfile
 from simulator.model.acceptance import tokens_per_step
@@ -48,7 +48,7 @@ TINY = 1e-12  # against division by nothing
 class Loop:
     """Points ready for `balance`."""
 
-    table: StepTable
+    table: LaunchTable
     batches: Floats  # [points, GRID], padded with the last
     disaggregated: NDArray[np.bool_]
     prompt: Floats

@@ -10,12 +10,12 @@ from statistics import NormalDist
 import numpy as np
 import pandas as pd
 
-from calibration.progress import Progress
 from calibration.serving.balance import Loop, balance, loop_of, take
 from calibration.serving.engine_parameters import StackFit, family_of, kernel_profile, levels_of
 from calibration.serving.point_steps import PointSteps, steps_of
 from calibration.serving.points import Unpredictable, parse_point
 from simulator.model.arrays import Floats
+from simulator.progress import Progress
 
 Z90 = NormalDist().inv_cdf(0.9)  # standard deviations from the median to p10 and to p90
 INSIDE = 0.8  # share of the errors between p10 and p90

@@ -34,7 +34,7 @@ def rates_of(given: dict[str, Floats]) -> Floats:
 
 
 @dataclass(frozen=True)
-class StepTable:
+class LaunchTable:
     """All steps of many points, in seconds under the kernels' own rates.
 
     Launches with one roof add up (`linear`: compute, memory, network by op class); those with several are kept apart
@@ -66,13 +66,13 @@ class StepTable:
         alone += self.exits * given["exit_latency_s"][:, None]
         return alone + mixed.reshape(self.points, ALL)
 
-    def take(self, rows: Index) -> StepTable:
+    def take(self, rows: Index) -> LaunchTable:
         """The points `rows` alone, in that order."""
         place = np.full(self.points, -1, dtype=np.intp)
         place[rows] = np.arange(len(rows))
         kept = place[self.point] >= 0
         point = place[self.point[kept]]
-        return StepTable(
+        return LaunchTable(
             self.latency[rows], self.exits[rows], self.linear[rows], point,
             point * ALL + self.step[kept] % ALL, self.op_class[kept], self.count[kept],
             self.roofs[kept], self.exponent[kept],
@@ -107,7 +107,7 @@ class _Launches:
         return cls(latency_s, exits, linear, [(count, *key) for key, count in mixed.items()])
 
 
-def table_of(steps: Sequence[PointSteps], rates: Sequence[HardwareProfile]) -> StepTable:
+def table_of(steps: Sequence[PointSteps], rates: Sequence[HardwareProfile]) -> LaunchTable:
     latency, exits = np.zeros((len(steps), ALL)), np.zeros((len(steps), ALL))
     linear = np.zeros((len(steps), ALL, len(CLASSES), 3))
     point: list[int] = []
@@ -137,7 +137,7 @@ def table_of(steps: Sequence[PointSteps], rates: Sequence[HardwareProfile]) -> S
             for weight, ops in prompts.steps:
                 add(index, GRID + column, ops, weight)
     data = np.array(rows).reshape(-1, 6)  # count, three roofs, exponent, class: as `_Launches.mixed` has them
-    return StepTable(
+    return LaunchTable(
         latency, exits, linear, np.array(point, dtype=np.intp), np.array(step, dtype=np.intp),
         data[:, 5].astype(np.intp), data[:, 0], data[:, 1:4], data[:, 4],
     )  # fmt: skip

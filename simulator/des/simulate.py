@@ -9,7 +9,7 @@ import numpy as np
 
 from hw_profiles.catalog import CatalogError, load
 from simulator.des.cluster.build import Profiles, cluster_spec, profile_key
-from simulator.des.cluster.cluster import Cluster, Progress, Run
+from simulator.des.cluster.cluster import Cluster, RequestProgress, Run
 from simulator.des.cluster.recorder import Recorder
 from simulator.des.cluster.spec import ClusterSpec
 from simulator.des.primitives.clock import Environment
@@ -33,7 +33,7 @@ def simulate(
     scenario: Scenario,
     *,
     seed: int | None = None,
-    progress: Progress | None = None,
+    progress: RequestProgress | None = None,
     recorder: Recorder | None = None,
 ) -> SimulationResult:
     """Play the scenario's workload on its deployment.
@@ -50,7 +50,7 @@ def simulate(
 def prepare(
     scenario: Scenario,
     seed: int,
-    progress: Progress | None = None,
+    progress: RequestProgress | None = None,
     recorder: Recorder | None = None,
     env: Environment | None = None,
 ) -> ReadyCluster:
@@ -76,7 +76,7 @@ def play(
     profiles: Profiles,
     requests: Requests | Sequence[Requests],
     rng: np.random.Generator,
-    progress: Progress | None = None,
+    progress: RequestProgress | None = None,
     recorder: Recorder | None = None,
 ) -> SimulationResult:
     """Run prepared requests of one or several tenants on a deployment; `profiles` are keyed "gpu@stack"."""
@@ -92,7 +92,7 @@ def _prepare(
     profiles: Profiles,
     streams: tuple[Requests, ...],
     rng: np.random.Generator,
-    progress: Progress | None = None,
+    progress: RequestProgress | None = None,
     recorder: Recorder | None = None,
     env: Environment | None = None,
 ) -> ReadyCluster:

@@ -12,7 +12,7 @@ from typing import Any
 
 from hw_profiles.catalog import CatalogError, load
 from hw_profiles.profile import HardwareProfile
-from simulator.des.cluster.cluster import Progress, play_together
+from simulator.des.cluster.cluster import RequestProgress, play_together
 from simulator.des.cluster.power import PowerDraw
 from simulator.des.cluster.recorder import Recorder
 from simulator.des.cluster.spines import make_spines
@@ -55,7 +55,7 @@ def simulate_shared(
     asked: SharedCluster,
     *,
     seed: int | None = None,
-    progress: Progress | None = None,
+    progress: RequestProgress | None = None,
     recorders: Mapping[str, Recorder] | None = None,
 ) -> SharedResult:
     """Play all models of a cluster at once. recorders: by a model's name, told of its steps; the rest as `simulate`.
@@ -115,11 +115,11 @@ def _most_gpus(deployment: Deployment) -> dict[str, int]:
 class _Sum:
     """Requests ended over all models, for one report of progress."""
 
-    def __init__(self, report: Progress | None) -> None:
+    def __init__(self, report: RequestProgress | None) -> None:
         self._report = report
         self._seen: list[tuple[int, int]] = []
 
-    def part(self) -> Progress | None:
+    def part(self) -> RequestProgress | None:
         """What one model tells its progress."""
         if self._report is None:
             return None

@@ -14,7 +14,7 @@ from simulator.model.ops import LinkName, Op
 
 
 @dataclass(frozen=True)
-class Group:
+class RankGroup:
     """`ranks` accelerators that talk, of an instance on a fabric that joins `domain` of them.
 
     stride: accelerators between neighbours of the group (data-parallel ranks lie `tp` apart).
@@ -39,7 +39,7 @@ class Group:
         return max(1, math.ceil(math.log2(self.domains)))
 
 
-def all_reduce(name: str, size: float, group: Group) -> list[Op]:
+def all_reduce(name: str, size: float, group: RankGroup) -> list[Op]:
     """Every rank ends with the sum of `size` bytes: 2 (R-1)/R size sent by each (reduce-scatter, all-gather)."""
     inside, domains = group.inside, group.domains
     ops = []
@@ -52,7 +52,7 @@ def all_reduce(name: str, size: float, group: Group) -> list[Op]:
     return ops
 
 
-def all_gather(name: str, size: float, group: Group) -> list[Op]:
+def all_gather(name: str, size: float, group: RankGroup) -> list[Op]:
     """Every rank ends with `size` bytes, of which it had size / R. A reduce-scatter sends the same."""
     inside, domains = group.inside, group.domains
     ops = []
@@ -68,7 +68,7 @@ def _op(name: str, sent: float, link: LinkName, touched: float, hops: int = 1) -
     return Op(name, OpClass.ALL_REDUCE, hbm_bytes=touched, network_bytes=sent, link=link, hops=hops)
 
 
-def all_to_all(name: str, inside_bytes: float, outside_bytes: float, group: Group) -> Op:
+def all_to_all(name: str, inside_bytes: float, outside_bytes: float, group: RankGroup) -> Op:
     """One exchange. Both links work at once; beyond one domain the NIC is taken as the one that binds."""
     touched = inside_bytes + outside_bytes
     if group.domains > 1:

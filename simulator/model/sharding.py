@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hw_profiles.profile import HardwareProfile
 from simulator.model.architecture import AttentionSpec, Linear, MoeSpec
-from simulator.model.collectives import Group
+from simulator.model.collectives import RankGroup
 from simulator.model.ops import LinkName
 from simulator.model.parallelism import Parallelism
 
@@ -41,21 +41,21 @@ class Cut:
         return self.parallelism.tp
 
     @property
-    def tensor_group(self) -> Group:
-        return Group(self.tp, self.domain)
+    def tensor_group(self) -> RankGroup:
+        return RankGroup(self.tp, self.domain)
 
     @property
-    def context_group(self) -> Group:
-        return Group(self.parallelism.cp, self.domain, stride=self.tp)
+    def context_group(self) -> RankGroup:
+        return RankGroup(self.parallelism.cp, self.domain, stride=self.tp)
 
     @property
-    def token_group(self) -> Group:
+    def token_group(self) -> RankGroup:
         """Ranks that hold different tokens: data-parallel times context-parallel ones."""
-        return Group(self.parallelism.dp * self.parallelism.cp, self.domain, stride=self.tp)
+        return RankGroup(self.parallelism.dp * self.parallelism.cp, self.domain, stride=self.tp)
 
     @property
-    def expert_group(self) -> Group:
-        return Group(self.parallelism.ep, self.domain, stride=self.expert_tp)
+    def expert_group(self) -> RankGroup:
+        return RankGroup(self.parallelism.ep, self.domain, stride=self.expert_tp)
 
     @property
     def expert_tp(self) -> int:

@@ -9,7 +9,7 @@ import pytest
 
 from calibration.l2_warmth import share_of_time
 from calibration.rate_parameters import Parameters
-from calibration.roofline_fit import Measured, Work, fit, kernels_of
+from calibration.roofline_fit import MeasuredWork, Work, fit, kernels_of
 from hw_profiles.catalog import load
 from hw_profiles.efficiency import OpClass
 from simulator.model.ops import Op
@@ -35,7 +35,7 @@ def test_fit_of_warm_launches_finds_cold_rates() -> None:
         op = Op("mHC post", OpClass.MIXING, hbm_bytes=float(num_bytes))
         times = roof_times(op, truth)
         seconds = times.latency_s + times.memory_s * share_of_time(num_bytes, "blackwell")
-        measured.append(Measured("mhc_module", (op,), seconds, "row", warm=True))
+        measured.append(MeasuredWork("mhc_module", (op,), seconds, "row", warm=True))
     start = Parameters.of(classes, kernels_of(measured))
     found = fit(Work.of(measured, part, start), start, {OpClass.MIXING}).parameters
     assert found.value("memory_fraction", OpClass.MIXING) == pytest.approx(0.85, rel=0.02)

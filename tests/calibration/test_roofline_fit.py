@@ -12,7 +12,7 @@ from calibration.op_tables.attention_rows import generation_mla, one_kernel
 from calibration.op_tables.row_filters import copied_from, data_sheets_agree, gate_rows
 from calibration.op_tables.table_ops import measurements
 from calibration.rate_parameters import Parameters
-from calibration.roofline_fit import Measured, Work, fit, kernels_of
+from calibration.roofline_fit import MeasuredWork, Work, fit, kernels_of
 from hw_profiles.catalog import load
 from hw_profiles.efficiency import OpClass
 from hw_profiles.profile import HardwareProfile
@@ -71,7 +71,7 @@ def test_a_parameter_apart_is_fitted_where_its_class_is_not(
     assert rest.value(*slot) == start.value(*slot)
 
 
-def cores(truth: HardwareProfile) -> list[Measured]:
+def cores(truth: HardwareProfile) -> list[MeasuredWork]:
     """Decode cores from bound by bytes to bound by FLOPs, in two precisions."""
     ops = [
         Op("core", OpClass.LATENT_DECODE, {dtype: work * intensity}, work)
@@ -79,7 +79,7 @@ def cores(truth: HardwareProfile) -> list[Measured]:
         for intensity in (1.0, 30.0, 3000.0)
         for work in (1e6, 1e7, 1e8, 1e9)
     ]
-    return [Measured("generation_mla", (op,), op_seconds(op, truth), str(i)) for i, op in enumerate(ops)]
+    return [MeasuredWork("generation_mla", (op,), op_seconds(op, truth), str(i)) for i, op in enumerate(ops)]
 
 
 def test_each_dtype_has_a_memory_fraction_of_its_own_but_in_dense_products(
@@ -106,7 +106,7 @@ def test_work_prices_ops_as_the_simulator_does(timed: Timed) -> None:
     assert predicted == pytest.approx([one.seconds for one in measured], rel=1e-9)
 
 
-def gated(frame: pd.DataFrame) -> tuple[list[Measured], set[str]]:
+def gated(frame: pd.DataFrame) -> tuple[list[MeasuredWork], set[str]]:
     kept, rejected = gate_rows("gemm", frame, measurements("gemm", frame, B200), B200)
     return kept, {one.rule for one in rejected}
 
@@ -187,7 +187,7 @@ def test_contexts_within_one_split_have_nothing_to_merge() -> None:
 
 def test_decode_cores_of_grouped_heads_have_a_floor_of_each_precision() -> None:
     measured = [
-        Measured("table", (Op("core", OpClass.ATTENTION_DECODE, {dtype: 1e6}, size),), floor + size / 7e12, "row")
+        MeasuredWork("table", (Op("core", OpClass.ATTENTION_DECODE, {dtype: 1e6}, size),), floor + size / 7e12, "row")
         for dtype, floor in (("bf16", 9e-6), ("fp8", 17e-6))
         for size in np.geomspace(1e5, 3e9, 20)
     ]

@@ -10,7 +10,7 @@ import numpy as np
 from calibration.microbench.measurement import FitError, Measurement, Measurements
 from calibration.op_tables.row_filters import CACHE_BYTES, FASTEST
 from calibration.rate_parameters import UPPER, Parameters, ragged
-from calibration.roofline_fit import Measured, Work, at_peak, fit, kernels_of
+from calibration.roofline_fit import MeasuredWork, Work, at_peak, fit, kernels_of
 from hw_profiles import catalog
 from hw_profiles.efficiency import OpClass
 from hw_profiles.profile import HardwareProfile
@@ -33,9 +33,9 @@ class OpPoint:
     held_out_error: float  # signed, predicted / measured - 1 by a fit that did not see it
 
 
-def gated(measured: Measurements, hardware: HardwareProfile) -> tuple[list[Measured], list[tuple[str, str]]]:
+def gated(measured: Measurements, hardware: HardwareProfile) -> tuple[list[MeasuredWork], list[tuple[str, str]]]:
     """Ops that physics allows. Where many pieces of work have two very different times, the file is refused."""
-    kept: list[Measured] = []
+    kept: list[MeasuredWork] = []
     rejected: list[tuple[str, str]] = []
     data_sheet = hardware.name in catalog.names()
     times: dict[tuple[str, str], list[tuple[str, float]]] = {}
@@ -47,7 +47,7 @@ def gated(measured: Measurements, hardware: HardwareProfile) -> tuple[list[Measu
             rejected.append((row.key, impossible))
             continue
         times.setdefault((row.family, repr(row.ops)), []).append((row.key, row.seconds))
-        kept.append(Measured(row.family, row.ops, row.seconds, row.key))
+        kept.append(MeasuredWork(row.family, row.ops, row.seconds, row.key))
     repeated = [sorted(same, key=lambda pair: pair[1]) for same in times.values() if len(same) > 1]
     apart = [same for same in repeated if same[-1][1] > CONTRADICTION * same[0][1]]
     if len(apart) > CONTRADICTING_SHARE * len(repeated):
@@ -75,16 +75,16 @@ def _impossible(row: Measurement, hardware: HardwareProfile, data_sheet: bool) -
     return ""
 
 
-def shape_of(row: Measured) -> Hashable:
+def shape_of(row: MeasuredWork) -> Hashable:
     """Equal for measurements that the simulator prices alike, whichever kernel or step they come from."""
     return tuple(tuple(getattr(op, key) for key in PRICED) + tuple(sorted(op.flops.items())) for op in row.ops)
 
 
-def class_of(row: Measured) -> OpClass:
+def class_of(row: MeasuredWork) -> OpClass:
     return row.ops[0].op_class
 
 
-def fit_ops(rows: Sequence[Measured], hardware: HardwareProfile) -> tuple[Parameters, tuple[OpPoint, ...]]:
+def fit_ops(rows: Sequence[MeasuredWork], hardware: HardwareProfile) -> tuple[Parameters, tuple[OpPoint, ...]]:
     """Class by class; elementwise first, for it takes part in other classes' measurements. Errors are of shapes held
     out: repeats of one in other steps and layers tell nothing of it."""
     parameters = Parameters.of(ragged(hardware.efficiency.classes), kernels_of(rows))

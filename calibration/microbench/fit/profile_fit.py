@@ -29,7 +29,7 @@ from calibration.microbench.fit.step_fit import (
 from calibration.microbench.measurement import FitError, Measurements
 from calibration.microbench.step_ops import StepPricer
 from calibration.rate_parameters import Parameters, fitted_class, residual_sigma
-from calibration.roofline_fit import Measured
+from calibration.roofline_fit import MeasuredWork
 from hw_profiles import catalog
 from hw_profiles.efficiency import WHOLE_STEPS, Efficiency, OpClass
 from hw_profiles.profile import HardwareProfile, profile_of
@@ -99,7 +99,7 @@ def _step_rows(measured: Measurements, hardware: HardwareProfile) -> list[StepRo
     return rows
 
 
-def _check_enough(rows: Sequence[Measured], steps: Sequence[StepRow]) -> None:
+def _check_enough(rows: Sequence[MeasuredWork], steps: Sequence[StepRow]) -> None:
     if len(steps) < FEWEST_STEPS:
         raise FitError(
             f"the file has {len(steps)} whole steps, at least {FEWEST_STEPS} are needed; run `moeplan calibrate "

@@ -10,7 +10,8 @@ from simulator.des.cluster.power import PowerDraw
 from simulator.des.cluster.predicted_speed import predicted_speed
 from simulator.des.cluster.spec import ClusterSpec, GroupSpec, InstanceSpec
 from simulator.des.instance.kv_room import KvRoom
-from simulator.des.instance.prefix_cache import BLOCK_TOKENS, Loss, StatePolicy, Tier
+from simulator.des.instance.prefix_cache import Loss, StatePolicy, Tier
+from simulator.des.workload.traces import BLOCK_TOKENS
 from simulator.model.architecture import ModelSpec
 from simulator.model.engine import Form, form_of, in_service
 from simulator.model.kv import transfer_bytes

@@ -26,7 +26,7 @@ from simulator.des.workload.requests import Requests
 from simulator.des.workload.sources import Source, make_source
 from simulator.scenario import Autoscale, ScenarioError
 
-Progress = Callable[[int, int], None]
+RequestProgress = Callable[[int, int], None]  # (requests ended, requests in all)
 FINISHED = Status.FINISHED  # looked up once: an enum's member costs as much as three calls
 # Random faults of each instance or node, in the mean, between two requests that come or end; with more than that no
 # instance lives long enough to serve one, and the run would go on for ever.
@@ -76,7 +76,7 @@ class Cluster:
         requests: Requests | Sequence[Requests],
         rng: np.random.Generator,
         warmup: int = 0,
-        progress: Progress | None = None,
+        progress: RequestProgress | None = None,
         recorder: Recorder | None = None,
         env: Environment | None = None,
     ) -> None:

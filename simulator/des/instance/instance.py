@@ -12,7 +12,7 @@ from typing import NamedTuple
 from simulator.des.instance.handover import Handover, Losses, Streams
 from simulator.des.instance.kv_receiver import KvReceiver
 from simulator.des.instance.kv_sender import KvSender
-from simulator.des.instance.prefix_cache import BLOCK_TOKENS, Loss, PrefixCache
+from simulator.des.instance.prefix_cache import Loss, PrefixCache
 from simulator.des.instance.rank import Prompt, PromptChunk, Rank
 from simulator.des.instance.scheduler import PromptQueues, Scheduler
 from simulator.des.instance.spec import InstanceSpec, StepTimes
@@ -21,6 +21,7 @@ from simulator.des.primitives.clock import Alarm, Environment
 from simulator.des.primitives.links import Link
 from simulator.des.records.request_log import RequestLog
 from simulator.des.records.usage import Usage, UsageCounter
+from simulator.des.workload.traces import BLOCK_TOKENS
 
 Observe = Callable[["Instance", float, float, int, int], None]
 

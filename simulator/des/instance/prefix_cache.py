@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
-BLOCK_TOKENS = 512  # as in the Mooncake traces
-
 
 class Loss(IntEnum):
     """What an instance loses its caches by; each takes all that those before it take."""

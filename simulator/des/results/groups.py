@@ -7,7 +7,7 @@ import numpy as np
 from simulator.des.results.cost import usd_per_mtok
 from simulator.des.results.measured import Measured
 from simulator.des.results.reports import GroupReport, percentiles_of
-from simulator.des.results.tenants import Mask
+from simulator.model.arrays import Mask
 
 
 def served_by(result: Measured, name: str) -> Mask:

@@ -38,7 +38,8 @@ from simulator.des.results.reports import (
     Utilization,
     percentiles_of,
 )
-from simulator.des.results.tenants import Floats, Mask, TenantRequests
+from simulator.des.results.tenants import TenantRequests
+from simulator.model.arrays import Floats, Mask
 from simulator.scenario import Slo
 
 METRICS = ("ttft_s", "tpot_s", "e2e_s", "tok_s_per_user")

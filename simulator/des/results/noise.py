@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
+
+from simulator.model.arrays import Floats
 
 BATCHES = 10  # Law advises 10 to 30
 FEWEST = 10  # requests of a batch; assumed
-
-Floats = NDArray[np.float64]
 
 
 def relative_error(values: Floats, statistic: Callable[[Floats], float]) -> float:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from functools import cached_property
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from simulator.des.results.groups import group_results
 from simulator.des.results.measured import Measured, counts_of
 from simulator.des.results.reports import Summary
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class SimulationResult(Measured):

@@ -7,14 +7,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from simulator.des.cluster.group import State, StateChange
 from simulator.des.cluster.recorder import InstanceSample, Recorder, Step
 from simulator.des.results.result import SimulationResult
-
-Floats = NDArray[np.float64]
-
+from simulator.model.arrays import Floats
 
 STANDING = ("waiting", "prefilling", "transferring", "running", "kv_bytes", "cached_bytes")
 

@@ -7,13 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
 from simulator.des.results.reports import LimitReport, Percentiles, SloReport, percentiles_of
+from simulator.model.arrays import Floats, Mask
 from simulator.scenario import Slo
-
-Floats = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,10 @@ integrated rate (time change of a point process), which keeps Poisson streams Po
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from simulator.model.arrays import Floats
 from simulator.scenario import Bursts, Diurnal, ScenarioError
 
-Floats = NDArray[np.float64]
 DAY_S = 86_400.0  # [s]
 SPELLS_AT_ONCE = 1024  # pairs of quiet and burst drawn by one call
 CELLS_PER_PERIOD = 512  # the curve is taken as constant inside a cell

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.des.instance.prefix_cache import BLOCK_TOKENS
 from simulator.des.workload.arrivals import change_time
 from simulator.des.workload.draws import draw_arrivals, draw_lengths
 from simulator.des.workload.sessions import Conversations, draw_sessions
-from simulator.des.workload.traces import read_trace
+from simulator.des.workload.traces import BLOCK_TOKENS, read_trace
+from simulator.model.arrays import Floats
 from simulator.scenario import (
     ClosedLoop,
     Offline,
@@ -25,7 +25,6 @@ from simulator.scenario import (
     Workload,
 )
 
-Floats = NDArray[np.float64]
 SEEDS = 2**62  # to draw one from; numpy draws int64
 SPARE_ARRIVALS = 16  # drawn beyond the mean, so that few are drawn twice
 TENANT_BLOCKS = 1 << 48  # block ids of one tenant; no two share a prefix

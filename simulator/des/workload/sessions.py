@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.des.instance.prefix_cache import BLOCK_TOKENS
 from simulator.des.workload.draws import draw_arrivals, draw_lengths, draw_seconds
+from simulator.des.workload.traces import BLOCK_TOKENS
 from simulator.scenario import ScenarioError, Sessions
 from simulator.scenario.keys import MOST_REQUESTS
 

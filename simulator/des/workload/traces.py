@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from simulator.scenario import ScenarioError
 
+BLOCK_TOKENS = 512  # prompt tokens of a block that prefixes are compared by, as in the Mooncake traces
 MOST_TOKENS = 10**9  # of one side of a request: far above any real one, far below int64
 AZURE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 MOONCAKE_KEYS = ("timestamp", "input_length", "output_length")

@@ -179,7 +179,7 @@ def test_a_pair_that_fails_leaves_no_shared_memory(tiny_preset, this_machine, na
         assert not list(Path("/dev/shm").glob(mine))
         del decode.step
         for engine in (prefill, decode):
-            for name in pair.book.names:
+            for name in pair.requests.names:
                 engine.abort(name)
 
 

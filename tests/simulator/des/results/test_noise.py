@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.signal import lfilter
 
-from simulator.des.results.noise import Floats, relative_error
+from simulator.des.results.noise import relative_error
+from simulator.model.arrays import Floats
 
 
 def mean(values: Floats) -> float:
