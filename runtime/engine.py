@@ -37,6 +37,7 @@ MAX_STEP_RECORDS = 1_000_000  # kept, the newest (assumed)
 class EngineConfig:
     """num_blocks, block_size: KV pool.  num_snapshots: spare slots for resumable state (V4).
     max_model_len: longest prompt and output together; 0 takes what the model allows.
+    Sizes are assumed: what a scaled-down model needs on a laptop.
     """
 
     num_blocks: int = 256

@@ -17,8 +17,8 @@ from runtime.sequence import Sequence, SequenceStatus, SettingError
 class SchedulerConfig:
     """max_num_seqs: sequences in one step.  max_num_batched_tokens: new tokens in one step."""
 
-    max_num_seqs: int = 32
-    max_num_batched_tokens: int = 2048
+    max_num_seqs: int
+    max_num_batched_tokens: int
 
     def __post_init__(self) -> None:
         if self.max_num_seqs < 1:

@@ -216,7 +216,7 @@ def sample_cases(rows: int) -> list[Case]:
     return [Case(f"sample_{rows}", build, 0, rows * VOCABULARY * 4)]
 
 
-PREFILL, DECODE = 8192, 64
+PREFILL, DECODE = 8192, 64  # tokens of a step: of one chunk, and of as many sequences (assumed)
 _BOTH = (norm_cases, fp8_cases, moe_cases, mhc_cases, choice_cases)
 CASES: list[Case] = [
     *(case for tokens in (PREFILL, DECODE) for make in _BOTH for case in make(tokens)),

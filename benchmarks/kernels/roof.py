@@ -12,7 +12,7 @@ WARM_UP_MS, REPEAT_MS = 50, 200  # of one timing (assumed)
 COPY_BYTES = 1 << 30  # beyond any cache
 MATRIX = 8192  # rows and columns: large enough for the rate of the library (assumed)
 FIRST_FP8 = (8, 9)  # compute capability of Ada, the first with FP8 products
-FP32_BYTES = 4
+FP32_BYTES = 4  # of an element
 
 
 @dataclass(frozen=True)

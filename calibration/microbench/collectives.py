@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 CPU_RANKS = 2  # processes: the fewest that talk
 WEIGHT = 4  # of progress, in ops of one step: starting the ranks (assumed)
 PATIENCE = timedelta(seconds=60)  # with a rank that does not answer (assumed)
-BF16_BYTES = 2
+BF16_BYTES = 2  # of an element
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "point-to-point")
 
 

@@ -11,7 +11,7 @@ from calibration.microbench.bench import Bench, Item
 from calibration.microbench.measurement import Measurement
 
 HOST_COPY_BYTES = 64 << 20  # large beside the start of a copy (assumed)
-FP32_BYTES = 4
+FP32_BYTES = 4  # of an element
 
 
 def items(bench: Bench) -> list[Item]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from calibration.op_tables import table_ops as op_families
+from calibration.op_tables import rows, table_ops
 from calibration.op_tables.fit_tables import calibrate
 from calibration.op_tables.tables import WHEEL, TableError, read_tables, systems
 from hw_profiles.catalog import load
@@ -97,10 +97,10 @@ def test_families_beside_others_add_what_they_fitted(wheel: Path) -> None:
 
 
 def test_large_tables_are_sampled_among_the_rows_that_are_used(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(op_families, "LARGEST", 10)
+    monkeypatch.setattr(rows, "LARGEST", 10)
     frame = read_tables("b200_sxm", "sglang").frames["gemm"]
     unused = frame.assign(gemm_dtype="nvfp4")
-    assert len(op_families.measurements("gemm", pd.concat([unused] * 9 + [frame], ignore_index=True), B200)) == 10
+    assert len(table_ops.measurements("gemm", pd.concat([unused] * 9 + [frame], ignore_index=True), B200)) == 10
 
 
 def test_a_stack_or_accelerator_without_tables_is_said(wheel: Path) -> None:
