@@ -15,22 +15,28 @@ from types import CodeType, FrameType
 
 from benchmarks.des import run
 
-PERIOD_S = 0.002
+PERIOD_S = 0.002  # between samples
 PARTS = {
-    "SimPy: events and clock": ("simpy/", "des/clock.py"),
-    "the step of an instance": ("des/instance.py", "des/decoding.py", "des/meter.py"),
-    "what a step holds, KV, preemption": ("des/scheduler.py", "des/kv_cache.py", "des/queues.py"),
-    "running sequences": ("des/batching.py", "des/paced_batch.py"),
+    "SimPy: events and clock": ("simpy/", "primitives/clock.py"),
+    "the step of an instance": ("instance/instance.py", "step_loop.py", "decode_loop.py", "records/usage.py"),
+    "what a step holds, KV, preemption": ("scheduler.py", "instance/rank.py", "kv_room.py", "primitives/queues.py"),
+    "running sequences": ("running_batch.py", "paced_batch.py"),
     "arrivals, routers, ends": (
-        "des/run.py",
-        "des/router.py",
-        "des/dispatch.py",
-        "des/serving.py",
-        "des/sources.py",
-        "des/journal.py",
+        "cluster/cluster.py",
+        "cluster/router.py",
+        "cluster/dispatch.py",
+        "cluster/serving.py",
+        "workload/sources.py",
+        "records/request_log.py",
     ),
-    "what a step takes": ("des/pricing.py", "simulator/model/"),
-    "transfers": ("des/transfer.py", "des/links.py", "des/intake.py"),
+    "what a step takes": ("instance/step_cost.py", "simulator/model/"),
+    "transfers": (
+        "cluster/kv_transfer.py",
+        "primitives/links.py",
+        "instance/handover.py",
+        "kv_sender.py",
+        "kv_receiver.py",
+    ),
 }
 
 
