@@ -144,10 +144,10 @@ def cluster_of(scenario: Scenario, requests: Requests) -> Cluster:
     streams = keys.overlap == "layerwise"
     size = float(np.mean([spec.transfer_bytes(int(p)) for p in requests.prompt_tokens[:200]]))
     size += keys.half_rate_bytes * (spec.layers if streams else 1)
-    link = keys.achieved * min(entry.instance.rank_bandwidth, decode.instance.rank_bandwidth)
     handover = Handover(
         _number(keys.handshake_s),
-        _number(size / link),
+        _number(size / (keys.achieved * entry.instance.rank_bandwidth)),
+        _number(size / (keys.achieved * decode.instance.rank_bandwidth)),
         _number(streams),
         _number(spec.layers),
         first.kv.sequences(_number(traffic.prompt)) * entry.instance.ranks,

@@ -122,12 +122,15 @@ def _disaggregated(cluster: Cluster, rate: Array, percentile: float) -> Equilibr
     first, _, mean = as_seen(cluster, found, chance * queue_s, 0 * each, ~stable)
     high = replace(found, step_s=step_of(crowded(n, pools, percentile)))
     _, at, _ = as_seen(cluster, high, chance * queue_s, 0 * each, ~stable)
-    full = found.prefill.busy > BUSIEST
-    unstable = ~stable | full
-    capacity = cluster.entry.instances / cluster.entry.steps.full_s[:, :, 0]
+    full, moving = found.prefill.busy > BUSIEST, found.links > BUSIEST
+    unstable = ~stable | full | moving
+    capacity = np.minimum(
+        cluster.entry.instances / cluster.entry.steps.full_s[:, :, 0], rate / np.maximum(found.links, 1e-12)
+    )
     sustained = np.minimum(n / (decode_steps * step) * pools, capacity)
+    limit = np.where(full, 1, np.where(moving, 4, np.where(fits < decode.sequences, 2, 3)))
     state_of = Equilibrium(
         np.where(unstable, sustained, rate), at, mean, first.percentile_s(percentile), first.mean_s, n,
-        found.prefill.busy, n / most, np.where(full, 1, np.where(fits < decode.sequences, 2, 3)), first,
+        found.prefill.busy, n / most, limit, first,
     )  # fmt: skip
     return _infinite(state_of, unstable)

@@ -88,7 +88,12 @@ def test_apart_and_short_of_room_to_decode(both: Judge) -> None:
 @pytest.mark.parametrize("overlap", ["none", "layerwise"])
 def test_hand_over_takes_its_time(both: Judge, overlap: str) -> None:
     pools = apart(transfer={"overlap": overlap, "efficiency": 0.01})
-    assert both(pools, UNIFORM, {"kind": "constant", "value": 40}, clients=2, requests=100).agree(0.03, 0.04, 0.05)
+    assert both(pools, UNIFORM, 40, clients=1, requests=100).agree(0.02, 0.02, 0.02)
+
+
+def test_hand_overs_share_links(both: Judge) -> None:
+    pools = apart(transfer={"efficiency": 0.01})
+    assert both(pools, UNIFORM, ANSWERS, load_share=0.5, requests=3000).agree(0.05, 0.1, 0.1)
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
