@@ -45,7 +45,7 @@ MODELS = {"deepseek-v4-flash": (4, 8), "qwen3-30b-a3b": (1, 2, 4), "gpt-oss-120b
 ACCELERATORS = ("h200@vllm", "b200@sglang", "b200@trtllm", "h200", "b300", "gb200@sglang")
 METRICS = ("throughput", "tpot", "ttft")
 WAVES = 6  # requests of each client in a closed loop
-FEWEST, MOST = 400, 12_000  # requests of a run
+FEWEST, MOST = 400, 60_000  # requests of a run
 LIFETIMES = 8  # that an open loop lasts
 
 

@@ -3,7 +3,7 @@
 Of a request's N decode steps each ends n / N requests, whose successors bring as many prompts: a decode step of n
 sequences has a = n / N of them to work off, k at a time:
 
-    S = S0(n) + a (W(n, k) - c S0(n)) / k     where prompts ride in the c steps that decode meanwhile
+    S = S0(n) + a c (S(n, k) - S0(n)) / k     where prompts ride in decode steps, c of them each, k in one of S(n, k)
     S = S0(n) + a W(k) / k                    where they have steps of their own, before those of decode
 
 How many share their steps, k, is what a closed and an open loop differ in.
@@ -64,15 +64,16 @@ class _Load:
         )
 
     def added_s(self, k: Array) -> Array:
-        """What k prompts together add to decode."""
+        """What each of k prompts under way together adds to decode."""
         bunch_s = at_bunch(self.steps, self.steps.bunch_s, self.seen, k)
         if not self.steps.mixes:
-            return bunch_s
-        return np.maximum(bunch_s - at_bunch(self.steps, self.steps.bunch_steps, self.seen, k) * self.alone, 0.0)
+            return np.asarray(bunch_s / k)
+        per_step = bunch_s / at_bunch(self.steps, self.steps.bunch_steps, self.seen, k)
+        return np.asarray(self.chunks * np.maximum(per_step - self.alone, 0.0) / k)
 
     def step_s(self, k: Array) -> Array:
         """Decode step, prompts included, where k share theirs."""
-        return self.alone + self.arriving * self.added_s(k) / k
+        return np.asarray(self.alone + self.arriving * self.added_s(k))
 
     def own_s(self, together: Array) -> Array:
         """[points, draws, bins] a prompt of each length in a group of `together`."""

@@ -73,9 +73,12 @@ def _colocated(cluster: Cluster, rate: Array, percentile: float) -> Equilibrium:
     ranks = steps.ranks[..., 0]
     each = rate / cluster.entry.instances
     decode_steps = demand.decode_steps(cluster.acceptance) + np.zeros_like(each)
-    arrivals = evenly(each, cluster.entry.instances)
+    lone_s = steps.lone_s.mean(axis=-1)[:, :, 0]
 
     def state(n: Array, seen: Array) -> Mixing:
+        under_way = np.maximum(n + each * lone_s, 1e-9)
+        others = np.maximum(0.0, 1 - (1 - 1 / cluster.entry.instances) / under_way)
+        arrivals = replace(evenly(each, cluster.entry.instances), others=others)
         return mixed_open(steps, n, seen, decode_steps, arrivals, demand, cluster.request_overhead_s)
 
     def rate_of(n: Array) -> Array:

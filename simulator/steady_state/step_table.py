@@ -7,7 +7,7 @@ by op class; those with several are kept apart for their p-norm, because engine 
 
 R attention ranks of an instance meet in every step, and the busiest sets its time:
   decode   n / R + (R - 1) / (2 R) sequences (mean of the ceiling), with the largest of the ranks' summed contexts
-  prompts  k <= R: the longest of k prompts, one a rank, cut to the token budget; k > R: k / R a rank, tokens as a flow
+  prompts  k <= R: the longest of k prompts, one a rank, cut to the token budget; k > R: dealt out to the emptiest rank
 """
 
 from __future__ import annotations
@@ -320,11 +320,11 @@ class _Columns:
             places = [(full / 3, (i + 0.5) * full / 3 - 0.5) for i in range(3)]
         return [*((weight, room, place * room) for weight, place in places), (1.0, prompt - full * room, full * room)]
 
-    def prompts(self, n: float, room: float, k: float, chances: Array) -> None:
-        """k prompts at once, one a rank. chances: that each bin of prompts is the longest of them."""
+    def prompts(self, n: float, room: float, k: float, chances: Array, lengths: Array) -> None:
+        """k prompts at once, one a rank. chances: that the longest of them has each of the lengths."""
         steps = 0.0
         others = (k - 1.0) * self.traffic.prompt
-        for chance, prompt in zip(chances, self.traffic.bins, strict=True):
+        for chance, prompt in zip(chances, lengths, strict=True):
             if chance < RARE:
                 continue
             cut = self._chunks(float(prompt), room)
@@ -336,12 +336,14 @@ class _Columns:
         self.steps.append(steps)
 
     def flow(self, n: float, room: float, k: float) -> None:
-        """k prompts, their tokens spread evenly over the ranks."""
+        """k prompts, each on the rank with fewest tokens to do; where they fill all ranks, a flow of tokens."""
         a_rank, prompt = k / self.ranks, self.traffic.prompt
         steps = max(1.0, a_rank if self.whole and prompt > room else a_rank * prompt / room)
         held = a_rank / steps
-        pairs = np.mean([self._pairs(float(p), 0.0) for p in self.traffic.bins], axis=0) * held
-        self._add(steps, n, held * prompt, 0.0, max(1.0, held), held * prompt * self.ranks, pairs.tolist())
+        most = max(room, prompt) if self.whole else room
+        busiest = min(most, held * prompt + self.traffic.lead(self.ranks, k)) if held * prompt < most else held * prompt
+        pairs = np.mean([self._pairs(float(p), 0.0) for p in self.traffic.bins], axis=0) * (busiest / prompt)
+        self._add(steps, n, busiest, 0.0, max(1.0, held), held * prompt * self.ranks, pairs.tolist())
         self.steps.append(steps)
 
     def gathered(self) -> _Steps:
@@ -408,17 +410,16 @@ def price(
     for n in batches.tolist():
         columns.decode(n)
     if prefills:
-        edges = np.arange(BINS + 1) / BINS
         decoding = list(zip(beside.tolist(), left.tolist(), capacity.tolist(), strict=True))
         for n, room, _ in decoding:
             for k in bunches.tolist():
                 if k <= ranks:
-                    columns.prompts(n, room, k, np.diff(edges**k))
+                    columns.prompts(n, room, k, *traffic.longest(k))
                 else:
                     columns.flow(n, room, k)
         for n, room, _ in decoding:
             for chances in np.eye(BINS):
-                columns.prompts(n, room, 1.0, chances)
+                columns.prompts(n, room, 1.0, chances, traffic.bins)
         for n, room, k in decoding:
             columns.flow(n, room, k)
     steps = np.array(columns.steps)
