@@ -20,7 +20,7 @@ from simulator.steady_state.stations import Arrivals, Demand, Prefilling, at_bun
 from simulator.steady_state.step_table import StepSeconds
 from simulator.steady_state.waits import Response, queueing
 
-ROUNDS = 8  # of the fixed point of an open loop's groups
+ROUNDS = 6  # of the fixed point of an open loop's groups
 MOST_IN_A_RUN = 30.0  # exponent beyond which prompts never stop to come
 
 

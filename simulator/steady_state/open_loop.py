@@ -19,7 +19,7 @@ from simulator.steady_state.mixed import Mixing, mixed_open
 from simulator.steady_state.stations import evenly, steps_of
 from simulator.steady_state.waits import BUSIEST, queueing
 
-HALVINGS = 40
+HALVINGS = 24
 Booleans = NDArray[np.bool_]
 
 
