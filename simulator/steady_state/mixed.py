@@ -124,11 +124,12 @@ def mixed_closed(
     busy = load.busy(running / decode_steps, step)
     chance, queue_s = queueing(load.slots, np.minimum(busy * others / arrivals.burst, 1.0), load.one_s, demand.scv)
     queue_s = arrivals.queue_s(queue_s, load.one_s / load.slots, demand.scv)
-    fixed = overhead_s + np.zeros_like(step)
+    full_s = Place.on(steps.batches, load.around).of(steps.full_s) if steps.mixes else steps.full_s[:, :, 0]
     if not steps.mixes:  # no request ends in a run of prompts, so that only those of the run queue
         chance = np.zeros_like(chance)
-        beyond = np.maximum(0.0, np.minimum(ending + later, load.around) + 1 - load.slots)
-        fixed = fixed + beyond / 2 * steps.full_s[:, :, 0]
+    # Those that come within one overhead of each other and do not find a slot are prefilled one after the other.
+    beyond = np.maximum(0.0, np.minimum(ending + later, load.around) + 1 - load.slots)
+    fixed = overhead_s + np.maximum(0.0, beyond / 2 * full_s - chance * queue_s)
     working = 1 - (1 - load.around / (load.around + 1)) ** (load.around + 1)
     chance = np.minimum(chance, working)
     # The next step has begun when a request is queued; if it is a decode step, its rest is known.

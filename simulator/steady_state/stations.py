@@ -164,7 +164,9 @@ def prefill_alone(steps: StepSeconds, rate: Array, arrivals: Arrivals, demand: D
     one = at_bunch(steps, steps.bunch_s, zero, zero + 1)
     lone_steps = at_bunch(steps, steps.bunch_steps, zero, zero + 1)
     longest = full * capacity
-    step = one
+    # In bursts the groups of the start live on, and those were as large as they could be.
+    together = np.where(arrivals.burst < 1, np.clip(arrivals.wave / arrivals.instances, 1.0, slots), 1.0)
+    step = at_bunch(steps, steps.bunch_s, zero, together)
     for _ in range(ROUNDS):
         coming = np.minimum(met * step, slots)
         found = at_bunch(steps, steps.bunch_s, zero, np.minimum(coming + np.exp(-coming), slots))
