@@ -115,9 +115,10 @@ def mixed_closed(
     ending = load.arriving / arrivals.burst
     offered, k = load.in_step(ending)
     later = ending * overhead_s / np.maximum(load.alone, 1e-9)
-    later = np.where(load.one_s > overhead_s, later, 0.0)
+    group_s = at_bunch(steps, steps.bunch_s, load.around, k)
+    later = np.where(group_s > overhead_s, later, 0.0)
     behind = np.minimum(later, load.slots)
-    delay = np.clip(overhead_s * load.chunks / load.one_s, 1.0, load.chunks)
+    delay = np.clip(overhead_s * load.chunks / group_s, 1.0, load.chunks)
     k = (k + behind) * load.chunks / (load.chunks + (1 - np.exp(-behind)) * delay)
     k = np.clip(k, 1.0, load.slots)
     step = load.step_s(k)
@@ -139,7 +140,7 @@ def mixed_closed(
     fixed = fixed + np.where(early, (working - chance) * rest, 0.0)
     # Those behind wait for the rest of the first one's step.
     late = behind / np.maximum(offered + behind, 1e-12)
-    fixed = fixed + late * np.maximum(load.one_s / load.chunks - overhead_s / 2, 0.0)
+    fixed = fixed + late * np.maximum(group_s / load.chunks - overhead_s / 2, 0.0)
     own = load.own_s(1 + offered)
     response = Response(fixed, own, in_step, load.alone, chance, queue_s, np.zeros_like(step))
     return Mixing(step, Prefilling(busy, response, own.mean(axis=-1)))
