@@ -265,6 +265,7 @@ def summary(found: list[Comparison]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="write the result here")
+    parser.add_argument("--each", action="store_true", help="write every scenario too")
     parser.add_argument("--scenarios", type=int, default=SCENARIOS)
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--workers", type=int, default=2)
@@ -275,7 +276,8 @@ def main() -> None:
     report["by_kind"] = {
         kind: summary([c for c in found if c.kind == kind]) for kind in sorted({c.kind for c in found})
     }
-    report["each"] = [vars(c) | {"errors": c.errors()} for c in found]
+    if args.each:
+        report["each"] = [vars(c) | {"errors": c.errors()} for c in found]
     report["seconds"] = time.perf_counter() - start
     for kind, one in {"all": report["scenarios"], **report["by_kind"]}.items():
         errors = "  ".join(f"{n} {one[n]['median']:.1%} (p90 {one[n]['p90']:.1%})" for n in METRICS if n in one)
