@@ -145,7 +145,13 @@ def _disaggregated(cluster: Cluster, clients: Array, generations: Array) -> Equi
         found, under_way = state(n)
         held = found.rate / pools * found.late_s
         fits = room_limit(decode.kv, decode.steps.ranks[..., 0], demand.context, held, demand.prompt)
-        return [under_way > clients, found.prefill.busy > BUSIEST, n > fits, n + held > decode.sequences]
+        return [
+            under_way > clients,
+            found.prefill.busy > BUSIEST,
+            n > fits,
+            n + held > decode.sequences,
+            found.links > BUSIEST,
+        ]
 
     n = _bisected(np.minimum(own, decode.sequences + 0 * own), lambda n: np.any(limits(n), axis=0))
     found, under_way = state(n)

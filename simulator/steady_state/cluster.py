@@ -22,7 +22,7 @@ from simulator.steady_state.stations import (
 from simulator.steady_state.step_table import StepSeconds
 from simulator.steady_state.waits import Response
 
-LIMITS = ("clients", "prefill", "kv", "sequences")  # what binds, by number; the first: nothing but the load
+LIMITS = ("clients", "prefill", "kv", "sequences", "links")  # what binds, by number; the first: nothing but the load
 FirstToken = Literal["prefill", "decode"]
 
 
@@ -118,6 +118,7 @@ class Apart:
     step_s: Array
     late_s: Array
     rate: Array
+    links: Array
 
 
 def apart(cluster: Cluster, rate: Array, step_s: Array, arrivals: Arrivals) -> Apart:
@@ -127,8 +128,11 @@ def apart(cluster: Cluster, rate: Array, step_s: Array, arrivals: Arrivals) -> A
     each = rate / entry.instances
     prefill = prefill_alone(entry.steps, each, arrivals, cluster.demand, cluster.request_overhead_s)
     last = prefill.held_s / np.maximum(1.0, entry.steps.lone_steps.mean(axis=-1)[:, :, 0])
-    late = cluster.handover.seconds(each * arrivals.others, entry.steps.ranks[..., 0], last) + step_s / 2
-    return Apart(prefill, step_s, late, rate)
+    assert cluster.decode is not None
+    sources, destinations = (pool.instances * pool.steps.ranks[..., 0] for pool in (entry, cluster.decode))
+    links = cluster.handover.busy(rate, sources, destinations)
+    late = cluster.handover.seconds(links * arrivals.others, last) + step_s / 2
+    return Apart(prefill, step_s, late, rate, links)
 
 
 def as_seen(

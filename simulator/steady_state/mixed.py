@@ -3,7 +3,7 @@
 Of a request's N decode steps each ends n / N requests, whose successors bring as many prompts: a decode step of n
 sequences has a = n / N of them to work off, k at a time:
 
-    S = S0(n) + a (W(n, k) - c S0(n)) / k     where prompts ride in the c steps that decode meanwhile
+    S = S0(n) + a c (S(n, k) - S0(n)) / k     where prompts ride in decode steps, c of them each, k in one of S(n, k)
     S = S0(n) + a W(k) / k                    where they have steps of their own, before those of decode
 
 How many share their steps, k, is what a closed and an open loop differ in.
@@ -20,7 +20,7 @@ from simulator.steady_state.stations import Arrivals, Demand, Prefilling, at_bun
 from simulator.steady_state.step_table import StepSeconds
 from simulator.steady_state.waits import Response, queueing
 
-ROUNDS = 8  # of the fixed point of an open loop's groups
+ROUNDS = 6  # of the fixed point of an open loop's groups
 MOST_IN_A_RUN = 30.0  # exponent beyond which prompts never stop to come
 
 
@@ -64,15 +64,16 @@ class _Load:
         )
 
     def added_s(self, k: Array) -> Array:
-        """What k prompts together add to decode."""
+        """What each of k prompts under way together adds to decode."""
         bunch_s = at_bunch(self.steps, self.steps.bunch_s, self.seen, k)
         if not self.steps.mixes:
-            return bunch_s
-        return np.maximum(bunch_s - at_bunch(self.steps, self.steps.bunch_steps, self.seen, k) * self.alone, 0.0)
+            return np.asarray(bunch_s / k)
+        per_step = bunch_s / at_bunch(self.steps, self.steps.bunch_steps, self.seen, k)
+        return np.asarray(self.chunks * np.maximum(per_step - self.alone, 0.0) / k)
 
     def step_s(self, k: Array) -> Array:
         """Decode step, prompts included, where k share theirs."""
-        return self.alone + self.arriving * self.added_s(k) / k
+        return np.asarray(self.alone + self.arriving * self.added_s(k))
 
     def own_s(self, together: Array) -> Array:
         """[points, draws, bins] a prompt of each length in a group of `together`."""
@@ -114,20 +115,22 @@ def mixed_closed(
     ending = load.arriving / arrivals.burst
     offered, k = load.in_step(ending)
     later = ending * overhead_s / np.maximum(load.alone, 1e-9)
-    later = np.where(load.one_s > overhead_s, later, 0.0)
+    group_s = at_bunch(steps, steps.bunch_s, load.around, k)
+    later = np.where(group_s > overhead_s, later, 0.0)
     behind = np.minimum(later, load.slots)
-    delay = np.clip(overhead_s * load.chunks / load.one_s, 1.0, load.chunks)
+    delay = np.clip(overhead_s * load.chunks / group_s, 1.0, load.chunks)
     k = (k + behind) * load.chunks / (load.chunks + (1 - np.exp(-behind)) * delay)
     k = np.clip(k, 1.0, load.slots)
     step = load.step_s(k)
     busy = load.busy(running / decode_steps, step)
     chance, queue_s = queueing(load.slots, np.minimum(busy * others / arrivals.burst, 1.0), load.one_s, demand.scv)
     queue_s = arrivals.queue_s(queue_s, load.one_s / load.slots, demand.scv)
-    fixed = overhead_s + np.zeros_like(step)
+    full_s = Place.on(steps.batches, load.around).of(steps.full_s) if steps.mixes else steps.full_s[:, :, 0]
     if not steps.mixes:  # no request ends in a run of prompts, so that only those of the run queue
         chance = np.zeros_like(chance)
-        beyond = np.maximum(0.0, np.minimum(ending + later, load.around) + 1 - load.slots)
-        fixed = fixed + beyond / 2 * steps.full_s[:, :, 0]
+    # Those that come within one overhead of each other and do not find a slot are prefilled one after the other.
+    beyond = np.maximum(0.0, np.minimum(ending + later, load.around) + 1 - load.slots)
+    fixed = overhead_s + np.maximum(0.0, beyond / 2 * full_s - chance * queue_s)
     working = 1 - (1 - load.around / (load.around + 1)) ** (load.around + 1)
     chance = np.minimum(chance, working)
     # The next step has begun when a request is queued; if it is a decode step, its rest is known.
@@ -137,7 +140,7 @@ def mixed_closed(
     fixed = fixed + np.where(early, (working - chance) * rest, 0.0)
     # Those behind wait for the rest of the first one's step.
     late = behind / np.maximum(offered + behind, 1e-12)
-    fixed = fixed + late * np.maximum(load.one_s / load.chunks - overhead_s / 2, 0.0)
+    fixed = fixed + late * np.maximum(group_s / load.chunks - overhead_s / 2, 0.0)
     own = load.own_s(1 + offered)
     response = Response(fixed, own, in_step, load.alone, chance, queue_s, np.zeros_like(step))
     return Mixing(step, Prefilling(busy, response, own.mean(axis=-1)))

@@ -19,7 +19,7 @@ from simulator.steady_state.mixed import Mixing, mixed_open
 from simulator.steady_state.stations import evenly, steps_of
 from simulator.steady_state.waits import BUSIEST, queueing
 
-HALVINGS = 40
+HALVINGS = 24
 Booleans = NDArray[np.bool_]
 
 
@@ -73,9 +73,12 @@ def _colocated(cluster: Cluster, rate: Array, percentile: float) -> Equilibrium:
     ranks = steps.ranks[..., 0]
     each = rate / cluster.entry.instances
     decode_steps = demand.decode_steps(cluster.acceptance) + np.zeros_like(each)
-    arrivals = evenly(each, cluster.entry.instances)
+    lone_s = steps.lone_s.mean(axis=-1)[:, :, 0]
 
     def state(n: Array, seen: Array) -> Mixing:
+        under_way = np.maximum(n + each * lone_s, 1e-9)
+        others = np.maximum(0.0, 1 - (1 - 1 / cluster.entry.instances) / under_way)
+        arrivals = replace(evenly(each, cluster.entry.instances), others=others)
         return mixed_open(steps, n, seen, decode_steps, arrivals, demand, cluster.request_overhead_s)
 
     def rate_of(n: Array) -> Array:
@@ -122,12 +125,15 @@ def _disaggregated(cluster: Cluster, rate: Array, percentile: float) -> Equilibr
     first, _, mean = as_seen(cluster, found, chance * queue_s, 0 * each, ~stable)
     high = replace(found, step_s=step_of(crowded(n, pools, percentile)))
     _, at, _ = as_seen(cluster, high, chance * queue_s, 0 * each, ~stable)
-    full = found.prefill.busy > BUSIEST
-    unstable = ~stable | full
-    capacity = cluster.entry.instances / cluster.entry.steps.full_s[:, :, 0]
+    full, moving = found.prefill.busy > BUSIEST, found.links > BUSIEST
+    unstable = ~stable | full | moving
+    capacity = np.minimum(
+        cluster.entry.instances / cluster.entry.steps.full_s[:, :, 0], rate / np.maximum(found.links, 1e-12)
+    )
     sustained = np.minimum(n / (decode_steps * step) * pools, capacity)
+    limit = np.where(full, 1, np.where(moving, 4, np.where(fits < decode.sequences, 2, 3)))
     state_of = Equilibrium(
         np.where(unstable, sustained, rate), at, mean, first.percentile_s(percentile), first.mean_s, n,
-        found.prefill.busy, n / most, np.where(full, 1, np.where(fits < decode.sequences, 2, 3)), first,
+        found.prefill.busy, n / most, limit, first,
     )  # fmt: skip
     return _infinite(state_of, unstable)

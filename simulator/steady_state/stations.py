@@ -164,7 +164,9 @@ def prefill_alone(steps: StepSeconds, rate: Array, arrivals: Arrivals, demand: D
     one = at_bunch(steps, steps.bunch_s, zero, zero + 1)
     lone_steps = at_bunch(steps, steps.bunch_steps, zero, zero + 1)
     longest = full * capacity
-    step = one
+    # In bursts the groups of the start live on, and those were as large as they could be.
+    together = np.where(arrivals.burst < 1, np.clip(arrivals.wave / arrivals.instances, 1.0, slots), 1.0)
+    step = at_bunch(steps, steps.bunch_s, zero, together)
     for _ in range(ROUNDS):
         coming = np.minimum(met * step, slots)
         found = at_bunch(steps, steps.bunch_s, zero, np.minimum(coming + np.exp(-coming), slots))
@@ -191,22 +193,25 @@ def prefill_alone(steps: StepSeconds, rate: Array, arrivals: Arrivals, demand: D
 class Handover:
     """KV from prefill to decode, [points, 1] each.
 
-    handshake_s; transfer_s: of one prompt's KV on the link of a rank, alone. overlapped: whether it leaves layer by
-    layer while the prompt's last chunk is computed; layers: of the model. held: prompts whose KV a prefill instance
-    has room for.
+    handshake_s. source_s, destination_s: one prompt's KV on the link of a prefill rank and of a decode rank, alone.
+    overlapped: whether it leaves layer by layer while the prompt's last chunk is computed; layers: of the model.
+    held: prompts whose KV a prefill instance has room for.
     """
 
     handshake_s: Array
-    transfer_s: Array
+    source_s: Array
+    destination_s: Array
     overlapped: Array
     layers: Array
     held: Array
 
-    def seconds(self, rate: Array, ranks: Array, last_chunk_s: Array) -> Array:
-        """From the end of the prompt until all KV has arrived. rate: of other prompts of a prefill instance; its
-        ranks' links are shared by what leaves at once: t / (1 - rho)."""
-        busy = np.minimum(rate * self.transfer_s / ranks, BUSIEST)
-        moved = self.transfer_s / (1 - busy)
+    def busy(self, rate: Array, sources: Array, destinations: Array) -> Array:
+        """Use of the busier end's links. rate: of the cluster; sources, destinations: ranks of each pool."""
+        return np.asarray(rate * np.maximum(self.source_s / sources, self.destination_s / destinations))
+
+    def seconds(self, busy: Array, last_chunk_s: Array) -> Array:
+        """From the end of the prompt until all KV has arrived. busy: links, by others; shared fairly, t / (1 - rho)."""
+        moved = np.maximum(self.source_s, self.destination_s) / (1 - np.minimum(busy, BUSIEST))
         begun = np.maximum(0.0, self.handshake_s + moved * (1 - 1 / self.layers) - last_chunk_s)
         late: Array = np.where(self.overlapped > 0, begun + moved / self.layers, self.handshake_s + moved)
         return late

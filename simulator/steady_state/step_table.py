@@ -7,7 +7,7 @@ by op class; those with several are kept apart for their p-norm, because engine 
 
 R attention ranks of an instance meet in every step, and the busiest sets its time:
   decode   n / R + (R - 1) / (2 R) sequences (mean of the ceiling), with the largest of the ranks' summed contexts
-  prompts  k <= R: the longest of k prompts, one a rank, cut to the token budget; k > R: k / R a rank, tokens as a flow
+  prompts  k <= R: the longest of k prompts, one a rank, cut to the token budget; k > R: dealt out to the emptiest rank
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import numpy as np
@@ -214,6 +215,12 @@ class _Engine:
             sheet.add(group, nodes, slowest, weight * count)
 
 
+@lru_cache(maxsize=256)
+def _engine(ops: StepOps) -> _Engine:
+    """Budgets and policies of one cut share its groups."""
+    return _Engine(ops)
+
+
 # ---- nodes
 
 
@@ -320,11 +327,11 @@ class _Columns:
             places = [(full / 3, (i + 0.5) * full / 3 - 0.5) for i in range(3)]
         return [*((weight, room, place * room) for weight, place in places), (1.0, prompt - full * room, full * room)]
 
-    def prompts(self, n: float, room: float, k: float, chances: Array) -> None:
-        """k prompts at once, one a rank. chances: that each bin of prompts is the longest of them."""
+    def prompts(self, n: float, room: float, k: float, chances: Array, lengths: Array) -> None:
+        """k prompts at once, one a rank. chances: that the longest of them has each of the lengths."""
         steps = 0.0
         others = (k - 1.0) * self.traffic.prompt
-        for chance, prompt in zip(chances, self.traffic.bins, strict=True):
+        for chance, prompt in zip(chances, lengths, strict=True):
             if chance < RARE:
                 continue
             cut = self._chunks(float(prompt), room)
@@ -336,12 +343,14 @@ class _Columns:
         self.steps.append(steps)
 
     def flow(self, n: float, room: float, k: float) -> None:
-        """k prompts, their tokens spread evenly over the ranks."""
+        """k prompts, each on the rank with fewest tokens to do; where they fill all ranks, a flow of tokens."""
         a_rank, prompt = k / self.ranks, self.traffic.prompt
         steps = max(1.0, a_rank if self.whole and prompt > room else a_rank * prompt / room)
         held = a_rank / steps
-        pairs = np.mean([self._pairs(float(p), 0.0) for p in self.traffic.bins], axis=0) * held
-        self._add(steps, n, held * prompt, 0.0, max(1.0, held), held * prompt * self.ranks, pairs.tolist())
+        most = max(room, prompt) if self.whole else room
+        busiest = min(most, held * prompt + self.traffic.lead(self.ranks, k)) if held * prompt < most else held * prompt
+        pairs = np.mean([self._pairs(float(p), 0.0) for p in self.traffic.bins], axis=0) * (busiest / prompt)
+        self._add(steps, n, busiest, 0.0, max(1.0, held), held * prompt * self.ranks, pairs.tolist())
         self.steps.append(steps)
 
     def gathered(self) -> _Steps:
@@ -408,21 +417,20 @@ def price(
     for n in batches.tolist():
         columns.decode(n)
     if prefills:
-        edges = np.arange(BINS + 1) / BINS
         decoding = list(zip(beside.tolist(), left.tolist(), capacity.tolist(), strict=True))
         for n, room, _ in decoding:
             for k in bunches.tolist():
                 if k <= ranks:
-                    columns.prompts(n, room, k, np.diff(edges**k))
+                    columns.prompts(n, room, k, *traffic.longest(k))
                 else:
                     columns.flow(n, room, k)
         for n, room, _ in decoding:
             for chances in np.eye(BINS):
-                columns.prompts(n, room, 1.0, chances)
+                columns.prompts(n, room, 1.0, chances, traffic.bins)
         for n, room, k in decoding:
             columns.flow(n, room, k)
     steps = np.array(columns.steps)
-    sheet = _priced(_Engine(ops), columns.gathered(), len(steps))
+    sheet = _priced(_engine(ops), columns.gathered(), len(steps))
     one = ops.shape([], DecodeLoad(1, 1, tuple(min(1, cap) for cap in ops.caps), 1), None)
     kernels = float(sum(op.count for op in ops.all_ops(one)))
     return EngineSteps(batches, bunches if prefills else bunches[:0], beside, steps, capacity, sheet, kernels, ranks)
@@ -466,14 +474,13 @@ class StepTable:
     """Steps of many engines of one layout, under their profiles' kernel rates.
 
     latency, exits: [points, nodes]. linear: [points, nodes, classes, 3]. Launches with several roofs as columns:
-    point, node (of all points' nodes), op_class, count, roofs [launches, 3], exponent.
+    node (of all points' nodes, rising), op_class, count, roofs [launches, 3], exponent.
     """
 
     engines: tuple[EngineSteps, ...]
     latency: Array
     exits: Array
     linear: Array
-    point: NDArray[np.intp]
     node: NDArray[np.intp]
     op_class: NDArray[np.intp]
     count: Array
@@ -486,42 +493,59 @@ class StepTable:
         nodes = len(engines[0].steps)
         assert all(len(engine.steps) == nodes for engine in engines)
         several = [(i, *launches) for i, engine in enumerate(engines) for launches in engine.sheet.several]
-        counts = [len(launches[1]) for launches in several]
+        node = np.concatenate([i * nodes + at for i, at, *_ in several] or [np.zeros(0, dtype=np.intp)])
+        order = np.argsort(node, kind="stable")
+        op_class, count, exponent = (
+            np.concatenate([launches[place] for launches in several] or [np.zeros(0)])[order] for place in (2, 3, 5)
+        )
+        roofs = np.concatenate([launches[4] for launches in several] or [np.zeros((0, 3))])[order]
         return cls(
             tuple(engines),
             np.array([engine.sheet.latency for engine in engines]),
             np.array([engine.sheet.exits for engine in engines]),
             np.array([engine.sheet.linear for engine in engines]),
-            np.repeat([launches[0] for launches in several], counts).astype(np.intp),
-            np.concatenate([i * nodes + at for i, at, *_ in several] or [np.zeros(0, dtype=np.intp)]),
-            np.concatenate([launches[2] for launches in several] or [np.zeros(0, dtype=np.intp)]),
-            np.concatenate([launches[3] for launches in several] or [np.zeros(0)]),
-            np.concatenate([launches[4] for launches in several] or [np.zeros((0, 3))]),
-            np.concatenate([launches[5] for launches in several] or [np.zeros(0)]),
+            node[order],
+            op_class.astype(np.intp),
+            count,
+            roofs,
+            exponent,
         )
 
     def take(self, rows: Sequence[int]) -> StepTable:
         """The engines `rows`, in that order; an engine may come several times."""
         return StepTable.of([self.engines[row] for row in rows])
 
+    @cached_property
+    def _powered(self) -> Array:
+        """[launches, 3] count^q roofs^q."""
+        return np.asarray((self.count[:, None] * self.roofs) ** self.exponent[:, None])
+
+    @cached_property
+    def _kinds(self) -> tuple[Array, NDArray[np.intp]]:
+        """Distinct (class, exponent) of launches, and which each is."""
+        columns = np.column_stack((self.op_class.astype(float), self.exponent))
+        kinds, which = np.unique(columns, axis=0, return_inverse=True)
+        return np.asarray(kinds, dtype=np.float64), which.ravel()
+
     def kernel_s(self, given: EngineParameters) -> Array:
         """[points, draws, nodes] seconds without host time."""
         points, nodes = self.latency.shape
-        rates = np.broadcast_to(given.rates(), (points, given.rates().shape[1], len(CLASSES), 3))
+        rates = given.rates()
         draws = rates.shape[1]
-        own = rates[self.point, :, self.op_class]  # [launches, draws, 3]
-        q = self.exponent[:, None]
-        norm = ((self.roofs[:, None] / own) ** q[..., None]).sum(axis=2) ** (1 / q) * self.count[:, None]
-        several = np.stack(
-            [np.bincount(self.node, weights=norm[:, d], minlength=points * nodes) for d in range(draws)], axis=-1
-        )
+        rates = np.broadcast_to(rates, (points, *rates.shape[1:]))
         alone = np.einsum("pnc,pdc->pdn", self.linear.reshape(points, nodes, -1), 1 / rates.reshape(points, draws, -1))
-        alone = (
-            alone
-            + self.latency[:, None] * given.launch[..., None]
-            + self.exits[:, None] * given.exit_latency_s[..., None]
-        )
-        return alone + several.reshape(points, nodes, draws).transpose(0, 2, 1)
+        alone = alone + self.latency[:, None] * given.launch[..., None]
+        alone = alone + self.exits[:, None] * given.exit_latency_s[..., None]
+        if not len(self.node):
+            return np.asarray(alone)
+        kinds, which = self._kinds
+        slower = rates[:, :, kinds[:, 0].astype(np.intp)] ** -kinds[:, 1, None]  # [points, draws, kinds, 3]
+        own = slower.transpose(0, 2, 1, 3)[self.node // nodes, which]  # [launches, draws, 3]
+        norm = np.einsum("lr,ldr->ld", self._powered, own) ** (1 / self.exponent[:, None])
+        there, starts = np.unique(self.node, return_index=True)
+        several = np.zeros((points * nodes, draws))
+        several[there] = np.add.reduceat(norm, starts, axis=0)
+        return np.asarray(alone + several.reshape(points, nodes, draws).transpose(0, 2, 1))
 
     def seconds(self, given: EngineParameters) -> StepSeconds:
         """Seconds under engine parameters, [points or 1, draws or 1] each."""

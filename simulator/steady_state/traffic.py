@@ -11,6 +11,8 @@ import numpy as np
 from simulator.steady_state.arrays import Array
 
 BINS = 5  # equally likely classes of prompts
+DRAWS = 64  # of prompts spread over ranks
+SPREAD_BY_TURNS = 96  # prompts that are dealt out one by one; of more, the busiest rank's lead stays the same
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,34 @@ class Traffic:
         """Mean of each of BINS equally likely parts of the sorted prompts; their mean is that of all. [tokens]"""
         parts = np.array_split(np.sort(np.repeat(self.prompts, BINS)), BINS)
         return np.array([part.mean() for part in parts])
+
+    def longest(self, k: float) -> tuple[Array, Array]:
+        """The longest of k prompts: the chance that it is in each of BINS parts of the sorted prompts, and its mean
+        there. P(longest is the i-th of n) = (i/n)^k - ((i-1)/n)^k. [-, tokens]"""
+        lengths = np.sort(np.repeat(self.prompts, BINS))
+        chances = np.diff((np.arange(len(lengths) + 1) / len(lengths)) ** k)
+        parts = np.array_split(chances, BINS), np.array_split(chances * lengths, BINS)
+        share, tokens = (np.array([part.sum() for part in side]) for side in parts)
+        return share, np.where(share > 0, tokens / np.maximum(share, 1e-300), self.bins)
+
+    def lead(self, ranks: int, k: float) -> float:
+        """Tokens that the busiest rank has beyond the mean, when k prompts go one by one to the rank with fewest. In
+        the mean over draws with a fixed seed. [tokens]"""
+        turns = min(round(k), max(SPREAD_BY_TURNS, ranks))
+        if ranks == 1 or turns <= 1 or not self.prompts.std():
+            return 0.0
+        found = self._leads.get((ranks, turns))
+        if found is None:
+            drawn = np.random.default_rng(0).choice(self.prompts, size=(turns, DRAWS))
+            loads, rows = np.zeros((DRAWS, ranks)), np.arange(DRAWS)
+            for lengths in drawn:
+                loads[rows, loads.argmin(axis=1)] += lengths
+            found = self._leads[ranks, turns] = float((loads.max(axis=1) - loads.mean(axis=1)).mean())
+        return found
+
+    @cached_property
+    def _leads(self) -> dict[tuple[int, int], float]:
+        return {}
 
     @cached_property
     def context(self) -> tuple[float, float]:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
+
+from simulator.steady_state.closed_loop import closed_loop
 
 UNIFORM = {"kind": "uniform", "low": 1600, "high": 2000}
 ANSWERS = {"kind": "uniform", "low": 160, "high": 200}
@@ -88,7 +92,12 @@ def test_apart_and_short_of_room_to_decode(both: Judge) -> None:
 @pytest.mark.parametrize("overlap", ["none", "layerwise"])
 def test_hand_over_takes_its_time(both: Judge, overlap: str) -> None:
     pools = apart(transfer={"overlap": overlap, "efficiency": 0.01})
-    assert both(pools, UNIFORM, {"kind": "constant", "value": 40}, clients=2, requests=100).agree(0.03, 0.04, 0.05)
+    assert both(pools, UNIFORM, 40, clients=1, requests=100).agree(0.02, 0.02, 0.02)
+
+
+def test_hand_overs_share_links(both: Judge) -> None:
+    pools = apart(transfer={"efficiency": 0.01})
+    assert both(pools, UNIFORM, ANSWERS, load_share=0.5, requests=3000).agree(0.05, 0.1, 0.1)
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
@@ -102,6 +111,28 @@ def test_open_loops_under_each_policy(both: Judge, policy: str, share: float) ->
 def test_open_loops_apart(both: Judge, share: float) -> None:
     pools = apart(prefill={"instances": 2}, decode={"instances": 2})
     assert both(pools, SPREAD, ANSWERS, load_share=share, requests=3000).agree(0.05, 0.05, 0.12)
+
+
+@pytest.mark.parametrize("clients", [16, 128])
+@pytest.mark.parametrize("deployment", [colocated(), colocated(batching="prefill_first"), apart()])
+def test_the_first_wave_is_in_the_mean(both: Judge, deployment: dict[str, Any], clients: int) -> None:
+    """Ten requests of each client, all at once at the start, none left out: as public benchmarks play it."""
+    found = both(deployment, UNIFORM, ANSWERS, clients=clients, requests=10 * clients, warm_up=0.0)
+    assert abs(found.error("mean_ttft")) < 0.2
+
+
+def test_first_token_from_the_decode_side(both: Judge) -> None:
+    """Hand-over, waiting for room and a decode step are then in TTFT, and TPOT is that of decode steps alone."""
+    pools = apart(prefill={"instances": 4}, decode={"max_sequences": 16})
+    from_prefill = both(pools, UNIFORM, ANSWERS, clients=64).steady
+    cluster = both(pools, UNIFORM, ANSWERS, clients=64).cluster
+    from_decode = closed_loop(replace(cluster, first_token="decode"), np.array([[64.0]]))
+    assert from_decode.rate.item() == pytest.approx(from_prefill.rate.item(), rel=0.02)
+    assert from_decode.tpot_s.item() < from_prefill.tpot_s.item() / 2
+    whole = from_prefill.mean_ttft_s + from_prefill.mean_tpot_s * cluster.demand.further
+    assert whole.item() == pytest.approx(
+        (from_decode.mean_ttft_s + from_decode.mean_tpot_s * cluster.demand.further).item(), rel=0.03
+    )
 
 
 def test_more_than_is_sustained_takes_for_ever(both: Judge) -> None:

@@ -38,20 +38,19 @@ def table_of(name: str, hardware: HardwareProfile, cut: Parallelism, drafts: int
 @pytest.mark.parametrize(("name", "gpu", "cut", "drafts"), CUTS)
 def test_steps_are_those_of_the_latency_model(name: str, gpu: str, cut: Parallelism, drafts: int) -> None:
     hardware = load(gpu)
-    # Nodes at which every rank has a whole number of sequences, so that both round alike.
     seconds = table_of(name, hardware, cut, drafts, most_sequences=256).seconds(EngineParameters.of([hardware]))
     times = StepLatency(load_model(name), hardware, cut, drafts)
     for node in (1, BATCHES - 1):
         n = round(seconds.batches[0, 0, node])
         busiest = n / cut.dp + (cut.dp - 1) / (2 * cut.dp) if n > 1 else 1
-        context = TRAFFIC.context[0] + (TRAFFIC.context[1] if n == 1 else 0) * 0
+        context = TRAFFIC.context[0]
         load_of = DecodeLoad(
             round(busiest), round(busiest * context), tuple(round(busiest * TRAFFIC.capped(c)) for c in times.caps), n
         )
         assert seconds.decode_s[0, 0, node] == pytest.approx(times.decode_s(load_of), rel=0.02)
         mixed_s = times.mixed_s([Chunk(2000, 0)], load_of, 2000)
         assert seconds.lone_s[0, 0, node, 0] == pytest.approx(mixed_s, rel=0.02)
-    assert seconds.lone_s[0, 0, 0, 0] == pytest.approx(times.prefill_s([Chunk(2000, 0)], 2000), rel=1e-9)
+    assert seconds.lone_s[0, 0, 0, 0] == pytest.approx(times.prefill_s([Chunk(2000, 0)], 2000), rel=1e-4)
 
 
 def test_long_prompts_take_the_sum_of_their_chunks() -> None:
