@@ -24,20 +24,20 @@ from simulator.des.cluster.build import cluster_spec, profile_key
 from simulator.des.cluster.spec import GroupSpec
 from simulator.des.simulate import play
 from simulator.des.workload.requests import Requests, make_requests
+from simulator.model.arrays import Floats
 from simulator.model.latency import StepLatency
 from simulator.model.memory import DoesNotFitError
 from simulator.model.parallelism import ParallelismError
 from simulator.model.presets import load_model
 from simulator.model.step import StepOps
 from simulator.scenario import Scenario, Slo, parse_scenario
-from simulator.steady_state.arrays import Array
 from simulator.steady_state.closed_loop import closed_loop
-from simulator.steady_state.cluster import LIMITS, Cluster, Equilibrium, Pool
+from simulator.steady_state.cluster import LIMITS, ClusterArrays, Equilibrium, PoolArrays
 from simulator.steady_state.open_loop import open_loop
 from simulator.steady_state.parameters import EngineParameters
-from simulator.steady_state.stations import Demand, Handover, KvRoom
+from simulator.steady_state.stations import DemandArrays, HandoverArrays, KvArrays
 from simulator.steady_state.step_table import Batching, StepTable, price
-from simulator.steady_state.traffic import Traffic
+from simulator.steady_state.traffic import TrafficSample
 
 SCENARIOS = 300
 SEED = 20_261_201
@@ -124,13 +124,13 @@ class Comparison:
         return {name: error for name, error in found.items() if math.isfinite(error)}
 
 
-def cluster_of(scenario: Scenario, requests: Requests) -> Cluster:
+def cluster_of(scenario: Scenario, requests: Requests) -> ClusterArrays:
     """The arrays of one point, one draw."""
     deployment = scenario.deployment
     assert deployment is not None
     model = load_model(scenario.model)
     profiles = {profile_key(group): load(group.gpu, group.stack) for group in deployment.groups}
-    traffic = Traffic.of(requests.prompt_tokens.astype(float), requests.output_tokens.astype(float))
+    traffic = TrafficSample.of(requests.prompt_tokens.astype(float), requests.output_tokens.astype(float))
     spec = cluster_spec(deployment, model, profiles, (Slo(),), (traffic.prompt, traffic.output))
     (entry,) = spec.entry
     colocated = not spec.decode
@@ -138,13 +138,13 @@ def cluster_of(scenario: Scenario, requests: Requests) -> Cluster:
     accepted = _number((spec.decode or spec.entry)[0].instance.acceptance_length)
     overhead = _number(entry.instance.times.first_token_extra_s)
     if colocated:
-        return Cluster(first, Demand.of([traffic]), accepted, overhead)
+        return ClusterArrays(first, DemandArrays.of([traffic]), accepted, overhead)
     (decode,) = spec.decode
     keys = deployment.transfer
     streams = keys.overlap == "layerwise"
     size = float(np.mean([spec.transfer_bytes(int(p)) for p in requests.prompt_tokens[:200]]))
     size += keys.half_rate_bytes * (spec.layers if streams else 1)
-    handover = Handover(
+    handover = HandoverArrays(
         _number(keys.handshake_s),
         _number(size / (keys.achieved * entry.instance.rank_bandwidth)),
         _number(size / (keys.achieved * decode.instance.rank_bandwidth)),
@@ -153,14 +153,14 @@ def cluster_of(scenario: Scenario, requests: Requests) -> Cluster:
         first.kv.sequences(_number(traffic.prompt)) * entry.instance.ranks,
     )
     second = _pool_of(decode, traffic, decodes=True, prefills=False)
-    return Cluster(first, Demand.of([traffic]), accepted, overhead, second, handover)
+    return ClusterArrays(first, DemandArrays.of([traffic]), accepted, overhead, second, handover)
 
 
-def _number(value: float) -> Array:
+def _number(value: float) -> Floats:
     return np.array([[float(value)]])
 
 
-def _pool_of(group: GroupSpec, traffic: Traffic, *, decodes: bool, prefills: bool) -> Pool:
+def _pool_of(group: GroupSpec, traffic: TrafficSample, *, decodes: bool, prefills: bool) -> PoolArrays:
     spec, times, kv = group.instance, group.instance.times, group.instance.kv
     assert isinstance(times, StepLatency)
     ops = StepOps(times.model, times.hardware, times.parallelism, times.draft_tokens)
@@ -168,11 +168,11 @@ def _pool_of(group: GroupSpec, traffic: Traffic, *, decodes: bool, prefills: boo
     priced = price(
         ops, traffic, spec.max_tokens_per_step, batching, spec.max_sequences, decodes=decodes, prefills=prefills
     )
-    return Pool(
+    return PoolArrays(
         StepTable.of([priced]).seconds(EngineParameters.of([times.hardware])),
         _number(group.count),
         _number(spec.max_sequences),
-        KvRoom(_number(kv.capacity_bytes), _number(kv.bytes_per_token), _number(kv.bytes_per_sequence)),
+        KvArrays(_number(kv.capacity_bytes), _number(kv.bytes_per_token), _number(kv.bytes_per_sequence)),
     )
 
 
@@ -221,11 +221,11 @@ def _des(result: Any, clients: float | None) -> dict[str, float]:
     """Of a closed loop the throughput by Little's law, clients / mean time of a request: requests come in waves, and a
     window of departures cuts through one at either end."""
     latency = result.metrics()
-    rate = result.throughput()["requests_per_s"] if clients is None else clients / latency["e2e_s"]["mean"]
+    rate = result.throughput().requests_per_s if clients is None else clients / latency["e2e_s"].mean
     values = {
         "throughput": rate,
-        "tpot": latency["tpot_s"]["p50"],
-        "ttft": latency["ttft_s"]["p50"],
+        "tpot": latency["tpot_s"].p50,
+        "ttft": latency["ttft_s"].p50,
     }
     return {name: float("nan") if value is None else float(value) for name, value in values.items()}
 

@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.accuracy import SATURATED
+from benchmarks.study import SATURATED
 from calibration.serving.engine_parameters import DATA, FILE, StackFit, shipped
 from calibration.serving.points import Point, PointsError, read_points
-from calibration.serving.predict import Prepared, predictions, prepare
+from calibration.serving.predict import PreparedPoints, predictions, prepare
 
 RESULTS = Path(__file__).resolve().parent / "results" / "out_of_sample.json"
 LIBRARIES = ("numpy", "scipy", "pandas", "pydantic")
@@ -61,7 +61,7 @@ def unsaturated(point: Point) -> bool:
     return bool(ttft_ms <= SATURATED * tpot_ms * point.output)
 
 
-def scored_lines(prepared: Prepared, fit: StackFit) -> pd.DataFrame:
+def scored_lines(prepared: PreparedPoints, fit: StackFit) -> pd.DataFrame:
     """Predictions of the metrics that are scored, with the group and the rule of each row."""
     points = {one.point.row: one.point for one in prepared.steps}
     lines = predictions(prepared, fit)
@@ -95,7 +95,7 @@ def scores(lines: pd.DataFrame) -> dict[str, dict[str, float | int]]:
     return found
 
 
-def answer(prepared: Prepared, fit: StackFit) -> dict[str, Any]:
+def answer(prepared: PreparedPoints, fit: StackFit) -> dict[str, Any]:
     """Coverage and errors of the points of one file."""
     lines = scored_lines(prepared, fit)
     trusted = lines[lines["rule"] == ""]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from simulator.model.arrays import Floats
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,10 @@ class Place:
     """
 
     low: NDArray[np.intp]
-    share: Array
+    share: Floats
 
     @classmethod
-    def on(cls, grid: Array, values: Array, *, beyond: bool = True) -> Place:
+    def on(cls, grid: Floats, values: Floats, *, beyond: bool = True) -> Place:
         """grid: [points, 1, nodes], rising (nodes may repeat at its end). beyond: whether the last piece goes on.
 
         >>> Place.on(np.array([[[0.0, 1.0, 3.0]]]), np.array([[2.0]])).share.item()
@@ -37,7 +37,7 @@ class Place:
         share = np.where(right > left, (values - left) / np.maximum(right - left, 1e-12), 1.0)
         return cls(low, np.maximum(share, 0.0) if beyond else np.clip(share, 0.0, 1.0))
 
-    def of(self, curve: Array) -> Array:
+    def of(self, curve: Floats) -> Floats:
         """curve: [points, draws or 1, nodes] -> [points, draws]; [points, draws or 1, nodes, more] -> [.., more]."""
         if curve.shape[2] == 1:
             return np.broadcast_to(curve[:, :, 0], (*self.low.shape, *curve.shape[3:]))

@@ -16,21 +16,20 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from simulator.steady_state.arrays import Array, Place
-from simulator.steady_state.cluster import Apart, Cluster, Equilibrium, apart, as_seen, room_limit
+from simulator.model.arrays import Floats, Mask
+from simulator.steady_state.arrays import Place
+from simulator.steady_state.cluster import Apart, ClusterArrays, Equilibrium, apart, as_seen, room_limit
 from simulator.steady_state.mixed import Mixing, mixed_closed
 from simulator.steady_state.stations import Arrivals, at_bunch, slots_of, steps_of
 from simulator.steady_state.step_table import StepSeconds
 from simulator.steady_state.waits import BUSIEST
 
 HALVINGS = 40
-Booleans = NDArray[np.bool_]
 
 
 def closed_loop(
-    cluster: Cluster, clients: Array, first_wave: Array | float = 0.0, generations: Array | float = np.inf
+    cluster: ClusterArrays, clients: Floats, first_wave: Floats | float = 0.0, generations: Floats | float = np.inf
 ) -> Equilibrium:
     """clients: requests under way. generations: requests that a client has sent since all began, in the mean over what
     is measured; infinite: nothing is left of the start. first_wave: share of the requests in the statistics of TTFT
@@ -43,7 +42,7 @@ def closed_loop(
     return _with_first_wave(cluster, found, clients, first_wave)
 
 
-def share_of_others(own: Array) -> Array:
+def share_of_others(own: Floats) -> Floats:
     """Of n requests under way on an instance, each meets (n - 1) / n of the rate."""
     return np.asarray(np.clip((own - 1) / np.maximum(own, 1e-9), 0.0, 1.0))
 
@@ -51,7 +50,7 @@ def share_of_others(own: Array) -> Array:
 UNIFORM = 12**0.5  # width of a uniform law over its standard deviation
 
 
-def wandering(spread: Array, gathered: Array, generations: Array) -> Array:
+def wandering(spread: Floats, gathered: Floats, generations: Floats) -> Floats:
     """Standard deviation of when requests end that began together. spread: of one request's length; gathered: width
     within which successors are brought together again, which takes gathered^2 / 12 of the variance each time."""
     kept = np.maximum(0.0, spread**2 - gathered**2 / 12)
@@ -59,7 +58,7 @@ def wandering(spread: Array, gathered: Array, generations: Array) -> Array:
         return np.asarray(np.where(kept > 0, np.sqrt(spread**2 + np.maximum(0, generations - 1) * kept), spread))
 
 
-def _bisected(most: Array, over: Callable[[Array], Booleans]) -> Array:
+def _bisected(most: Floats, over: Callable[[Floats], Mask]) -> Floats:
     """Largest value up to `most` that is not over."""
     low, high = np.zeros_like(most), most.copy()
     for _ in range(HALVINGS):
@@ -69,12 +68,12 @@ def _bisected(most: Array, over: Callable[[Array], Booleans]) -> Array:
     return 0.5 * (low + high)
 
 
-def _capacity(steps: StepSeconds, n: Array) -> Array:
+def _capacity(steps: StepSeconds, n: Floats) -> Floats:
     """Prompts that a step takes beside n sequences."""
     return Place.on(steps.batches, n).of(steps.capacity) if steps.mixes else steps.capacity[:, :, 0] + 0 * n
 
 
-def _colocated(cluster: Cluster, clients: Array, generations: Array) -> Equilibrium:
+def _colocated(cluster: ClusterArrays, clients: Floats, generations: Floats) -> Equilibrium:
     entry, demand = cluster.entry, cluster.demand
     steps = entry.steps
     own = clients / cluster.entry.instances
@@ -84,7 +83,7 @@ def _colocated(cluster: Cluster, clients: Array, generations: Array) -> Equilibr
     one = np.ones_like(own)
     longest = steps.lone_s.mean(axis=-1)[:, :, 0] / steps.lone_steps.mean(axis=-1)[:, :, 0]
 
-    def state(n: Array) -> tuple[Mixing, Array, Array]:
+    def state(n: Floats) -> tuple[Mixing, Floats, Floats]:
         seen = 1 + n * others
         alone = Place.on(steps.batches, seen).of(steps.decode_s)
         gathered = np.where(longest > cluster.request_overhead_s, cluster.request_overhead_s / alone, 0.0)
@@ -96,7 +95,7 @@ def _colocated(cluster: Cluster, clients: Array, generations: Array) -> Equilibr
         rate = n / (decode_steps * found.step_s)
         return found, rate, n + rate * found.prefill.response.mean_s
 
-    def limits(n: Array) -> list[Booleans]:
+    def limits(n: Floats) -> list[Mask]:
         found, rate, under_way = state(n)
         held = rate * found.prefill.held_s
         fits = room_limit(cluster.entry.kv, ranks, demand.context, held, demand.prompt)
@@ -116,7 +115,7 @@ def _colocated(cluster: Cluster, clients: Array, generations: Array) -> Equilibr
     )  # fmt: skip
 
 
-def _disaggregated(cluster: Cluster, clients: Array, generations: Array) -> Equilibrium:
+def _disaggregated(cluster: ClusterArrays, clients: Floats, generations: Floats) -> Equilibrium:
     demand, entry, decode, handover = cluster.demand, cluster.entry, cluster.decode, cluster.handover
     assert decode is not None
     assert handover is not None
@@ -131,7 +130,7 @@ def _disaggregated(cluster: Cluster, clients: Array, generations: Array) -> Equi
         entry.steps, entry.steps.bunch_s, 0 * wave, np.clip(wave, 1.0, slots)
     )
 
-    def state(n: Array) -> tuple[Apart, Array]:
+    def state(n: Floats) -> tuple[Apart, Floats]:
         step = Place.on(decode.steps.batches, 1 + n * seen).of(decode.steps.decode_s)
         rate = n * pools / (decode_steps * step)
         wander = wandering(demand.spread / cluster.acceptance, 0 * step, generations) * step
@@ -141,7 +140,7 @@ def _disaggregated(cluster: Cluster, clients: Array, generations: Array) -> Equi
         found = apart(cluster, rate, step, Arrivals(met, burst, wander, clients, cluster.entry.instances))
         return found, n * pools + rate * (found.prefill.response.mean_s + found.late_s * demand.several)
 
-    def limits(n: Array) -> list[Booleans]:
+    def limits(n: Floats) -> list[Mask]:
         found, under_way = state(n)
         held = found.rate / pools * found.late_s
         fits = room_limit(decode.kv, decode.steps.ranks[..., 0], demand.context, held, demand.prompt)
@@ -167,7 +166,7 @@ def _disaggregated(cluster: Cluster, clients: Array, generations: Array) -> Equi
     )  # fmt: skip
 
 
-def _with_first_wave(cluster: Cluster, found: Equilibrium, clients: Array, share: Array | float) -> Equilibrium:
+def _with_first_wave(cluster: ClusterArrays, found: Equilibrium, clients: Floats, share: Floats | float) -> Equilibrium:
     """All clients start at once: their prompts take full steps, nobody decoding beside the first of them, and on
     average a request waits for half of them."""
     share = np.asarray(share)

@@ -8,13 +8,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.steady_state.arrays import Array
+from simulator.model.arrays import Floats
 from simulator.steady_state.stations import (
     WATERMARK,
     Arrivals,
-    Demand,
-    Handover,
-    KvRoom,
+    DemandArrays,
+    HandoverArrays,
+    KvArrays,
     Prefilling,
     prefill_alone,
     steps_of,
@@ -27,20 +27,20 @@ FirstToken = Literal["prefill", "decode"]
 
 
 @dataclass(frozen=True)
-class Pool:
+class PoolArrays:
     """Identical instances; arrays [points or 1, draws or 1].
 
     instances: how many. sequences: that an instance works on at once. kv: room of a rank.
     """
 
     steps: StepSeconds
-    instances: Array
-    sequences: Array
-    kv: KvRoom
+    instances: Floats
+    sequences: Floats
+    kv: KvArrays
 
 
 @dataclass(frozen=True)
-class Cluster:
+class ClusterArrays:
     """Arrays are [points or 1, draws or 1].
 
     entry: the colocated or the prefill pool. decode, handover: None where it is colocated.
@@ -48,12 +48,12 @@ class Cluster:
     first_token: who sends it to the client: "decode" after hand-over and a first decode step.
     """
 
-    entry: Pool
-    demand: Demand
-    acceptance: Array
-    request_overhead_s: Array
-    decode: Pool | None = None
-    handover: Handover | None = None
+    entry: PoolArrays
+    demand: DemandArrays
+    acceptance: Floats
+    request_overhead_s: Floats
+    decode: PoolArrays | None = None
+    handover: HandoverArrays | None = None
     first_token: FirstToken = "prefill"
 
     @property
@@ -70,7 +70,7 @@ class Cluster:
         )
 
     @property
-    def decode_steps(self) -> Array:
+    def decode_steps(self) -> Floats:
         """Of a request."""
         return self.demand.decode_steps(self.acceptance)
 
@@ -84,14 +84,14 @@ class Equilibrium:
     sequences that decode has room for. limit: what binds, index in LIMITS. first: distribution of TTFT.
     """
 
-    rate: Array
-    tpot_s: Array
-    mean_tpot_s: Array
-    ttft_s: Array
-    mean_ttft_s: Array
-    running: Array
-    entry_busy: Array
-    decode_full: Array
+    rate: Floats
+    tpot_s: Floats
+    mean_tpot_s: Floats
+    ttft_s: Floats
+    mean_ttft_s: Floats
+    running: Floats
+    entry_busy: Floats
+    decode_full: Floats
     limit: NDArray[np.intp]
     first: Response
 
@@ -101,7 +101,7 @@ class Equilibrium:
         return self.limit > 0
 
 
-def room_limit(kv: KvRoom, ranks: Array, context: Array, held: Array, held_tokens: Array) -> Array:
+def room_limit(kv: KvArrays, ranks: Floats, context: Floats, held: Floats, held_tokens: Floats) -> Floats:
     """Sequences that decode on an instance with full KV. A rank takes a newcomer while the watermark stays free, so on
     average half of a newcomer's KV is too. held: prompts with room that do not decode, of `held_tokens` tokens."""
     newcomer = kv.per_sequence + kv.per_token * held_tokens
@@ -115,13 +115,13 @@ class Apart:
     decodes, waiting for room left out."""
 
     prefill: Prefilling
-    step_s: Array
-    late_s: Array
-    rate: Array
-    links: Array
+    step_s: Floats
+    late_s: Floats
+    rate: Floats
+    links: Floats
 
 
-def apart(cluster: Cluster, rate: Array, step_s: Array, arrivals: Arrivals) -> Apart:
+def apart(cluster: ClusterArrays, rate: Floats, step_s: Floats, arrivals: Arrivals) -> Apart:
     """At `rate` of the cluster and a decode step of `step_s`."""
     assert cluster.handover is not None
     entry = cluster.entry
@@ -136,8 +136,8 @@ def apart(cluster: Cluster, rate: Array, step_s: Array, arrivals: Arrivals) -> A
 
 
 def as_seen(
-    cluster: Cluster, state: Apart, room_wait_s: Array, backlog_s: Array, saturated: NDArray[np.bool_]
-) -> tuple[Response, Array, Array]:
+    cluster: ClusterArrays, state: Apart, room_wait_s: Floats, backlog_s: Floats, saturated: NDArray[np.bool_]
+) -> tuple[Response, Floats, Floats]:
     """TTFT, and TPOT of the median and mean request, as the client sees them.
 
     room_wait_s: for room on the decode side. backlog_s: in front of prefill.

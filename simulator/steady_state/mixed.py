@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simulator.steady_state.arrays import Array, Place
-from simulator.steady_state.stations import Arrivals, Demand, Prefilling, at_bunch, lone_of, slots_of
+from simulator.model.arrays import Floats
+from simulator.steady_state.arrays import Place
+from simulator.steady_state.stations import Arrivals, DemandArrays, Prefilling, at_bunch, lone_of, slots_of
 from simulator.steady_state.step_table import StepSeconds
 from simulator.steady_state.waits import Response, queueing
 
@@ -28,7 +29,7 @@ MOST_IN_A_RUN = 30.0  # exponent beyond which prompts never stop to come
 class Mixing:
     """step_s: mean decode step as the sequences of an instance see it, prompts included."""
 
-    step_s: Array
+    step_s: Floats
     prefill: Prefilling
 
 
@@ -38,17 +39,17 @@ class _Load:
     steps and, one alone, `one_s`. seen, around: sequences on it as they see it, and as a prompt does."""
 
     steps: StepSeconds
-    seen: Array
-    around: Array
-    arriving: Array
-    alone: Array
-    chunks: Array
-    one_s: Array
-    slots: Array
-    capacity: Array
+    seen: Floats
+    around: Floats
+    arriving: Floats
+    alone: Floats
+    chunks: Floats
+    one_s: Floats
+    slots: Floats
+    capacity: Floats
 
     @classmethod
-    def of(cls, steps: StepSeconds, running: Array, seen: Array, decode_steps: Array, arrivals: Arrivals) -> _Load:
+    def of(cls, steps: StepSeconds, running: Floats, seen: Floats, decode_steps: Floats, arrivals: Arrivals) -> _Load:
         around = running * arrivals.others
         capacity = Place.on(steps.batches, running).of(steps.capacity) if steps.mixes else steps.capacity[:, :, 0]
         return cls(
@@ -63,7 +64,7 @@ class _Load:
             capacity + 0 * running,
         )
 
-    def added_s(self, k: Array) -> Array:
+    def added_s(self, k: Floats) -> Floats:
         """What each of k prompts under way together adds to decode."""
         bunch_s = at_bunch(self.steps, self.steps.bunch_s, self.seen, k)
         if not self.steps.mixes:
@@ -71,24 +72,24 @@ class _Load:
         per_step = bunch_s / at_bunch(self.steps, self.steps.bunch_steps, self.seen, k)
         return np.asarray(self.chunks * np.maximum(per_step - self.alone, 0.0) / k)
 
-    def step_s(self, k: Array) -> Array:
+    def step_s(self, k: Floats) -> Floats:
         """Decode step, prompts included, where k share theirs."""
         return np.asarray(self.alone + self.arriving * self.added_s(k))
 
-    def own_s(self, together: Array) -> Array:
+    def own_s(self, together: Floats) -> Floats:
         """[points, draws, bins] a prompt of each length in a group of `together`."""
         group = np.clip(together, 1.0, self.slots)
         more = np.maximum(at_bunch(self.steps, self.steps.bunch_s, self.around, group) - self.one_s, 0.0)
         return np.asarray(lone_of(self.steps, self.steps.lone_s, self.around) + more[..., None])
 
-    def in_step(self, prompts: Array) -> tuple[Array, Array]:
+    def in_step(self, prompts: Floats) -> tuple[Floats, Floats]:
         """With so many prompts a step, independent of each other: how many are under way, and how many where any is."""
         each = self.chunks if self.steps.mixes else 1.0
         offered = np.minimum(prompts * each, self.slots)
         some = 1 - (1 - offered / self.slots) ** self.slots
         return offered, np.where(some > 0, offered / np.maximum(some, 1e-12), 1.0)
 
-    def busy(self, arriving: Array, step_s: Array) -> Array:
+    def busy(self, arriving: Floats, step_s: Floats) -> Floats:
         """Share of the prefill capacity in use."""
         if self.steps.mixes:
             return np.minimum(arriving / self.capacity, 1.0)
@@ -97,12 +98,12 @@ class _Load:
 
 def mixed_closed(
     steps: StepSeconds,
-    running: Array,
-    others: Array,
-    decode_steps: Array,
+    running: Floats,
+    others: Floats,
+    decode_steps: Floats,
     arrivals: Arrivals,
-    demand: Demand,
-    overhead_s: Array,
+    demand: DemandArrays,
+    overhead_s: Floats,
 ) -> Mixing:
     """`running` sequences decode in the mean; one of them sees `others` of them beside itself.
 
@@ -148,12 +149,12 @@ def mixed_closed(
 
 def mixed_open(
     steps: StepSeconds,
-    running: Array,
-    seen: Array,
-    decode_steps: Array,
+    running: Floats,
+    seen: Floats,
+    decode_steps: Floats,
     arrivals: Arrivals,
-    demand: Demand,
-    overhead_s: Array,
+    demand: DemandArrays,
+    overhead_s: Floats,
 ) -> Mixing:
     """`running` sequences decode in the mean, `seen` as one of them sees it; prompts come at any time, lambda = a / S.
 

@@ -11,19 +11,18 @@ from dataclasses import replace
 from statistics import NormalDist
 
 import numpy as np
-from numpy.typing import NDArray
 
-from simulator.steady_state.arrays import Array, Place
-from simulator.steady_state.cluster import Apart, Cluster, Equilibrium, apart, as_seen, room_limit
+from simulator.model.arrays import Floats, Mask
+from simulator.steady_state.arrays import Place
+from simulator.steady_state.cluster import Apart, ClusterArrays, Equilibrium, apart, as_seen, room_limit
 from simulator.steady_state.mixed import Mixing, mixed_open
 from simulator.steady_state.stations import evenly, steps_of
 from simulator.steady_state.waits import BUSIEST, queueing
 
 HALVINGS = 24
-Booleans = NDArray[np.bool_]
 
 
-def open_loop(cluster: Cluster, rate: Array, percentile: float = 50.0) -> Equilibrium:
+def open_loop(cluster: ClusterArrays, rate: Floats, percentile: float = 50.0) -> Equilibrium:
     """rate: requests/s of the cluster. percentile: of TTFT and TPOT in `ttft_s` and `tpot_s`, as a limit asks for."""
     shape = np.broadcast_shapes(rate.shape, cluster.shape)
     rate = np.broadcast_to(rate, shape).astype(float)
@@ -32,19 +31,19 @@ def open_loop(cluster: Cluster, rate: Array, percentile: float = 50.0) -> Equili
     )
 
 
-def crowded(n: Array, instances: Array, percentile: float) -> Array:
+def crowded(n: Floats, instances: Floats, percentile: float) -> Floats:
     """Sequences that run on an instance at that percentile of time. All that are under way are Poisson, and routers
     spread them evenly over the instances: n + z sqrt(n / instances)."""
     return np.asarray(np.maximum(n, n + NormalDist().inv_cdf(percentile / 100) * np.sqrt(n / instances)))
 
 
-def as_seen_by_one(n: Array, instances: Array) -> Array:
+def as_seen_by_one(n: Floats, instances: Floats) -> Floats:
     """Sequences on an instance as one of them sees it: in M/G/infinity itself and the mean of all others, n + 1 for one
     instance; over several the others are spread evenly, so that it finds one on the emptiest."""
     return np.asarray(1 + np.maximum(0.0, n - 1 + 1 / instances))
 
 
-def _settled(most: Array, rate: Array, rate_of: Callable[[Array], Array]) -> tuple[Array, Booleans]:
+def _settled(most: Floats, rate: Floats, rate_of: Callable[[Floats], Floats]) -> tuple[Floats, Mask]:
     """The n up to `most` at which an instance works off `rate`, and whether there is one."""
     sustained = rate_of(most)
     low, high = np.zeros_like(most), most.copy()
@@ -55,10 +54,10 @@ def _settled(most: Array, rate: Array, rate_of: Callable[[Array], Array]) -> tup
     return high, sustained > rate
 
 
-def _infinite(found: Equilibrium, unstable: Booleans) -> Equilibrium:
+def _infinite(found: Equilibrium, unstable: Mask) -> Equilibrium:
     """No steady state: latencies are infinite."""
 
-    def never(values: Array) -> Array:
+    def never(values: Floats) -> Floats:
         return np.where(unstable, np.inf, values)
 
     return replace(
@@ -67,7 +66,7 @@ def _infinite(found: Equilibrium, unstable: Booleans) -> Equilibrium:
     )  # fmt: skip
 
 
-def _colocated(cluster: Cluster, rate: Array, percentile: float) -> Equilibrium:
+def _colocated(cluster: ClusterArrays, rate: Floats, percentile: float) -> Equilibrium:
     entry, demand = cluster.entry, cluster.demand
     steps = entry.steps
     ranks = steps.ranks[..., 0]
@@ -75,15 +74,15 @@ def _colocated(cluster: Cluster, rate: Array, percentile: float) -> Equilibrium:
     decode_steps = demand.decode_steps(cluster.acceptance) + np.zeros_like(each)
     lone_s = steps.lone_s.mean(axis=-1)[:, :, 0]
 
-    def state(n: Array, seen: Array) -> Mixing:
+    def state(n: Floats, seen: Floats) -> Mixing:
         under_way = np.maximum(n + each * lone_s, 1e-9)
         others = np.maximum(0.0, 1 - (1 - 1 / cluster.entry.instances) / under_way)
         arrivals = replace(evenly(each, cluster.entry.instances), others=others)
         return mixed_open(steps, n, seen, decode_steps, arrivals, demand, cluster.request_overhead_s)
 
-    def rate_of(n: Array) -> Array:
+    def rate_of(n: Floats) -> Floats:
         found = state(n, as_seen_by_one(n, cluster.entry.instances))
-        sustained: Array = n / (decode_steps * found.step_s)
+        sustained: Floats = n / (decode_steps * found.step_s)
         return np.where(found.prefill.busy > BUSIEST, np.inf, sustained)
 
     fits = room_limit(entry.kv, ranks, demand.context, 0 * each, demand.prompt)
@@ -106,14 +105,14 @@ def _colocated(cluster: Cluster, rate: Array, percentile: float) -> Equilibrium:
     return _infinite(state_of, unstable)
 
 
-def _disaggregated(cluster: Cluster, rate: Array, percentile: float) -> Equilibrium:
+def _disaggregated(cluster: ClusterArrays, rate: Floats, percentile: float) -> Equilibrium:
     demand, decode = cluster.demand, cluster.decode
     assert decode is not None
     pools = decode.instances
     each = rate / pools
     decode_steps = demand.decode_steps(cluster.acceptance) + np.zeros_like(each)
 
-    def step_of(n: Array) -> Array:
+    def step_of(n: Floats) -> Floats:
         return Place.on(decode.steps.batches, as_seen_by_one(n, pools)).of(decode.steps.decode_s)
 
     fits = room_limit(decode.kv, decode.steps.ranks[..., 0], demand.context, 0 * each, demand.prompt)

@@ -9,15 +9,15 @@ import numpy as np
 
 from hw_profiles.efficiency import OpClass
 from hw_profiles.profile import HardwareProfile
+from simulator.model.arrays import Floats
 from simulator.model.engine import CORES, EXPERTS
-from simulator.steady_state.arrays import Array
 
 CLASSES = tuple(OpClass)
 _ATTENTION = [CLASSES.index(c) for c in CORES]
 _EXPERTS = [CLASSES.index(c) for c in EXPERTS]
 
 
-def constant(value: float) -> Array:
+def constant(value: float) -> Floats:
     """For all points and draws. [1, 1]"""
     return np.array([[value]])
 
@@ -33,17 +33,17 @@ class EngineParameters:
     the first two of these classes once more. launch: latency floors over those of the profile.
     """
 
-    step_overhead_s: Array
-    kernel_overhead_s: Array
-    request_overhead_s: Array
-    sequence_overhead_s: Array = field(default_factory=lambda: constant(0.0))
-    exit_latency_s: Array = field(default_factory=lambda: constant(0.0))
-    matrix: Array = field(default_factory=lambda: constant(1.0))
-    memory: Array = field(default_factory=lambda: constant(1.0))
-    network: Array = field(default_factory=lambda: constant(1.0))
-    attention: Array = field(default_factory=lambda: constant(1.0))
-    experts: Array = field(default_factory=lambda: constant(1.0))
-    launch: Array = field(default_factory=lambda: constant(1.0))
+    step_overhead_s: Floats
+    kernel_overhead_s: Floats
+    request_overhead_s: Floats
+    sequence_overhead_s: Floats = field(default_factory=lambda: constant(0.0))
+    exit_latency_s: Floats = field(default_factory=lambda: constant(0.0))
+    matrix: Floats = field(default_factory=lambda: constant(1.0))
+    memory: Floats = field(default_factory=lambda: constant(1.0))
+    network: Floats = field(default_factory=lambda: constant(1.0))
+    attention: Floats = field(default_factory=lambda: constant(1.0))
+    experts: Floats = field(default_factory=lambda: constant(1.0))
+    launch: Floats = field(default_factory=lambda: constant(1.0))
 
     @classmethod
     def of(cls, profiles: Sequence[HardwareProfile]) -> EngineParameters:
@@ -55,7 +55,7 @@ class EngineParameters:
             np.array([[h.request_overhead_s] for h in host]),
         )
 
-    def rates(self) -> Array:
+    def rates(self) -> Floats:
         """[points, draws, classes, 3]: matrix, memory and network rates of each op class."""
         three = np.stack(np.broadcast_arrays(self.matrix, self.memory, self.network), axis=-1)
         own = np.broadcast_shapes(three.shape[:2], self.attention.shape, self.experts.shape)

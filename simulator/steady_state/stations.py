@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simulator.steady_state.arrays import Array, Place
+from simulator.model.arrays import Floats
+from simulator.steady_state.arrays import Place
 from simulator.steady_state.step_table import StepSeconds
-from simulator.steady_state.traffic import Traffic
+from simulator.steady_state.traffic import TrafficSample
 from simulator.steady_state.waits import BUSIEST, Response, queueing
 
 ROUNDS = 8  # of the fixed point of a prefill step
@@ -22,7 +23,7 @@ FEWEST_STEPS = 1e-3  # decode steps of a request that has none
 
 
 @dataclass(frozen=True)
-class Demand:
+class DemandArrays:
     """Lengths of requests, [points, 1].
 
     several: share of requests with two tokens or more. further: their mean tokens after the first. median_further: the
@@ -30,18 +31,18 @@ class Demand:
     squared variation of prompts.
     """
 
-    prompt: Array
-    output: Array
-    several: Array
-    further: Array
-    median_further: Array
-    spread: Array
-    context: Array
-    scv: Array
+    prompt: Floats
+    output: Floats
+    several: Floats
+    further: Floats
+    median_further: Floats
+    spread: Floats
+    context: Floats
+    scv: Floats
 
     @classmethod
-    def of(cls, traffic: Sequence[Traffic]) -> Demand:
-        def column(values: list[float]) -> Array:
+    def of(cls, traffic: Sequence[TrafficSample]) -> DemandArrays:
+        def column(values: list[float]) -> Floats:
             return np.array(values, dtype=float)[:, None]
 
         many = [t.outputs[t.outputs > 1] - 1 if (t.outputs > 1).any() else np.ones(1) for t in traffic]
@@ -56,27 +57,27 @@ class Demand:
             column([float(t.prompts.var()) / t.prompt**2 for t in traffic]),
         )
 
-    def decode_steps(self, acceptance: Array) -> Array:
+    def decode_steps(self, acceptance: Floats) -> Floats:
         """Mean decode steps of a request. A step emits A tokens in the mean, whole ones, and the last may emit more
         than are wanted: of T tokens after the first, (T - 1/2) / A + 1/2 steps."""
-        steps: Array = self.several * steps_of(self.further, acceptance)
+        steps: Floats = self.several * steps_of(self.further, acceptance)
         return np.maximum(FEWEST_STEPS, steps)
 
 
-def steps_of(tokens: Array, acceptance: Array) -> Array:
+def steps_of(tokens: Floats, acceptance: Floats) -> Floats:
     """Decode steps until so many tokens are emitted, in the mean over where the fraction stands."""
     return np.asarray((tokens - 0.5) / acceptance + 0.5)
 
 
 @dataclass(frozen=True)
-class KvRoom:
+class KvArrays:
     """KV of one attention rank, [points, 1] each. [B]"""
 
-    capacity: Array
-    per_token: Array
-    per_sequence: Array
+    capacity: Floats
+    per_token: Floats
+    per_sequence: Floats
 
-    def sequences(self, context: Array) -> Array:
+    def sequences(self, context: Floats) -> Floats:
         """Sequences of so many tokens that fill a rank."""
         return np.asarray(self.capacity / (self.per_sequence + self.per_token * np.maximum(context, 1.0)))
 
@@ -89,16 +90,16 @@ class Prefilling:
     a prompt has room (from its first chunk on).
     """
 
-    busy: Array
+    busy: Floats
     response: Response
-    held_s: Array
+    held_s: Floats
 
 
-def slots_of(steps: StepSeconds, capacity: Array) -> Array:
+def slots_of(steps: StepSeconds, capacity: Floats) -> Floats:
     return np.maximum(steps.ranks[..., 0], capacity)
 
 
-def at_bunch(steps: StepSeconds, curve: Array, n: Array, k: Array) -> Array:
+def at_bunch(steps: StepSeconds, curve: Floats, n: Floats, k: Floats) -> Floats:
     """`bunch_s` or `bunch_steps` with n sequences beside k prompts; k linear between its nodes and beyond."""
     row = (
         Place.on(steps.batches, n).of(curve)
@@ -110,7 +111,7 @@ def at_bunch(steps: StepSeconds, curve: Array, n: Array, k: Array) -> Array:
     return place.of(row) if grid.shape[2] > 1 else row[..., 0]
 
 
-def lone_of(steps: StepSeconds, curve: Array, n: Array) -> Array:
+def lone_of(steps: StepSeconds, curve: Floats, n: Floats) -> Floats:
     """`lone_s` or `lone_steps`: [points, draws, bins]."""
     if steps.mixes:
         return Place.on(steps.batches, n).of(curve)
@@ -126,13 +127,13 @@ class Arrivals:
     instances: that share the queue, as routers that look at loads make it.
     """
 
-    others: Array
-    burst: Array
-    wander_s: Array
-    wave: Array
-    instances: Array
+    others: Floats
+    burst: Floats
+    wander_s: Floats
+    wave: Floats
+    instances: Floats
 
-    def queue_s(self, queue_s: Array, service_s: Array, scv: Array) -> Array:
+    def queue_s(self, queue_s: Floats, service_s: Floats, scv: Floats) -> Floats:
         """In a burst arrivals come no faster than prompts were once served, shuffled since. Of J that may change places
         with one about sqrt(J) / 2 are ahead of their turn: a wait of sqrt(J) S / 2, J = wander / S, at most. Lengths
         make a queue at full load walk at random, on average over the n of a wave 2/3 sqrt(2 n cs^2 / pi) S."""
@@ -141,13 +142,15 @@ class Arrivals:
         return np.where(self.burst < 1, np.minimum(queue_s, most), queue_s)
 
 
-def evenly(like: Array, instances: Array) -> Arrivals:
+def evenly(like: Floats, instances: Floats) -> Arrivals:
     """Poisson arrivals."""
     one = np.ones_like(like)
     return Arrivals(one, one, 0 * one, one, instances)
 
 
-def prefill_alone(steps: StepSeconds, rate: Array, arrivals: Arrivals, demand: Demand, overhead_s: Array) -> Prefilling:
+def prefill_alone(
+    steps: StepSeconds, rate: Floats, arrivals: Arrivals, demand: DemandArrays, overhead_s: Floats
+) -> Prefilling:
     """A pool that prefills and does nothing else.
 
     rate: prompts/s of one instance.
@@ -190,7 +193,7 @@ def prefill_alone(steps: StepSeconds, rate: Array, arrivals: Arrivals, demand: D
 
 
 @dataclass(frozen=True)
-class Handover:
+class HandoverArrays:
     """KV from prefill to decode, [points, 1] each.
 
     handshake_s. source_s, destination_s: one prompt's KV on the link of a prefill rank and of a decode rank, alone.
@@ -198,20 +201,20 @@ class Handover:
     held: prompts whose KV a prefill instance has room for.
     """
 
-    handshake_s: Array
-    source_s: Array
-    destination_s: Array
-    overlapped: Array
-    layers: Array
-    held: Array
+    handshake_s: Floats
+    source_s: Floats
+    destination_s: Floats
+    overlapped: Floats
+    layers: Floats
+    held: Floats
 
-    def busy(self, rate: Array, sources: Array, destinations: Array) -> Array:
+    def busy(self, rate: Floats, sources: Floats, destinations: Floats) -> Floats:
         """Use of the busier end's links. rate: of the cluster; sources, destinations: ranks of each pool."""
         return np.asarray(rate * np.maximum(self.source_s / sources, self.destination_s / destinations))
 
-    def seconds(self, busy: Array, last_chunk_s: Array) -> Array:
+    def seconds(self, busy: Floats, last_chunk_s: Floats) -> Floats:
         """From the end of the prompt until all KV has arrived. busy: links, by others; shared fairly, t / (1 - rho)."""
         moved = np.maximum(self.source_s, self.destination_s) / (1 - np.minimum(busy, BUSIEST))
         begun = np.maximum(0.0, self.handshake_s + moved * (1 - 1 / self.layers) - last_chunk_s)
-        late: Array = np.where(self.overlapped > 0, begun + moved / self.layers, self.handshake_s + moved)
+        late: Floats = np.where(self.overlapped > 0, begun + moved / self.layers, self.handshake_s + moved)
         return late

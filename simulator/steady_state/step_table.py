@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Literal
@@ -24,17 +24,16 @@ from numpy.typing import NDArray
 
 from hw_profiles.profile import HardwareProfile
 from simulator.model import layers as layer_ops
+from simulator.model.arrays import Floats
+from simulator.model.compiled_ops import Maker
 from simulator.model.moe import RankLoad
 from simulator.model.ops import Op, Reader, counted
 from simulator.model.roofline import roof_times
 from simulator.model.step import DecodeLoad, Stack, StepOps
-from simulator.steady_state.arrays import Array
 from simulator.steady_state.parameters import CLASSES, EngineParameters
-from simulator.steady_state.traffic import BINS, Traffic
+from simulator.steady_state.traffic import BINS, TrafficSample
 
 Batching = Literal["chunked", "prefill_first", "inflight"]
-Floats = list[float]
-Maker = Callable[[Sequence[float]], Sequence[Op]]
 
 BATCHES = 9  # nodes over decoding sequences, 0 and 1 among them
 BUNCHES = 5  # nodes over prompts that are prefilled together
@@ -45,9 +44,9 @@ FEWEST_CHUNK = 8.0  # prompt tokens of a step and rank where decode has used up 
 LARGEST_OF = (0.0, 0.5642, 1.0294, 1.4236, 1.7660, 2.0697, 2.3437, 2.5945, 2.8269, 3.0443, 3.2490)
 
 
-def largest_of(draws: Array | float) -> Array:
+def largest_of(draws: Floats | float) -> Floats:
     """Mean of the largest of so many standard normal draws, linear in their logarithm between powers of two."""
-    found: Array = np.interp(np.log2(np.maximum(draws, 1.0)), np.arange(len(LARGEST_OF)), LARGEST_OF)
+    found: Floats = np.interp(np.log2(np.maximum(draws, 1.0)), np.arange(len(LARGEST_OF)), LARGEST_OF)
     return found
 
 
@@ -58,13 +57,13 @@ def largest_of(draws: Array | float) -> Array:
 class _Group:
     """Ops that are affine in some variables. [s]"""
 
-    count: Array  # [ops]
-    latency: Array  # [ops]
-    exits: Array  # [ops] hops over the scale-out network
+    count: Floats  # [ops]
+    latency: Floats  # [ops]
+    exits: Floats  # [ops] hops over the scale-out network
     op_class: NDArray[np.intp]
-    exponent: Array
-    constant: Array  # [ops, 3]
-    slopes: Array  # [variables, ops, 3]
+    exponent: Floats
+    constant: Floats  # [ops, 3]
+    slopes: Floats  # [variables, ops, 3]
     single: NDArray[np.bool_]  # ops with one roof
 
     @classmethod
@@ -89,15 +88,15 @@ class _Group:
             present.sum(axis=1) < 2,
         )
 
-    def roofs(self, values: Array) -> Array:
+    def roofs(self, values: Floats) -> Floats:
         """values: [nodes, variables] -> [nodes, ops, 3]"""
         return np.maximum(0.0, self.constant + np.tensordot(values, self.slopes, axes=1))
 
-    def seconds(self, values: Array) -> Array:
+    def seconds(self, values: Floats) -> Floats:
         """[nodes] under the profile's own rates."""
         q = self.exponent
         norm = (self.roofs(values) ** q[:, None]).sum(axis=2) ** (1 / q)
-        found: Array = ((norm + self.latency) * self.count).sum(axis=1)
+        found: Floats = ((norm + self.latency) * self.count).sum(axis=1)
         return found
 
 
@@ -106,16 +105,16 @@ class _Sheet:
     """Launches of some nodes, being added up."""
 
     nodes: int
-    latency: Array = field(init=False)
-    exits: Array = field(init=False)
-    linear: Array = field(init=False)  # [nodes, classes, 3]
-    several: list[tuple[NDArray[np.intp], NDArray[np.intp], Array, Array, Array]] = field(default_factory=list)
+    latency: Floats = field(init=False)
+    exits: Floats = field(init=False)
+    linear: Floats = field(init=False)  # [nodes, classes, 3]
+    several: list[tuple[NDArray[np.intp], NDArray[np.intp], Floats, Floats, Floats]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.latency, self.exits = np.zeros(self.nodes), np.zeros(self.nodes)
         self.linear = np.zeros((self.nodes, len(CLASSES), 3))
 
-    def add(self, group: _Group, nodes: NDArray[np.intp], values: Array, weight: Array) -> None:
+    def add(self, group: _Group, nodes: NDArray[np.intp], values: Floats, weight: Floats) -> None:
         """nodes, weight: [steps] the node that each step belongs to and how often it has it; values: [steps, ...]."""
         if not len(nodes) or not len(group.count):
             return
@@ -189,9 +188,9 @@ class _Engine:
         sheet: _Sheet,
         stack: Stack,
         nodes: NDArray[np.intp],
-        rows: Array,
-        tokens: Array,
-        weight: Array,
+        rows: Floats,
+        tokens: Floats,
+        weight: Floats,
         quick: bool,
     ) -> None:
         """Routed experts on the rank that takes longest under the profile's rates. quick: kernels of decode."""
@@ -233,16 +232,16 @@ class _Steps:
     """
 
     node: NDArray[np.intp]
-    weight: Array
-    sequences: Array
-    context: Array
-    capped: Array
-    total: Array
-    new: Array
-    past: Array
-    chunks: Array
-    tokens: Array
-    pairs: Array
+    weight: Floats
+    sequences: Floats
+    context: Floats
+    capped: Floats
+    total: Floats
+    new: Floats
+    past: Floats
+    chunks: Floats
+    tokens: Floats
+    pairs: Floats
 
 
 def _priced(engine: _Engine, steps: _Steps, nodes: int) -> _Sheet:
@@ -298,7 +297,7 @@ def _priced(engine: _Engine, steps: _Steps, nodes: int) -> _Sheet:
 class _Columns:
     """Steps of nodes, being gathered."""
 
-    def __init__(self, ops: StepOps, traffic: Traffic, *, whole: bool) -> None:
+    def __init__(self, ops: StepOps, traffic: TrafficSample, *, whole: bool) -> None:
         """whole: prompts are never cut into chunks."""
         self.ops, self.traffic, self.whole = ops, traffic, whole
         self.ranks = ops.parallelism.dp
@@ -306,11 +305,11 @@ class _Columns:
         self._rows: list[tuple[float, ...]] = []  # node, weight, sequences, new, past, chunks, tokens, pairs
 
     def _add(
-        self, weight: float, n: float, new: float, past: float, chunks: float, tokens: float, pairs: Floats
+        self, weight: float, n: float, new: float, past: float, chunks: float, tokens: float, pairs: list[float]
     ) -> None:
         self._rows.append((len(self.steps), weight, n, new, past, chunks, tokens, *pairs))
 
-    def _pairs(self, new: float, past: float) -> Floats:
+    def _pairs(self, new: float, past: float) -> list[float]:
         return [float(counted(what, max(1, round(new)), round(past))) for what in self.ops.prefill_counts]
 
     def decode(self, n: float) -> None:
@@ -327,7 +326,7 @@ class _Columns:
             places = [(full / 3, (i + 0.5) * full / 3 - 0.5) for i in range(3)]
         return [*((weight, room, place * room) for weight, place in places), (1.0, prompt - full * room, full * room)]
 
-    def prompts(self, n: float, room: float, k: float, chances: Array, lengths: Array) -> None:
+    def prompts(self, n: float, room: float, k: float, chances: Floats, lengths: Floats) -> None:
         """k prompts at once, one a rank. chances: that the longest of them has each of the lengths."""
         steps = 0.0
         others = (k - 1.0) * self.traffic.prompt
@@ -379,11 +378,11 @@ class EngineSteps:
     kernels: that a decode step launches.
     """
 
-    batches: Array
-    bunches: Array
-    beside: Array
-    steps: Array
-    capacity: Array
+    batches: Floats
+    bunches: Floats
+    beside: Floats
+    steps: Floats
+    capacity: Floats
     sheet: _Sheet
     kernels: float
     ranks: int
@@ -391,7 +390,7 @@ class EngineSteps:
 
 def price(
     ops: StepOps,
-    traffic: Traffic,
+    traffic: TrafficSample,
     budget: int,
     batching: Batching = "chunked",
     most_sequences: float = 512.0,
@@ -447,16 +446,16 @@ class StepSeconds:
     full_s: [.., H] a full step for each of its `capacity` prompts. ranks: [.., 1].
     """
 
-    batches: Array
-    bunches: Array
-    ranks: Array
-    decode_s: Array
-    bunch_s: Array
-    bunch_steps: Array
-    lone_s: Array
-    lone_steps: Array
-    full_s: Array
-    capacity: Array
+    batches: Floats
+    bunches: Floats
+    ranks: Floats
+    decode_s: Floats
+    bunch_s: Floats
+    bunch_steps: Floats
+    lone_s: Floats
+    lone_steps: Floats
+    full_s: Floats
+    capacity: Floats
 
     @property
     def total_shape(self) -> tuple[int, ...]:
@@ -478,14 +477,14 @@ class StepTable:
     """
 
     engines: tuple[EngineSteps, ...]
-    latency: Array
-    exits: Array
-    linear: Array
+    latency: Floats
+    exits: Floats
+    linear: Floats
     node: NDArray[np.intp]
     op_class: NDArray[np.intp]
-    count: Array
-    roofs: Array
-    exponent: Array
+    count: Floats
+    roofs: Floats
+    exponent: Floats
 
     @classmethod
     def of(cls, engines: Sequence[EngineSteps]) -> StepTable:
@@ -516,18 +515,18 @@ class StepTable:
         return StepTable.of([self.engines[row] for row in rows])
 
     @cached_property
-    def _powered(self) -> Array:
+    def _powered(self) -> Floats:
         """[launches, 3] count^q roofs^q."""
         return np.asarray((self.count[:, None] * self.roofs) ** self.exponent[:, None])
 
     @cached_property
-    def _kinds(self) -> tuple[Array, NDArray[np.intp]]:
+    def _kinds(self) -> tuple[Floats, NDArray[np.intp]]:
         """Distinct (class, exponent) of launches, and which each is."""
         columns = np.column_stack((self.op_class.astype(float), self.exponent))
         kinds, which = np.unique(columns, axis=0, return_inverse=True)
         return np.asarray(kinds, dtype=np.float64), which.ravel()
 
-    def kernel_s(self, given: EngineParameters) -> Array:
+    def kernel_s(self, given: EngineParameters) -> Floats:
         """[points, draws, nodes] seconds without host time."""
         points, nodes = self.latency.shape
         rates = given.rates()

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from simulator.steady_state.arrays import Array
+from simulator.model.arrays import Floats
 
 BINS = 5  # equally likely classes of prompts
 DRAWS = 64  # of prompts spread over ranks
@@ -16,14 +16,14 @@ SPREAD_BY_TURNS = 96  # prompts that are dealt out one by one; of more, the busi
 
 
 @dataclass(frozen=True)
-class Traffic:
+class TrafficSample:
     """Paired token counts of equally likely requests. prompts, outputs: [requests]"""
 
-    prompts: Array
-    outputs: Array
+    prompts: Floats
+    outputs: Floats
 
     @classmethod
-    def of(cls, prompts: Sequence[float] | Array, outputs: Sequence[float] | Array) -> Traffic:
+    def of(cls, prompts: Sequence[float] | Floats, outputs: Sequence[float] | Floats) -> TrafficSample:
         return cls(np.asarray(prompts, dtype=float), np.asarray(outputs, dtype=float))
 
     @property
@@ -35,12 +35,12 @@ class Traffic:
         return float(self.outputs.mean())
 
     @cached_property
-    def bins(self) -> Array:
+    def bins(self) -> Floats:
         """Mean of each of BINS equally likely parts of the sorted prompts; their mean is that of all. [tokens]"""
         parts = np.array_split(np.sort(np.repeat(self.prompts, BINS)), BINS)
         return np.array([part.mean() for part in parts])
 
-    def longest(self, k: float) -> tuple[Array, Array]:
+    def longest(self, k: float) -> tuple[Floats, Floats]:
         """The longest of k prompts: the chance that it is in each of BINS parts of the sorted prompts, and its mean
         there. P(longest is the i-th of n) = (i/n)^k - ((i-1)/n)^k. [-, tokens]"""
         lengths = np.sort(np.repeat(self.prompts, BINS))

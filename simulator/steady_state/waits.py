@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.steady_state.arrays import Array
+from simulator.model.arrays import Floats
 
 HALVINGS = 30
 BUSIEST = 0.995  # utilisation above which a station counts as saturated
 
 
 def queueing(
-    servers: Array, busy: Array, service_s: Array, scv: Array | float, arrival_scv: Array | float = 1.0
-) -> tuple[Array, Array]:
+    servers: Floats, busy: Floats, service_s: Floats, scv: Floats | float, arrival_scv: Floats | float = 1.0
+) -> tuple[Floats, Floats]:
     """Chance that an arrival finds all servers busy, and the mean wait of those that do. [-, s]
 
     servers: at least 1, whole or not. busy: utilisation of each. scv: squared coefficient of variation of the service.
@@ -40,35 +40,35 @@ class Response:
     `in_queue` exponential with mean `queue_s`. backlog_s: what all wait beyond that, in saturation.
     """
 
-    fixed_s: Array
-    own_s: Array
-    in_step: Array
-    step_s: Array
-    in_queue: Array
-    queue_s: Array
-    backlog_s: Array
+    fixed_s: Floats
+    own_s: Floats
+    in_step: Floats
+    step_s: Floats
+    in_queue: Floats
+    queue_s: Floats
+    backlog_s: Floats
 
     @property
-    def mean_s(self) -> Array:
+    def mean_s(self) -> Floats:
         wait = self.in_step * self.step_s / 2 + self.in_queue * self.queue_s
-        mean: Array = self.fixed_s + self.own_s.mean(axis=-1) + wait + self.backlog_s
+        mean: Floats = self.fixed_s + self.own_s.mean(axis=-1) + wait + self.backlog_s
         return mean
 
-    def backlogged(self, backlog_s: Array, saturated: NDArray[np.bool_]) -> Response:
+    def backlogged(self, backlog_s: Floats, saturated: NDArray[np.bool_]) -> Response:
         """With a queue that never empties: then all wait about alike, chance waits are part of it."""
         chance_s = np.where(saturated, self.in_queue * self.queue_s, 0.0)
         return replace(self, in_queue=np.where(saturated, 0.0, self.in_queue), backlog_s=backlog_s + chance_s)
 
-    def beyond(self, at_s: Array) -> Array:
+    def beyond(self, at_s: Floats) -> Floats:
         """Share of requests that take longer."""
         slack = (at_s - self.fixed_s - self.backlog_s)[..., None] - self.own_s
         rest = np.clip(slack / np.maximum(self.step_s, 1e-12)[..., None], 0.0, 1.0)
         tail = np.exp(-np.maximum(slack, 0.0) / np.maximum(self.queue_s, 1e-12)[..., None])
         late = self.in_step[..., None] * (1 - rest) + self.in_queue[..., None] * tail
-        share: Array = np.where(slack < 0, 1.0, late).mean(axis=-1)
+        share: Floats = np.where(slack < 0, 1.0, late).mean(axis=-1)
         return share
 
-    def percentile_s(self, percentile: Array | float) -> Array:
+    def percentile_s(self, percentile: Floats | float) -> Floats:
         """By bisection; between lengths the share is a staircase, so a mean of neighbours is taken for it."""
         out = np.asarray(1 - np.asarray(percentile) / 100.0)
         base = self.fixed_s + self.backlog_s

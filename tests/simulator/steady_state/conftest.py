@@ -17,7 +17,7 @@ from simulator.des.workload.requests import make_requests
 from simulator.model.presets import load_model
 from simulator.scenario import parse_scenario
 from simulator.steady_state.closed_loop import closed_loop
-from simulator.steady_state.cluster import Cluster, Equilibrium
+from simulator.steady_state.cluster import ClusterArrays, Equilibrium
 from simulator.steady_state.open_loop import open_loop
 
 WARM_UP = 0.3
@@ -27,7 +27,7 @@ WARM_UP = 0.3
 class Both:
     """Medians of both models; throughput of a closed loop by Little's law, clients / mean time of a request."""
 
-    cluster: Cluster
+    cluster: ClusterArrays
     steady: Equilibrium
     des: dict[str, float]
 
@@ -89,12 +89,12 @@ def _both(
     drawn = make_requests(scenario.one_workload(), traffic)
     result = play(scenario, played, load_model(model), profiles, drawn, np.random.default_rng(router))
     metrics = result.metrics()
-    e2e, tpot, ttft = metrics["e2e_s"]["mean"], metrics["tpot_s"]["p50"], metrics["ttft_s"]["p50"]
+    e2e, tpot, ttft = metrics["e2e_s"].mean, metrics["tpot_s"].p50, metrics["ttft_s"].p50
     assert e2e is not None
     assert ttft is not None
     assert tpot is not None
-    rate_of = result.throughput()["requests_per_s"] if clients is None else clients / e2e
-    mean = metrics["ttft_s"]["mean"]
+    rate_of = result.throughput().requests_per_s if clients is None else clients / e2e
+    mean = metrics["ttft_s"].mean
     assert mean is not None
     return Both(cluster, steady, {"throughput": rate_of, "tpot": tpot, "ttft": ttft, "mean_ttft": mean})
 

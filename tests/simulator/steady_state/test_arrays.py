@@ -13,36 +13,36 @@ from simulator.model.parallelism import Parallelism
 from simulator.model.presets import load_model
 from simulator.model.step import StepOps
 from simulator.steady_state.closed_loop import closed_loop
-from simulator.steady_state.cluster import Cluster, Equilibrium, Pool
+from simulator.steady_state.cluster import ClusterArrays, Equilibrium, PoolArrays
 from simulator.steady_state.open_loop import open_loop
 from simulator.steady_state.parameters import EngineParameters, constant
-from simulator.steady_state.stations import Demand, Handover, KvRoom
+from simulator.steady_state.stations import DemandArrays, HandoverArrays, KvArrays
 from simulator.steady_state.step_table import StepTable, price
-from simulator.steady_state.traffic import Traffic
+from simulator.steady_state.traffic import TrafficSample
 
-TRAFFICS = [Traffic.of([1000.0, 2000.0], [100.0, 300.0]), Traffic.of([500.0], [200.0])]
+TRAFFICS = [TrafficSample.of([1000.0, 2000.0], [100.0, 300.0]), TrafficSample.of([500.0], [200.0])]
 MEMORY = np.array([[1.0, 0.7, 0.5]])
 LOADS = np.array([[40.0], [10.0]])
 
 
-def cluster_of(rows: list[int], memory: np.ndarray, *, apart: bool) -> Cluster:
+def cluster_of(rows: list[int], memory: np.ndarray, *, apart: bool) -> ClusterArrays:
     """Points `rows` of TRAFFICS, under draws of the memory rate."""
     hardware, cut = load("h200"), Parallelism(tp=2)
     ops = StepOps(load_model("qwen3-30b-a3b"), hardware, cut, 0)
     given = replace(EngineParameters.of([hardware]), memory=memory)
 
-    def pool(*, decodes: bool, prefills: bool) -> Pool:
+    def pool(*, decodes: bool, prefills: bool) -> PoolArrays:
         table = StepTable.of([price(ops, t, 8192, decodes=decodes, prefills=prefills) for t in TRAFFICS]).take(rows)
-        room = KvRoom(constant(5e10), constant(5e4), constant(0.0))
-        return Pool(table.seconds(given), constant(2.0), constant(256.0), room)
+        room = KvArrays(constant(5e10), constant(5e4), constant(0.0))
+        return PoolArrays(table.seconds(given), constant(2.0), constant(256.0), room)
 
     overhead = constant(0.05)
-    demand = Demand.of([TRAFFICS[row] for row in rows])
+    demand = DemandArrays.of([TRAFFICS[row] for row in rows])
     if not apart:
-        return Cluster(pool(decodes=True, prefills=True), demand, constant(1.0), overhead)
-    handover = Handover(*(constant(value) for value in (0.001, 0.002, 0.002, 0.0, 48.0, 1000.0)))
+        return ClusterArrays(pool(decodes=True, prefills=True), demand, constant(1.0), overhead)
+    handover = HandoverArrays(*(constant(value) for value in (0.001, 0.002, 0.002, 0.0, 48.0, 1000.0)))
     prefill, decode = pool(decodes=False, prefills=True), pool(decodes=True, prefills=False)
-    return Cluster(prefill, demand, constant(1.0), overhead, decode, handover)
+    return ClusterArrays(prefill, demand, constant(1.0), overhead, decode, handover)
 
 
 @pytest.mark.parametrize("apart", [False, True])

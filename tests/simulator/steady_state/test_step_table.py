@@ -9,16 +9,15 @@ import numpy as np
 import pytest
 
 from hw_profiles.catalog import load
-from hw_profiles.efficiency import PARTS
 from hw_profiles.profile import HardwareProfile
-from simulator.model.engine import driven
+from simulator.model.engine import FACTORS, driven
 from simulator.model.latency import StepLatency
 from simulator.model.parallelism import Parallelism
 from simulator.model.presets import load_model
 from simulator.model.step import Chunk, DecodeLoad, StepOps
 from simulator.steady_state.parameters import EngineParameters, constant
 from simulator.steady_state.step_table import BATCHES, StepTable, price
-from simulator.steady_state.traffic import Traffic
+from simulator.steady_state.traffic import TrafficSample
 
 CUTS = [
     ("deepseek-v3", "h200", Parallelism(dp=8, ep=8), 1),
@@ -27,7 +26,7 @@ CUTS = [
     ("qwen3-30b-a3b", "h200", Parallelism(tp=2), 0),
     ("gpt-oss-120b", "b200", Parallelism(dp=2, ep=2), 0),
 ]
-TRAFFIC = Traffic.of([2000.0], [200.0])
+TRAFFIC = TrafficSample.of([2000.0], [200.0])
 
 
 def table_of(name: str, hardware: HardwareProfile, cut: Parallelism, drafts: int, **keys: Any) -> StepTable:
@@ -67,7 +66,7 @@ def test_long_prompts_take_the_sum_of_their_chunks() -> None:
 @pytest.mark.parametrize("part", ["memory", "matrix", "network", "attention", "experts", "launch"])
 def test_a_parameter_does_what_a_driven_profile_does(part: str) -> None:
     hardware, cut = load("h200"), Parallelism(dp=8, ep=8)
-    given = dict.fromkeys(PARTS, 1.0) | {part: 0.8}
+    given = dict.fromkeys(FACTORS, 1.0) | {part: 0.8}
     slower = replace(hardware, efficiency=driven(hardware.efficiency, given, 10.0))  # type: ignore[arg-type]
     plain = EngineParameters.of([hardware])
     changed = table_of("deepseek-v3", hardware, cut, 0).seconds(replace(plain, **{part: constant(0.8)}))

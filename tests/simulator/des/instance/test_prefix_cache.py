@@ -12,7 +12,6 @@ from support.clusters import FormulaTimes, colocated, disaggregated, make_instan
 from simulator.des.cluster.cluster import Cluster
 from simulator.des.cluster.recorder import Recorder
 from simulator.des.instance.prefix_cache import (
-    BLOCK_TOKENS,
     Hit,
     Loss,
     PrefixCache,
@@ -22,7 +21,7 @@ from simulator.des.instance.prefix_cache import (
 )
 from simulator.des.simulate import simulate
 from simulator.des.workload.requests import Requests, draw_blocks
-from simulator.des.workload.traces import read_trace
+from simulator.des.workload.traces import BLOCK_TOKENS, read_trace
 from simulator.scenario import (
     Autoscale,
     Faults,
