@@ -123,11 +123,13 @@ class Instance:
         """Put a request at the end of the queue of prompts."""
         self._loads[self._place] += self.weight(request)
         self.waiting.append(request)
-        self.kick()
+        if self._idles:
+            self.kick()
 
     def kick(self) -> None:
         """Wake the instance if it idles."""
-        if self._idles and not self._wake.is_set:
+        if self._idles:
+            self._idles = False
             self._wake.set()
 
     def weight(self, request: int) -> int:
@@ -183,9 +185,6 @@ class Instance:
             self.drained()
         self._idles = True
 
-    def wake_up(self) -> None:
-        self._idles = False
-
     def cost(self, chunks: Sequence[PromptChunk], decodes: bool) -> tuple[float, float]:
         """Seconds of a step that computes `chunks` and decodes or not, and prefill's part of them."""
         if chunks:
@@ -196,6 +195,11 @@ class Instance:
         else:
             duration_s, prefill_s = self.times.decode_s(self.batch.load()), 0.0
         return duration_s * self.slowdown, prefill_s * self.slowdown
+
+    @property
+    def announces(self) -> bool:
+        """Whether it tells of hand-overs before their KV is whole."""
+        return False
 
     def announce(self, chunks: Sequence[PromptChunk], ready_s: float) -> None:
         """A step that will have computed `chunks` by `ready_s` begins."""
@@ -233,17 +237,13 @@ class Instance:
         log = self.log
         self.scheduler.leave()
         log.emitted[request] = log.output_tokens[request]
-        if self.cache is not None:
-            self._free_cached(request)
-        self._note_end(request)
-        self._ended(request)
-
-    def _note_end(self, request: int) -> None:
-        log = self.log
         self._loads[self._place] -= 1
         log.decode_instance[request] = self.index
-        if self.cache is not None and log.kept_blocks is not None:
-            self.cache.insert(log.kept_blocks[request])
+        if self.cache is not None:
+            self._free_cached(request)
+            if log.kept_blocks is not None:
+                self.cache.insert(log.kept_blocks[request])
+        self._ended(request)
 
     # Prompts begin
 
@@ -413,12 +413,16 @@ class PrefillInstance(Instance):
     def weight(self, request: int) -> int:
         return self.log.prompt_tokens[request] + self.log.emitted[request]
 
+    @property
+    def announces(self) -> bool:
+        return self.sender.streams is not None
+
     def announce(self, chunks: Sequence[PromptChunk], ready_s: float) -> None:
         self.sender.announce(chunks, ready_s)
 
     def advance(self, chunks: Sequence[PromptChunk]) -> None:
         for rank, prompt, new in chunks:
-            self._note_computed(new)
+            self._loads[self._place] -= new
             prompt.done += new
             if prompt.done == prompt.tokens:
                 self._computed(rank, prompt)
@@ -430,8 +434,12 @@ class PrefillInstance(Instance):
     def _note_computed(self, tokens: int) -> None:
         self._loads[self._place] -= tokens
 
-    def _note_end(self, request: int) -> None:
+    def end(self, request: int) -> None:
         """A request of one token ends here; who decodes it is not noted, as nobody does."""
+        self.scheduler.leave()
+        self.log.emitted[request] = self.log.output_tokens[request]
+        self._free_cached(request)
+        self._ended(request)
 
     def let_go(self, handover: Handover) -> None:
         """Free the KV of a sequence that has left for another instance."""
@@ -485,16 +493,17 @@ class DecodeInstance(Instance):
 
     def deliver(self, handover: Handover) -> None:
         """The KV has arrived on its rank and is freed at its source; decoding starts with the next step."""
-        if not self.holds(handover.into):
+        if handover.into not in self.batch.ranks:
             return  # this instance failed meanwhile; the source keeps the KV for another transfer
-        lost = handover.is_lost
+        lost = not handover.source.holds(handover.rank)
         self.receiver.arrive(handover, lost)
         if lost:
             self._loads[self._place] -= 1
         else:
             self.log.delivered_s[handover.request] = self.env.now
             handover.source.let_go(handover)
-        self.kick()
+        if self._idles:
+            self.kick()
 
     def forget_lost(self) -> None:
         """Drop hand-overs that wait for room here and whose KV has gone with their source."""

@@ -20,7 +20,7 @@ class KvSender:
         self._source = source
         self._log = log
         self._hand_over = hand_over
-        self._streams = streams
+        self.streams = streams
         self._announced: dict[int, Handover] = {}  # by request; in its last chunk
         self._leaving: dict[int, Handover] = {}  # by request; KV that waits here or is under way from here
 
@@ -34,24 +34,23 @@ class KvSender:
 
     def announce(self, chunks: Sequence[PromptChunk], ready_s: float) -> None:
         """Offer what a step completes by `ready_s`, so that KV can leave while it is computed."""
-        if self._streams is None:
-            return
+        assert self.streams is not None
         log = self._log
         for rank, prompt, new in chunks:
             request = prompt.request
             if prompt.done + new == prompt.tokens and log.output_tokens[request] - log.emitted[request] > 1:
                 handover = self._announced[request] = Handover(request, self._source, rank, prompt.tokens + 1)
-                self._streams.announce(handover, ready_s, new / prompt.tokens)
+                self.streams.announce(handover, ready_s, new / prompt.tokens)
                 self._hand_over(handover)
 
     def computed(self, request: int, rank: Rank, tokens: int) -> None:
         """A prompt is computed: its KV, of `tokens` with the one just emitted, waits on `rank` or is announced."""
-        if self._streams is None:
+        if self.streams is None:
             handover = self._leaving[request] = Handover(request, self._source, rank, tokens)
             self._hand_over(handover)
         else:
             handover = self._leaving[request] = self._announced.pop(request)
-            self._streams.computed(handover)
+            self.streams.computed(handover)
 
     def let_go(self, handover: Handover) -> None:
         """Free the KV of a sequence that has arrived elsewhere."""

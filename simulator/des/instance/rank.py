@@ -47,14 +47,6 @@ class Rank:
     def used_bytes(self, tick: int) -> float:
         return self.kv.used_bytes(self.size + self.held_sequences, self.offsets + self.size * tick + self.held_tokens)
 
-    def has_room(self, context: float) -> bool:
-        """Whether all that is held fits beside running sequences whose contexts sum up to `context`."""
-        kv = self.kv
-        used = (context + self.held_tokens) * kv.bytes_per_token
-        if kv.bytes_per_sequence:
-            used += (self.size + self.held_sequences) * kv.bytes_per_sequence
-        return used <= kv.capacity_bytes
-
     def hold(self, tokens: int) -> None:
         """Room for a sequence that does not decode yet."""
         self.held_sequences += 1

@@ -23,13 +23,15 @@ def start(instance: Instance) -> None:
 
 def steps_of(instance: Instance) -> Generator[None, Alarm, None]:
     env, scheduler, batch, usage = instance.env, instance.scheduler, instance.batch, instance.usage_counter
-    take_in, accept, followed = instance.take_in, instance.accept, instance.observe is not None
-    decodes_alone = can_decode_alone(instance)
+    arrived, awaiting_room, announces = instance.arrived, instance.awaiting_room, instance.announces
+    cached, followed = instance.cache is not None, instance.observe is not None
+    waiting, decodes_alone = scheduler.waiting, can_decode_alone(instance)
     yield  # until the clock runs
     while True:
-        take_in()
+        if arrived or awaiting_room:
+            instance.take_in()
         chunks = NO_CHUNKS
-        if scheduler.has_prompts:
+        if waiting or scheduler.has_prompts:
             chunks = scheduler.chunks()
         elif decodes_alone and batch.size:
             yield from decode_alone(instance)
@@ -37,13 +39,13 @@ def steps_of(instance: Instance) -> Generator[None, Alarm, None]:
         sequences = batch.size
         if not (chunks or sequences):
             instance.fall_asleep()
-            yield
-            instance.wake_up()
+            yield  # until somebody kicks it
             continue
         decodes = sequences > 0 and (scheduler.mixes or not chunks)
         duration_s, prefill_s = instance.cost(chunks, decodes)
         start_s = usage.begin(decodes)
-        instance.announce(chunks, start_s + duration_s)
+        if announces:
+            instance.announce(chunks, start_s + duration_s)
         env.ring(instance.step_ends, instance.step_ends.rings, start_s + duration_s)
         if (yield) is instance.cut:
             tell(instance, start_s, 0.0 if decodes else env.now - start_s, NO_CHUNKS, 0)
@@ -55,9 +57,10 @@ def steps_of(instance: Instance) -> Generator[None, Alarm, None]:
         instance.advance(chunks)
         if decodes:
             scheduler.fit()
-        if instance.cache is not None:
+        if cached:
             instance.fit_cache()
-        accept()
+        if awaiting_room:
+            instance.accept()
         if followed:
             tell(instance, start_s, prefill_s, chunks, sequences if decodes else 0)
 

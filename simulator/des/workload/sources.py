@@ -81,11 +81,13 @@ class TimedSource:
         env = entry.env
         extra = entry.entry_delay_s
         yield  # until the clock runs
-        alarm = self._alarm
+        alarm, ring = self._alarm, env.ring
+        rings = alarm.rings
         for request, arrival_s in enumerate(self._arrival_s, start=self._first):
-            delay_s = arrival_s + extra - env.now
+            now = env.now
+            delay_s = arrival_s + extra - now
             if delay_s > 0:
-                alarm.set(delay_s)
+                ring(alarm, rings, now + delay_s)
                 yield
             self._arrived += 1
             entry.arrive(request)
