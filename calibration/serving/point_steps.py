@@ -59,8 +59,8 @@ def steps_of(point: Point) -> PointSteps:
     """Raises Unpredictable."""
     try:
         hardware = hardware_of(point.gpu)
-        prefill = _engine(point, point.prefill, hardware, 0)
-        decode = _engine(point, point.decode, hardware, point.drafts)
+        prefill = engine_of(point, point.prefill, hardware, 0)
+        decode = engine_of(point, point.decode, hardware, point.drafts)
     except (CatalogError, UnknownModel, ParallelismError) as error:
         raise Unpredictable(str(error)) from None
     limit = min(_limit(point, decode), _budget_limit(point, decode), _stated_limit(point, decode))
@@ -108,7 +108,7 @@ def parallelism_of(worker: WorkerLayout) -> Parallelism:
     return Parallelism(tp=tp, dp=dp, ep=ep, pp=worker.stages, cp=worker.context_ranks)
 
 
-def _engine(point: Point, worker: WorkerLayout, hardware: HardwareProfile, drafts: int) -> StepLatency:
+def engine_of(point: Point, worker: WorkerLayout, hardware: HardwareProfile, drafts: int) -> StepLatency:
     parallelism = parallelism_of(worker)
     heads = load_model(preset_of(point.model)).layers[0].attention.heads
     if heads % parallelism.tp:  # attention cannot be cut so: printed sizes such as TP12 are of data-parallel ranks

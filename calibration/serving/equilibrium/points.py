@@ -1,0 +1,321 @@
+"""Measured points as clusters in equilibrium: priced once, then asked under any engine parameters.
+
+A point becomes the pools of `simulator.steady_state`: its workers are instances with the step times, KV room and limits
+that the row says or that are assumed, and its benchmark is a closed loop whose clients all start at once and send ten
+requests each. A pool measured alone is a colocated one whose requests are all prompt, or all decode.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+
+from calibration.arrays import Index
+from calibration.serving.engine_parameters import family_of, kernel_profile
+from calibration.serving.equilibrium.parameters import Given
+from calibration.serving.layouts import WorkerLayout
+from calibration.serving.point_steps import MOST_FILLED, SMALL_STEP, engine_of, hardware_of
+from calibration.serving.points import Point, Unpredictable
+from hw_profiles.loading import CatalogError
+from hw_profiles.profile import HardwareProfile
+from simulator.model.arrays import Floats
+from simulator.model.kv import transfer_bytes
+from simulator.model.latency import StepLatency
+from simulator.model.limits import TOKENS_PER_STEP
+from simulator.model.memory import DoesNotFitError, plan_memory
+from simulator.model.parallelism import ParallelismError
+from simulator.model.step import StepOps
+from simulator.scenario import Transfer
+from simulator.steady_state.arrays import Place
+from simulator.steady_state.closed_loop import closed_loop
+from simulator.steady_state.cluster import ClusterArrays, PoolArrays
+from simulator.steady_state.parameters import EngineParameters
+from simulator.steady_state.stations import DemandArrays, HandoverArrays, KvArrays
+from simulator.steady_state.step_table import Batching, EngineSteps, StepSeconds, StepTable, price
+from simulator.steady_state.traffic import TrafficSample
+
+# How the schedulers of a family batch prompts: vLLM V1 and ATOM, which is built on it, fill decode steps with chunks;
+# SGLang runs prompts in steps of their own before it decodes; TensorRT-LLM adds whole prompts to decode steps.
+POLICY: dict[str, Batching] = {"sglang": "prefill_first", "trtllm": "inflight"}
+UNSAID_POLICY: Batching = "chunked"
+IN_FLIGHT = 0.975  # share of the stated concurrency that is under way: ramp-up and drain (median of published rows)
+GENERATIONS = 5.5  # requests that a client has sent, in the mean over a benchmark of ten each
+FIRST_WAVE = 0.1  # share of the requests that start together, of ten each
+# Lengths of InferenceX: uniform in [0.8, 1.0] of nominal, so in [8/9, 10/9] of their mean; prompts and outputs apart.
+SPREAD = np.linspace(8 / 9, 10 / 9, 5)
+MOST_GENERATED = 2**20  # sequences; beyond what any instance holds
+
+
+@dataclass(frozen=True)
+class PricedPoint:
+    """One point with the steps of its pools. kind: points of one kind are asked together."""
+
+    point: Point
+    hardware: HardwareProfile
+    kind: tuple[str, str]  # form or phase, policy
+    traffic: TrafficSample
+    entry: EngineSteps
+    decode: EngineSteps | None
+    entry_kv: tuple[float, float, float]
+    decode_kv: tuple[float, float, float]
+    sequences: tuple[float, float]  # at once, of an entry and of a decode instance
+    handover: tuple[float, ...]
+
+
+def priced_point(point: Point) -> PricedPoint:
+    """Raises Unpredictable."""
+    try:
+        hardware = hardware_of(point.gpu)
+        kernels = kernel_profile(point.gpu, point.engine)
+        prefill = engine_of(point, point.prefill, hardware, 0)
+        decode = engine_of(point, point.decode, hardware, point.drafts)
+    except (CatalogError, ParallelismError) as error:
+        raise Unpredictable(str(error)) from None
+    apart = point.disaggregated and point.phase == "e2e"
+    policy = POLICY.get(family_of(point.engine), UNSAID_POLICY)
+    traffic = _traffic(point.prompt, point.output)
+    clients = point.concurrency if math.isfinite(point.concurrency) else MOST_GENERATED
+    entry_kv, decode_kv = _kv(prefill), _kv(decode)
+    entry_engine = prefill if apart or point.phase == "prefill" else decode
+    most = (
+        _most(point, point.prefill, entry_engine, clients, entry_kv if apart else decode_kv),
+        _most(point, point.decode, decode, clients, decode_kv),
+    )
+    budget = round(point.prefill_chunk or point.token_budget or TOKENS_PER_STEP)
+    form = "apart" if apart else "colocated" if point.phase == "e2e" else point.phase
+    if apart:
+        entry = _steps(prefill, kernels, point.prompt, point.output, budget, "chunked", 1.0, False, True)
+        second = _steps(decode, kernels, point.prompt, point.output, budget, "chunked", most[1], True, False)
+    else:
+        entry = _steps(
+            entry_engine, kernels, point.prompt, point.output, budget, policy, most[0],
+            point.phase != "prefill", point.phase != "decode",
+        )  # fmt: skip
+        second = None
+    mixes = "apart" if apart else "mixes" if policy != "prefill_first" else "turns"
+    return PricedPoint(
+        point, hardware, (form, mixes), traffic, entry, second, entry_kv if apart else decode_kv, decode_kv,
+        most, _handover(point, prefill, decode) if apart else (),
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=4096)
+def _traffic(prompt: float, output: float) -> TrafficSample:
+    prompts, outputs = np.meshgrid(prompt * SPREAD, np.maximum(1.0, output * SPREAD))
+    return TrafficSample.of(prompts.ravel(), outputs.ravel())
+
+
+@lru_cache(maxsize=16384)
+def _steps(
+    engine: StepLatency,
+    kernels: HardwareProfile,
+    prompt: float,
+    output: float,
+    budget: int,
+    policy: Batching,
+    most: float,
+    decodes: bool,
+    prefills: bool,
+) -> EngineSteps:
+    ops = StepOps(engine.model, kernels, engine.parallelism, engine.draft_tokens)
+    return price(ops, _traffic(prompt, output), budget, policy, most, decodes=decodes, prefills=prefills)
+
+
+def _kv(engine: StepLatency) -> tuple[float, float, float]:
+    """Room of a rank, and what a token and a sequence take of it; endless where the plan says that the measured set-up
+    does not fit at all (a stack may fill more memory than assumed). [B]"""
+    part = engine.hardware
+    filled = replace(part, efficiency=part.efficiency.model_copy(update={"memory_utilisation": MOST_FILLED}))
+    try:
+        plan = plan_memory(engine.model, filled, engine.parallelism, SMALL_STEP, engine.draft_tokens)
+    except DoesNotFitError:
+        return math.inf, 1.0, 0.0
+    return plan.kv_capacity_bytes, plan.kv_bytes_per_token, plan.kv_bytes_per_sequence
+
+
+def _most(
+    point: Point, worker: WorkerLayout, engine: StepLatency, clients: float, kv: tuple[float, float, float]
+) -> float:
+    """Sequences that an instance may run at once, in powers of 2 where it is only what can be: few tables do then."""
+    ranks = engine.parallelism.dp
+    stated = min(point.most_running or math.inf, (point.most_running_of_rank or math.inf) * ranks)
+    if math.isfinite(stated):
+        return stated
+    room, token, sequence = kv
+    held = room / (sequence + token * (point.prompt + point.output)) * ranks if math.isfinite(room) else math.inf
+    return float(2 ** math.ceil(math.log2(max(2.0, min(clients / worker.count * 1.02, held * 1.5)))))
+
+
+def _handover(point: Point, prefill: StepLatency, decode: StepLatency) -> tuple[float, ...]:
+    keys = Transfer()
+    size = transfer_bytes(prefill.model, round(point.prompt)) + keys.half_rate_bytes
+    rates = [
+        keys.achieved * keys.bandwidth(engine.hardware) * engine.parallelism.gpus / engine.parallelism.dp
+        for engine in (prefill, decode)
+    ]
+    room, token, sequence = _kv(prefill)
+    held = room / (sequence + token * point.prompt) * prefill.parallelism.dp
+    return keys.handshake_s, size / rates[0], size / rates[1], 0.0, float(len(prefill.model.layers)), min(held, 1e9)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """Points that are asked together: their places, and their clusters but for step times."""
+
+    rows: Index
+    form: str
+    entry: StepTable
+    decode: StepTable | None
+    points: tuple[PricedPoint, ...]
+
+    @classmethod
+    def of(cls, rows: Sequence[int], points: Sequence[PricedPoint]) -> _Kind:
+        second = [p.decode for p in points if p.decode is not None]
+        return cls(
+            np.array(rows, dtype=np.intp),
+            points[0].kind[0],
+            StepTable.of([p.entry for p in points]),
+            StepTable.of(second) if second else None,
+            tuple(points),
+        )
+
+
+@dataclass(frozen=True)
+class Measurable:
+    """What a benchmark of each point would show, [points, draws]. rate: requests/s of the cluster."""
+
+    rate: Floats
+    tpot_s: Floats
+    ttft_s: Floats
+    median_ttft_s: Floats
+
+    def metrics(self, of: Equilibria) -> dict[str, Floats]:
+        """Every metric of a points file; output and input rates over all accelerators (see `per_pool`), which are those
+        of a pool where it is measured alone. The median TTFT stands beside a mean."""
+        points = [p.point for p in of.points]
+        gpus, prompt, output = (
+            np.array(values, dtype=float)[:, None]
+            for values in (
+                [_gpus(p) for p in points],
+                [p.prompt for p in points],
+                [p.output for p in points],
+            )
+        )
+        return {
+            "total_tok_s_per_gpu": self.rate * (prompt + output) / gpus,
+            "output_tok_s_per_gpu": self.rate * output / gpus,
+            "input_tok_s_per_gpu": self.rate * prompt / gpus,
+            "tok_s_per_user": 1 / self.tpot_s,
+            "tpot_ms": self.tpot_s * 1e3,
+            "ttft_ms": self.ttft_s * 1e3,
+            "median_ttft_ms": self.median_ttft_s * 1e3,
+        }
+
+
+def _gpus(point: Point) -> int:
+    if point.disaggregated and point.phase == "prefill":
+        return point.prefill.count * point.prefill.gpus
+    if point.disaggregated and point.phase == "decode":
+        return point.decode.count * point.decode.gpus
+    return point.gpus
+
+
+class Equilibria:
+    """Many points at once."""
+
+    def __init__(self, points: Sequence[PricedPoint]) -> None:
+        self.points = tuple(points)
+        kinds: dict[tuple[str, str], list[int]] = {}
+        for i, one in enumerate(points):
+            kinds.setdefault(one.kind, []).append(i)
+        self._kinds = [_Kind.of(rows, [points[i] for i in rows]) for rows in kinds.values()]
+        self.age = np.array([p.point.age for p in points])
+
+    def some(self, rows: Index) -> Equilibria:
+        return Equilibria([self.points[i] for i in rows])
+
+    def seen(self, given: Given) -> Measurable:
+        """given: parameters, [points, draws] each."""
+        draws = given.draws
+        out = [np.empty((len(self.points), draws)) for _ in range(4)]
+        for kind in self._kinds:
+            found = _answered(kind, given.of(kind.rows, self.age))
+            for column, values in zip(out, found, strict=True):
+                column[kind.rows] = values
+        mean = np.array([p.point.mean_ttft for p in self.points])[:, None]
+        return Measurable(out[0], out[1], np.where(mean, out[3], out[2]), out[2])
+
+
+def _answered(kind: _Kind, given: tuple[EngineParameters, Floats, Floats]) -> tuple[Floats, Floats, Floats, Floats]:
+    """Rate, TPOT, median TTFT and mean TTFT."""
+    engine, chance, warm_up_s = given
+    points = kind.points
+
+    def column(values: Sequence[float]) -> Floats:
+        return np.array(values, dtype=float)[:, None]
+
+    drafts = np.array([p.point.drafts for p in points])
+    powers = chance[..., None] ** np.arange(drafts.max() + 1)
+    accepted = np.where(np.arange(drafts.max() + 1) <= drafts[:, None, None], powers, 0.0).sum(axis=-1)
+    demand = DemandArrays.of([p.traffic for p in points])
+    clients = column([min(IN_FLIGHT * p.point.concurrency, MOST_GENERATED) for p in points])
+    entry = kind.entry.seconds(engine)
+    workers = column([p.point.prefill.count if kind.form == "apart" else p.point.decode.count for p in points])
+    if kind.form == "decode":
+        most = column([p.sequences[1] for p in points])
+        return _decoding(entry, clients, workers, most, accepted, demand.output, engine.request_overhead_s)
+    if kind.form == "prefill":
+        pool = column([p.point.prefill.count for p in points])
+        return _prefilling(entry, clients, pool, engine.request_overhead_s)
+    first = PoolArrays(entry, workers, column([p.sequences[0] for p in points]), _room([p.entry_kv for p in points]))
+    second = moved = None
+    if kind.decode is not None:
+        second = PoolArrays(
+            kind.decode.seconds(engine), column([p.point.decode.count for p in points]),
+            column([p.sequences[1] for p in points]), _room([p.decode_kv for p in points]),
+        )  # fmt: skip
+        moved = HandoverArrays(*(column(list(values)) for values in zip(*(p.handover for p in points), strict=True)))
+    cluster = ClusterArrays(
+        first, demand, accepted, engine.request_overhead_s, second, moved, "prefill" if second is None else "decode"
+    )
+    found = closed_loop(cluster, clients, FIRST_WAVE, GENERATIONS)
+    # The first wave meets for the first time the batch sizes for which kernels and graphs are kept, one a doubling.
+    warm_up = FIRST_WAVE * np.log2(1.0 + np.maximum(1.0, clients / workers)) * warm_up_s
+    return found.rate, found.tpot_s, found.ttft_s, found.mean_ttft_s + warm_up
+
+
+def _room(kv: Sequence[tuple[float, float, float]]) -> KvArrays:
+    room, token, sequence = (np.array(values, dtype=float)[:, None] for values in zip(*kv, strict=True))
+    return KvArrays(np.minimum(room, 1e18), token, sequence)
+
+
+def _decoding(
+    steps: StepSeconds,
+    clients: Floats,
+    workers: Floats,
+    most: Floats,
+    accepted: Floats,
+    output: Floats,
+    overhead_s: Floats,
+) -> tuple[Floats, Floats, Floats, Floats]:
+    """A decode pool whose requests are all there: no prompt ever."""
+    n = np.minimum(clients / workers, most)
+    step_s = Place.on(steps.batches, n + 0 * steps.decode_s[..., 0]).of(steps.decode_s)
+    token_s = step_s / accepted
+    first = overhead_s + step_s
+    return n * workers / (token_s * output), token_s, first, first
+
+
+def _prefilling(
+    steps: StepSeconds, clients: Floats, workers: Floats, overhead_s: Floats
+) -> tuple[Floats, Floats, Floats, Floats]:
+    """A prefill pool alone: a lone prompt for one client, full steps for many, who wait for half of those before."""
+    lone = steps.lone_s.mean(axis=-1)[:, :, 0]
+    full = steps.full_s[:, :, 0]
+    rate = np.minimum(workers / full, clients / (lone + overhead_s))
+    first = overhead_s + lone + np.maximum(0.0, clients / workers - 1) * full / 2
+    return rate, full, first, first
