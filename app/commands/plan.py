@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from app.commands.options import JsonOutput, SeedInput, TraceInput, above_zero, whole_above_zero
+from app.commands.options import JsonOutput, SeedInput, TraceInput, whole_above_zero
+from app.commands.quantities import requests_per_s, tpot_seconds, ttft_seconds
 from app.errors import EXIT_NO_ANSWER
 
 
@@ -18,16 +19,20 @@ def plan(
     ] = None,
     model: Annotated[str | None, typer.Option(help="Model preset, or a Hugging Face config.json.")] = None,
     gpu: Annotated[list[str] | None, typer.Option(help="Accelerator to choose from; may be repeated.")] = None,
-    rate: Annotated[float | None, typer.Option(help="Requests per second.", callback=above_zero)] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(metavar="RATE", help="Requests per second; or 600/min, 10/s.", parser=requests_per_s),
+    ] = None,
     trace: TraceInput = None,
     isl: Annotated[int | None, typer.Option(help="Prompt tokens.", callback=whole_above_zero)] = None,
     osl: Annotated[int | None, typer.Option(help="Output tokens.", callback=whole_above_zero)] = None,
     ttft: Annotated[
-        float | None, typer.Option(help="Limit of the time to first token, in seconds.", callback=above_zero)
+        float | None,
+        typer.Option(metavar="TIME", help="Limit of the time to first token: 3s, 500ms.", parser=ttft_seconds),
     ] = None,
     tpot: Annotated[
         float | None,
-        typer.Option(help="Limit of the time per output token, in seconds.", callback=above_zero),
+        typer.Option(metavar="TIME", help="Limit of the time per output token: 50ms, 0.05.", parser=tpot_seconds),
     ] = None,
     max_gpus: Annotated[
         int | None, typer.Option(help="Accelerators a design may have at most.", callback=whole_above_zero)

@@ -44,7 +44,7 @@ def shell(*args: str | Path, **extra: object) -> subprocess.CompletedProcess[str
         (["plan", "--bogus"], "--bogus"),
         (["plan", "one.toml", "two.toml"], "two.toml"),
         (["plan", "--rate"], "--rate"),
-        (["plan", "--rate", "-1"], "'--rate': -1 is not a finite number above 0"),
+        (["plan", "--rate", "-1"], "'--rate': -1 is not a finite rate above 0"),
         (["plan", "--rate", "0"], "--rate"),
         (["plan", "--rate", "nan"], "--rate"),
         (["plan", "--rate", "inf"], "--rate"),
