@@ -189,11 +189,17 @@ class Measured:
 
     @cached_property
     def _departures(self) -> tuple[float, float, NDArray[np.intp]]:
-        """Start and end of the window, and the requests that left in it."""
+        """Start and end of the window, and the requests that left in it.
+
+        What an open loop drains after its last arrival says nothing of a steady state: its window ends there. In it no
+        more leave than have come: a surplus is of what came before, and left out.
+        """
         order = np.argsort(self.finish_s, kind="stable")
         order = order[self.finished[order]]
         if not len(order):
             return 0.0, 0.0, order
+        if self._is_open:
+            return self._open_departures(order)
         timed = np.flatnonzero(self._timed[order])  # places in the order
         skipped = min(round(self.warmup / max(1, int((~self.offline).sum())) * len(timed)), len(timed) - 1)
         first = int(timed[skipped - 1]) + 1 if skipped else 0
@@ -204,6 +210,42 @@ class Measured:
             end = last
         inside = order[first:]
         return start, end, inside[self.finish_s[inside] <= end]
+
+    @cached_property
+    def _is_open(self) -> bool:
+        """Whether all requests with a say in the window come at times of their own."""
+        timed = [stream for stream in self.run.streams if not stream.offline]
+        return bool(timed) and all(stream.arrival_s is not None for stream in timed)
+
+    def _open_departures(self, order: NDArray[np.intp]) -> tuple[float, float, NDArray[np.intp]]:
+        """order: finished requests in the order of their ends."""
+        if self.too_short is not None:
+            begun = float(np.nanmin(self.arrival_s[order]))
+            return begun, max(self.run.closed.time_s, float(self.finish_s[order[-1]])), order
+        start, end = self.run.opened.time_s, self.run.closed.time_s
+        left = order[(self.finish_s[order] > start) & (self.finish_s[order] <= end)]
+        came = int(((self.arrival_s > start) & (self.arrival_s <= end) & ~self.offline).sum())
+        online = left[~self.offline[left]]
+        surplus = online[: max(0, len(online) - came)]
+        return start, end, left[~np.isin(left, surplus)]
+
+    @cached_property
+    def too_short(self) -> str | None:
+        """Why the rates of an open loop are of the whole run, its filling and draining included; None where they are of
+        a window that is longer than a request takes."""
+        if not self._is_open:
+            return None
+        served = self.finished & self.measured & ~self.offline
+        if not served.any():
+            return None
+        span_s = self.run.closed.time_s - self.run.opened.time_s
+        lifetime_s = float(np.mean(self.e2e_s[served]))
+        if span_s >= lifetime_s:
+            return None
+        return (
+            f"requests came for {span_s:.3g} s and took {lifetime_s:.3g} s on average: rates and costs are of the whole "
+            "run, its filling and draining included; send more requests for those of a steady state"
+        )
 
     @cached_property
     def groups(self) -> dict[str, GroupUsage]:

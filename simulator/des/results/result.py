@@ -44,5 +44,5 @@ class SimulationResult(Measured):
             self.lifecycle(),
             self.cost(),
             self.energy(),
-            self.assumptions,
+            self.assumptions if self.too_short is None else (*self.assumptions, self.too_short),
         )

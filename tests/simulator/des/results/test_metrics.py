@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.clusters import FormulaTimes, colocated, make_instance, play
 
 from simulator.des.results.measured import METRICS, GroupPrice, warmup_count
@@ -36,23 +38,63 @@ def test_latencies_follow_their_definitions(steady: Any) -> None:
 
 
 def test_throughput_counts_departures_over_the_window(steady: Any) -> None:
-    """The window opens with the 10th departure (9.3 s) and closes with the last arrival (99 s): 89 departures."""
+    """The window is that of the measured arrivals, from the 11th (10 s) to the last (99 s): 89 departures."""
     result = steady(warmup=10)
     window = result.window
-    assert (window.start_s, window.end_s) == (pytest.approx(9.3), 99.0)
+    assert (window.start_s, window.end_s) == (10.0, 99.0)
     assert window.requests == 89
-    rates = result.summary().to_json()["throughput"]
-    assert rates["requests_per_s"] == pytest.approx(89 / 89.7)
-    assert rates["output_tok_s_per_gpu"] == pytest.approx(89 / 89.7 * 21 / 2)
-    assert rates["total_tok_s_per_gpu"] == pytest.approx(89 / 89.7 * 121 / 2)
+    rates = result.throughput()
+    assert rates.requests_per_s == pytest.approx(1.0)
+    assert rates.output_tok_s_per_gpu == pytest.approx(21 / 2)
+    assert rates.total_tok_s_per_gpu == pytest.approx(121 / 2)
+    assert result.too_short is None
+
+
+def test_a_backlog_that_drains_is_no_throughput() -> None:
+    """Three requests a second where two can be served, then one a second: the window holds what came in it.
+
+    By 60 s 120 of 180 have left; from then on 2/s leave and 1/s come until 120 s.
+    """
+    spec = colocated(make_instance(FormulaTimes(per_prompt_token_s=MS), max_sequences=1))
+    arrivals = [*(np.arange(180) / 3), *(60.0 + np.arange(60))]
+    result = play(spec, [500] * 240, [1] * 240, arrivals, warmup=180)
+    assert (result.window.start_s, result.window.end_s) == (60.0, 119.0)
+    assert result.throughput().requests_per_s == pytest.approx(1.0)
+
+
+@settings(max_examples=25)
+@given(
+    rate=st.sampled_from([0.5, 3.0, 30.0, 300.0]),
+    count=st.sampled_from([60, 400]),
+    batching=st.sampled_from(["chunked", "prefill_first", "inflight"]),
+    budget=st.sampled_from([64, 2048]),
+    warmup=st.sampled_from([0, 20]),
+    seed=st.integers(0, 1000),
+)
+def test_an_open_loop_never_shows_more_than_was_offered(
+    rate: float, count: int, batching: str, budget: int, warmup: int, seed: int
+) -> None:
+    """Offered: what came in the same time. Far above capacity, prompts first or not, however short the run."""
+    rng = np.random.default_rng(seed)
+    arrivals = np.cumsum(rng.exponential(1 / rate, count))
+    instance = make_instance(
+        FormulaTimes(1e-4, 0.01, 1e-4), capacity=20_000.0, max_tokens_per_step=budget, batching=batching
+    )
+    prompts = rng.integers(10, 600, count).tolist()
+    result = play(colocated(instance, 2), prompts, rng.integers(1, 200, count).tolist(), arrivals, warmup=warmup)
+    window = result.window
+    offered = int(((arrivals >= window.start_s) & (arrivals <= window.end_s)).sum())
+    assert window.requests <= offered
+    assert window.end_s - window.start_s >= arrivals[-1] - arrivals[warmup] - 1e-9
 
 
 def test_a_burst_that_ends_before_the_first_departure_is_measured_to_its_end() -> None:
-    """Ten requests at once, one at a time, 1 s each: 1 request/s from the second departure on."""
+    """Ten requests at once, one at a time, 1 s each: 1 request/s over the whole run, which says that it is short."""
     spec = colocated(make_instance(FormulaTimes(per_prompt_token_s=MS), max_sequences=1))
     result = play(spec, [1000] * 10, [1] * 10, [0.0] * 10, warmup=2)
-    assert result.window.requests == 8
-    assert result.summary().to_json()["throughput"]["requests_per_s"] == pytest.approx(1.0)
+    assert result.window.requests == 10
+    assert result.throughput().requests_per_s == pytest.approx(1.0)
+    assert "send more requests" in result.summary().assumptions[-1]
 
 
 def test_utilization_is_the_share_of_time_inside_steps(steady: Any) -> None:
