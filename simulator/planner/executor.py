@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -25,7 +26,7 @@ def run_all(function: Callable[[Task], Result], tasks: Iterable[Task]) -> list[R
     context = _context(function.__module__)
     with ProcessPoolExecutor(workers, context, initializer=_adopt, initargs=(dict(os.environ),)) as pool:
         try:
-            with _interrupts_held():
+            with _interrupts_held(), _main_left_alone(function.__module__):
                 results = pool.map(function, todo)
             return list(results)
         except KeyboardInterrupt:
@@ -51,6 +52,20 @@ def _adopt(environment: dict[str, str]) -> None:
     """Make the caller's environment one's own: the server has that of the first call."""
     os.environ.clear()
     os.environ.update(environment)
+
+
+@contextmanager
+def _main_left_alone(module: str) -> Iterator[None]:
+    """Processes that start inside the block do not run the caller's script again, which may have no main guard: what
+    they work on comes from modules. They would find it by its file."""
+    main = sys.modules["__main__"].__dict__
+    hidden = module != "__main__" and main.get("__spec__") is None and "__file__" in main
+    file = main.pop("__file__") if hidden else None
+    try:
+        yield
+    finally:
+        if hidden:
+            main["__file__"] = file
 
 
 @contextmanager

@@ -19,7 +19,8 @@ from simulator.uncertainty.chances import certainty
 
 MAX_ROUNDS = 4  # simulations spent on one design [assumed]
 MAX_BATCHES = 3  # groups of `simulate_top` designs tried [assumed]
-MIN_REQUESTS, MAX_REQUESTS = 1000, 20000  # of a simulation [requests; assumed]
+# Of a simulation. [requests; assumed: 300,000 are 10 to 20 CPU s, and three lifetimes at 2,000 requests a second]
+MIN_REQUESTS, MAX_REQUESTS = 1000, 300_000
 LIFETIMES = 6.0  # simulated time in mean request lifetimes, of which the first 1.5 are warm-up [assumed]
 WARMUP_LIFETIMES = 1.5
 MOST_WARMUP = 0.5  # of the requests [share; assumed]

@@ -23,7 +23,7 @@ def parse_scenario(data: dict[str, Any], where: str = "scenario") -> Scenario:
     return _parse(Scenario, data, where)
 
 
-def load_scenario(path: Path) -> Scenario:
+def load_scenario(path: Path | str) -> Scenario:
     """Read a TOML scenario of one model. Relative trace and model paths are taken from the file's folder."""
     found = load_any(path)
     if isinstance(found, SharedCluster):
@@ -36,8 +36,9 @@ def parse_any(data: dict[str, Any], where: str = "scenario") -> Scenario | Share
     return _parse(SharedCluster, data, where) if {"models", "cluster"} & set(data) else _parse(Scenario, data, where)
 
 
-def load_any(path: Path) -> Scenario | SharedCluster:
+def load_any(path: Path | str) -> Scenario | SharedCluster:
     """As `load_scenario`, of one model or several."""
+    path = Path(path)
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -243,8 +243,8 @@ class Measured:
         if span_s >= lifetime_s:
             return None
         return (
-            f"requests came for {span_s:.3g} s and took {lifetime_s:.3g} s on average: rates and costs are of the whole "
-            "run, its filling and draining included; send more requests for those of a steady state"
+            f"requests came for {span_s:.3g} s and took {lifetime_s:.3g} s on average: rates and costs are of the "
+            "whole run, its filling and draining included; send more requests for those of a steady state"
         )
 
     @cached_property
