@@ -29,6 +29,7 @@ from benchmarks.random_scenarios import random_scenario, toml_of
 
 ROOT = Path(__file__).resolve().parent.parent
 GROUPS = ("random", "docs", "plan", "validate", "fit")
+SHOWN = 4000  # differences, of which there should be none
 VOLATILE = ("elapsed_s", "seconds", "created", "commit", "folder")  # keys that no two runs share
 QUESTIONS: dict[str, list[str]] = {
     "default": [],
@@ -260,7 +261,7 @@ def main() -> None:
         return
     before = {name: answer for name, answer in kept["results"].items() if name in results}
     found = list(differences(before, results))
-    for line in found[:40]:
+    for line in found[:SHOWN]:
         print(line)
     print(f"{len(results)} cases, {len(found)} differences")
     sys.exit(bool(found))

@@ -16,7 +16,7 @@ from simulator.des.cluster.router import Homes, make_router
 from simulator.des.cluster.spec import ClusterSpec, GroupSpec
 from simulator.des.cluster.spines import Spines, make_spines
 from simulator.des.instance.handover import Handover, KvSource
-from simulator.des.instance.instance import DecodeInstance, Instance, Observe, PrefillInstance
+from simulator.des.instance.instance import DecodeInstance, Instance, InstanceSetup, PrefillInstance
 from simulator.des.instance.scheduler import PromptQueues
 from simulator.des.instance.spec import InstanceSpec
 from simulator.des.instance.step_loop import start
@@ -86,48 +86,29 @@ class Serving:
     # What the cluster is made of
 
     def _colocated(self, group: GroupSpec, index: int) -> Instance:
-        spec = group.instance
-        return Instance(
-            self.env,
-            index,
-            spec,
-            spec.times_of_one(self._draws),
-            self.log,
-            self._entry_queues(spec),
-            self._finished,
-            observe=self._observer(group),
-        )
+        return Instance(self._setup(group, index, self._entry_queues(group.instance)))
 
     def _prefill_instance(self, group: GroupSpec, index: int) -> PrefillInstance:
-        spec = group.instance
-        return PrefillInstance(
-            self.env,
-            index,
-            spec,
-            spec.times_of_one(self._draws),
-            self.log,
-            self._entry_queues(spec),
-            self._finished,
-            self._hand_over,
-            self._interconnect if self._interconnect.streams else None,
-            self._interconnect.make_links(spec),
-            self._observer(group),
-        )
+        setup = self._setup(group, index, self._entry_queues(group.instance))
+        return PrefillInstance(setup, self._hand_over, self._interconnect if self._interconnect.streams else None)
 
     def _decode_instance(self, group: GroupSpec, index: int) -> DecodeInstance:
+        queues = PromptQueues(self._new_queue(), backlog=None if self._backlog is None else deque())
+        setup = self._setup(group, index, queues)
+        return DecodeInstance(setup, self._interconnect.fetch, self.spec.transfer.staged)
+
+    def _setup(self, group: GroupSpec, index: int, queues: PromptQueues) -> InstanceSetup:
         spec = group.instance
-        return DecodeInstance(
+        return InstanceSetup(
             self.env,
             index,
             spec,
             spec.times_of_one(self._draws),
             self.log,
-            PromptQueues(self._new_queue(), backlog=None if self._backlog is None else deque()),
+            queues,
             self._finished,
-            self._interconnect.fetch,
-            self.spec.transfer.staged,
-            self._interconnect.make_links(spec),
-            self._observer(group),
+            self._interconnect.make_links(spec) if self.spec.decode else (),
+            None if self._recorder is None else self._recorder.observer(self.env, group.name),
         )
 
     def _entry_queues(self, spec: InstanceSpec) -> PromptQueues:
@@ -142,9 +123,6 @@ class Serving:
             self._backlog,
             (lambda request: kv.fits(1, self._all_tokens(request))) if pulls and unlike else None,
         )
-
-    def _observer(self, group: GroupSpec) -> Observe | None:
-        return None if self._recorder is None else self._recorder.observer(self.env, group.name)
 
     def _new_queue(self) -> Queue[int]:
         return queue_of(self.log.priority, lambda request: request)

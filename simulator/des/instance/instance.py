@@ -7,6 +7,7 @@ sequence over; one that decodes takes them in, and computes prompts again where 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence, Sized
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from simulator.des.instance.handover import Handover, Losses, Streams
@@ -36,14 +37,30 @@ class Standing(NamedTuple):
     running: int
 
 
-class Instance:
-    """Takes requests by `enqueue` and reports their end; by itself, a colocated one.
+@dataclass(frozen=True)
+class InstanceSetup:
+    """What every instance is made from, whatever its role.
 
-    times: its step times. ended: called with each request that has emitted its last token. links: of each rank, over
-    which KV is handed over; none where they are infinitely fast.
+    index: its number in the pool. times: its step times. queues: where its prompts come from. ended: called with each
+    request that has emitted its last token. links: of each rank, over which KV is handed over; none where they are
+    infinitely fast.
     observe: called at each step's end with the instance, the step's start, prefill's part of its time, its prompt
         tokens and decoded sequences.
     """
+
+    env: Environment
+    index: int
+    spec: InstanceSpec
+    times: StepTimes
+    log: RequestLog
+    queues: PromptQueues
+    ended: Callable[[int], None]
+    links: tuple[Link, ...] = ()
+    observe: Observe | None = None
+
+
+class Instance:
+    """Takes requests by `enqueue` and reports their end; by itself, a colocated one."""
 
     __slots__ = (
         "_cache_load_s",
@@ -74,37 +91,26 @@ class Instance:
         "waiting",
     )  # so many attributes would be slow in a dictionary
 
-    def __init__(
-        self,
-        env: Environment,
-        index: int,
-        spec: InstanceSpec,
-        times: StepTimes,
-        log: RequestLog,
-        queues: PromptQueues,
-        ended: Callable[[int], None],
-        links: tuple[Link, ...] = (),
-        observe: Observe | None = None,
-    ) -> None:
-        self.env = env
-        self.index = index
-        self.spec = spec
+    def __init__(self, setup: InstanceSetup) -> None:
+        self.env = env = setup.env
+        self.index = setup.index
+        self.spec = spec = setup.spec
         self.speed = spec.speed
-        self.times = times
-        self.log = log
-        self.links = links
-        self.observe = observe
-        self.scheduler = Scheduler(env, spec, log, queues, self._begin, self._free_cached)
+        self.times = setup.times
+        self.log = setup.log
+        self.links = setup.links
+        self.observe = setup.observe
+        self._queues = setup.queues
+        self._ended = setup.ended
+        self.scheduler = Scheduler(env, spec, setup.log, setup.queues, self._begin, self._free_cached)
         self.batch = self.scheduler.batch
-        self.waiting = queues.waiting
+        self.waiting = setup.queues.waiting
         self.usage_counter = UsageCounter(env)
         self.cache = (
             PrefixCache(spec.cache_tiers, spec.cache_policy, spec.cache_block_bytes) if spec.cache_tiers else None
         )
         self.slowdown = 1.0  # steps last this many times as long
         self.drained: Callable[[], None] | None = None  # called when nothing is held any more, while it drains
-        self._queues = queues
-        self._ended = ended
         self._loads, self._place = [0], 0  # where `load` is noted
         self._cache_load_s = 0.0  # of prompts admitted to the step under way
         self._kv_bytes = spec.kv.capacity_bytes * spec.ranks
@@ -394,21 +400,10 @@ class PrefillInstance(Instance):
     __slots__ = ("sender",)
 
     def __init__(
-        self,
-        env: Environment,
-        index: int,
-        spec: InstanceSpec,
-        times: StepTimes,
-        log: RequestLog,
-        queues: PromptQueues,
-        ended: Callable[[int], None],
-        hand_over: Callable[[Handover], None],
-        streams: Streams | None = None,
-        links: tuple[Link, ...] = (),
-        observe: Observe | None = None,
+        self, setup: InstanceSetup, hand_over: Callable[[Handover], None], streams: Streams | None = None
     ) -> None:
-        super().__init__(env, index, spec, times, log, queues, ended, links, observe)
-        self.sender = KvSender(self, log, hand_over, streams)
+        super().__init__(setup)
+        self.sender = KvSender(self, setup.log, hand_over, streams)
 
     def weight(self, request: int) -> int:
         return self.log.prompt_tokens[request] + self.log.emitted[request]
@@ -470,21 +465,12 @@ class DecodeInstance(Instance):
     __slots__ = ("receiver",)
 
     def __init__(
-        self,
-        env: Environment,
-        index: int,
-        spec: InstanceSpec,
-        times: StepTimes,
-        log: RequestLog,
-        queues: PromptQueues,
-        ended: Callable[[int], None],
-        fetch: Callable[[DecodeInstance, Handover, Rank], None],
-        stages: bool = False,
-        links: tuple[Link, ...] = (),
-        observe: Observe | None = None,
+        self, setup: InstanceSetup, fetch: Callable[[DecodeInstance, Handover, Rank], None], stages: bool = False
     ) -> None:
-        super().__init__(env, index, spec, times, log, queues, ended, links, observe)
-        self.receiver = KvReceiver(self.scheduler, log, lambda handover, rank: fetch(self, handover, rank), stages)
+        super().__init__(setup)
+        self.receiver = KvReceiver(
+            self.scheduler, setup.log, lambda handover, rank: fetch(self, handover, rank), stages
+        )
 
     def offer(self, handover: Handover) -> None:
         """Take a prefilled sequence: its KV is fetched once there is room, or at once where host memory stages it."""

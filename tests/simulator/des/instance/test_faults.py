@@ -10,8 +10,9 @@ from support.clusters import FormulaTimes, make_instance
 
 from simulator.des.cluster.kv_transfer import Interconnect
 from simulator.des.instance.handover import Handover
-from simulator.des.instance.instance import DecodeInstance, PrefillInstance
+from simulator.des.instance.instance import DecodeInstance, InstanceSetup, PrefillInstance
 from simulator.des.instance.scheduler import PromptQueues
+from simulator.des.instance.spec import InstanceSpec
 from simulator.des.instance.step_loop import start
 from simulator.des.primitives.clock import Environment
 from simulator.des.records.request_log import RequestLog
@@ -32,33 +33,16 @@ class Pair:
         make = partial(make_instance, FormulaTimes(per_prompt_token_s=1e-3, decode_base_s=0.01), nic_bandwidth=1e3)
         self.ended: list[tuple[int, float]] = []
         first, second = make(), make(max_sequences=places)
-        self.prefill = PrefillInstance(
-            self.env,
-            0,
-            first,
-            first.times,
-            self.log,
-            PromptQueues(deque()),
-            self._end,
-            self._hand_over,
-            links=links.make_links(first),
-        )
-        self.decode = DecodeInstance(
-            self.env,
-            1,
-            second,
-            second.times,
-            self.log,
-            PromptQueues(deque()),
-            self._end,
-            links.fetch,
-            staged,
-            links.make_links(second),
-        )
+        self.prefill = PrefillInstance(self._setup(0, first), self._hand_over)
+        self.decode = DecodeInstance(self._setup(1, second), links.fetch, staged)
         start(self.prefill)
         start(self.decode)
         for request in range(len(prompts)):
             self.prefill.enqueue(request)
+
+    def _setup(self, index: int, spec: InstanceSpec) -> InstanceSetup:
+        links = self.links.make_links(spec)
+        return InstanceSetup(self.env, index, spec, spec.times, self.log, PromptQueues(deque()), self._end, links)
 
     def _end(self, request: int) -> None:
         self.ended.append((request, self.env.now))
