@@ -15,6 +15,9 @@ from runtime.trace import TraceRequest, prompt_tokens
 
 PERCENTILES = (50, 90, 95, 99)
 WARM_UP_TOKENS = 8  # of a prompt (assumed)
+# Whose first token a client gets from disaggregated workers: the proxy passes on at once the token that ends the
+# prompt, so that hand-over and waiting for decode room count in TPOT and not in TTFT.
+FIRST_TOKEN = "prefill"
 _LONGEST_WAIT_S = 0.1  # between looks at the clock while workers compute (assumed)
 
 
@@ -118,6 +121,7 @@ def summarize(result: Replay) -> dict[str, Any]:
     }
     if moved:
         summary["handover"] = {
+            "first_token": FIRST_TOKEN,
             "num_transfers": len(moved),
             "bytes": sum(timing.transfer_bytes for timing in moved),
             "export_s": distribution([timing.export_s for timing in moved]),

@@ -16,6 +16,7 @@ import torch
 
 from runtime import handover
 from runtime.backend import run_requests
+from runtime.bench import Replay, summarize
 from runtime.config.spec import ModelConfig
 from runtime.disaggregation import DisaggregatedConfig, DisaggregatedEngine
 from runtime.engine import EngineConfig
@@ -85,6 +86,9 @@ def test_same_tokens_as_one_engine(nano_config: ModelConfig, make_requests: Make
         assert timing.handover_s is not None
         assert timing.handover_s >= timing.import_s
         assert timing.token_times_s == sorted(timing.token_times_s)
+        first_s, second_s = timing.token_times_s[:2]
+        assert second_s - first_s >= timing.handover_s, "the first token is out before the hand-over"
+    assert summarize(Replay(tuple(good), 0.0, 1.0))["handover"]["first_token"] == "prefill"
     records = proxy.step_records
     assert sum(r.num_imported for r in records["decode worker 0"]) == len(moved) / 2, "round robin"
     assert all(record.prefills for record in records["prefill worker 0"]), "a prefill worker never decodes"
