@@ -11,13 +11,15 @@ from calibration.serving.engine_parameters import PARAMETERS, family_of
 from calibration.serving.points import Point
 from simulator.model.acceptance import tokens_per_step
 from simulator.model.latency import StepLatency
+from simulator.model.limits import TOKENS_PER_STEP
 from simulator.model.ops import Op
 from simulator.model.step import Chunk, DecodeLoad
 from simulator.planner.queueing import mean_of_any
 
-BUDGET = 8192  # prompt tokens of a step, per attention rank, where the row does not say (assumed)
 FEWEST_CHUNK = 16  # prompt tokens of a step whose token budget decode has used up (assumed)
-UNSAID_STRETCH = 2  # times BUDGET, to which a prompt still goes in one step where the row does not say (assumed)
+UNSAID_STRETCH = (
+    2  # times TOKENS_PER_STEP, to which a prompt still goes in one step where the row does not say (assumed)
+)
 # Chance that a draft token is accepted, where the number of requests that end in a step is needed before any fit: as
 # `engine_parameters` assumes it.
 ACCEPTANCE = next(p.assumed for p in PARAMETERS if p.name == "acceptance")
@@ -104,7 +106,7 @@ def together(engine: StepLatency, point: Point, prompts: int, beside: DecodeLoad
 
 def _chunk(point: Point, rows: int) -> int:
     """Prompt tokens that one step of an attention rank takes beside `rows` of decode."""
-    chunk = point.prefill_chunk or BUDGET
+    chunk = point.prefill_chunk or TOKENS_PER_STEP
     if point.token_budget is not None:
         chunk = max(FEWEST_CHUNK, min(chunk, point.token_budget - rows))
     return round(chunk)

@@ -12,14 +12,12 @@ from hw_profiles.profile import HardwareProfile
 from hw_profiles.units import human_bytes
 from simulator.model.architecture import F32_BYTES, AttentionSpec, LayerSpec, Linear, ModelSpec
 from simulator.model.kv import state_bytes, window_bytes
+from simulator.model.limits import TOKENS_PER_STEP
 from simulator.model.moe import INPUT_BYTES
 from simulator.model.ops import ACTIVATION_BYTES
 from simulator.model.parallelism import MOST_GPUS, Parallelism, ParallelismError
 from simulator.model.sharding import Cut
 
-# Token budget of a step on each attention rank where nothing is said; assumed: what vLLM's server and SGLang choose for
-# themselves on an H100. [tokens]
-DEFAULT_STEP_TOKENS = 8192
 # Rows of a step for one whose f32 logits are held; assumed: prefill needs its last rows only, and decode steps are far
 # smaller than the token budget.
 ROWS_PER_LOGITS = 8
@@ -50,7 +48,7 @@ def plan_memory(
     model: ModelSpec,
     hardware: HardwareProfile,
     parallelism: Parallelism,
-    max_tokens_per_step: int = DEFAULT_STEP_TOKENS,
+    max_tokens_per_step: int = TOKENS_PER_STEP,
     draft_tokens: int = 0,
     redundant_experts: int = 0,
 ) -> MemoryPlan:

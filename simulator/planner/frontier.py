@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from simulator.des.results.cost import PoolCost, cost_of
+from simulator.model.limits import TOKENS_PER_STEP
 from simulator.planner.design import OperatingPoint
 from simulator.planner.estimate import pool_cost
 from simulator.planner.pareto import pareto_front
 from simulator.planner.priced_instance import PricedInstance, in_form
-from simulator.planner.space import TOKENS_PER_STEP
 from simulator.planner.steady_state import mixed_point, prefill_times
 from simulator.planner.traffic import Traffic
 from simulator.scenario import Pool, Scenario

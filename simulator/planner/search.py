@@ -9,6 +9,7 @@ from hw_profiles.catalog import load
 from hw_profiles.profile import HardwareProfile
 from simulator.model.architecture import ModelSpec
 from simulator.model.engine import Form
+from simulator.model.limits import TOKENS_PER_STEP
 from simulator.model.memory import DoesNotFitError
 from simulator.model.parallelism import Parallelism
 from simulator.model.presets import load_model
@@ -22,7 +23,6 @@ from simulator.planner.space import (
     COLOCATED_BUDGETS,
     LONG_PROMPT,
     PREFILL_CHUNKS,
-    TOKENS_PER_STEP,
     context_parallel_cuts,
     cuts,
 )

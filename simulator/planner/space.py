@@ -7,7 +7,6 @@ from simulator.model.parallelism import Parallelism, ParallelismError
 
 # New tokens of a step on each attention rank. Half, once and twice what a pool has whose step size is not searched, and
 # less where decode shares the step. [tokens; assumed]
-TOKENS_PER_STEP = 8192  # as in a scenario's pool that names none
 PREFILL_CHUNKS = (4096, 8192, 16384)
 COLOCATED_BUDGETS = (1024, 2048, 4096, 8192)
 # Prompts from this length on spread over enough steps that cutting each step by sequence is worth a try. [assumed]
