@@ -17,9 +17,8 @@ from simulator.model.step import Chunk, DecodeLoad
 from simulator.planner.queueing import mean_of_any
 
 FEWEST_CHUNK = 16  # prompt tokens of a step whose token budget decode has used up (assumed)
-UNSAID_STRETCH = (
-    2  # times TOKENS_PER_STEP, to which a prompt still goes in one step where the row does not say (assumed)
-)
+# Times TOKENS_PER_STEP, to which a prompt still goes in one step where the row does not say. (assumed)
+UNSAID_STRETCH = 2
 # Chance that a draft token is accepted, where the number of requests that end in a step is needed before any fit: as
 # `engine_parameters` assumes it.
 ACCEPTANCE = next(p.assumed for p in PARAMETERS if p.name == "acceptance")

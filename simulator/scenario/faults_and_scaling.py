@@ -11,7 +11,7 @@ from simulator.scenario.keys import Bandwidth, Count, Duration, Instances, Inter
 PoolName = Literal["prefill", "decode", "colocated"]
 FaultKind = Literal["instance", "node", "link", "slow"]
 LEAST_SPEED = 1e-3  # of steps, as a share of the normal one
-MOST_RETRIES = 10**6
+MOST_RETRIES = 10**6  # of one request: far above any real policy (assumed)
 Speed = Annotated[FiniteFloat, Field(ge=0, lt=1, strict=True)]
 
 

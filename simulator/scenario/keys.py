@@ -20,7 +20,7 @@ MOST_REQUESTS = 10**8  # of a run; each takes some 500 B
 RequestCount = Annotated[int, Field(ge=1, le=MOST_REQUESTS, strict=True)]
 MOST_INSTANCES = 10**5  # of a pool; each takes some 10 kB
 Instances = Annotated[int, Field(ge=1, le=MOST_INSTANCES, strict=True)]
-MOST_DRAFTS = 64
+MOST_DRAFTS = 64  # of a step: several times what engines offer (assumed)
 Drafts = Annotated[int, Field(ge=0, le=MOST_DRAFTS, strict=True)]  # tokens that a decode step verifies
 
 

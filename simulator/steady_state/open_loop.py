@@ -19,7 +19,7 @@ from simulator.steady_state.mixed import Mixing, mixed_open
 from simulator.steady_state.stations import evenly, steps_of
 from simulator.steady_state.waits import BUSIEST, queueing
 
-HALVINGS = 24
+HALVINGS = 24  # of an interval of sequences, to 1e-7 of it
 
 
 def open_loop(cluster: ClusterArrays, rate: Floats, percentile: float = 50.0) -> Equilibrium:

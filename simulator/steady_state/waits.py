@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from simulator.model.arrays import Floats
 
-HALVINGS = 30
+HALVINGS = 30  # of an interval of times, to 1e-9 of it
 BUSIEST = 0.995  # utilisation above which a station counts as saturated
 
 
