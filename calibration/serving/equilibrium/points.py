@@ -18,10 +18,11 @@ from calibration.arrays import Index
 from calibration.serving.engine_parameters import family_of, kernel_profile
 from calibration.serving.equilibrium.parameters import Given
 from calibration.serving.layouts import WorkerLayout
-from calibration.serving.point_steps import MOST_FILLED, SMALL_STEP, engine_of, hardware_of
+from calibration.serving.point_steps import MOST_FILLED, SMALL_STEP, TO_SPARE, engine_of, hardware_of
 from calibration.serving.points import Point, Unpredictable
 from hw_profiles.loading import CatalogError
 from hw_profiles.profile import HardwareProfile
+from simulator.model.acceptance import tokens_per_step
 from simulator.model.arrays import Floats
 from simulator.model.kv import transfer_bytes
 from simulator.model.latency import StepLatency
@@ -47,6 +48,8 @@ GENERATIONS = 5.5  # requests that a client has sent, in the mean over a benchma
 FIRST_WAVE = 0.1  # share of the requests that start together, of ten each
 # Lengths of InferenceX: uniform in [0.8, 1.0] of nominal, so in [8/9, 10/9] of their mean; prompts and outputs apart.
 SPREAD = np.linspace(8 / 9, 10 / 9, 5)
+MOST_HELD = 1.5  # times what KV holds of whole requests: those that run have not got all of their output (assumed)
+ENDLESS = 1e18  # bytes or prompts, in place of an infinite room
 MOST_GENERATED = 2**20  # sequences; beyond what any instance holds
 
 
@@ -99,7 +102,7 @@ def priced_point(point: Point) -> PricedPoint:
     mixes = "apart" if apart else "mixes" if policy != "prefill_first" else "turns"
     return PricedPoint(
         point, hardware, (form, mixes), traffic, entry, second, entry_kv if apart else decode_kv, decode_kv,
-        most, _handover(point, prefill, decode) if apart else (),
+        most, _handover(point, prefill, decode, entry_kv) if apart else (),
     )  # fmt: skip
 
 
@@ -147,19 +150,21 @@ def _most(
         return stated
     room, token, sequence = kv
     held = room / (sequence + token * (point.prompt + point.output)) * ranks if math.isfinite(room) else math.inf
-    return float(2 ** math.ceil(math.log2(max(2.0, min(clients / worker.count * 1.02, held * 1.5)))))
+    return float(2 ** math.ceil(math.log2(max(2.0, min(clients / worker.count * TO_SPARE, held * MOST_HELD)))))
 
 
-def _handover(point: Point, prefill: StepLatency, decode: StepLatency) -> tuple[float, ...]:
+def _handover(
+    point: Point, prefill: StepLatency, decode: StepLatency, prefill_kv: tuple[float, float, float]
+) -> tuple[float, ...]:
     keys = Transfer()
     size = transfer_bytes(prefill.model, round(point.prompt)) + keys.half_rate_bytes
     rates = [
         keys.achieved * keys.bandwidth(engine.hardware) * engine.parallelism.gpus / engine.parallelism.dp
         for engine in (prefill, decode)
     ]
-    room, token, sequence = _kv(prefill)
+    room, token, sequence = prefill_kv
     held = room / (sequence + token * point.prompt) * prefill.parallelism.dp
-    return keys.handshake_s, size / rates[0], size / rates[1], 0.0, float(len(prefill.model.layers)), min(held, 1e9)
+    return keys.handshake_s, size / rates[0], size / rates[1], 0.0, float(len(prefill.model.layers)), min(held, ENDLESS)
 
 
 @dataclass(frozen=True)
@@ -258,9 +263,8 @@ def _answered(kind: _Kind, given: tuple[EngineParameters, Floats, Floats]) -> tu
     def column(values: Sequence[float]) -> Floats:
         return np.array(values, dtype=float)[:, None]
 
-    drafts = np.array([p.point.drafts for p in points])
-    powers = chance[..., None] ** np.arange(drafts.max() + 1)
-    accepted = np.where(np.arange(drafts.max() + 1) <= drafts[:, None, None], powers, 0.0).sum(axis=-1)
+    drafts = column([float(p.point.drafts) for p in points])
+    accepted = tokens_per_step(chance, drafts)
     demand = DemandArrays.of([p.traffic for p in points])
     clients = column([min(IN_FLIGHT * p.point.concurrency, MOST_GENERATED) for p in points])
     entry = kind.entry.seconds(engine)
@@ -290,7 +294,7 @@ def _answered(kind: _Kind, given: tuple[EngineParameters, Floats, Floats]) -> tu
 
 def _room(kv: Sequence[tuple[float, float, float]]) -> KvArrays:
     room, token, sequence = (np.array(values, dtype=float)[:, None] for values in zip(*kv, strict=True))
-    return KvArrays(np.minimum(room, 1e18), token, sequence)
+    return KvArrays(np.minimum(room, ENDLESS), token, sequence)
 
 
 def _decoding(

@@ -439,8 +439,7 @@ class PrefillInstance(Instance):
     def let_go(self, handover: Handover) -> None:
         """Free the KV of a sequence that has left for another instance."""
         self.sender.let_go(handover)
-        if self.cache is not None:
-            self._free_cached(handover.request)
+        self._free_cached(handover.request)
         if self.waiting or self.scheduler.backlog or self.drained is not None:
             self.kick()
 
