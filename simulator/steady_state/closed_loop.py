@@ -25,7 +25,7 @@ from simulator.steady_state.stations import Arrivals, at_bunch, slots_of, steps_
 from simulator.steady_state.step_table import StepSeconds
 from simulator.steady_state.waits import BUSIEST
 
-HALVINGS = 40  # of an interval of sequences, to 1e-12 of it
+HALVINGS = 24  # of an interval of sequences, to 1e-7 of it
 
 
 def closed_loop(

@@ -40,6 +40,10 @@ BUNCHES = 5  # nodes over prompts that are prefilled together
 WHOLE_CHUNKS = 4  # chunks of a prompt that are priced one by one; of longer prompts three in their middle and the last
 RARE = 1e-3  # chance below which a length is not priced
 FEWEST_CHUNK = 8.0  # prompt tokens of a step and rank where decode has used up the token budget
+# Launches whose roofs stand to each other alike, within this factor, are added up as one: that keeps their p-norm to
+# 1%. Of roofs further apart than the second, the lower one says nothing. [-]
+ALIKE = 2.0
+FAR_APART = 64.0
 # Mean of the largest of R standard normal draws, R = 1, 2, 4, ..., 1024 (Harter, Biometrika 1961; beyond 64 computed).
 LARGEST_OF = (0.0, 0.5642, 1.0294, 1.4236, 1.7660, 2.0697, 2.3437, 2.5945, 2.8269, 3.0443, 3.2490)
 
@@ -100,6 +104,16 @@ class _Group:
         return found
 
 
+@dataclass(frozen=True)
+class Launches:
+    """Launches with several roofs, by node. node, op_class, exponent: [launches]. roofs: [launches, 3] s"""
+
+    node: NDArray[np.intp]
+    op_class: NDArray[np.intp]
+    exponent: Floats
+    roofs: Floats
+
+
 @dataclass
 class _Sheet:
     """Launches of some nodes, being added up."""
@@ -108,7 +122,7 @@ class _Sheet:
     latency: Floats = field(init=False)
     exits: Floats = field(init=False)
     linear: Floats = field(init=False)  # [nodes, classes, 3]
-    several: list[tuple[NDArray[np.intp], NDArray[np.intp], Floats, Floats, Floats]] = field(default_factory=list)
+    several: list[tuple[NDArray[np.intp], NDArray[np.intp], Floats, Floats]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.latency, self.exits = np.zeros(self.nodes), np.zeros(self.nodes)
@@ -133,11 +147,25 @@ class _Sheet:
                 (
                     np.broadcast_to(nodes[:, None], shape).ravel(),
                     np.broadcast_to(group.op_class[apart], shape).ravel(),
-                    times[:, apart].ravel(),
-                    roofs[:, apart].reshape(-1, 3),
                     np.broadcast_to(group.exponent[apart], shape).ravel(),
+                    (times[:, apart, None] * roofs[:, apart]).reshape(-1, 3),
                 )
             )
+
+    def merged(self) -> Launches:
+        """Launches of one node, class and exponent whose roofs stand to each other alike, as one: a p-norm grows with
+        its roofs, so that those of like ones add up."""
+        if not self.several:
+            return Launches(*(np.zeros(0, dtype=np.intp),) * 2, np.zeros(0), np.zeros((0, 3)))
+        node, op_class, exponent, roofs = (np.concatenate(columns) for columns in zip(*self.several, strict=True))
+        largest = np.maximum(roofs.max(axis=1, keepdims=True), 1e-300)
+        lower = np.clip(roofs / largest, 1 / FAR_APART, 1.0)
+        key = np.column_stack((node, op_class, exponent, np.round(np.log2(lower) / np.log2(ALIKE))))
+        order = np.lexsort(key.T[::-1])
+        key, roofs = key[order], roofs[order]
+        starts = np.flatnonzero(np.concatenate(([True], (key[1:] != key[:-1]).any(axis=1))))
+        first = order[starts]
+        return Launches(node[first], op_class[first], exponent[first], np.add.reduceat(roofs, starts, axis=0))
 
 
 class _Engine:
@@ -375,7 +403,7 @@ class EngineSteps:
     bunches: [BUNCHES] prompts prefilled together; none where it does not prefill.
     beside: [H] sequences that decode beside them: `batches` where the policy mixes, else 0 alone.
     steps: [nodes] steps of a node. capacity: [H] prompts of mean length that a step takes.
-    kernels: that a decode step launches.
+    kernels: that a decode step launches. latency, exits, linear, several: of the nodes, as of a StepTable.
     """
 
     batches: Floats
@@ -383,7 +411,10 @@ class EngineSteps:
     beside: Floats
     steps: Floats
     capacity: Floats
-    sheet: _Sheet
+    latency: Floats
+    exits: Floats
+    linear: Floats
+    several: Launches
     kernels: float
     ranks: int
 
@@ -432,7 +463,10 @@ def price(
     sheet = _priced(_engine(ops), columns.gathered(), len(steps))
     one = ops.shape([], DecodeLoad(1, 1, tuple(min(1, cap) for cap in ops.caps), 1), None)
     kernels = float(sum(op.count for op in ops.all_ops(one)))
-    return EngineSteps(batches, bunches if prefills else bunches[:0], beside, steps, capacity, sheet, kernels, ranks)
+    return EngineSteps(
+        batches, bunches if prefills else bunches[:0], beside, steps, capacity,
+        sheet.latency, sheet.exits, sheet.linear, sheet.merged(), kernels, ranks,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -472,42 +506,30 @@ class StepSeconds:
 class StepTable:
     """Steps of many engines of one layout, under their profiles' kernel rates.
 
-    latency, exits: [points, nodes]. linear: [points, nodes, classes, 3]. Launches with several roofs as columns:
-    node (of all points' nodes, rising), op_class, count, roofs [launches, 3], exponent.
+    latency, exits: [points, nodes]. linear: [points, nodes, classes, 3]. several: of all points' nodes, rising.
     """
 
     engines: tuple[EngineSteps, ...]
     latency: Floats
     exits: Floats
     linear: Floats
-    node: NDArray[np.intp]
-    op_class: NDArray[np.intp]
-    count: Floats
-    roofs: Floats
-    exponent: Floats
+    several: Launches
 
     @classmethod
     def of(cls, engines: Sequence[EngineSteps]) -> StepTable:
         """engines: all that decode and prefill in steps of the same kinds (see `EngineSteps`)."""
         nodes = len(engines[0].steps)
         assert all(len(engine.steps) == nodes for engine in engines)
-        several = [(i, *launches) for i, engine in enumerate(engines) for launches in engine.sheet.several]
-        node = np.concatenate([i * nodes + at for i, at, *_ in several] or [np.zeros(0, dtype=np.intp)])
-        order = np.argsort(node, kind="stable")
-        op_class, count, exponent = (
-            np.concatenate([launches[place] for launches in several] or [np.zeros(0)])[order] for place in (2, 3, 5)
-        )
-        roofs = np.concatenate([launches[4] for launches in several] or [np.zeros((0, 3))])[order]
+        several = [engine.several for engine in engines]
         return cls(
             tuple(engines),
-            np.array([engine.sheet.latency for engine in engines]),
-            np.array([engine.sheet.exits for engine in engines]),
-            np.array([engine.sheet.linear for engine in engines]),
-            node[order],
-            op_class.astype(np.intp),
-            count,
-            roofs,
-            exponent,
+            np.array([engine.latency for engine in engines]),
+            np.array([engine.exits for engine in engines]),
+            np.array([engine.linear for engine in engines]),
+            Launches(
+                np.concatenate([i * nodes + launches.node for i, launches in enumerate(several)]),
+                *(np.concatenate([getattr(one, name) for one in several]) for name in ("op_class", "exponent", "roofs")),
+            ),
         )
 
     def take(self, rows: Sequence[int]) -> StepTable:
@@ -516,32 +538,40 @@ class StepTable:
 
     @cached_property
     def _powered(self) -> Floats:
-        """[launches, 3] count^q roofs^q."""
-        return np.asarray((self.count[:, None] * self.roofs) ** self.exponent[:, None])
+        """[launches, 3] roofs^q."""
+        return np.asarray(self.several.roofs ** self.several.exponent[:, None])
 
     @cached_property
     def _kinds(self) -> tuple[Floats, NDArray[np.intp]]:
         """Distinct (class, exponent) of launches, and which each is."""
-        columns = np.column_stack((self.op_class.astype(float), self.exponent))
+        columns = np.column_stack((self.several.op_class.astype(float), self.several.exponent))
         kinds, which = np.unique(columns, axis=0, return_inverse=True)
         return np.asarray(kinds, dtype=np.float64), which.ravel()
 
     def kernel_s(self, given: EngineParameters) -> Floats:
         """[points, draws, nodes] seconds without host time."""
-        points, nodes = self.latency.shape
         rates = given.rates()
+        moved = np.flatnonzero((rates != rates[:, :1]).any(axis=(0, 2, 3)))  # draws with kernels of their own
+        place = np.zeros(rates.shape[1], dtype=np.intp)
+        place[moved] = np.arange(len(moved)) + 1
+        kernels = self._roofs_s(rates[:, [0, *moved.tolist()]])[:, place]
+        latency = self.latency[:, None] * given.launch[..., None]
+        return np.asarray(kernels + latency + self.exits[:, None] * given.exit_latency_s[..., None])
+
+    def _roofs_s(self, rates: Floats) -> Floats:
+        """[points, draws, nodes] seconds of kernels without their floors. rates: [points or 1, draws, classes, 3]"""
+        points, nodes = self.latency.shape
         draws = rates.shape[1]
         rates = np.broadcast_to(rates, (points, *rates.shape[1:]))
         alone = np.einsum("pnc,pdc->pdn", self.linear.reshape(points, nodes, -1), 1 / rates.reshape(points, draws, -1))
-        alone = alone + self.latency[:, None] * given.launch[..., None]
-        alone = alone + self.exits[:, None] * given.exit_latency_s[..., None]
-        if not len(self.node):
+        node = self.several.node
+        if not len(node):
             return np.asarray(alone)
         kinds, which = self._kinds
         slower = rates[:, :, kinds[:, 0].astype(np.intp)] ** -kinds[:, 1, None]  # [points, draws, kinds, 3]
-        own = slower.transpose(0, 2, 1, 3)[self.node // nodes, which]  # [launches, draws, 3]
-        norm = np.einsum("lr,ldr->ld", self._powered, own) ** (1 / self.exponent[:, None])
-        there, starts = np.unique(self.node, return_index=True)
+        own = slower.transpose(0, 2, 1, 3)[node // nodes, which]  # [launches, draws, 3]
+        norm = np.einsum("lr,ldr->ld", self._powered, own) ** (1 / self.several.exponent[:, None])
+        there, starts = np.unique(node, return_index=True)
         several = np.zeros((points * nodes, draws))
         several[there] = np.add.reduceat(norm, starts, axis=0)
         return np.asarray(alone + several.reshape(points, nodes, draws).transpose(0, 2, 1))
