@@ -20,7 +20,7 @@ import numpy as np
 
 from calibration.op_tables.fit_tables import MODULES, Calibration, calibrate
 from calibration.op_tables.tables import TableError, systems
-from calibration.serving.engine_parameters import DATA
+from calibration.serving.parameters import DATA
 
 RESULTS = Path(__file__).resolve().parent / "results" / "op_tables.json"
 STACKS = ("sglang", "trtllm", "vllm")

@@ -27,7 +27,8 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.study import SATURATED
-from calibration.serving.engine_parameters import DATA, FILE, StackFit, shipped
+from calibration.serving.effects import FILE, ServingFit, shipped
+from calibration.serving.parameters import DATA
 from calibration.serving.points import Point, PointsError, read_points
 from calibration.serving.predict import PreparedPoints, predictions, prepare
 
@@ -61,9 +62,9 @@ def unsaturated(point: Point) -> bool:
     return bool(ttft_ms <= SATURATED * tpot_ms * point.output)
 
 
-def scored_lines(prepared: PreparedPoints, fit: StackFit) -> pd.DataFrame:
+def scored_lines(prepared: PreparedPoints, fit: ServingFit) -> pd.DataFrame:
     """Predictions of the metrics that are scored, with the group and the rule of each row."""
-    points = {one.point.row: one.point for one in prepared.steps}
+    points = {one.point.row: one.point for one in prepared.points}
     lines = predictions(prepared, fit)
     of_row = lines["row"].map(points)
     lines["form"] = of_row.map(form_of)
@@ -95,7 +96,7 @@ def scores(lines: pd.DataFrame) -> dict[str, dict[str, float | int]]:
     return found
 
 
-def answer(prepared: PreparedPoints, fit: StackFit) -> dict[str, Any]:
+def answer(prepared: PreparedPoints, fit: ServingFit) -> dict[str, Any]:
     """Coverage and errors of the points of one file."""
     lines = scored_lines(prepared, fit)
     trusted = lines[lines["rule"] == ""]
@@ -106,8 +107,8 @@ def answer(prepared: PreparedPoints, fit: StackFit) -> dict[str, Any]:
     apart = lines[lines["rule"] != ""].groupby("rule")
     distrusted = {str(rule): {"predicted": part["row"].nunique(), "metrics": scores(part)} for rule, part in apart}
     return {
-        "rows": len(prepared.steps) + len(prepared.unpredicted),
-        "predicted": len(prepared.steps),
+        "rows": len(prepared.points) + len(prepared.unpredicted),
+        "predicted": len(prepared.points),
         "coverage": round(prepared.coverage_of_points, 4),
         "unpredicted": dict(Counter(why for _, _, why in prepared.unpredicted).most_common()),
         "overall": scores(trusted),

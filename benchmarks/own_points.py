@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.study import Fold, Study, medians, stacks, unsaturated
 from calibration.serving.own_stack import moved
-from calibration.serving.predict import PreparedPoints, some
+from calibration.serving.predict import some
 from simulator.model.arrays import Floats
 
 GIVEN = (3, 10, 30)  # rows of a stack given as one's own (assumed; 3 are the fewest that `own_stack` takes)
@@ -24,7 +24,6 @@ def own_points(study: Study, split: Sequence[Fold]) -> dict[str, dict[str, Any]]
 
     split: folds that leave accelerators out.
     """
-    everything = PreparedPoints(tuple(study.steps), tuple(study.levels), study.loop, ())
     found: dict[int, list[tuple[Floats, Floats]]] = {count: [] for count in GIVEN}
     for _, train, test in split:
         before = study.fit(train)
@@ -34,7 +33,7 @@ def own_points(study: Study, split: Sequence[Fold]) -> dict[str, dict[str, Any]]
             for count in GIVEN:
                 if len(drawn) < 2 * count:
                     continue
-                own, rest = some(everything, drawn[:count].tolist()), drawn[count:]
+                own, rest = some(study.prepared, drawn[:count].tolist()), drawn[count:]
                 after = moved(own, before, "points of one's own")
                 without, given = (unsaturated(study, rest, study.errors(fit, rest)) for fit in (before, after))
                 found[count].append((without, given))

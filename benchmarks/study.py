@@ -13,80 +13,70 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Sequence
-from copy import copy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from calibration.arrays import Index
-from calibration.serving.balance import Loop, loop_of, take
-from calibration.serving.engine_fit import SCORED_METRICS, fit_stack, log_predictions, observed
-from calibration.serving.engine_parameters import StackFit
+from calibration.serving.effects import ServingFit
+from calibration.serving.fit import SCORED_METRICS, fit_effects, log_predictions, observed
 from calibration.serving.points import UNKNOWN, read_points
-from calibration.serving.predict import engines, prepare
+from calibration.serving.predict import BAND, drawn_metrics, engines, equilibria, prepare, saturated, some
 from calibration.serving.served_model import preset_of
 from simulator.model.arrays import Floats
 
 # TTFT above this share of the decode time is queueing for admission, not service (assumed).
 SATURATED = 0.5
-LATER = "2026-03"  # month from which rows are predicted by those before (assumed)
+LATER = "2026-06"  # month from which rows are predicted by those before (assumed)
 FEWEST_TEST = 8  # rows of a fold, from which its median is told (assumed)
 DRAWS = ("random half", "random half, second draw", "random half, third draw")
 OLDER = "older run of a configuration"
 
 
 class Study:
-    """Points of one file, ready to be fitted and scored."""
+    """Points of one or several files, ready to be fitted and scored."""
 
-    def __init__(self, path: Path) -> None:
-        frame = read_points(path)
-        self.everything = prepare(frame)
-        assert self.everything.loop is not None
-        reasons = [s.point.distrusted for s in self.everything.steps]
+    def __init__(self, *paths: Path) -> None:
+        self.everything = prepare(pd.concat([read_points(path) for path in paths], ignore_index=True))
+        reasons = [p.point.distrusted for p in self.everything.points]
         self.rows: Index = np.flatnonzero([reason != OLDER for reason in reasons])
         self.trusted = np.array([not reasons[i] for i in self.rows])
         self.distrusted = Counter(reason for reason in reasons if reason)
-        self.loop: Loop = take(self.everything.loop, self.rows)
-        self.steps = [self.everything.steps[i] for i in self.rows]
-        self.levels = [self.everything.levels[i] for i in self.rows]
-        self.target = observed([s.point for s in self.steps])
-        points = [s.point for s in self.steps]
-        self.gpu = np.array([s.hardware.name for s in self.steps])
-        self.engine = np.array([s.point.engine for s in self.steps])
-        self.family = np.array(engines(self.everything))[self.rows]
+        self.prepared = some(self.everything, self.rows.tolist())
+        self.levels = list(self.prepared.levels)
+        self.equilibria = equilibria(self.prepared)
+        points = [p.point for p in self.prepared.points]
+        self.target = observed(points)
+        self.gpu = np.array([p.hardware.name for p in self.prepared.points])
+        self.engine = np.array([p.engine for p in points])
+        self.family = np.array(engines(self.prepared))
         self.model = np.array([p.model for p in points])
         self.network = np.array([preset_of(p.model) for p in points])  # one for all versions of its weights
         self.disaggregated = np.array([p.disaggregated for p in points])
         self.month = np.array([p.released for p in points])
-        ttft = np.array([p.measured.get("ttft_ms", np.nan) for p in points])
-        tpot = np.array([p.measured.get("tpot_ms", np.nan) for p in points])
-        self.saturated = ttft > SATURATED * tpot * np.array([p.output for p in points])
-        self._fits: dict[tuple[bytes, tuple[str, ...]], StackFit] = {}  # a minute each, and asked for again
+        self.saturated = np.array([saturated(p, SATURATED) for p in points])
 
-    def fit(self, train: Index, frozen: Sequence[str] = ()) -> StackFit:
-        key = (train.tobytes(), tuple(frozen))
-        if key not in self._fits:
-            self._fits[key] = fit_stack(
-                take(self.loop, train), [self.levels[i] for i in train], self.target[train],
-                self.trusted[train].astype(float),
-                "published serving points", frozen,
-            )  # fmt: skip
-        return self._fits[key]
+    def fit(self, train: Index, frozen: Sequence[str] = ()) -> ServingFit:
+        levels = [self.levels[i] for i in train]
+        weight = self.trusted[train].astype(float)
+        return fit_effects(
+            self.equilibria.some(train), levels, self.target[train], weight, "published serving points", frozen
+        )
 
-    def with_assumed_rates(self) -> Study:
-        """The same points on the assumed kernel rates of each accelerator's generation."""
-        other = copy(self)
-        other._fits = {}
-        other.loop = loop_of(self.steps, [s.hardware for s in self.steps])
-        return other
+    def errors(self, fit: ServingFit, test: Index) -> Floats:
+        """[test, SCORED_METRICS] log(predicted / measured), of the most likely parameters."""
+        theta = fit.theta([self.levels[i] for i in test])
+        found = log_predictions(self.equilibria.some(test), theta[:, None])[:, 0] - self.target[test]
+        return np.asarray(found[:, : len(SCORED_METRICS)])
 
-    def errors(self, fit: StackFit, test: Index) -> Floats:
-        """[test, SCORED_METRICS] log(predicted / measured)."""
-        loop = take(self.loop, test)
-        found = log_predictions(loop, fit.theta([self.levels[i] for i in test])) - self.target[test]
-        return found[:, : len(SCORED_METRICS)]
+    def bands(self, fit: ServingFit, test: Index) -> Floats:
+        """[BAND, test, SCORED_METRICS] log(predicted / measured) of the draws' p10, median and p90."""
+        drawn = drawn_metrics(some(self.prepared, test.tolist()), fit)
+        found = np.log([np.percentile(drawn[name], BAND, axis=1) for name in SCORED_METRICS])
+        return np.asarray(found.transpose(1, 2, 0) - self.target[test][:, : len(SCORED_METRICS)])
 
 
 Fold = tuple[str, Index, Index]  # name, train, test
@@ -94,7 +84,7 @@ Fold = tuple[str, Index, Index]  # name, train, test
 
 def folds(study: Study) -> dict[str, list[Fold]]:
     """Splits by name."""
-    everything = np.arange(len(study.steps))
+    everything = np.arange(len(study.rows))
 
     def halves(draw: int) -> list[Fold]:
         half = np.random.default_rng(draw).permutation(len(everything)) % 2
@@ -135,9 +125,9 @@ def stacks(study: Study, rows: Index) -> list[Index]:
 
 
 def unsaturated(study: Study, rows: Index, errors: Floats) -> Floats:
-    """`errors` of `rows` without TTFT where it is queueing for admission."""
+    """`errors` of `rows`, [..., rows, SCORED_METRICS], without TTFT where it is queueing for admission."""
     out = errors.copy()
-    out[np.ix_(study.saturated[rows], [SCORED_METRICS.index("ttft_ms")])] = np.nan
+    out[..., study.saturated[rows], SCORED_METRICS.index("ttft_ms")] = np.nan
     return out
 
 
@@ -148,7 +138,7 @@ def medians(errors: Floats) -> dict[str, float]:
 
 
 def parser_of(doc: str | None) -> argparse.ArgumentParser:
-    """The first line of a script's docstring, and the file of points that it reads."""
+    """The first line of a script's docstring, and the files of points that it reads."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0] if doc else None)
-    parser.add_argument("points", type=Path)
+    parser.add_argument("points", type=Path, nargs="+")
     return parser

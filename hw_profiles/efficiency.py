@@ -158,7 +158,10 @@ class Efficiency(Strict):
     classes: dict[OpClass, ClassEfficiency]
     step_overhead_s: StoredSeconds  # host: scheduling, sampling, detokenising, launch gaps, per step
     kernel_overhead_s: StoredSeconds = 0.0  # the same for each kernel of a decode step
+    sequence_overhead_s: StoredSeconds = 0.0  # the same for each running sequence of an attention rank
+    exit_latency_s: StoredSeconds = 0.0  # of a collective that leaves the scale-up domain, beyond its class's floor
     request_overhead_s: StoredSeconds  # host: tokenise, admission, HTTP, once per request
+    acceptance: Annotated[FiniteFloat, Field(ge=0, lt=1)] | None = None  # chance of a draft if those before it were
     overhead_source: SourceText
     overhead_assumed: bool
     memory_utilisation: Annotated[FiniteFloat, Field(gt=0, le=1)]  # share of capacity the stack may fill

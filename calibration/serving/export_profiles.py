@@ -3,8 +3,8 @@
     python -m calibration.serving.export_profiles
 
 writes hw_profiles/data/efficiency/<accelerator>@<stack>.json for every pair with op tables or serving points. Rates and
-overheads are those of colocated serving with any model, on the newest software; what the fit says of models, forms,
-kinds of parallelism, drafts and precisions is in the profile's situations.
+overheads are those of colocated serving with any model, on the newest software; what the fit says of models and forms
+is in the profile's situations.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import cast
 
 import numpy as np
 
-from calibration.serving.engine_parameters import DATA, LEVELS, NAMES, StackFit, kernel_profile, shipped, values
+from calibration.serving.effects import ServingFit, shipped
+from calibration.serving.parameters import DATA, LEVELS, NAMES, kernel_profile, values
 from calibration.serving.points import NEWEST
 from hw_profiles.catalog import load
 from hw_profiles.efficiency import LARGEST_STORED, Efficiency, Situation
@@ -28,16 +29,13 @@ ENGINES = {"sglang": "SGLang", "vllm": "vLLM", "trtllm": "TensorRT-LLM", "atom":
 # What runs the pools of disaggregated serving, where it has been measured with the engine.
 ORCHESTRATORS = {"NVIDIA": "Dynamo", "AMD": "MoRI"}
 # Levels of a stack without regard to what it serves.
-STANDING = ("all", "family", "engine", "vendor", "generation", "gpu", "family+vendor", "family+generation",
-            "family+disaggregated", "disaggregated")  # fmt: skip
+STANDING = ("all", "family", "engine", "generation", "gpu", "family+disaggregated")
 
-# Parameter of the fit behind each factor of a profile.
-FITTED: dict[Factor, str] = {factor: "draft_overhead" if factor == "drafting" else factor for factor in FACTORS}
-
+TIMES: tuple[Factor, ...] = ("kernel_overhead_s", "sequence_overhead_s", "exit_latency_s", "request_overhead_s")
 Engines = Mapping[Form, str]
 
 
-def pairs(fit: StackFit) -> list[tuple[str, str]]:
+def pairs(fit: ServingFit) -> list[tuple[str, str]]:
     """(accelerator, stack) with kernel tables or serving points."""
     found = {tuple(path.stem.split("@")) for path in (DATA / "kernels").glob("*@*.json")}
     stack_of = {engine: stack for stack, engine in ENGINES.items()}
@@ -47,20 +45,20 @@ def pairs(fit: StackFit) -> list[tuple[str, str]]:
     return sorted((str(gpu), str(stack)) for gpu, stack in found)
 
 
-def _served(fit: StackFit) -> set[tuple[str, str]]:
+def _served(fit: ServingFit) -> set[tuple[str, str]]:
     """(accelerator, engine) with serving points."""
     names = [level.partition("=")[2].split("+") for level in fit.effects if level.startswith("gpu+engine+model=")]
     return {(parts[0], "+".join(parts[1:-1])) for parts in names}
 
 
-def engines_of(gpu: str, stack: str, fit: StackFit) -> dict[Form, str]:
+def engines_of(gpu: str, stack: str, fit: ServingFit) -> dict[Form, str]:
     """The engine that stands for a stack in each form of serving."""
     engine = ENGINES.get(stack, stack)
     pooled = f"{ORCHESTRATORS.get(load(gpu).accelerator.vendor, '')}+{engine}"
     return {"colocated": engine, "disaggregated": pooled if f"engine={pooled}" in fit.effects else engine}
 
 
-def in_engine(gpu: str, stack: str, fit: StackFit, engines: Engines | None = None, origin: str = "") -> Efficiency:
+def in_engine(gpu: str, stack: str, fit: ServingFit, engines: Engines | None = None, origin: str = "") -> Efficiency:
     """The profile of one pair. engines: by form of serving, if others than `engines_of` says; origin: of the fit."""
     hardware = kernel_profile(gpu, stack)
     kernels = hardware.efficiency
@@ -70,7 +68,7 @@ def in_engine(gpu: str, stack: str, fit: StackFit, engines: Engines | None = Non
     where = f"{engine} on {hardware.display_name}" if served else f"{engine} on other accelerators"
     origin = origin or f"fit to published serving points of {where}, host times of software of {NEWEST}"
     found = values(fit.theta([_standing(gpu, stack, engine)]))
-    given = {factor: float(found[name][0]) for factor, name in FITTED.items()}
+    given: dict[Factor, float] = {factor: float(found[factor][0]) for factor in FACTORS}
     shares = driven(kernels, given, LARGEST_STORED)
     classes = {
         name: rates.model_copy(update={"source": f"{rates.source}; taken to the engine's share (see provenance)"})
@@ -81,21 +79,21 @@ def in_engine(gpu: str, stack: str, fit: StackFit, engines: Engines | None = Non
             "stack": stack,
             "classes": classes,
             "step_overhead_s": 0.0,
-            "kernel_overhead_s": float(f"{given['kernel_overhead_s']:.4g}"),
-            "request_overhead_s": round(given["request_overhead_s"], 4),
+            **{name: float(f"{given[name]:.4g}") for name in TIMES},
+            "acceptance": round(given["acceptance"], 4),
             "overhead_source": origin[0].upper() + origin[1:],
             "overhead_assumed": not served,
             "origin": "published",
             "provenance": f"{kernels.provenance}. In the engine ({origin}): "
             f"HBM rates x{given['memory']:.2f}, matrix rates x{given['matrix']:.2f}, link rates "
-            f"x{given['network']:.2f}, launch floors x{given['launch']:.2f}",
-            "situations": situations(gpu, stack, fit, engines, given["drafting"]),
+            f"x{given['network']:.2f}",
+            "situations": situations(gpu, stack, fit, engines),
         }
     )
 
 
-def situations(gpu: str, stack: str, fit: StackFit, engines: Engines, drafting: float) -> tuple[Situation, ...]:
-    """What effects add to the standing ones, by what they depend on. drafting: what these say of it."""
+def situations(gpu: str, stack: str, fit: ServingFit, engines: Engines) -> tuple[Situation, ...]:
+    """What effects add to the standing ones, by what they depend on."""
     logs: dict[When, Floats] = {}
 
     def add(when: Mapping[Condition, str], effect: Floats) -> None:
@@ -122,8 +120,7 @@ def situations(gpu: str, stack: str, fit: StackFit, engines: Engines, drafting: 
         for level in sorted(standing - mine):
             add({"form": form}, -fit.effects.get(level, np.zeros(len(NAMES))))
     found = [Situation(when=dict(when), factors=_factors(log)) for when, log in logs.items()]
-    always = Situation(when={}, factors={"drafting": round(drafting, 4)})
-    return (always, *(one for one in found if one.factors))
+    return tuple(one for one in found if one.factors)
 
 
 def _fixed(gpu: str, stack: str, engine: str) -> dict[str, str]:
@@ -156,11 +153,11 @@ def _when(value: str, fields: Sequence[str], fixed: Mapping[str, str]) -> dict[C
 
 def _factors(log: Floats) -> dict[str, float]:
     """Of each figure that differs there."""
-    found = {factor: round(float(np.exp(log[NAMES.index(name)])), 4) for factor, name in FITTED.items()}
+    found = {factor: round(float(np.exp(log[NAMES.index(factor)])), 4) for factor in FACTORS}
     return {factor: value for factor, value in found.items() if value != 1.0}
 
 
-def write(folder: Path, chosen: Sequence[tuple[str, str]], fit: StackFit) -> list[Path]:
+def write(folder: Path, chosen: Sequence[tuple[str, str]], fit: ServingFit) -> list[Path]:
     paths = []
     for gpu, stack in chosen:
         path = folder / f"{gpu}@{stack}.json"

@@ -6,7 +6,6 @@ others stays, and stacks can be fitted one after the other in any order.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -16,11 +15,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from calibration.serving.engine_fit import SCORED_METRICS, fit_stack, observed
-from calibration.serving.engine_parameters import FILE, NAMES, StackFit, assumed, family_of, shipped
+from calibration.serving import effects
+from calibration.serving.effects import FILE, ServingFit, own_level, shipped
 from calibration.serving.export_profiles import engines_of, in_engine
+from calibration.serving.fit import SCORED_METRICS, fit_effects, observed
+from calibration.serving.parameters import NAMES, OWN, assumed, family_of, kind_of
 from calibration.serving.points import Point
-from calibration.serving.predict import PreparedPoints, predictions, some
+from calibration.serving.predict import PreparedPoints, equilibria, predictions, some
 from hw_profiles.efficiency import Efficiency
 from hw_profiles.efficiency_files import read_json
 from hw_profiles.loading import CatalogError
@@ -41,7 +42,7 @@ class OwnServing:
     lines of `predictions` for the points that count, by the fit that ships and by one of the other half of the
     points (None: too few to halve). left_out: why rows were not fitted, and how many."""
 
-    fit: StackFit
+    fit: ServingFit
     profiles: dict[str, Efficiency]
     before: pd.DataFrame
     held_out: pd.DataFrame | None
@@ -58,19 +59,18 @@ class OwnServing:
             pair = f"{data.get('accelerator')}@{data.get('stack')}" if isinstance(data, dict) else ""
             if pair in self.profiles:
                 raise CatalogError(f"{path} already describes {pair}; remove it, or name another folder")
-        texts = {FILE: json.dumps(self.fit.to_json(), indent=1)}
-        texts |= {f"{pair}.json": profile.model_dump_json(indent=1) for pair, profile in self.profiles.items()}
-        for name, text in texts.items():
-            (folder / name).write_text(text + "\n", encoding="utf-8")
-        return [folder / name for name in texts]
+        effects.write(self.fit, folder / FILE)
+        for pair, profile in self.profiles.items():
+            (folder / f"{pair}.json").write_text(profile.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        return [folder / FILE, *(folder / f"{pair}.json" for pair in self.profiles)]
 
 
-def fit_own(prepared: PreparedPoints, source: str, before: StackFit | None = None) -> OwnServing:
+def fit_own(prepared: PreparedPoints, source: str, before: ServingFit | None = None) -> OwnServing:
     """Raises TooFewPointsError. source: of the points, in words. before: fits of other stacks of one's own; what it
     says of these is forgotten."""
     left_out: Counter[str] = Counter(why for _, _, why in prepared.unpredicted)
     rows: list[int] = []
-    for i, one in enumerate(prepared.steps):
+    for i, one in enumerate(prepared.points):
         measured = np.isfinite(observed([one.point])).any()
         why = one.point.distrusted or ("" if measured else f"none of {', '.join(SCORED_METRICS)}")
         if why:
@@ -84,56 +84,55 @@ def fit_own(prepared: PreparedPoints, source: str, before: StackFit | None = Non
     start = shipped()
     fit = moved(kept, start, source)
     if before is not None:
-        mine = {level for levels in kept.levels for level in levels if level.startswith("gpu+engine")}
-        others = {level: effect for level, effect in before.effects.items() if level not in mine}
+        mine = {own_level(levels) for levels in kept.levels}
+        others = {level for level in before.own if level not in mine}
         added = "" if source in before.source.split("; ") else f"; {source}"
-        fit = replace(fit, effects={**fit.effects, **others}, source=f"{before.source}{added}")
+        fit = replace(
+            fit,
+            effects={**fit.effects, **{level: before.effects[level] for level in others}},
+            draws={**fit.draws, **{level: before.draws[level] for level in others}},
+            source=f"{before.source}{added}",
+            own=fit.own | others,
+        )
     profiles = _profiles(kept, fit, source)
     return OwnServing(fit, profiles, predictions(kept, start), _held_out(kept, start), dict(left_out))
 
 
-def moved(prepared: PreparedPoints, before: StackFit, source: str) -> StackFit:
-    """`before` with the own levels of these points fitted to them."""
-    assert prepared.loop is not None
-    none = np.zeros(len(NAMES))
+def moved(prepared: PreparedPoints, before: ServingFit, source: str) -> ServingFit:
+    """`before` with the own levels of these points fitted to them. What it does not know of the stack is drawn, and the
+    points take it back as far as they tell."""
+    mine = [own_level(levels) for levels in prepared.levels]
     start = _of_one_release(before, prepared.levels)
-    found = fit_stack(
-        prepared.loop,
-        [tuple(level for level in levels if _own(level)) for levels in prepared.levels],
-        observed([s.point for s in prepared.steps]),
-        np.ones(len(prepared.steps)),
-        source,
-        frozen=(RENEWAL,),
-        start=start.theta(prepared.levels),
-    )
-    moves = {level: start.effects.get(level, none) + effect for level, effect in found.effects.items()}
-    return replace(before, effects={**start.effects, **moves}, source=f"{before.source}; {source}")
-
-
-def _of_one_release(fit: StackFit, levels: Sequence[tuple[str, ...]]) -> StackFit:
-    """One's own software is of one release: what the fit says of other releases of its engine, and of its renewal from
-    month to month, is taken back for these stacks."""
-    effects = dict(fit.effects)
+    found = fit_effects(
+        equilibria(prepared), [(level,) for level in mine], observed([p.point for p in prepared.points]),
+        np.ones(len(prepared.points)), source, (RENEWAL,), (start.theta(prepared.levels), start.drawn(prepared.levels)),
+    )  # fmt: skip
     none = np.zeros(len(NAMES))
-    named = [{level.partition("=")[0]: level for level in mine} for mine in levels]
-    for by_name in named:
-        effects[by_name["gpu+engine+release"]] = -fit.effects.get(by_name["engine+release"], none)
+    return ServingFit(
+        {**start.effects, **{level: start.effects.get(level, none) + found.effects[level] for level in found.effects}},
+        {**start.draws, **{level: start.draw(level) + found.draws[level] for level in found.draws}},
+        f"{before.source}; {source}",
+        start.own,
+    )
+
+
+def _of_one_release(fit: ServingFit, levels: Sequence[tuple[str, ...]]) -> ServingFit:
+    """One's own software is of one release: it has no renewal from month to month, and what the fit says of releases of
+    its engine is not said of it."""
+    effects, draws = dict(fit.effects), dict(fit.draws)
     place = NAMES.index(RENEWAL)
-    renewed = replace(fit, effects=effects).theta(levels)[:, place] - assumed()[place]
-    for by_name, change in zip(named, renewed, strict=True):
-        own = by_name["gpu+engine+model"]
-        effects[own] = fit.effects.get(own, none) - change * (np.arange(len(NAMES)) == place)
-    return replace(fit, effects=effects)
+    renewal = np.arange(len(NAMES)) == place
+    named = {own_level(mine): mine for mine in levels}
+    for own, mine in named.items():
+        others = [tuple(level for level in mine if kind_of(level) != OWN)]
+        effects[own] = np.where(renewal, (assumed() - fit.theta(others)[0]), fit.effects.get(own, np.zeros(len(NAMES))))
+        draws[own] = np.where(renewal, assumed() - fit.drawn(others)[0], fit.draw(own))
+    return replace(fit, effects=effects, draws=draws, own=fit.own | frozenset(named))
 
 
-def _own(level: str) -> bool:
-    """A label of precision that a row lacks names nothing that a plan could ask for."""
-    return level.startswith("gpu+engine+model") and not level.endswith("+unknown")
-
-
-def _held_out(prepared: PreparedPoints, before: StackFit) -> pd.DataFrame | None:
+def _held_out(prepared: PreparedPoints, before: ServingFit) -> pd.DataFrame | None:
     """Each half of the points, drawn at random, as a fit of the other half predicts it."""
-    count = len(prepared.steps)
+    count = len(prepared.points)
     if count < FEWEST_IN_HALVES:
         return None
     half = np.random.default_rng(0).permutation(count) % 2
@@ -142,10 +141,10 @@ def _held_out(prepared: PreparedPoints, before: StackFit) -> pd.DataFrame | None
     return pd.concat(lines, ignore_index=True)
 
 
-def _profiles(prepared: PreparedPoints, fit: StackFit, source: str) -> dict[str, Efficiency]:
+def _profiles(prepared: PreparedPoints, fit: ServingFit, source: str) -> dict[str, Efficiency]:
     """Of each pair; where engines share a stack, that of most points stands for it in each form of serving."""
     pairs: dict[tuple[str, str], list[Point]] = {}
-    for one in prepared.steps:
+    for one in prepared.points:
         pairs.setdefault((one.hardware.name, family_of(one.point.engine)), []).append(one.point)
     found = {}
     for (gpu, family), points in pairs.items():

@@ -27,6 +27,8 @@ REQUIRED = ("model", "gpu", "isl", "osl", "concurrency")
 # Mean of prompt and output lengths over their nominal values, by what the workload says of them.
 UNIFORM_80_100 = 0.9  # uniform in [0.8, 1.0] of nominal, as InferenceX draws them
 UNIFORM_0_100 = 0.5  # uniform in [0, 1] of nominal: bench_serving's default range ratio
+SPREAD_80_100 = 1 / 9  # half of the width of these over their mean
+SPREAD_0_100 = 1.0
 NO_DRAFTS = ("", "none", "off", "false", "no", "0")
 NOT_RECORDED = "not recorded"
 MTP_DRAFTS = 3  # tokens; assumed where deployments with multi-token prediction do not say the count
@@ -70,6 +72,7 @@ class Point:
     prefill_chunk: float | None = None  # prompt tokens that a step of one attention rank takes, where the row says
     most_running: float | None = None  # requests that a decode instance runs at once, where the row says
     most_running_of_rank: float | None = None  # those of one attention rank, likewise
+    spread: float = SPREAD_80_100  # half of the width of uniform lengths over their mean
     drafts_recorded: bool = True  # else the row says that nobody wrote down whether it drafted: predicted as without
     distrusted: str = ""  # the rule by which the row is scored apart (`distrust`)
 
@@ -197,6 +200,7 @@ def parse_point(index: int, row: Mapping[str, Any]) -> Point:
         _said(row, r"chunked prefill (\d+)|chunked-prefill-size[ =](\d+)"),
         _said(row, r"max-running-requests[ =](\d+)|(\d+) running requests"),
         _said(row, r"max-num-seqs[ =](\d+)"),
+        spread=spread_of(row),
         drafts_recorded=spec_decode.lower() != NOT_RECORDED,
     )
     return replace(point, distrusted=distrust(point, row))
@@ -255,6 +259,11 @@ def lengths(row: Mapping[str, Any], phase: str = "e2e") -> tuple[float, float]:
     elif "random" in workload:
         scale = UNIFORM_80_100
     return max(1.0, prompt * scale), max(1.0, output * scale)
+
+
+def spread_of(row: Mapping[str, Any]) -> float:
+    """Of lengths; where the row does not say, that of most benchmarks."""
+    return SPREAD_0_100 if "nominal" in _text(row, "workload").lower() else SPREAD_80_100
 
 
 def drafts_of(label: str) -> int:

@@ -1,112 +1,166 @@
-"""From a points file to predictions, their bands and their errors."""
+"""From a points file to predictions as distributions, and their errors.
+
+Every point is answered for DRAWS sets of parameters of the fit, with what its row does not say drawn too (whether it
+drafted) and the noise of one measurement on top. The prediction is the median of the draws, its band their p10 to p90.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import NormalDist
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+from scipy.special import ndtri
 
-from calibration.serving.balance import Loop, balance, loop_of, take
-from calibration.serving.engine_parameters import StackFit, family_of, kernel_profile, levels_of
-from calibration.serving.point_steps import PointSteps, steps_of
-from calibration.serving.points import Unpredictable, parse_point
+from calibration.arrays import Index
+from calibration.serving.effects import DRAWS, ServingFit
+from calibration.serving.equilibria import Equilibria, PricedPoint, priced_point
+from calibration.serving.fit import FITTED_METRICS, NOISE
+from calibration.serving.parameters import Given, family_of, kind_of, levels_of
+from calibration.serving.points import MTP_DRAFTS, Point, Unpredictable, parse_point
 from simulator.model.arrays import Floats
 from simulator.progress import Progress
 
-Z90 = NormalDist().inv_cdf(0.9)  # standard deviations from the median to p10 and to p90
-INSIDE = 0.8  # share of the errors between p10 and p90
 ROWS_A_REPORT = 50  # of progress (assumed)
-# Where nothing was fitted: sigma of log errors with the assumed parameters over published rows, roundly.
-ASSUMED_SIGMA = {
-    "tpot_ms": 0.4, "tok_s_per_user": 0.4, "total_tok_s_per_gpu": 0.4,
-    "output_tok_s_per_gpu": 0.4, "input_tok_s_per_gpu": 0.4, "ttft_ms": 0.9,
+ROWS_AT_ONCE = 100  # whose draws are arrays in memory together: some 500 MB (assumed)
+BAND = (10.0, 50.0, 90.0)  # percentiles of the draws
+# By metric, whether it falls where the time of one token rises: runs are slower or faster as a whole.
+FALLS = {
+    "total_tok_s_per_gpu": True, "output_tok_s_per_gpu": True, "input_tok_s_per_gpu": True, "tok_s_per_user": True,
+    "tpot_ms": False, "ttft_ms": False,
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class PreparedPoints:
-    """Points with all that a prediction needs, and the rows that have none."""
+    """Points with all that a prediction needs, and the rows that have none. also: by place, the same point with drafts
+    where its row says that nobody wrote down whether it drafted."""
 
-    steps: tuple[PointSteps, ...]
+    points: tuple[PricedPoint, ...]
     levels: tuple[tuple[str, ...], ...]
-    loop: Loop | None  # None without points
+    also: dict[int, PricedPoint]
     unpredicted: tuple[tuple[int, str, str], ...]  # row, id, reason
 
     @property
     def coverage_of_points(self) -> float:
-        total = len(self.steps) + len(self.unpredicted)
-        return len(self.steps) / total if total else 0.0
+        total = len(self.points) + len(self.unpredicted)
+        return len(self.points) / total if total else 0.0
 
 
 def prepare(frame: pd.DataFrame, progress: Progress | None = None) -> PreparedPoints:
-    """Read every row and build the steps it needs."""
-    steps: list[PointSteps] = []
+    """Read every row and price the steps it needs."""
+    points: list[PricedPoint] = []
+    also: dict[int, PricedPoint] = {}
     unpredicted: list[tuple[int, str, str]] = []
     rows = frame.to_dict("records")
     for index, row in enumerate(rows):
         named = {str(key): value for key, value in row.items()}
         try:
-            steps.append(steps_of(parse_point(index, named)))
+            points.append(priced_point(parse_point(index, named)))
         except Unpredictable as why:
             name = named.get("id")
             unpredicted.append((index, str(index) if name is None else str(name), str(why)))
+            continue
+        drafting = _drafting(points[-1].point)
+        if drafting is not None:
+            also[len(points) - 1] = drafting
         if progress and index % ROWS_A_REPORT == 0:
             progress("points", index, len(rows))
-    rates = [kernel_profile(s.point.gpu, s.point.engine) for s in steps]
-    loop = loop_of(steps, rates) if steps else None
-    levels = tuple(levels_of(s.point, s.hardware) for s in steps)
-    return PreparedPoints(tuple(steps), levels, loop, tuple(unpredicted))
+    levels = tuple(levels_of(p.point, p.hardware) for p in points)
+    return PreparedPoints(tuple(points), levels, also, tuple(unpredicted))
+
+
+def _drafting(point: Point) -> PricedPoint | None:
+    if point.drafts_recorded:
+        return None
+    try:
+        return priced_point(replace(point, drafts=MTP_DRAFTS))
+    except Unpredictable:  # the model has nothing to draft with
+        return None
 
 
 def some(prepared: PreparedPoints, rows: Sequence[int]) -> PreparedPoints:
     """Those of the points, by place."""
-    if prepared.loop is None or not len(rows):
-        return PreparedPoints((), (), None, ())
     return PreparedPoints(
-        tuple(prepared.steps[i] for i in rows),
+        tuple(prepared.points[i] for i in rows),
         tuple(prepared.levels[i] for i in rows),
-        take(prepared.loop, np.asarray(rows, dtype=np.intp)),
+        {new: prepared.also[old] for new, old in enumerate(rows) if old in prepared.also},
         (),
     )
 
 
-def situation_of(levels: Sequence[str], fit: StackFit) -> str:
+def situation_of(levels: Sequence[str], fit: ServingFit) -> str:
     """How far a point is from what was fitted."""
-    by_name = {level.partition("=")[0]: level for level in levels}
-    if by_name["gpu+engine+model"] in fit.effects:
+    by_kind = {kind_of(level): level for level in levels}
+    if by_kind["gpu+engine+model"] in fit.effects:
         return "known"
-    for name, situation in (("gpu", "new accelerator"), ("family", "new engine"), ("model", "new model")):
-        if by_name[name] not in fit.effects:
+    for kind, situation in (("gpu", "new accelerator"), ("family", "new engine"), ("model", "new model")):
+        if by_kind[kind] not in fit.effects:
             return situation
     return "new combination"
 
 
-def predictions(prepared: PreparedPoints, fit: StackFit) -> pd.DataFrame:
+def scores_of_noise(seed: int) -> Floats:
+    """[DRAWS] standard normal scores in an order drawn once: the same noise for every point, none in the median."""
+    return np.random.default_rng(seed).permutation(ndtri((np.arange(DRAWS) + 0.5) / DRAWS))
+
+
+def drawn_metrics(prepared: PreparedPoints, fit: ServingFit) -> dict[str, Floats]:
+    """[points, DRAWS] of each metric of a points file, as one more measurement would show it; of a disaggregated row
+    also per pool, as `decode output_tok_s_per_gpu` and `prefill input_tok_s_per_gpu`."""
+    parts: dict[str, list[Floats]] = {}
+    for begin in range(0, len(prepared.points), ROWS_AT_ONCE):
+        rows = range(begin, min(begin + ROWS_AT_ONCE, len(prepared.points)))
+        theta = fit.drawn([prepared.levels[i] for i in rows])
+        found = _answered([prepared.points[i] for i in rows], theta)
+        again = [i for i in rows if i in prepared.also]
+        if again:
+            at = np.array(again) - begin
+            other = _answered([prepared.also[i] for i in again], theta[at])
+            for name, values in found.items():
+                values[at, ::2] = other[name][:, ::2]
+        for name, values in found.items():
+            parts.setdefault(name, []).append(values)
+    speed, arrivals = scores_of_noise(1), scores_of_noise(2)
+    sigma = dict(zip(FITTED_METRICS, NOISE, strict=True))
+    out = {}
+    for name, chunks in parts.items():
+        metric = name.rpartition(" ")[2]
+        noise = arrivals if metric == "ttft_ms" else -speed if FALLS[metric] else speed
+        out[name] = np.concatenate(chunks) * np.exp(sigma.get(metric, sigma["tpot_ms"]) * noise)
+    return out
+
+
+def _answered(points: Sequence[PricedPoint], theta: Floats) -> dict[str, Floats]:
+    asked = Equilibria(points)
+    seen = asked.seen(Given(theta))
+    everywhere, pools = seen.metrics(asked), seen.per_pool(asked)
+    return {name: everywhere[name] for name in FALLS} | {POOL_OF[name]: values for name, values in pools.items()}
+
+
+POOL_OF = {"output_tok_s_per_gpu": "decode output_tok_s_per_gpu", "input_tok_s_per_gpu": "prefill input_tok_s_per_gpu"}
+
+
+def predictions(prepared: PreparedPoints, fit: ServingFit) -> pd.DataFrame:
     """One line for each measured metric of each point."""
-    if prepared.loop is None:
+    if not prepared.points:
         return pd.DataFrame(columns=COLUMNS)
-    loop = prepared.loop
-    found = balance(loop, fit.theta(prepared.levels))
-    everywhere, pools = found.metrics(loop), found.per_pool(loop)
+    bands = {name: np.percentile(drawn, BAND, axis=1) for name, drawn in drawn_metrics(prepared, fit).items()}
     lines = []
-    for i, one in enumerate(prepared.steps):
+    for i, one in enumerate(prepared.points):
         point = one.point
         situation = situation_of(prepared.levels[i], fit)
         # Where both are given, output counts decode accelerators and input prefill ones.
         per_pool = point.disaggregated and "input_tok_s_per_gpu" in point.measured
         for metric, measured in point.measured.items():
-            values = pools if per_pool and metric in pools else everywhere
-            predicted = float(values[metric][i])
-            sigma = fit.sigma.get(situation, {}).get(metric, ASSUMED_SIGMA[metric])
-            band = math.exp(Z90 * sigma)
+            name = POOL_OF.get(metric, metric) if per_pool else metric
+            p10, predicted, p90 = (float(band[i]) for band in bands[name])
             lines.append(
                 (
                     point.row, point.id, point.model, point.gpu, point.engine, point.disaggregated, metric, situation,
-                    measured, predicted, predicted / band, predicted * band, predicted / measured,
+                    measured, predicted, p10, p90, predicted / measured,
                 )
             )  # fmt: skip
     return pd.DataFrame(lines, columns=COLUMNS)
@@ -118,11 +172,16 @@ COLUMNS = [
 ]  # fmt: skip
 
 
-def log_spread(errors: Floats) -> float:
-    """Standard deviation of the normal whose p10-p90 band holds 80% of `errors` about zero."""
-    finite = errors[np.isfinite(errors)]
-    return float(np.quantile(np.abs(finite), INSIDE) / Z90) if len(finite) else math.nan
+def equilibria(prepared: PreparedPoints, rows: Index | None = None) -> Equilibria:
+    """Of the points, or of some of them."""
+    return Equilibria(prepared.points if rows is None else [prepared.points[i] for i in rows])
 
 
 def engines(prepared: PreparedPoints) -> list[str]:
-    return [family_of(s.point.engine) for s in prepared.steps]
+    return [family_of(p.point.engine) for p in prepared.points]
+
+
+def saturated(point: Point, share: float) -> bool:
+    """Whether TTFT is above that share of the decode time: queueing for admission, not service."""
+    ttft, tpot = (point.measured.get(name, math.nan) for name in ("ttft_ms", "tpot_ms"))
+    return ttft > share * tpot * point.output

@@ -96,14 +96,14 @@ def scores_by_metric(lines: pd.DataFrame) -> ScoresByMetric:
 
 def report(prepared: PreparedPoints, lines: pd.DataFrame) -> ValidationReport:
     """lines: of `predictions`."""
-    apart = {s.point.row: s.point.distrusted for s in prepared.steps if s.point.distrusted}
+    apart = {s.point.row: s.point.distrusted for s in prepared.points if s.point.distrusted}
     groups = [
         GroupScores(str(model), str(gpu), str(engine), bool(disaggregated), scores_by_metric(part))
         for (model, gpu, engine, disaggregated), part in lines.groupby(["model", "gpu", "engine", "disaggregated"])
     ]
     return ValidationReport(
-        points=len(prepared.steps) + len(prepared.unpredicted),
-        predicted=len(prepared.steps),
+        points=len(prepared.points) + len(prepared.unpredicted),
+        predicted=len(prepared.points),
         coverage_of_points=prepared.coverage_of_points,
         unpredicted=tuple(UnpredictedRow(*one) for one in prepared.unpredicted),
         overall=scores_by_metric(lines),

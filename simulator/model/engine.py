@@ -11,25 +11,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 from hw_profiles.efficiency import ClassEfficiency, Efficiency, OpClass
 from hw_profiles.loading import CatalogError
 from hw_profiles.profile import HardwareProfile
 from simulator.model.architecture import ModelSpec
-from simulator.model.parallelism import Parallelism
 
 Form = Literal["colocated", "disaggregated"]  # of serving
 FORMS: tuple[Form, ...] = get_args(Form)
-Condition = Literal["model", "form", "attention", "experts", "drafts", "precision"]
+Condition = Literal["model", "form"]
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)
-# Multiples of rates (memory, matrix, network; attention and experts on top for their own kernels), of launch floors,
-# and of host times. drafting: host time of a step with drafts over that of one without. [-]
-Factor = Literal["memory", "matrix", "network", "launch", "attention", "experts", "kernel_overhead_s", "drafting",
-                 "request_overhead_s"]  # fmt: skip
+# Multiples of rates (memory, matrix, network; attention and experts on top for their own kernels), of host times and of
+# what leaving the scale-up domain costs; of the odds that a draft is accepted. [-]
+Factor = Literal["memory", "matrix", "network", "attention", "experts", "kernel_overhead_s", "sequence_overhead_s",
+                 "exit_latency_s", "acceptance", "request_overhead_s"]  # fmt: skip
 FACTORS: tuple[Factor, ...] = get_args(Factor)
 When = tuple[tuple[Condition, str], ...]
-DRAFTS: tuple[Condition, str] = ("drafts", "drafts")
 
 CORES = (
     OpClass.ATTENTION_PREFILL, OpClass.ATTENTION_DECODE, OpClass.LATENT_PREFILL, OpClass.LATENT_DECODE,
@@ -40,45 +38,18 @@ EXPERTS = (OpClass.GROUPED_GEMM, OpClass.MOE_FUSED)
 # Largest share of a peak that a stack reaches in a situation: the peak. [-]
 LARGEST_FRACTION = 1.0
 FRACTION_DIGITS = 4  # decimals of a share of a peak: finer ones say nothing beside the fit's error
-FLOOR_DIGITS = 4  # significant ones of a launch floor
 
 
 def form_of(disaggregated: bool) -> Form:
     return "disaggregated" if disaggregated else "colocated"
 
 
-def attention_of(data_parallel: bool) -> str:
-    return "data parallel" if data_parallel else "tensor parallel"
+def in_service(hardware: HardwareProfile, model: ModelSpec, form: Form) -> HardwareProfile:
+    """`hardware` with what its stack's fit says of this model and form; as it is where it says nothing.
 
-
-def experts_of(expert_parallel: bool) -> str:
-    return "expert parallel" if expert_parallel else "expert slices"
-
-
-def drafts_of(draft_tokens: int) -> str:
-    return DRAFTS[1] if draft_tokens else "no drafts"
-
-
-def in_service(
-    hardware: HardwareProfile, model: ModelSpec, cut: Parallelism, draft_tokens: int, form: Form
-) -> HardwareProfile:
-    """`hardware` with what its stack's fit says of this model, cut and form; as it is where it says nothing.
-
-    The precision is that of the routed experts, or of the last layer's projections. Raises CatalogError.
+    Raises CatalogError.
     """
-    last = model.layers[-1].ffn
-    precision = last.expert_dtype if last.experts else last.linears[-1].dtype
-    return in_situation(
-        hardware,
-        (
-            ("model", model.name),
-            ("form", form),
-            ("attention", attention_of(cut.dp > 1)),
-            ("experts", experts_of(cut.ep > 1)),
-            ("drafts", drafts_of(draft_tokens)),
-            ("precision", precision),
-        ),
-    )
+    return in_situation(hardware, (("model", model.name), ("form", form)))
 
 
 SITUATIONS_REMEMBERED = 256  # accelerators in a situation; assumed: a plan asks for a few dozen
@@ -98,8 +69,6 @@ def in_situation(hardware: HardwareProfile, when: When) -> HardwareProfile:
     for factors in _factors_in(hardware.efficiency, known):
         for name, factor in factors.items():
             given[name] *= factor
-    if known.get("drafts") == DRAFTS[1]:
-        given["kernel_overhead_s"] *= given["drafting"]
     return replace(hardware, efficiency=driven(hardware.efficiency, given, LARGEST_FRACTION))
 
 
@@ -128,14 +97,14 @@ def _check_names(efficiency: Efficiency) -> None:
 
 
 def driven(efficiency: Efficiency, given: Mapping[Factor, float], largest: float) -> Efficiency:
-    """Rates, launch floors and host times multiplied; those of steps without drafts. largest: fraction of a peak."""
-    return efficiency.model_copy(
-        update={
-            "classes": {name: _scaled(name, rates, given, largest) for name, rates in efficiency.classes.items()},
-            "kernel_overhead_s": efficiency.kernel_overhead_s * given["kernel_overhead_s"],
-            "request_overhead_s": efficiency.request_overhead_s * given["request_overhead_s"],
-        }
-    )
+    """Rates, host times and odds of drafts multiplied. largest: fraction of a peak."""
+    times = ("kernel_overhead_s", "sequence_overhead_s", "exit_latency_s", "request_overhead_s")
+    update: dict[str, Any] = {name: getattr(efficiency, name) * given[cast(Factor, name)] for name in times}
+    if efficiency.acceptance is not None:
+        odds = efficiency.acceptance / (1 - efficiency.acceptance) * given["acceptance"]
+        update["acceptance"] = odds / (1 + odds)
+    classes = {name: _scaled(name, rates, given, largest) for name, rates in efficiency.classes.items()}
+    return efficiency.model_copy(update={"classes": classes, **update})
 
 
 def _scaled(
@@ -146,9 +115,6 @@ def _scaled(
     def share(value: float, rate: float) -> float:
         return round(min(largest, value * rate), FRACTION_DIGITS)
 
-    def floor(seconds: float) -> float:
-        return float(f"{seconds * given['launch']:.{FLOOR_DIGITS}g}")
-
     matrix, memory = given["matrix"] * own, given["memory"] * own
     return rates.model_copy(
         update={
@@ -157,9 +123,5 @@ def _scaled(
             "memory_fraction": share(rates.memory_fraction, memory),
             "memory_fraction_by": {k: share(f, memory) for k, f in rates.memory_fraction_by.items()},
             "network_fraction": share(rates.network_fraction, given["network"]),
-            "latency_s": floor(rates.latency_s),
-            "latency_s_by": {k: floor(s) for k, s in rates.latency_s_by.items()},
-            "depth_s": floor(rates.depth_s),
-            "depth_s_by": {k: floor(s) for k, s in rates.depth_s_by.items()},
         }
     )

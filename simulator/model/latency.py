@@ -183,7 +183,7 @@ class StepLatency:
         if self.draft_tokens:
             seconds += self._draft_prefill_s(step)
             seconds += self._draft_rounds_s(load.sequences, load.total_sequences)
-        return seconds * self._imbalance * self._drain + self._host_s
+        return seconds * self._imbalance * self._drain + self._host_s(load.sequences)
 
     def experts_swing_s(self, chunks: Sequence[Chunk], load: DecodeLoad, total_tokens: int | None, draw: int) -> float:
         """What draw number `draw` of the main experts' loads adds to a step over their mean; for expert_skew. [s]"""
@@ -204,7 +204,7 @@ class StepLatency:
         for op in self._ops.all_ops(step):
             times = roof_times(op, self.hardware)
             priced.append(PricedOp(op, op.count * times.seconds * scale, times.bound))
-        return [*priced, PricedOp(Op("host", OpClass.ELEMENTWISE), self._host_s, "host")]
+        return [*priced, PricedOp(Op("host", OpClass.ELEMENTWISE), self._host_s(step.load.sequences), "host")]
 
     # ---- one step as numbers
 
@@ -215,9 +215,13 @@ class StepLatency:
         return float(sum(op.count for op in self._ops.all_ops(one)))
 
     @cached_property
-    def _host_s(self) -> float:
+    def _fixed_host_s(self) -> float:
         host = self.hardware.efficiency
         return host.step_overhead_s + host.kernel_overhead_s * (self.kernels if host.kernel_overhead_s else 0)
+
+    def _host_s(self, sequences: float) -> float:
+        """sequences: of one microbatch of the busiest rank."""
+        return self._fixed_host_s + self.hardware.efficiency.sequence_overhead_s * sequences * self._stages
 
     # ---- the same, compiled
 
@@ -339,7 +343,7 @@ class StepLatency:
         seconds = self._rows(rows) + self._head_program.seconds((rows,))
         seconds += self._experts.main_s(rows, total * self._ops.queries, True)
         seconds += self._draft_rounds_s(sequences, total)
-        base = seconds * self._imbalance + self._host_s
+        base = seconds * self._imbalance + self._host_s(sequences)
         self._decode_base[sequences, total] = base
         return base
 

@@ -66,11 +66,12 @@ def roof_times(op: Op, hardware: HardwareProfile) -> RoofTimes:
     num_bytes = op.hbm_bytes + (rates.short_row_factor - 1.0) * op.short_row_bytes
     num_bytes += rates.reread_share_of(kernel) * op.again_bytes
     memory_s = num_bytes / (hardware.memory_bandwidth * rates.memory_fraction_of(kernel))
-    network_s = 0.0
+    network_s = floor_s = 0.0
     if op.link is not None:
         peak = hardware.scale_up_bandwidth if op.link == "scale_up" else hardware.scale_out_bandwidth
         network_s = op.network_bytes / (peak * rates.network_fraction)
-    floor_s = rates.latency_s_of(kernel) * op.hops + rates.depth_s_of(kernel) * op.depth
+        floor_s = hardware.efficiency.exit_latency_s * op.hops if op.link == "scale_out" else 0.0
+    floor_s += rates.latency_s_of(kernel) * op.hops + rates.depth_s_of(kernel) * op.depth
     return RoofTimes(floor_s, compute_s, memory_s, network_s, rates.exponent)
 
 

@@ -62,7 +62,7 @@ class PricedInstance:
 def price_instance(model: ModelSpec, pool: Pool, form: Form) -> PricedInstance:
     """An instance of the pool, priced. Raises DoesNotFitError, ParallelismError or CatalogError."""
     cut = pool.parallelism
-    hardware = in_service(load(pool.gpu, pool.stack), model, cut, pool.draft_tokens, form)
+    hardware = in_service(load(pool.gpu, pool.stack), model, form)
     memory = plan_memory(model, hardware, cut, pool.max_tokens_per_step, pool.draft_tokens, pool.redundant_experts)
     latency = _latency(model, hardware, cut, pool.draft_tokens, pool.skew)
     return PricedInstance(model, hardware, cut, latency, memory, pool.acceptance_length)
@@ -72,7 +72,7 @@ def in_form(priced: PricedInstance, form: Form) -> PricedInstance:
     """The same instance as it runs in that form of serving."""
     drafts = priced.latency.draft_tokens
     plain = load(priced.hardware.name, priced.hardware.stack)
-    hardware = in_service(plain, priced.model, priced.parallelism, drafts, form)
+    hardware = in_service(plain, priced.model, form)
     return replace(
         priced, hardware=hardware, latency=_latency(priced.model, hardware, priced.parallelism, drafts, None)
     )

@@ -47,12 +47,13 @@ class EngineParameters:
 
     @classmethod
     def of(cls, profiles: Sequence[HardwareProfile]) -> EngineParameters:
-        """What the profiles say, one point each, one draw."""
+        """What the profiles say, one point each, one draw. Their rates and exit latencies are in the steps' prices."""
         host = [profile.efficiency for profile in profiles]
         return cls(
             np.array([[h.step_overhead_s] for h in host]),
             np.array([[h.kernel_overhead_s] for h in host]),
             np.array([[h.request_overhead_s] for h in host]),
+            np.array([[h.sequence_overhead_s] for h in host]),
         )
 
     def rates(self) -> Floats:

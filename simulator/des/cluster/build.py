@@ -160,7 +160,7 @@ def instance_spec(
     """Step times, memory and limits of one instance of a pool."""
     cut = pool.parallelism
     cut.check(model)
-    profile = in_service(profile, model, cut, pool.draft_tokens, form)
+    profile = in_service(profile, model, form)
     memory = plan_memory(model, profile, cut, pool.max_tokens_per_step, pool.draft_tokens, pool.redundant_experts)
     room = KvRoom(memory.kv_capacity_bytes, memory.kv_bytes_per_token, memory.kv_bytes_per_sequence)
     tiers, policy, block_bytes = cache_tiers(cache, room, cut.dp, profile) if cache else ((), StatePolicy(), 0.0)

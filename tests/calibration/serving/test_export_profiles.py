@@ -7,9 +7,10 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from calibration.serving.engine_parameters import LEVELS, kernel_profile, shipped, values
+from calibration.serving.effects import shipped
 from calibration.serving.export_profiles import engines_of, in_engine
-from calibration.serving.point_steps import parallelism_of
+from calibration.serving.parameters import LEVELS, kernel_profile, kind_of, values
+from calibration.serving.point_engines import parallelism_of
 from calibration.serving.predict import prepare
 from calibration.serving.served_model import variant
 from hw_profiles.catalog import load
@@ -34,18 +35,17 @@ def test_a_profile_in_a_situation_is_what_the_fit_says_of_a_point_there(stack: s
     """Software of one month apart, which a profile does not tell from others."""
     fit = shipped()
     prepared = prepare(pd.DataFrame([{**R1, **row}]))
-    point, hardware = prepared.steps[0].point, prepared.steps[0].hardware
+    point, hardware = prepared.points[0].point, prepared.points[0].hardware
     assert engines_of(hardware.name, stack, fit)[form_of(point.disaggregated)] == point.engine
-    levels = [x for x in prepared.levels[0] if "release" not in LEVELS[x.partition("=")[0]][1]]
+    levels = [x for x in prepared.levels[0] if "release" not in LEVELS[kind_of(x)][1]]
     expected = {name: float(value[0]) for name, value in values(fit.theta([tuple(levels)])).items()}
     cut = parallelism_of(point.decode)
     model = variant(point.model, point.precision, point.engine, hardware, cut.ep)
     profile = replace(hardware, efficiency=in_engine(hardware.name, stack, fit))
-    found = in_service(profile, model, cut, point.drafts, form_of(point.disaggregated)).efficiency
-    host = expected["kernel_overhead_s"] * (expected["draft_overhead"] if point.drafts else 1.0)
-    assert found.kernel_overhead_s == pytest.approx(host, rel=3e-3)
+    found = in_service(profile, model, form_of(point.disaggregated)).efficiency
+    for name in ("kernel_overhead_s", "sequence_overhead_s", "exit_latency_s", "request_overhead_s", "acceptance"):
+        assert getattr(found, name) == pytest.approx(expected[name], rel=3e-3), name
     assert found.step_overhead_s == 0.0
-    assert found.request_overhead_s == pytest.approx(expected["request_overhead_s"], rel=3e-3)
     kernels = kernel_profile(hardware.name, stack).efficiency.classes
     for op_class, own in (
         (OpClass.DENSE_GEMM, 1.0),
@@ -54,7 +54,7 @@ def test_a_profile_in_a_situation_is_what_the_fit_says_of_a_point_there(stack: s
     ):
         alone, inside = kernels[op_class], found.classes[op_class]
         more = expected[own] if isinstance(own, str) else own
-        assert inside.latency_s == pytest.approx(alone.latency_s * expected["launch"], rel=3e-3)
+        assert inside.latency_s == alone.latency_s
         for name in ("matrix", "memory"):
             share = min(1.0, getattr(alone, f"{name}_fraction") * expected[name] * more)
             assert getattr(inside, f"{name}_fraction") == pytest.approx(share, rel=3e-3)
@@ -63,7 +63,7 @@ def test_a_profile_in_a_situation_is_what_the_fit_says_of_a_point_there(stack: s
 def test_situations_that_hold_multiply_and_others_do_not() -> None:
     plain = load("h200_sxm")
     found = (
-        Situation(when={"model": "deepseek-r1"}, factors={"kernel_overhead_s": 2.0, "drafting": 1.5}),
+        Situation(when={"model": "deepseek-r1"}, factors={"kernel_overhead_s": 2.0}),
         Situation(
             when={"model": "deepseek-r1", "form": "colocated"}, factors={"kernel_overhead_s": 3.0, "memory": 0.5}
         ),
@@ -77,8 +77,6 @@ def test_situations_that_hold_multiply_and_others_do_not() -> None:
     assert r1.kernel_overhead_s == pytest.approx(6 * 2e-6)
     dense = OpClass.DENSE_GEMM
     assert r1.classes[dense].memory_fraction == pytest.approx(0.5 * before.classes[dense].memory_fraction, rel=1e-3)
-    drafting = in_situation(hardware, (("model", "deepseek-r1"), ("form", "colocated"), ("drafts", "drafts")))
-    assert drafting.efficiency.kernel_overhead_s == pytest.approx(9 * 2e-6)
     other = in_situation(hardware, (("model", "another"), ("form", "colocated"))).efficiency
     assert other.kernel_overhead_s == 2e-6
     assert in_situation(plain, (("model", "deepseek-r1"),)) is plain

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import out_of_sample
 from benchmarks.out_of_sample import UNSATURATED, answer, main
-from calibration.serving.engine_parameters import shipped
+from calibration.serving.effects import shipped
 from calibration.serving.predict import prepare
 
 ROW = {"model": "DeepSeek-R1", "gpu": "B200", "n_gpu": 8, "engine": "SGLang", "precision": "FP8", "spec_decode": "none",

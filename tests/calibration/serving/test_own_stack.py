@@ -15,16 +15,15 @@ import pytest
 from typer.testing import CliRunner
 
 from app.cli import cli
-from calibration.serving.balance import balance
-from calibration.serving.engine_parameters import NAMES, chosen, shipped
+from calibration.serving.effects import chosen, shipped
 from calibration.serving.own_stack import FEWEST_IN_HALVES, OwnServing, TooFewPointsError, fit_own
-from calibration.serving.predict import PreparedPoints, predictions, prepare, some
+from calibration.serving.parameters import NAMES, Given
+from calibration.serving.predict import PreparedPoints, equilibria, predictions, prepare, some
 from calibration.serving.scores import scores_by_metric
 from calibration.serving.served_model import variant
 from hw_profiles import catalog
 from hw_profiles.catalog import CatalogError
 from simulator.model.engine import in_service
-from simulator.model.parallelism import Parallelism
 from simulator.uncertainty.spreads import uncertainty_of
 
 FEW = FEWEST_IN_HALVES - 2  # rows of which no half is held out, for speed
@@ -46,12 +45,12 @@ def rows(**changes: object) -> list[dict[str, object]]:
 def measured(given: list[dict[str, object]]) -> pd.DataFrame:
     """The rows with what that engine would measure."""
     prepared = prepare(pd.DataFrame([{**row, "tpot_ms": 1.0} for row in given]))
-    assert prepared.loop is not None
     theta = shipped().theta(prepared.levels)
     for name, move in SLOWER.items():
         theta[:, NAMES.index(name)] += move
-    found = balance(prepared.loop, theta).metrics(prepared.loop)
-    return pd.DataFrame([{**row, **{m: found[m][i] for m in METRICS}} for i, row in enumerate(given)])
+    points = equilibria(prepared)
+    found = points.seen(Given(theta[:, None])).metrics(points)
+    return pd.DataFrame([{**row, **{m: found[m][i, 0] for m in METRICS}} for i, row in enumerate(given)])
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +103,9 @@ def test_a_profile_is_what_the_fit_says_of_dated_points_too() -> None:
     prepared = prepare(measured(given[:FEW]))
     found = fit_own(prepared, "mine.csv")
     theta = found.fit.theta(prepared.levels)
-    hardware = replace(prepared.steps[0].hardware, efficiency=found.profiles["b200_sxm@sglang"])
+    hardware = replace(prepared.points[0].hardware, efficiency=found.profiles["b200_sxm@sglang"])
     model = variant("DeepSeek-R1", "FP8", "SGLang", hardware, 1)
-    driven = in_service(hardware, model, Parallelism(tp=8), 0, "colocated").efficiency
+    driven = in_service(hardware, model, "colocated").efficiency
     for name, value in (
         ("kernel_overhead_s", driven.kernel_overhead_s),
         ("request_overhead_s", driven.request_overhead_s),
@@ -135,7 +134,7 @@ def test_the_profile_serves_plans_as_a_known_stack(
     prepared = prepare(pd.DataFrame([{**row, "tpot_ms": 1.0} for row in rows()]))
     theta = own.fit.theta(prepared.levels)
     model = variant("DeepSeek-R1", "FP8", "LMDeploy", hardware, 1)
-    driven = in_service(hardware, model, Parallelism(tp=16), 0, "colocated").efficiency
+    driven = in_service(hardware, model, "colocated").efficiency
     assert driven.kernel_overhead_s == pytest.approx(np.exp(theta[0, NAMES.index("kernel_overhead_s")]), rel=2e-3)
     assert "12 serving points of LMDeploy in mine.csv" in hardware.efficiency.provenance
     assert uncertainty_of(hardware, "colocated").kind == "known"
@@ -161,7 +160,8 @@ def test_a_folder_of_ones_own_profiles_decides_which_fit_predicts(
         ("{", "it holds no fit of serving stacks"),
         (json.dumps({**good, "effects": {"all=": [1.0]}}), f"effect 'all=' is not {len(NAMES)} numbers"),
         (json.dumps({**good, "effects": {"all=": ["fast"] * len(NAMES)}}), "calibrate serving"),
-        (json.dumps({**good, "sigma": 3}), "it holds no fit of serving stacks"),
+        (json.dumps({**good, "draws": 3}), "it holds no fit of serving stacks"),
+        (json.dumps({**good, "draws": {}}), "draws of .* are not 64 of"),
     ):
         (tmp_path / "serving.json").write_text(damage)
         with pytest.raises(CatalogError, match=said):
@@ -180,7 +180,7 @@ def test_rows_that_say_nothing_are_left_out_by_reason(frame: pd.DataFrame) -> No
     with pytest.raises(TooFewPointsError, match="0 of the rows can be fitted, 3 are needed; left out: 1 with none of"):
         fit_own(prepare(other.head(1)), "mine.csv")
     with pytest.raises(TooFewPointsError, match="0 of the rows can be fitted"):
-        fit_own(PreparedPoints((), (), None, ()), "mine.csv")
+        fit_own(PreparedPoints((), (), {}, ()), "mine.csv")
 
 
 def test_some_of_the_points_are_predicted_as_among_all(frame: pd.DataFrame) -> None:

@@ -10,8 +10,9 @@ import pytest
 from hw_profiles.catalog import CatalogError, load
 from hw_profiles.efficiency import Situation
 from hw_profiles.profile import HardwareProfile
+from simulator.model.acceptance import tokens_per_step
 from simulator.model.engine import FACTORS, in_service
-from simulator.model.latency import Chunk, StepLatency
+from simulator.model.latency import Chunk, DecodeLoad, StepLatency
 from simulator.model.parallelism import Parallelism
 from simulator.model.presets import load_model
 
@@ -24,7 +25,7 @@ def profile(**changes: Any) -> HardwareProfile:
 
 
 def served(hardware: HardwareProfile) -> HardwareProfile:
-    return in_service(hardware, MODEL, Parallelism(tp=8), 0, "colocated")
+    return in_service(hardware, MODEL, "colocated")
 
 
 @pytest.mark.parametrize(
@@ -45,14 +46,16 @@ def test_a_profile_with_an_unknown_name_is_refused_when_it_is_used(changes: dict
 @pytest.mark.parametrize("factor", FACTORS)
 def test_every_factor_slows_a_step_or_a_request_with_drafts(factor: str) -> None:
     """Rates go down by a factor below 1, host times and floors up by one above it."""
-    of_time = factor in ("launch", "kernel_overhead_s", "drafting", "request_overhead_s")
+    of_time = factor.endswith("_s")
     situations = (Situation(when={"form": "colocated"}, factors={factor: 2.0 if of_time else 0.5}),)
-    plain = profile(kernel_overhead_s=2e-6)
-    changed = profile(kernel_overhead_s=2e-6, situations=situations)
+    host = {"kernel_overhead_s": 2e-6, "sequence_overhead_s": 1e-5, "exit_latency_s": 1e-5, "acceptance": 0.7}
+    plain, changed = profile(**host), profile(**host, situations=situations)
 
     def seconds(hardware: HardwareProfile) -> float:
-        driven = in_service(hardware, MODEL, Parallelism(dp=8, ep=8), 1, "colocated")
-        times = StepLatency(MODEL, driven, Parallelism(dp=8, ep=8), 1)
-        return times.prefill_s([Chunk(4096, 0)]) + times.first_token_extra_s
+        driven = in_service(hardware, MODEL, "colocated")
+        times = StepLatency(MODEL, driven, Parallelism(dp=16, ep=16), 1)
+        decode_s = times.decode_s(DecodeLoad.alike(4, 1000, times.caps, 64))
+        accepted = tokens_per_step(driven.efficiency.acceptance or 0.0, 1.0)
+        return times.prefill_s([Chunk(4096, 0)]) + times.first_token_extra_s + decode_s / accepted
 
     assert seconds(changed) > seconds(plain)

@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import sparse
 
-from calibration.serving.equilibrium.fit import fit_effects, log_predictions
-from calibration.serving.equilibrium.parameters import NAMES, Given, assumed, levels_of
-from calibration.serving.equilibrium.points import IN_FLIGHT, Equilibria, priced_point
+from calibration.serving.effects import DRAWS
+from calibration.serving.equilibria import IN_FLIGHT, Equilibria, priced_point
+from calibration.serving.fit import _posterior, fit_effects, log_predictions
+from calibration.serving.parameters import NAMES, Given, assumed, levels_of
 from calibration.serving.points import parse_point
 
 COLOCATED: dict[str, Any] = {
@@ -91,3 +93,29 @@ def test_a_fit_finds_the_engine_that_made_the_points(sweep: Equilibria) -> None:
     after = log_predictions(sweep, effects.theta(levels)[:, None])[:, 0] - target
     assert np.median(np.abs(before[:, :2])) > 0.05
     assert np.abs(after[:, :2]).max() < 0.03
+
+
+def test_what_points_do_not_tell_stays_as_unsure_as_before(sweep: Equilibria) -> None:
+    """Colocated points on one node: HBM rates are told, latencies between nodes are not."""
+    alone = sweep.some(np.arange(12))
+    levels = [levels_of(p.point, p.hardware) for p in alone.points]
+    target = log_predictions(alone, np.tile(assumed(), (len(levels), 1, 1)))[:, 0]
+    found = fit_effects(alone, levels, target, np.ones(len(levels)))
+    drawn = found.drawn(levels)
+    prior = type(found)({}).drawn(levels)
+    assert drawn.shape == (12, DRAWS, len(NAMES))
+    before, after = prior.std(axis=1)[0], drawn.std(axis=1)[0]
+    assert after[NAMES.index("kernel_overhead_s")] < 0.3 * before[NAMES.index("kernel_overhead_s")]
+    assert after[NAMES.index("exit_latency_s")] > 0.6 * before[NAMES.index("exit_latency_s")]
+    np.testing.assert_allclose(drawn.mean(axis=1)[0], found.theta(levels)[0], atol=0.4)
+
+
+def test_a_straight_posterior_is_that_of_bayes() -> None:
+    """One effect measured n times with noise s under a prior of width w: variance 1 / (n / s^2 + 1 / w^2)."""
+    count, width = 8, 0.5
+    jacobian = sparse.vstack([sparse.csr_array(np.full((count, 1), width / 0.1)), sparse.eye_array(1)], format="csr")
+    drawn = _posterior(jacobian, np.ones(count + 1), np.array([2.0]), np.zeros((1, 0)))
+    expected = 1 / (count / 0.1**2 + 1 / width**2)
+    assert drawn.shape == (DRAWS, 1)
+    assert (drawn * width).var() == pytest.approx(expected, rel=0.4)
+    assert drawn.mean() == pytest.approx(2.0, abs=4 * expected**0.5 / width / DRAWS**0.5)

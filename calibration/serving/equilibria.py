@@ -15,11 +15,11 @@ from functools import lru_cache
 import numpy as np
 
 from calibration.arrays import Index
-from calibration.serving.engine_parameters import family_of, kernel_profile
-from calibration.serving.equilibrium.parameters import Given
 from calibration.serving.layouts import WorkerLayout
-from calibration.serving.point_steps import MOST_FILLED, SMALL_STEP, TO_SPARE, engine_of, hardware_of
+from calibration.serving.parameters import Given, family_of, kernel_profile
+from calibration.serving.point_engines import engine_of, hardware_of
 from calibration.serving.points import Point, Unpredictable
+from calibration.serving.served_model import UnknownModel
 from hw_profiles.loading import CatalogError
 from hw_profiles.profile import HardwareProfile
 from simulator.model.acceptance import tokens_per_step
@@ -46,8 +46,12 @@ UNSAID_POLICY: Batching = "chunked"
 IN_FLIGHT = 0.975  # share of the stated concurrency that is under way: ramp-up and drain (median of published rows)
 GENERATIONS = 5.5  # requests that a client has sent, in the mean over a benchmark of ten each
 FIRST_WAVE = 0.1  # share of the requests that start together, of ten each
-# Lengths of InferenceX: uniform in [0.8, 1.0] of nominal, so in [8/9, 10/9] of their mean; prompts and outputs apart.
-SPREAD = np.linspace(8 / 9, 10 / 9, 5)
+# Uniform lengths, in the middles of five equal parts; prompts and outputs apart.
+PARTS = np.linspace(-0.8, 0.8, 5)
+# Published configurations fit their stated concurrency with little to spare, so room is counted at its most.
+MOST_FILLED = 0.95  # share of device memory; assumed: the most that engines are set to
+SMALL_STEP = 2048  # tokens; assumed: rows of the step whose working memory is kept free
+TO_SPARE = 1.02  # of the concurrency; assumed: decode batches are priced a little beyond what can be in flight
 MOST_HELD = 1.5  # times what KV holds of whole requests: those that run have not got all of their output (assumed)
 ENDLESS = 1e18  # bytes or prompts, in place of an infinite room
 MOST_GENERATED = 2**20  # sequences; beyond what any instance holds
@@ -76,11 +80,11 @@ def priced_point(point: Point) -> PricedPoint:
         kernels = kernel_profile(point.gpu, point.engine)
         prefill = engine_of(point, point.prefill, hardware, 0)
         decode = engine_of(point, point.decode, hardware, point.drafts)
-    except (CatalogError, ParallelismError) as error:
+    except (CatalogError, UnknownModel, ParallelismError) as error:
         raise Unpredictable(str(error)) from None
     apart = point.disaggregated and point.phase == "e2e"
     policy = POLICY.get(family_of(point.engine), UNSAID_POLICY)
-    traffic = _traffic(point.prompt, point.output)
+    lengths = (point.prompt, point.output, point.spread)
     clients = point.concurrency if math.isfinite(point.concurrency) else MOST_GENERATED
     entry_kv, decode_kv = _kv(prefill), _kv(decode)
     entry_engine = prefill if apart or point.phase == "prefill" else decode
@@ -91,24 +95,25 @@ def priced_point(point: Point) -> PricedPoint:
     budget = round(point.prefill_chunk or point.token_budget or TOKENS_PER_STEP)
     form = "apart" if apart else "colocated" if point.phase == "e2e" else point.phase
     if apart:
-        entry = _steps(prefill, kernels, point.prompt, point.output, budget, "chunked", 1.0, False, True)
-        second = _steps(decode, kernels, point.prompt, point.output, budget, "chunked", most[1], True, False)
+        entry = _steps(prefill, kernels, lengths, budget, "chunked", 1.0, False, True)
+        second = _steps(decode, kernels, lengths, budget, "chunked", most[1], True, False)
     else:
         entry = _steps(
-            entry_engine, kernels, point.prompt, point.output, budget, policy, most[0],
+            entry_engine, kernels, lengths, budget, policy, most[0],
             point.phase != "prefill", point.phase != "decode",
         )  # fmt: skip
         second = None
     mixes = "apart" if apart else "mixes" if policy != "prefill_first" else "turns"
     return PricedPoint(
-        point, hardware, (form, mixes), traffic, entry, second, entry_kv if apart else decode_kv, decode_kv,
+        point, hardware, (form, mixes), _traffic(*lengths), entry, second, entry_kv if apart else decode_kv, decode_kv,
         most, _handover(point, prefill, decode, entry_kv) if apart else (),
     )  # fmt: skip
 
 
 @lru_cache(maxsize=4096)
-def _traffic(prompt: float, output: float) -> TrafficSample:
-    prompts, outputs = np.meshgrid(prompt * SPREAD, np.maximum(1.0, output * SPREAD))
+def _traffic(prompt: float, output: float, spread: float) -> TrafficSample:
+    lengths = 1 + spread * PARTS
+    prompts, outputs = np.meshgrid(np.maximum(1.0, prompt * lengths), np.maximum(1.0, output * lengths))
     return TrafficSample.of(prompts.ravel(), outputs.ravel())
 
 
@@ -116,8 +121,7 @@ def _traffic(prompt: float, output: float) -> TrafficSample:
 def _steps(
     engine: StepLatency,
     kernels: HardwareProfile,
-    prompt: float,
-    output: float,
+    lengths: tuple[float, float, float],
     budget: int,
     policy: Batching,
     most: float,
@@ -125,7 +129,7 @@ def _steps(
     prefills: bool,
 ) -> EngineSteps:
     ops = StepOps(engine.model, kernels, engine.parallelism, engine.draft_tokens)
-    return price(ops, _traffic(prompt, output), budget, policy, most, decodes=decodes, prefills=prefills)
+    return price(ops, _traffic(*lengths), budget, policy, most, decodes=decodes, prefills=prefills)
 
 
 def _kv(engine: StepLatency) -> tuple[float, float, float]:
@@ -199,17 +203,10 @@ class Measurable:
     median_ttft_s: Floats
 
     def metrics(self, of: Equilibria) -> dict[str, Floats]:
-        """Every metric of a points file; output and input rates over all accelerators (see `per_pool`), which are those
-        of a pool where it is measured alone. The median TTFT stands beside a mean."""
-        points = [p.point for p in of.points]
-        gpus, prompt, output = (
-            np.array(values, dtype=float)[:, None]
-            for values in (
-                [_gpus(p) for p in points],
-                [p.prompt for p in points],
-                [p.output for p in points],
-            )
-        )
+        """Every metric of a points file; output and input rates over all accelerators, which are those of a pool where
+        it is measured alone (see `per_pool`). The median TTFT stands beside a mean."""
+        prompt, output = of.column("prompt"), of.column("output")
+        gpus = _column([_gpus(p.point) for p in of.points])
         return {
             "total_tok_s_per_gpu": self.rate * (prompt + output) / gpus,
             "output_tok_s_per_gpu": self.rate * output / gpus,
@@ -219,6 +216,21 @@ class Measurable:
             "ttft_ms": self.ttft_s * 1e3,
             "median_ttft_ms": self.median_ttft_s * 1e3,
         }
+
+    def per_pool(self, of: Equilibria) -> dict[str, Floats]:
+        """Output tokens per decode accelerator and input tokens per prefill accelerator."""
+        decode, prefill = (
+            _column([worker.count * worker.gpus for worker in workers])
+            for workers in ([p.point.decode for p in of.points], [p.point.prefill for p in of.points])
+        )
+        return {
+            "output_tok_s_per_gpu": self.rate * of.column("output") / decode,
+            "input_tok_s_per_gpu": self.rate * of.column("prompt") / prefill,
+        }
+
+
+def _column(values: Sequence[float]) -> Floats:
+    return np.array(values, dtype=float)[:, None]
 
 
 def _gpus(point: Point) -> int:
@@ -243,6 +255,10 @@ class Equilibria:
     def some(self, rows: Index) -> Equilibria:
         return Equilibria([self.points[i] for i in rows])
 
+    def column(self, name: str) -> Floats:
+        """[points, 1] of a field of the points."""
+        return _column([getattr(p.point, name) for p in self.points])
+
     def seen(self, given: Given) -> Measurable:
         """given: parameters, [points, draws] each."""
         draws = given.draws
@@ -255,40 +271,52 @@ class Equilibria:
         return Measurable(out[0], out[1], np.where(mean, out[3], out[2]), out[2])
 
 
-def _answered(kind: _Kind, given: tuple[EngineParameters, Floats, Floats]) -> tuple[Floats, Floats, Floats, Floats]:
+def _answered(kind: _Kind, given: tuple[EngineParameters, dict[str, Floats]]) -> tuple[Floats, Floats, Floats, Floats]:
     """Rate, TPOT, median TTFT and mean TTFT."""
-    engine, chance, warm_up_s = given
+    engine, value = given
     points = kind.points
 
-    def column(values: Sequence[float]) -> Floats:
-        return np.array(values, dtype=float)[:, None]
-
-    drafts = column([float(p.point.drafts) for p in points])
-    accepted = tokens_per_step(chance, drafts)
+    drafts = _column([float(p.point.drafts) for p in points])
+    accepted = tokens_per_step(value["acceptance"], drafts)
     demand = DemandArrays.of([p.traffic for p in points])
-    clients = column([min(IN_FLIGHT * p.point.concurrency, MOST_GENERATED) for p in points])
+    in_flight = (
+        IN_FLIGHT if kind.form in ("apart", "colocated") else 1.0
+    )  # pools alone are measured while they are full
+    clients = _column([min(in_flight * p.point.concurrency, MOST_GENERATED) for p in points])
     entry = kind.entry.seconds(engine)
-    workers = column([p.point.prefill.count if kind.form == "apart" else p.point.decode.count for p in points])
+    workers = _column([p.point.prefill.count if kind.form == "apart" else p.point.decode.count for p in points])
     if kind.form == "decode":
-        most = column([p.sequences[1] for p in points])
-        return _decoding(entry, clients, workers, most, accepted, demand.output, engine.request_overhead_s)
+        most = _column([p.sequences[1] for p in points])
+        return _decoding(
+            entry,
+            clients,
+            workers,
+            most,
+            accepted,
+            _column([p.point.output for p in points]),
+            engine.request_overhead_s,
+        )
     if kind.form == "prefill":
-        pool = column([p.point.prefill.count for p in points])
+        pool = _column([p.point.prefill.count for p in points])
         return _prefilling(entry, clients, pool, engine.request_overhead_s)
-    first = PoolArrays(entry, workers, column([p.sequences[0] for p in points]), _room([p.entry_kv for p in points]))
+    said = _column([p.point.most_running is not None or p.point.most_running_of_rank is not None for p in points])
+    decoding = kind.entry if kind.decode is None else kind.decode
+    ranks = _column([float(engine.ranks) for engine in decoding.engines])
+    most = np.minimum(_column([p.sequences[1] for p in points]), np.where(said > 0, math.inf, value["running"] * ranks))
+    first = PoolArrays(entry, workers, most, _room([p.entry_kv for p in points]))
     second = moved = None
     if kind.decode is not None:
         second = PoolArrays(
-            kind.decode.seconds(engine), column([p.point.decode.count for p in points]),
-            column([p.sequences[1] for p in points]), _room([p.decode_kv for p in points]),
+            kind.decode.seconds(engine), _column([p.point.decode.count for p in points]),
+            most, _room([p.decode_kv for p in points]),
         )  # fmt: skip
-        moved = HandoverArrays(*(column(list(values)) for values in zip(*(p.handover for p in points), strict=True)))
+        moved = HandoverArrays(*(_column(list(values)) for values in zip(*(p.handover for p in points), strict=True)))
     cluster = ClusterArrays(
         first, demand, accepted, engine.request_overhead_s, second, moved, "prefill" if second is None else "decode"
     )
     found = closed_loop(cluster, clients, FIRST_WAVE, GENERATIONS)
     # The first wave meets for the first time the batch sizes for which kernels and graphs are kept, one a doubling.
-    warm_up = FIRST_WAVE * np.log2(1.0 + np.maximum(1.0, clients / workers)) * warm_up_s
+    warm_up = FIRST_WAVE * np.log2(1.0 + np.maximum(1.0, clients / workers)) * value["warm_up_s"]
     return found.rate, found.tpot_s, found.ttft_s, found.mean_ttft_s + warm_up
 
 

@@ -1,0 +1,46 @@
+"""Engines of a point's workers: hardware, cut and model as a row names them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+
+from calibration.serving.layouts import WorkerLayout
+from calibration.serving.points import Point, Unpredictable
+from calibration.serving.served_model import preset_of, variant
+from hw_profiles.catalog import load
+from hw_profiles.profile import HardwareProfile
+from simulator.model.architecture import ModelSpec
+from simulator.model.latency import StepLatency
+from simulator.model.parallelism import Parallelism
+from simulator.model.presets import load_model
+
+
+@lru_cache(maxsize=64)
+def hardware_of(gpu: str) -> HardwareProfile:
+    """Catalogue profile of a published name such as 'B200' or 'H100-SXM'."""
+    return load(gpu)
+
+
+def parallelism_of(worker: WorkerLayout) -> Parallelism:
+    stage = worker.gpus // worker.stages
+    ranks = stage // worker.context_ranks
+    tp, dp = (1, ranks) if worker.data_parallel else (ranks, 1)
+    ep = stage if worker.expert_parallel else 1
+    return Parallelism(tp=tp, dp=dp, ep=ep, pp=worker.stages, cp=worker.context_ranks)
+
+
+def engine_of(point: Point, worker: WorkerLayout, hardware: HardwareProfile, drafts: int) -> StepLatency:
+    parallelism = parallelism_of(worker)
+    heads = load_model(preset_of(point.model)).layers[0].attention.heads
+    if heads % parallelism.tp:  # attention cannot be cut so: printed sizes such as TP12 are of data-parallel ranks
+        parallelism = replace(parallelism, tp=1, dp=parallelism.tp)
+    model = variant(point.model, point.precision, point.engine, hardware, parallelism.ep)
+    if drafts and model.draft is None:
+        raise Unpredictable(f"drafts by a head of which nothing is known: the preset of {point.model} has none")
+    return _latency(model, hardware, parallelism, drafts)
+
+
+@lru_cache(maxsize=4096)
+def _latency(model: ModelSpec, hardware: HardwareProfile, parallelism: Parallelism, drafts: int) -> StepLatency:
+    return StepLatency(model, hardware, parallelism, drafts)
