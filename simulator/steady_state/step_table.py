@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
 from typing import Literal
 
@@ -105,6 +105,7 @@ class _Sheet:
     """Launches of some nodes, being added up."""
 
     nodes: int
+    own_rates: bool = False  # seconds under the profile's own rates alone, all of them in `latency`
     latency: Floats = field(init=False)
     exits: Floats = field(init=False)
     linear: Floats = field(init=False)  # [nodes, classes, 3]
@@ -117,6 +118,9 @@ class _Sheet:
     def add(self, group: _Group, nodes: NDArray[np.intp], values: Floats, weight: Floats) -> None:
         """nodes, weight: [steps] the node that each step belongs to and how often it has it; values: [steps, ...]."""
         if not len(nodes) or not len(group.count):
+            return
+        if self.own_rates:
+            self.latency += np.bincount(nodes, weight * group.seconds(values), minlength=self.nodes)
             return
         times = weight[:, None] * group.count
         np.add.at(self.latency, nodes, times @ group.latency)
@@ -244,10 +248,10 @@ class _Steps:
     pairs: Floats
 
 
-def _priced(engine: _Engine, steps: _Steps, nodes: int) -> _Sheet:
+def _priced(engine: _Engine, steps: _Steps, nodes: int, own_rates: bool) -> _Sheet:
     """The same sums as in `StepLatency.mixed_s` and `decode_s`, kept apart by op class and roof."""
     ops = engine.ops
-    sheet = _Sheet(nodes)
+    sheet = _Sheet(nodes, own_rates)
     parallel = ops.parallelism
     pp = parallel.pp
     imbalance = ops.cut.layers_per_stage(len(ops.model.layers)) * pp / len(ops.model.layers)
@@ -303,6 +307,7 @@ class _Columns:
         self.ranks = ops.parallelism.dp
         self.steps: list[float] = []  # of each node
         self._rows: list[tuple[float, ...]] = []  # node, weight, sequences, new, past, chunks, tokens, pairs
+        self._counted: dict[tuple[int, int], list[float]] = {}  # pairs by new and past tokens: steps share them
 
     def _add(
         self, weight: float, n: float, new: float, past: float, chunks: float, tokens: float, pairs: list[float]
@@ -310,7 +315,11 @@ class _Columns:
         self._rows.append((len(self.steps), weight, n, new, past, chunks, tokens, *pairs))
 
     def _pairs(self, new: float, past: float) -> list[float]:
-        return [float(counted(what, max(1, round(new)), round(past))) for what in self.ops.prefill_counts]
+        key = max(1, round(new)), round(past)
+        found = self._counted.get(key)
+        if found is None:
+            found = self._counted[key] = [float(counted(what, *key)) for what in self.ops.prefill_counts]
+        return found
 
     def decode(self, n: float) -> None:
         self._add(1.0, n, 0.0, 0.0, 0.0, 0.0, [0.0] * len(self.ops.prefill_counts))
@@ -397,11 +406,13 @@ def price(
     *,
     decodes: bool = True,
     prefills: bool = True,
+    own_rates: bool = False,
 ) -> EngineSteps:
     """Price the steps of one engine.
 
     budget: prompt tokens (and decode rows, where they share steps) of a step and rank. most_sequences: on the instance.
-    decodes, prefills: False where the engine is of a pool that does not.
+    decodes, prefills: False where the engine is of a pool that does not. own_rates: for the profile's own kernel rates
+    alone, several times as fast.
     """
     ranks = ops.parallelism.dp
     mixes = decodes and prefills and batching != "prefill_first"
@@ -429,7 +440,7 @@ def price(
         for n, room, k in decoding:
             columns.flow(n, room, k)
     steps = np.array(columns.steps)
-    sheet = _priced(_engine(ops), columns.gathered(), len(steps))
+    sheet = _priced(_engine(ops), columns.gathered(), len(steps), own_rates)
     one = ops.shape([], DecodeLoad(1, 1, tuple(min(1, cap) for cap in ops.caps), 1), None)
     kernels = float(sum(op.count for op in ops.all_ops(one)))
     return EngineSteps(batches, bunches if prefills else bunches[:0], beside, steps, capacity, sheet, kernels, ranks)
@@ -466,6 +477,10 @@ class StepSeconds:
     def mixes(self) -> bool:
         """Whether sequences decode in the steps of prompts."""
         return self.capacity.shape[2] > 1
+
+    def take(self, rows: NDArray[np.intp]) -> StepSeconds:
+        """The points `rows`, in that order; a point may come several times."""
+        return StepSeconds(**{one.name: getattr(self, one.name)[rows] for one in fields(self)})
 
 
 @dataclass(frozen=True)
