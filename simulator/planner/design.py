@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,20 +16,22 @@ class SteadyState:
     """What a cluster is estimated to do in equilibrium; latencies are infinite where a pool is overloaded.
 
     percentile: that of the limits, in percent. Rates are per accelerator of all pools, sequences those that run on one
-    instance on average; utilisation is the share of a pool's capacity that the traffic takes.
+    instance on average, decode_full their share of what fits. Utilisation is the share of a pool's capacity that the
+    traffic takes. TPOT is None where no request has a second token.
     """
 
     percentile: float
     ttft_mean_s: float
     ttft_percentile_s: float
-    tpot_mean_s: float
-    tpot_percentile_s: float
+    tpot_mean_s: float | None
+    tpot_percentile_s: float | None
     e2e_mean_s: float
     total_tok_s_per_gpu: float
     output_tok_s_per_gpu: float
     sequences_per_instance: float
     prefill_utilisation: float
     decode_utilisation: float
+    decode_full: float
 
     @property
     def load(self) -> dict[str, float]:
@@ -42,7 +45,7 @@ class SteadyState:
             "ttft_s": {"mean": self.ttft_mean_s, at: self.ttft_percentile_s},
             "tpot_s": {"mean": self.tpot_mean_s, at: self.tpot_percentile_s},
             "e2e_s": {"mean": self.e2e_mean_s},
-            "tok_s_per_user": {"mean": 1 / self.tpot_mean_s},
+            "tok_s_per_user": {"mean": 1 / self.tpot_mean_s if self.tpot_mean_s else None},
             "total_tok_s_per_gpu": self.total_tok_s_per_gpu,
             "output_tok_s_per_gpu": self.output_tok_s_per_gpu,
             "sequences_per_instance": self.sequences_per_instance,
@@ -70,9 +73,33 @@ class Design:
         return "colocated" if self.deployment.colocated else "disaggregated"
 
     @property
-    def cost_rank(self) -> tuple[float, int]:
-        """Order by USD per hour; designs without a price come after, by accelerators."""
-        return (self.cost.usd_per_hour if self.cost else float("inf"), self.deployment.gpus)
+    def price(self) -> float:
+        """USD per hour; accelerators where one has no price."""
+        return self.cost.usd_per_hour if self.cost else float(self.deployment.gpus)
+
+    @property
+    def rank(self) -> tuple[float, int, float]:
+        """Order by USD per hour, then by latency; designs without a price come after, by accelerators."""
+        usd = self.cost.usd_per_hour if self.cost else math.inf
+        return (round(usd, 6), self.deployment.gpus, self.violation)
+
+    @property
+    def at_limits(self) -> dict[str, float]:
+        """Each latency over its limit; those that no request has left out."""
+        values = {name: self.certainty.values[name] for name in self.certainty.slo.limits}
+        return {
+            name: value / self.certainty.slo.limits[name] for name, value in values.items() if value is not None
+        }
+
+    @property
+    def violation(self) -> float:
+        """The largest of them."""
+        return max(self.at_limits.values(), default=0.0)
+
+    @property
+    def cuts(self) -> tuple[object, ...]:
+        """What all pools are made of, without their sizes."""
+        return tuple((pool.gpu, pool.stack, pool.parallelism, pool.batching) for pool in self.deployment.groups)
 
     def to_json(self) -> dict[str, Any]:
         cost = self.cost.to_json() if self.cost else {}

@@ -17,7 +17,8 @@ class Search(Keys):
     """What the planner may choose from."""
 
     gpus: Annotated[tuple[str, ...], Field(min_length=1)] = ("h200_sxm", "b200_sxm", "b300_sxm")
-    stack: str = "default"
+    # stacks of the accelerators; left out: the best of those fitted to each, or of one's own
+    stacks: tuple[str, ...] = ()
     max_gpus: Count = 4096
     forms: Annotated[tuple[Literal["disaggregated", "colocated"], ...], Field(min_length=1)] = (
         "disaggregated",

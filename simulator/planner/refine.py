@@ -1,0 +1,166 @@
+"""From the estimated designs of one idea to the cheapest that the discrete-event model finds inside the limits.
+
+An idea is a form of serving on given accelerators. Its designs differ in cut, token budget, running sequences and
+instances. The estimate says which changes are worth a simulation: of those that would be cheaper, the one with the
+largest expected saving, saving x chance that it keeps the limits, is played next. The chance is that of a normal error
+of the estimate, on logarithms, corrected by what the last simulations showed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from statistics import NormalDist
+
+from simulator.planner.candidates import neighbours
+from simulator.planner.design import Design
+from simulator.planner.estimate import estimates
+from simulator.planner.executor import run_all
+from simulator.planner.pools import Pricing
+from simulator.planner.verify import Played, played
+from simulator.progress import Progress
+from simulator.scenario import Deployment, Pool, Scenario
+
+# Of the estimate, on logarithms: between cuts, and beside a design that was simulated. [assumed: medians of both
+# models agree to 2%, nine in ten within 10% (benchmarks.agreement)]
+SIGMA, SIGMA_BESIDE = 0.10, 0.04
+LEAST_CHANCE = 0.05  # below which a change is not tried [assumed]
+MOST_RUNS = 12  # simulations of one idea [assumed]
+SEQUENCES = (0.8, 1.25)  # changes of running sequences [factors; assumed]
+FEWER = (1, 0.05, 0.15)  # instances taken away: one, or so large a share of them [assumed]
+NORMAL = NormalDist()
+
+
+@dataclass
+class Idea:
+    """One form on given accelerators: estimated designs, and those that were simulated."""
+
+    designs: list[Design]  # estimated, cheapest first
+    simulated: list[Design] = field(default_factory=list)
+    errors: dict[Deployment, dict[str, float]] = field(default_factory=dict)  # log(simulated / estimated), by limit
+
+    @property
+    def best(self) -> Design:
+        """The cheapest simulated inside the limits; else the simulated one that comes closest; else the first."""
+        held = [design for design in self.simulated if design.meets_slo]
+        if held:
+            return min(held, key=lambda design: design.rank)
+        if self.simulated:
+            return min(self.simulated, key=lambda design: (design.violation, design.rank))
+        return self.designs[0]
+
+    @property
+    def estimate(self) -> Design:
+        return self.designs[0]
+
+
+class Refinement:
+    """Simulates designs of ideas."""
+
+    def __init__(self, scenario: Scenario, pricing: Pricing, progress: Progress) -> None:
+        self.scenario, self.pricing, self.progress = scenario, pricing, progress
+        self._known: dict[int, dict[Deployment, Design]] = {}  # of each idea
+        self._looked_at: set[Deployment] = set()
+
+    def refine(self, ideas: Sequence[Idea], runs: int = MOST_RUNS) -> None:
+        """Simulate of each idea until no single change is cheaper and inside the limits, `runs` designs at most."""
+        for run in range(runs):
+            self.progress("simulating the best designs", run, runs)
+            chosen = [(idea, design) for idea in ideas if (design := self._next(idea, self._around(idea))) is not None]
+            if not chosen:
+                return
+            self._play(chosen)
+
+    def _around(self, idea: Idea) -> Iterable[Design]:
+        """Estimated designs of the idea and single changes of its best."""
+        known = self._known.setdefault(id(idea), {design.deployment: design for design in idea.designs})
+        best = idea.best
+        if best.simulated and best.deployment not in self._looked_at:
+            self._looked_at.add(best.deployment)
+            fresh = [d for d in dict.fromkeys(self._changes(best)) if d not in known]
+            known |= zip(fresh, estimates(self.scenario, self.pricing, fresh), strict=True)
+        return known.values()
+
+    def _play(self, chosen: Sequence[tuple[Idea, Design]]) -> None:
+        tasks = [Played(self.scenario, self.pricing.model.name, d, self._lifetime_s(d)) for _, d in chosen]
+        for (idea, estimated), found in zip(chosen, run_all(played, tasks), strict=True):
+            idea.simulated.append(found)
+            ours, theirs = estimated.at_limits, found.at_limits
+            idea.errors[found.deployment] = {
+                name: math.log(theirs[name] / ours[name])
+                for name in ours
+                if name in theirs and math.isfinite(ours[name]) and ours[name] > 0 < theirs[name]
+            }
+
+    def _lifetime_s(self, design: Design) -> float:
+        """Of a request; where more comes than is predicted to be carried, as long as its limits allow."""
+        mean = design.steady_state.e2e_mean_s
+        if math.isfinite(mean):
+            return mean
+        slo = self.scenario.slo
+        return slo.e2e_s or (slo.ttft_s or 1.0) + (slo.tpot_s or 0.1) * self.pricing.traffic.mean_output
+
+    def _next(self, idea: Idea, known: Iterable[Design]) -> Design | None:
+        """The design with the largest expected saving; before any holds, the cheapest that it takes to find one."""
+        done = {design.deployment for design in idea.simulated}
+        best = idea.best
+        held = best.simulated is not None and best.meets_slo
+        chosen, most = None, 0.0
+        for design in known:
+            if design.deployment in done or design.deployment.gpus > self.scenario.search.max_gpus:
+                continue
+            if held and design.rank >= best.rank:
+                continue
+            chance = self._chance(idea, design)
+            if chance < LEAST_CHANCE:
+                continue
+            worth = chance * (best.price - design.price) if held else chance / design.price
+            if worth > most:
+                chosen, most = design, worth
+        return chosen
+
+    def _chance(self, idea: Idea, design: Design) -> float:
+        """That a simulation finds it inside all limits."""
+        errors, sigma = _nearest(idea, design)
+        worst = max(
+            (math.log(value) + errors.get(name, 0.0) for name, value in design.at_limits.items() if value > 0),
+            default=-math.inf,
+        )
+        if worst == math.inf:
+            return 0.0
+        return NORMAL.cdf(-worst / sigma)
+
+    # ---- single changes
+
+    def _changes(self, design: Design) -> Iterator[Deployment]:
+        """Fewer instances of a pool, with its sizes as they are or one of them changed, and one more where a limit is
+        missed."""
+        deployment = design.deployment
+        for role, pool in deployment.lone_pools.items():
+            counts = {pool.instances - max(1, round(share * pool.instances)) for share in FEWER}
+            if not design.meets_slo:
+                counts = {pool.instances, pool.instances + 1, pool.instances + max(1, round(0.1 * pool.instances))}
+            for count in sorted(n for n in counts if n >= 1):
+                for sizes in self._sizes(role, pool):
+                    yield deployment.model_copy(update={role: sizes.model_copy(update={"instances": count})})
+            if design.meets_slo:
+                yield from (deployment.model_copy(update={role: sizes}) for sizes in self._sizes(role, pool))
+
+    def _sizes(self, role: str, pool: Pool) -> Iterator[Pool]:
+        yield pool
+        if role != "decode":
+            for choice in neighbours(self.pricing.choice_of(role, pool)):
+                if self.pricing.holds(choice):
+                    yield pool.model_copy(update={"max_tokens_per_step": choice.budget})
+        if role != "prefill":
+            for factor in SEQUENCES:
+                yield pool.model_copy(update={"max_sequences": max(1, round(factor * pool.sequence_limit))})
+
+
+def _nearest(idea: Idea, design: Design) -> tuple[dict[str, float], float]:
+    """Errors of the estimate on the last simulated design with the same cuts, or with any; and what is left of them."""
+    for other in reversed(idea.simulated):
+        if other.cuts == design.cuts:
+            return idea.errors[other.deployment], SIGMA_BESIDE
+    return ({}, SIGMA) if not idea.simulated else (idea.errors[idea.simulated[-1].deployment], SIGMA)
