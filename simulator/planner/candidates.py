@@ -38,6 +38,8 @@ KEPT_PER_POOL = 5  # cheapest choices per offer and role that go on to be combin
 COLOCATED_CUTS = 6  # per offer whose prompts are priced beside decode [assumed: enough]
 REFINED = 4  # choices per offer and role whose other token budgets are looked at [assumed: enough]
 ROUNDS = 3  # of that
+LOOKED_AT = 5  # cuts of an accelerator that its stacks are compared by [assumed: enough]
+STACKS, CLOSE = 2, 1.15  # of it that go on: so many, and only those within that factor of the best [assumed]
 # Prompts that a prefill instance works on at once, over all its ranks. [sequences; assumed]
 PREFILL_SEQUENCES = 512
 FULL_LOAD = 1.0  # share of its capacity that a pool may be sized to where no chance is demanded
@@ -61,39 +63,79 @@ class Candidates:
     """The pools of one question, and why others were turned down."""
 
     def __init__(self, scenario: Scenario, pricing: Pricing, offers: Sequence[Offer]) -> None:
-        self.scenario, self.pricing, self.offers = scenario, pricing, offers
+        self.scenario, self.pricing, self.offered = scenario, pricing, offers
         self.rejections = Rejections()
         self._cuts: dict[Offer, list[Parallelism]] = {}
+        self._best: dict[Form, list[Offer]] = {}
 
     def prefill(self) -> list[SizedPool]:
         long = max(self.pricing.traffic.prompts) >= LONG_PROMPT
-        found: list[SizedPool] = []
-        for offer in self.offers:
+        first: list[Choice] = []
+        for offer in self.offers("disaggregated"):
             engines = self._engines(offer, "disaggregated")
             if long:
                 extra = context_parallel_cuts(self.pricing.model, offer.profile.scale_up_domain)
                 engines += self._fitting(offer, "disaggregated", extra)
-            batching = batching_of(offer.stack)
-            first = self._choices(engines, "prefill", FIRST_PREFILL_BUDGETS, (batching,))
-            found += self._improved(self._sized(first, size_prefill, "prefill: TTFT above the limit"), size_prefill)
-        return found
+            first += self._choices(engines, "prefill", FIRST_PREFILL_BUDGETS, (batching_of(offer.stack),))
+        return self._improved(first, size_prefill, "prefill: TTFT above the limit")
 
     def decode(self) -> list[SizedPool]:
-        found: list[SizedPool] = []
-        for offer in self.offers:
+        choices: list[Choice] = []
+        for offer in self.offers("disaggregated"):
             engines = self._engines(offer, "disaggregated")
-            choices = self._choices(engines, "decode", (DECODE_BUDGET,), (batching_of(offer.stack),))
-            found += cheapest(self._sized(choices, size_decode, "decode: TPOT above the limit"), KEPT_PER_POOL)
-        return found
+            choices += self._choices(engines, "decode", (DECODE_BUDGET,), (batching_of(offer.stack),))
+        return cheapest(self._sized(choices, size_decode, "decode: TPOT above the limit"), KEPT_PER_POOL)
 
     def colocated(self) -> list[SizedPool]:
-        found: list[SizedPool] = []
-        for offer in self.offers:
+        first: list[Choice] = []
+        for offer in self.offers("colocated"):
             engines = self._promising(self._engines(offer, "colocated"))
-            first = self._choices(engines, "colocated", FIRST_COLOCATED_BUDGETS, batchings_of(offer.stack))
-            reason = "colocated: TTFT or TPOT above the limit"
-            found += self._improved(self._sized(first, size_colocated, reason), size_colocated)
-        return found
+            first += self._choices(engines, "colocated", FIRST_COLOCATED_BUDGETS, batchings_of(offer.stack))
+        return self._improved(first, size_colocated, "colocated: TTFT or TPOT above the limit")
+
+    def offers(self, form: Form) -> list[Offer]:
+        """Of an accelerator whose stack is not named, those stacks that do most with it, by a few of its cuts."""
+        if form not in self._best:
+            self._best[form] = list(self._best_offers(form))
+        return self._best[form]
+
+    def _best_offers(self, form: Form) -> Iterator[Offer]:
+        for gpu in dict.fromkeys(offer.gpu for offer in self.offered):
+            mine = [offer for offer in self.offered if offer.gpu == gpu]
+            if len(mine) == 1 or self.scenario.search.stacks:
+                yield from mine
+                continue
+            worth = {offer: self._gpu_seconds(offer, form) for offer in mine}
+            best = sorted(mine, key=lambda offer: worth[offer])[:STACKS]
+            yield from (offer for offer in best if worth[offer] <= CLOSE * worth[best[0]])
+
+    def _gpu_seconds(self, offer: Offer, form: Form) -> float:
+        """What a request takes of the accelerator at best, over a few cuts; infinite where none keeps the TPOT limit.
+        [GPU s]"""
+        engines = self._engines(offer, form)
+        alike = [engine for engine in engines if engine.cut.tp == 1] or engines
+        some = [alike[place] for place in sorted({round(p) for p in np.linspace(0, len(alike) - 1, LOOKED_AT)})]
+        by_decode, by_prompts = self._apart(some) if some else ({}, {})
+        both = [engine.gpus * (by_decode[engine] + by_prompts[engine]) for engine in by_decode if engine in by_prompts]
+        if form == "colocated" or not both:
+            return min(both, default=np.inf)
+        return min(e.gpus * s for e, s in by_decode.items()) + min(e.gpus * s for e, s in by_prompts.items())
+
+    def _apart(self, engines: Sequence[Engine]) -> tuple[dict[Engine, float], dict[Engine, float]]:
+        """Seconds of an instance for a request's decode, at the most sequences that keep TPOT, and for its prompt."""
+        decode = [c for e in engines for c in self._choices([e], "decode", (DECODE_BUDGET,), _default(e))]
+        prompts = [c for e in engines for c in self._choices([e], "prefill", FIRST_PREFILL_BUDGETS[:1], _default(e))]
+        if not decode or not prompts:
+            return {}, {}
+        d, p = self.pricing.table(decode), self.pricing.table(prompts)
+        cap = most_at(d, self._limits(d).tpot_s)
+        step = Place.on(d.steps.batches, np.maximum(cap, 1.0)).of(d.steps.decode_s)
+        with np.errstate(divide="ignore"):
+            seconds = self.pricing.demand.decode_steps(d.acceptance) * step / np.floor(cap)
+        return (
+            dict(zip((c.engine for c in decode), seconds[:, 0].tolist(), strict=True)),
+            dict(zip((c.engine for c in prompts), p.steps.full_s[:, 0, 0].tolist(), strict=True)),
+        )
 
     def tables(self) -> list[PoolTable]:
         """All that was priced, by layout."""
@@ -145,19 +187,9 @@ class Candidates:
 
     def _promising(self, engines: list[Engine]) -> list[Engine]:
         """Those that do prompts and decode at the least cost when they do one after the other."""
-        if len(engines) <= COLOCATED_CUTS:
-            return engines
-        apart = [self.pricing.engine(engine.offer, engine.cut, "disaggregated") for engine in engines]
-        decode = self._choices(apart, "decode", (DECODE_BUDGET,), (batching_of(engines[0].offer.stack),))
-        prompts = self._choices(apart, "prefill", FIRST_PREFILL_BUDGETS[:1], (batching_of(engines[0].offer.stack),))
-        d, p = self.pricing.table(decode), self.pricing.table(prompts)
-        cap = np.maximum(1.0, most_at(d, self._limits(d).tpot_s))
-        step = Place.on(d.steps.batches, cap).of(d.steps.decode_s)
-        by_decode = cap / (self.pricing.demand.decode_steps(d.acceptance) * step)
-        seconds = dict(zip((c.engine.cut for c in decode), (1 / by_decode).ravel().tolist(), strict=True))
-        whole = dict(zip((c.engine.cut for c in prompts), p.steps.full_s[:, 0, 0].tolist(), strict=True))
-        kept = [engine for engine in engines if engine.cut in seconds and engine.cut in whole]
-        kept.sort(key=lambda engine: engine.gpus * (seconds[engine.cut] + whole[engine.cut]))
+        by_decode, by_prompts = self._apart(engines)
+        kept = [engine for engine in engines if engine in by_decode and engine in by_prompts]
+        kept.sort(key=lambda engine: engine.gpus * (by_decode[engine] + by_prompts[engine]))
         return kept[:COLOCATED_CUTS]
 
     # ---- how large they have to be
@@ -202,20 +234,20 @@ class Candidates:
             yield SizedPool(choice, choice.pool(int(count), most), float(count * usd))
 
     def _improved(
-        self, found: list[SizedPool], size: Callable[[Pricing, PoolTable, Limits], Sized]
+        self, first: Sequence[Choice], size: Callable[[Pricing, PoolTable, Limits], Sized], reason: str
     ) -> list[SizedPool]:
         """The cheapest, their token budgets moved while that makes one cheaper."""
-        tried = {pool.choice for pool in found}
+        found = self._sized(first, size, reason)
+        tried = set(first)
         for _ in range(ROUNDS):
             best = cheapest(found, REFINED)
             more = [choice for pool in best for choice in neighbours(pool.choice) if choice not in tried]
             tried.update(more)
             more = [choice for choice in more if self.pricing.holds(choice)]
-            if not more:
-                break
             added = self._sized(more, size, "another token budget does not keep the limits")
+            before = {pool.choice.engine: pool.rank for pool in best}
             found = found + added
-            if not added or min(one.rank for one in added) >= best[0].rank:
+            if all(pool.rank >= before[pool.choice.engine] for pool in added):
                 break
         return cheapest(found, KEPT_PER_POOL)
 
@@ -233,12 +265,16 @@ class Candidates:
         self.rejections.saw(limit, float(values[row, 0]), float(allowed[row, 0]), str(table.choices[row].engine))
 
 
+def _default(engine: Engine) -> tuple[str, ...]:
+    return (batching_of(engine.offer.stack),)
+
+
 def cheapest(pools: Iterable[SizedPool], count: int) -> list[SizedPool]:
-    """One for each cut, the cheapest first."""
-    kept: dict[Engine, SizedPool] = {}
+    """Of each offer the cheapest, one for each cut."""
+    kept: dict[Offer, dict[Engine, SizedPool]] = {}
     for pool in sorted(pools, key=lambda one: one.rank):
-        kept.setdefault(pool.choice.engine, pool)
-    return list(kept.values())[:count]
+        kept.setdefault(pool.choice.engine.offer, {}).setdefault(pool.choice.engine, pool)
+    return [pool for mine in kept.values() for pool in list(mine.values())[:count]]
 
 
 def neighbours(choice: Choice, steps: Sequence[int] = (-2, -1, 1, 2)) -> list[Choice]:

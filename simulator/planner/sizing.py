@@ -12,12 +12,14 @@ from simulator.model.arrays import Floats, Mask
 from simulator.planner.pools import PoolTable, Pricing, most_at, whole
 from simulator.scenario import Slo
 from simulator.steady_state.arrays import Place
-from simulator.steady_state.open_loop import open_loop
+from simulator.steady_state.open_loop import at_occupancy, open_loop
 from simulator.steady_state.stations import steps_of
 
 # Counts are tried from what the load needs to so many times that, and as many more. Waiting has all but gone by then:
 # what still misses its limit is slow without any queue. [instances; assumed]
 WIDEST = 8
+# Of the sequences whose decode steps alone keep the TPOT limit, those that a colocated instance is looked at with.
+OCCUPANCIES = np.geomspace(1 / 64, 1.0, 10)[None, :]
 
 
 @dataclass(frozen=True)
@@ -102,17 +104,36 @@ def size_decode(pricing: Pricing, table: PoolTable, limits: Limits) -> Sized:
 
 
 def size_colocated(pricing: Pricing, table: PoolTable, limits: Limits) -> Sized:
-    """Fewest colocated instances that keep TTFT and TPOT."""
+    """Fewest colocated instances that keep TTFT and TPOT. The rate of an instance rises with the sequences that it runs:
+    limits are looked at for some numbers of these, then for some between the last inside and the first outside."""
     rate = pricing.traffic.rate
-    ask = np.full((len(table), 1), rate)
+    running = np.maximum(1.0, most_at(table, limits.tpot_s)) * OCCUPANCIES
+    each, over = _rates(pricing, table, limits, running, np.ones_like(running))
+    last, after = _around_limit(over)
+    ends = (np.take_along_axis(running, place, axis=1) for place in (last, after))
+    low, high = ends
+    finer = low + (high - low) * np.linspace(0.0, 1.0, OCCUPANCIES.size)
+    instances = whole(rate / np.take_along_axis(each, last, axis=1)) + np.zeros_like(finer)
+    each, over = _rates(pricing, table, limits, finer, instances)
+    most = np.max(np.where(over <= 1, each, 0.0), axis=1, keepdims=True)
+    return Sized(np.where(most > 0, whole(rate / np.maximum(most, 1e-12)), 0.0), table.most)
 
-    def holds(instances: Floats) -> Mask:
-        cluster = pricing.alone(table, instances, table.most)
-        found = open_loop(cluster, ask, limits.percentile)
-        inside = (found.ttft_s <= limits.ttft_s) & (found.tpot_s <= limits.tpot_s)
-        if (limits.load < 1).any():
-            inside &= ~open_loop(cluster, ask / limits.load, limits.percentile).saturated
-        return inside
 
-    low = whole(rate * table.steps.full_s[:, :, 0] / limits.load)
-    return Sized(smallest(low, holds), table.most)
+def _rates(
+    pricing: Pricing, table: PoolTable, limits: Limits, running: Floats, instances: Floats
+) -> tuple[Floats, Floats]:
+    """Requests/s of an instance that runs so many sequences, and how many times over its limits or load it then is."""
+    found = at_occupancy(pricing.alone(table, instances, table.most), running, limits.percentile)
+    each = found.rate / instances
+    capacity = np.max(np.where(found.saturated, 0.0, each), axis=1, keepdims=True)
+    over = np.maximum(found.ttft_s / limits.ttft_s, found.tpot_s / limits.tpot_s)
+    if (limits.load < 1).any():
+        over = np.maximum(over, each / np.maximum(limits.load * capacity, 1e-12))
+    return each, np.where(found.saturated, np.inf, over)
+
+
+def _around_limit(over: Floats) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Places of the last point inside the limits, or the first of all, and of the one behind it. [choices, 1]"""
+    inside = over <= 1
+    last = np.where(inside.any(axis=1), inside.shape[1] - 1 - np.argmax(inside[:, ::-1], axis=1), 0)
+    return last[:, None], np.minimum(last + 1, over.shape[1] - 1)[:, None]

@@ -172,6 +172,13 @@ class _Engine:
     def draft_rows(self) -> _Group:
         return self._group("draft rows", lambda v: self.ops.draft_row_ops(v[0]), 1)
 
+    @cached_property
+    def kernels(self) -> float:
+        """That a decode step launches."""
+        ops = self.ops
+        one = ops.shape([], DecodeLoad(1, 1, tuple(min(1, cap) for cap in ops.caps), 1), None)
+        return float(sum(op.count for op in ops.all_ops(one)))
+
     def prefill(self, stack: Stack, selecting: frozenset[Reader]) -> _Group:
         ops = self.ops
         variables = 3 + len(ops.prefill_counts)
@@ -218,7 +225,7 @@ class _Engine:
             sheet.add(group, nodes, slowest, weight * count)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def _engine(ops: StepOps) -> _Engine:
     """Budgets and policies of one cut share its groups."""
     return _Engine(ops)
@@ -441,8 +448,7 @@ def price(
             columns.flow(n, room, k)
     steps = np.array(columns.steps)
     sheet = _priced(_engine(ops), columns.gathered(), len(steps), own_rates)
-    one = ops.shape([], DecodeLoad(1, 1, tuple(min(1, cap) for cap in ops.caps), 1), None)
-    kernels = float(sum(op.count for op in ops.all_ops(one)))
+    kernels = _engine(ops).kernels
     return EngineSteps(batches, bunches if prefills else bunches[:0], beside, steps, capacity, sheet, kernels, ranks)
 
 
