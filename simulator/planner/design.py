@@ -101,6 +101,11 @@ class Design:
         """What all pools are made of, without their sizes."""
         return tuple((pool.gpu, pool.stack, pool.parallelism, pool.batching) for pool in self.deployment.groups)
 
+    @property
+    def sizes(self) -> tuple[object, ...]:
+        """All but the bounds on running sequences."""
+        return (*self.cuts, *((pool.instances, pool.max_tokens_per_step) for pool in self.deployment.groups))
+
     def to_json(self) -> dict[str, Any]:
         cost = self.cost.to_json() if self.cost else {}
         pools = {role: pool_json(pool) for role, pool in self.deployment.lone_pools.items()}

@@ -22,11 +22,14 @@ from simulator.planner.verify import Played, played
 from simulator.progress import Progress
 from simulator.scenario import Deployment, Pool, Scenario
 
-# Of the estimate, on logarithms: between cuts, and beside a design that was simulated. [assumed: medians of both
-# models agree to 2%, nine in ten within 10% (benchmarks.agreement)]
-SIGMA, SIGMA_BESIDE = 0.10, 0.04
+# Of the estimate, on logarithms: between cuts; beside a design that was simulated; with all but its running sequences.
+# [assumed: medians of both models agree to 2%, nine in ten within 10% (benchmarks.agreement)]
+SIGMA, SIGMA_BESIDE, SIGMA_SAME = 0.06, 0.025, 0.005
+BEHIND = 0.015  # by which, likewise, one that misses its share of requests is taken to be slower than its percentile says
 LEAST_CHANCE = 0.05  # below which a change is not tried [assumed]
-MOST_RUNS = 12  # simulations of one idea [assumed]
+FEWEST_RUNS, MOST_RUNS = 3, 10  # simulations of one idea [assumed]
+WIDENED = 4  # designs that are looked at with one instance more before any is simulated [assumed]
+MOST_SAVED = 0.75  # of a price, what single changes bring it down to at most [assumed]
 SEQUENCES = (0.8, 1.25)  # changes of running sequences [factors; assumed]
 FEWER = (1, 0.05, 0.15)  # instances taken away: one, or so large a share of them [assumed]
 NORMAL = NormalDist()
@@ -63,23 +66,44 @@ class Refinement:
         self._known: dict[int, dict[Deployment, Design]] = {}  # of each idea
         self._looked_at: set[Deployment] = set()
 
-    def refine(self, ideas: Sequence[Idea], runs: int = MOST_RUNS) -> None:
-        """Simulate of each idea until no single change is cheaper and inside the limits, `runs` designs at most."""
-        for run in range(runs):
-            self.progress("simulating the best designs", run, runs)
-            chosen = [(idea, design) for idea in ideas if (design := self._next(idea, self._around(idea))) is not None]
+    def refine(self, ideas: Sequence[Idea]) -> None:
+        """Simulate of each idea until no single change is cheaper and inside the limits, MOST_RUNS designs at most.
+
+        An idea that has a design inside them, and that another idea undercuts by far, stops after FEWEST_RUNS.
+        """
+        for run in range(MOST_RUNS):
+            self.progress("simulating the best designs", run, MOST_RUNS)
+            chosen = []
+            for idea in ideas:
+                design = None if self._beaten(idea, ideas) else self._next(idea, self._around(idea))
+                if design is not None:
+                    chosen.append((idea, design))
             if not chosen:
                 return
             self._play(chosen)
 
-    def _around(self, idea: Idea) -> Iterable[Design]:
-        """Estimated designs of the idea and single changes of its best."""
-        known = self._known.setdefault(id(idea), {design.deployment: design for design in idea.designs})
+    @staticmethod
+    def _beaten(idea: Idea, ideas: Sequence[Idea]) -> bool:
+        """Whether it has a design that holds and another idea one that is cheaper by more than refinement finds."""
         best = idea.best
-        if best.simulated and best.deployment not in self._looked_at:
-            self._looked_at.add(best.deployment)
-            fresh = [d for d in dict.fromkeys(self._changes(best)) if d not in known]
-            known |= zip(fresh, estimates(self.scenario, self.pricing, fresh), strict=True)
+        if len(idea.simulated) < FEWEST_RUNS or not best.meets_slo:
+            return False
+        others = [other.best for other in ideas if other is not idea]
+        return any(o.simulated and o.meets_slo and o.price < MOST_SAVED * best.price for o in others)
+
+    def _around(self, idea: Idea) -> Iterable[Design]:
+        """Estimated designs of the idea and single changes of those that were simulated."""
+        known = self._known.get(id(idea))
+        changes: list[Deployment] = []
+        if known is None:
+            known = self._known[id(idea)] = {design.deployment: design for design in idea.designs}
+            changes = [one for design in idea.designs[:WIDENED] for one in _wider(design.deployment)]
+        for design in idea.simulated:
+            if design.deployment not in self._looked_at:
+                self._looked_at.add(design.deployment)
+                changes += self._changes(design)
+        fresh = [deployment for deployment in dict.fromkeys(changes) if deployment not in known]
+        known |= zip(fresh, estimates(self.scenario, self.pricing, fresh), strict=True)
         return known.values()
 
     def _play(self, chosen: Sequence[tuple[Idea, Design]]) -> None:
@@ -158,9 +182,19 @@ class Refinement:
                 yield pool.model_copy(update={"max_sequences": max(1, round(factor * pool.sequence_limit))})
 
 
+def _wider(deployment: Deployment) -> Iterator[Deployment]:
+    """With one more instance of a pool."""
+    for role, pool in deployment.lone_pools.items():
+        yield deployment.model_copy(update={role: pool.model_copy(update={"instances": pool.instances + 1})})
+
+
 def _nearest(idea: Idea, design: Design) -> tuple[dict[str, float], float]:
-    """Errors of the estimate on the last simulated design with the same cuts, or with any; and what is left of them."""
+    """Errors of the estimate on the last simulated design that is most alike, and the standard deviation of what is
+    left of them."""
+    best: tuple[float, dict[str, float]] = (SIGMA, {})
     for other in reversed(idea.simulated):
-        if other.cuts == design.cuts:
-            return idea.errors[other.deployment], SIGMA_BESIDE
-    return ({}, SIGMA) if not idea.simulated else (idea.errors[idea.simulated[-1].deployment], SIGMA)
+        sigma = SIGMA_SAME if other.sizes == design.sizes else SIGMA_BESIDE if other.cuts == design.cuts else SIGMA
+        if sigma < best[0] or not best[1]:
+            behind = 0.0 if other.meets_slo else BEHIND
+            best = (sigma, {name: error + behind for name, error in idea.errors[other.deployment].items()})
+    return best[1], best[0]

@@ -14,8 +14,8 @@ from simulator.uncertainty.chances import certainty
 
 # Of a simulation. [requests; assumed: 300,000 are 10 to 20 CPU s, and three lifetimes at 2,000 requests a second]
 MIN_REQUESTS, MAX_REQUESTS = 1000, 300_000
-LIFETIMES = 6.0  # simulated time in mean request lifetimes, of which the first 1.5 are warm-up [assumed]
-WARMUP_LIFETIMES = 1.5
+LIFETIMES = 4.0  # simulated time in mean request lifetimes, of which the first 1.25 are warm-up [assumed]
+WARMUP_LIFETIMES = 1.25
 MOST_WARMUP = 0.5  # of the requests [share; assumed]
 
 
