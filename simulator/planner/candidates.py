@@ -94,22 +94,23 @@ class Candidates:
         return self._improved(first, size_colocated, "colocated: TTFT or TPOT above the limit")
 
     def offers(self, form: Form) -> list[Offer]:
-        """Of an accelerator whose stack is not named, those stacks that do most with it, by a few of its cuts."""
+        """Of an accelerator whose stack is not named, those stacks that do most with it, by a few of its cuts; likewise of
+        draft depths."""
         if form not in self._best:
             self._best[form] = list(self._best_offers(form))
         return self._best[form]
 
     def _best_offers(self, form: Form) -> Iterator[Offer]:
-        for gpu in dict.fromkeys(offer.gpu for offer in self.offered):
-            mine = [offer for offer in self.offered if offer.gpu == gpu]
-            if len(mine) == 1 or self.scenario.search.stacks:
-                yield from mine
-                continue
-            worth = {offer: self._gpu_seconds(offer, form) for offer in mine}
-            best = sorted(mine, key=lambda offer: worth[offer])[:STACKS]
-            yield from (offer for offer in best if worth[offer] <= CLOSE * worth[best[0]])
+        named = bool(self.scenario.search.stacks)
+        groups: dict[object, list[Offer]] = {}
+        for offer in self.offered:
+            groups.setdefault((offer.gpu, offer.stack if named else ""), []).append(offer)
+        for mine in groups.values():
+            worth = {offer: self.gpu_seconds(offer, form) for offer in mine} if len(mine) > 1 else {}
+            best = sorted(mine, key=lambda offer: worth.get(offer, 0.0))[:STACKS]
+            yield from (offer for offer in best if not worth or worth[offer] <= CLOSE * worth[best[0]])
 
-    def _gpu_seconds(self, offer: Offer, form: Form) -> float:
+    def gpu_seconds(self, offer: Offer, form: Form) -> float:
         """What a request takes of the accelerator at best, over a few cuts; infinite where none keeps the TPOT limit.
         [GPU s]"""
         engines = self._engines(offer, form)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from simulator.des.results.cost import Cost
+from simulator.planner.offers import LeftOut
 from simulator.scenario import Deployment, Pool, Slo
 from simulator.uncertainty.chances import Certainty
 
@@ -164,6 +165,9 @@ class Plan:
     rejected: dict[str, int]
     binding: str | None  # which limit nothing meets, and by how much
     assumptions: tuple[str, ...]
+    own_stacks: tuple[str, ...] = ()  # accelerators with stacks of one's own, which come before those that ship
+    sure: Design | None = None  # the cheapest that keeps each limit with a chance of 80%, as estimated
+    cheaper: tuple[LeftOut, ...] = ()  # accelerators of the same vendor that were not offered
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -177,4 +181,7 @@ class Plan:
             "rejected": self.rejected,
             "binding": self.binding,
             "assumptions": list(self.assumptions),
+            "own_stacks": list(self.own_stacks),
+            "sure": self.sure.to_json() if self.sure else None,
+            "cheaper": [asdict(one) for one in self.cheaper],
         }

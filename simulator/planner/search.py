@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
-from hw_profiles.catalog import load, stacks_of
+from hw_profiles.catalog import stacks_of
 from simulator.model.architecture import ModelSpec
 from simulator.model.presets import load_model
 from simulator.planner.candidates import OVER_MAX_GPUS, Candidates, SizedPool
@@ -13,6 +13,7 @@ from simulator.planner.design import Design, Plan
 from simulator.planner.engines import Offer
 from simulator.planner.estimate import assumptions, estimates
 from simulator.planner.frontier import frontier
+from simulator.planner.offers import LeftOut, drafts_assumed, not_offered, offered, own_stacks, usd
 from simulator.planner.pools import Pricing
 from simulator.planner.refine import Idea, Refinement
 from simulator.planner.rejections import binding_limit
@@ -21,7 +22,9 @@ from simulator.progress import Progress
 from simulator.scenario import Deployment, Scenario, ScenarioError, Transfer
 
 TABLE_ROWS = 12  # of the answer [designs]
-# Estimated designs of an idea that its refinement may choose from, and how far above its limits one may be estimated.
+LEAST_SAVED = 0.05  # of the cost, for an accelerator that was not offered to be named [assumed]
+CONFIDENT = 0.8  # chance that the second design of the headline keeps each limit with
+# Estimated designs of an idea that its refinement may choose from,
 PER_IDEA = 24
 NOT_READ = (
     "pools are searched anew: the scenario's [deployment], with its batching, prefix cache and other options, is for "
@@ -41,17 +44,13 @@ def plan(scenario: Scenario, progress: Progress | None = None) -> Plan:
     traffic = traffic_of(scenario.one_workload(), scenario.seed)
     _check_lengths(model, traffic)
     pricing = Pricing(model, traffic, scenario.price_convention, Transfer())
-    offers = offered(scenario)
+    offers = offered(scenario, model)
     found = Candidates(scenario, pricing, offers)
-    deployments: list[Deployment] = []
-    for form, deployed in (("disaggregated", _disaggregated), ("colocated", _colocated)):
-        if form in scenario.search.forms:
-            report(f"sizing {form} pools", len(deployments), 0)
-            deployments += deployed(scenario, found)
-    designs = estimates(scenario, pricing, deployments)
-    ideas = _ideas(designs)
+    report("sizing pools", 0, 0)
+    ideas = _ideas(_estimated(scenario, found))
     _simulate(scenario, Refinement(scenario, pricing, report), ideas)
     ranked = _ranked(ideas)
+    used = _used(offers, ranked)
     return Plan(
         model=model.name,
         traffic=traffic.description,
@@ -63,22 +62,33 @@ def plan(scenario: Scenario, progress: Progress | None = None) -> Plan:
         rejected=dict(found.rejections.counts.most_common()),
         binding=None if ranked else binding_limit(found.rejections, scenario.slo, scenario.search.max_gpus),
         assumptions=(
-            *assumptions(model, [offer.profile for offer in offers]),
+            *assumptions(model, [offer.profile for offer in used or offers]),
+            *drafts_assumed(scenario, used or offers),
             *(() if scenario.deployment is None else (NOT_READ,)),
         ),
+        own_stacks=tuple(own_stacks(scenario)),
+        sure=_sure(scenario, found, ranked),
+        cheaper=_cheaper(scenario, found, ranked[0]) if ranked else (),
     )
 
 
-def offered(scenario: Scenario) -> list[Offer]:
-    """Accelerators and stacks to choose from."""
-    search = scenario.search
-    found = []
-    for gpu in dict.fromkeys(search.gpus):
-        stacks = search.stacks or stacks_of(gpu)[0]
-        for stack in stacks:
-            load(gpu, stack)  # refuses what is not known
-            found.append(Offer(gpu, stack, search.draft_tokens, search.acceptance_length))
-    return list(dict.fromkeys(found))
+def _estimated(scenario: Scenario, found: Candidates) -> list[Design]:
+    """Of the cheapest pools in each form that is asked for."""
+    forms = {"disaggregated": _disaggregated, "colocated": _colocated}
+    deployments = [one for form in forms if form in scenario.search.forms for one in forms[form](scenario, found)]
+    return estimates(scenario, found.pricing, deployments)
+
+
+def _sure(scenario: Scenario, found: Candidates, ranked: Sequence[Design]) -> Design | None:
+    """The cheapest design that is estimated to keep each limit with CONFIDENT chance, errors of the model counted; None
+    where there is none, or where the question demands a chance of its own."""
+    if not ranked or scenario.search.confidence is not None or not scenario.slo.limits:
+        return None
+    wary = scenario.model_copy(
+        update={"search": scenario.search.model_copy(update={"confidence": CONFIDENT, "simulate_top": 0})}
+    )
+    designs = _estimated(wary, Candidates(wary, found.pricing, found.offered))
+    return min((design for design in designs if design.meets_slo), key=lambda d: d.rank, default=None)
 
 
 def _check_lengths(model: ModelSpec, traffic: Traffic) -> None:
@@ -95,7 +105,7 @@ def _disaggregated(scenario: Scenario, found: Candidates) -> list[Deployment]:
     pairs = []
     for p, d in itertools.product(found.prefill(), found.decode()):
         a, b = p.choice.engine.offer, d.choice.engine.offer
-        if a.stack != b.stack or (a.gpu != b.gpu and not scenario.search.mixed_pools):
+        if (a.stack, a.draft_tokens) != (b.stack, b.draft_tokens) or (a.gpu != b.gpu and not scenario.search.mixed_pools):
             continue
         if p.pool.gpus + d.pool.gpus > scenario.search.max_gpus:
             found.rejections.add(OVER_MAX_GPUS)
@@ -141,6 +151,34 @@ def _simulate(scenario: Scenario, refinement: Refinement, ideas: Sequence[Idea])
     rest = [idea for idea in ideas if all(idea is not other for other in first)][: max(0, top - len(first))]
     if rest:
         refinement.refine(rest)
+
+
+def _used(offers: Sequence[Offer], ranked: Iterable[Design]) -> list[Offer]:
+    """Offers that some design was made of."""
+    made_of = {(pool.gpu, pool.stack, pool.draft_tokens) for design in ranked for pool in design.deployment.groups}
+    return [offer for offer in offers if (offer.gpu, offer.stack, offer.draft_tokens) in made_of]
+
+
+def _cheaper(scenario: Scenario, found: Candidates, best: Design) -> tuple[LeftOut, ...]:
+    """Accelerators of the same vendor that were not offered and may cost less, the cheapest first."""
+    entry = best.deployment.groups[-1]
+    stack, form = entry.stack, "colocated" if best.deployment.colocated else "disaggregated"
+    convention = scenario.price_convention
+    here = min(
+        found.gpu_seconds(Offer(pool.gpu, stack, entry.draft_tokens, entry.acceptance_length), form)
+        * usd(pool.gpu, convention)
+        for pool in best.deployment.groups
+    )
+    seen = []
+    for gpu in not_offered(scenario, entry.gpu):
+        if stack not in stacks_of(gpu)[0]:
+            continue
+        offer = Offer(gpu, stack, entry.draft_tokens, entry.acceptance_length)
+        price = usd(gpu, convention)
+        saves = 1 - found.gpu_seconds(offer, form) * price / here
+        if saves > LEAST_SAVED:
+            seen.append(LeftOut(gpu, stack, price, saves))
+    return tuple(sorted(seen, key=lambda one: -one.saves))
 
 
 def _ranked(ideas: Sequence[Idea]) -> list[Design]:

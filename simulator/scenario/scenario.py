@@ -26,8 +26,9 @@ class Search(Keys):
     )
     mixed_pools: bool = True  # prefill and decode may use different accelerators
     simulate_top: Annotated[int, Field(ge=0, strict=True)] = 3  # designs re-run through the discrete-event model
-    draft_tokens: Drafts = 0
-    acceptance_length: Annotated[FiniteFloat, Field(ge=1, strict=True)] = 1.0
+    draft_tokens: Drafts | Literal["auto"] = 0  # auto: the best of some depths where the model ships a draft head
+    # mean tokens emitted per step; left out: what a chance of 0.68 for each draft gives (assumed)
+    acceptance_length: Annotated[FiniteFloat, Field(ge=1, strict=True)] | None = None
     # chance with which each limit has to hold, errors of the model counted; left out: as predicted
     confidence: Annotated[FiniteFloat, Field(ge=0.5, lt=1, strict=True)] | None = None
 
