@@ -35,8 +35,8 @@ from simulator.uncertainty.chances import demand
 from simulator.uncertainty.spreads import uncertainty_of
 
 KEPT_PER_POOL = 5  # cheapest choices per offer and role that go on to be combined [assumed: enough]
-COLOCATED_CUTS = 6  # per offer whose prompts are priced beside decode [assumed: enough]
-REFINED = 4  # choices per offer and role whose other token budgets are looked at [assumed: enough]
+COLOCATED_CUTS = 5  # per offer whose prompts are priced beside decode [assumed: enough]
+REFINED = 3  # choices per offer and role whose other token budgets are looked at [assumed: enough]
 ROUNDS = 3  # of that
 LOOKED_AT = 5  # cuts of an accelerator that its stacks are compared by [assumed: enough]
 STACKS, CLOSE = 2, 1.15  # of it that go on: so many, and only those within that factor of the best [assumed]
@@ -125,7 +125,7 @@ class Candidates:
     def _apart(self, engines: Sequence[Engine]) -> tuple[dict[Engine, float], dict[Engine, float]]:
         """Seconds of an instance for a request's decode, at the most sequences that keep TPOT, and for its prompt."""
         decode = [c for e in engines for c in self._choices([e], "decode", (DECODE_BUDGET,), _default(e))]
-        prompts = [c for e in engines for c in self._choices([e], "prefill", FIRST_PREFILL_BUDGETS[:1], _default(e))]
+        prompts = [c for e in engines for c in self._choices([e], "prefill", FIRST_PREFILL_BUDGETS, _default(e))]
         if not decode or not prompts:
             return {}, {}
         d, p = self.pricing.table(decode), self.pricing.table(prompts)

@@ -12,6 +12,9 @@ from simulator.scenario import Deployment, Pool, Slo
 from simulator.uncertainty.chances import Certainty
 
 
+NAMES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "e2e_s": "end to end"}
+
+
 @dataclass(frozen=True)
 class SteadyState:
     """What a cluster is estimated to do in equilibrium; latencies are infinite where a pool is overloaded.
@@ -59,6 +62,7 @@ class Design:
     """One cluster that serves the traffic, as estimated and, if it was among the best, as simulated.
 
     simulated: metrics under the keys of `SteadyState.to_json`, latencies with more statistics.
+    concurrency: requests under way, by Little's law.
     """
 
     deployment: Deployment
@@ -68,6 +72,7 @@ class Design:
     meets_slo: bool
     assumptions: tuple[str, ...]
     certainty: Certainty
+    concurrency: float
 
     @property
     def form(self) -> str:
@@ -98,6 +103,20 @@ class Design:
         return max(self.at_limits.values(), default=0.0)
 
     @property
+    def binds(self) -> dict[str, Any]:
+        """What is nearest to its bound, and how near: a latency to its limit, a pool to its capacity, running sequences
+        to what is allowed or fits."""
+        near = {NAMES[name]: ratio for name, ratio in self.at_limits.items()}
+        state = self.steady_state
+        if self.deployment.colocated:
+            near["load"] = max(state.prefill_utilisation, state.decode_utilisation)
+        else:
+            near |= {"prefill load": state.prefill_utilisation, "decode load": state.decode_utilisation}
+        near["running sequences"] = state.decode_full
+        what = max(near, key=lambda name: near[name] if math.isfinite(near[name]) else math.inf)
+        return {"what": what, "share": near[what] if math.isfinite(near[what]) else None}
+
+    @property
     def cuts(self) -> tuple[object, ...]:
         """What all pools are made of, without their sizes."""
         return tuple((pool.gpu, pool.stack, pool.parallelism, pool.batching) for pool in self.deployment.groups)
@@ -122,6 +141,10 @@ class Design:
             "usd_per_mtok_blended": cost.get("usd_per_mtok_blended"),
             "cost": cost or None,
             "meets_slo": self.meets_slo,
+            "stack": ", ".join(dict.fromkeys(pool.stack for pool in self.deployment.groups)),
+            "concurrency": self.concurrency,
+            "sequences_per_instance": self.steady_state.sequences_per_instance,
+            "binds": self.binds,
             "checked_by": "simulation" if self.simulated else "steady state only",
             "uncertainty": self.certainty.to_json(self.cost),
             "assumptions": list(self.assumptions),

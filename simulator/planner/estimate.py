@@ -160,6 +160,7 @@ def _design(
         meets_slo=not sure.misses(scenario.search.confidence),
         assumptions=assumptions(pricing.model, [choice.engine.hardware for choice in choices]),
         certainty=sure,
+        concurrency=traffic.rate * state.e2e_mean_s,
     )
 
 

@@ -29,6 +29,7 @@ from simulator.steady_state.stations import DemandArrays, HandoverArrays, KvArra
 from simulator.steady_state.step_table import BINS, EngineSteps, StepSeconds, StepTable, price
 
 NOTHING_S = 1e-12  # of a step that stands beside free of charge [s]
+NODES = {"prefill": 9, "decode": 9, "colocated": 7}  # over decoding sequences, at which steps are priced [assumed]
 ENDLESS = 1e15  # sequences, prompts or bytes, in place of room without end
 
 
@@ -120,7 +121,7 @@ class Pricing:
             decodes, prefills = choice.role != "prefill", choice.role != "decode"
             found = self.priced[choice] = price(
                 choice.engine.ops, self.sample, choice.budget, choice.batching, float(self.most_sequences(choice)),
-                decodes=decodes, prefills=prefills, own_rates=True,
+                decodes=decodes, prefills=prefills, own_rates=True, nodes=NODES[choice.role],
             )  # fmt: skip
         return found
 

@@ -28,10 +28,10 @@ SIGMA, SIGMA_BESIDE, SIGMA_SAME = 0.06, 0.025, 0.005
 BEHIND = 0.015  # by which, likewise, one that misses its share of requests is taken to be slower than its percentile says
 LEAST_CHANCE = 0.05  # below which a change is not tried [assumed]
 FEWEST_RUNS, MOST_RUNS = 3, 10  # simulations of one idea [assumed]
-WIDENED = 4  # designs that are looked at with one instance more before any is simulated [assumed]
+WIDENED = 3  # designs that are looked at with more instances before any is simulated [assumed]
 MOST_SAVED = 0.75  # of a price, what single changes bring it down to at most [assumed]
 SEQUENCES = (0.8, 1.25)  # changes of running sequences [factors; assumed]
-FEWER = (1, 0.05, 0.15)  # instances taken away: one, or so large a share of them [assumed]
+FEWER, MORE = (0.0, 0.05, 0.15), 0.1  # instances taken away or added: one, or such a share of them [assumed]
 NORMAL = NormalDist()
 
 
@@ -97,11 +97,11 @@ class Refinement:
         changes: list[Deployment] = []
         if known is None:
             known = self._known[id(idea)] = {design.deployment: design for design in idea.designs}
-            changes = [one for design in idea.designs[:WIDENED] for one in _wider(design.deployment)]
+            changes = [one for design in idea.designs[:WIDENED] for one in self._changes(design, grow=True)]
         for design in idea.simulated:
             if design.deployment not in self._looked_at:
                 self._looked_at.add(design.deployment)
-                changes += self._changes(design)
+                changes += self._changes(design, grow=not design.meets_slo)
         fresh = [deployment for deployment in dict.fromkeys(changes) if deployment not in known]
         known |= zip(fresh, estimates(self.scenario, self.pricing, fresh), strict=True)
         return known.values()
@@ -157,19 +157,15 @@ class Refinement:
 
     # ---- single changes
 
-    def _changes(self, design: Design) -> Iterator[Deployment]:
-        """Fewer instances of a pool, with its sizes as they are or one of them changed, and one more where a limit is
-        missed."""
+    def _changes(self, design: Design, *, grow: bool) -> Iterator[Deployment]:
+        """Fewer instances of a pool, its sizes as they are or one of them changed; or as many and more."""
         deployment = design.deployment
         for role, pool in deployment.lone_pools.items():
-            counts = {pool.instances - max(1, round(share * pool.instances)) for share in FEWER}
-            if not design.meets_slo:
-                counts = {pool.instances, pool.instances + 1, pool.instances + max(1, round(0.1 * pool.instances))}
-            for count in sorted(n for n in counts if n >= 1):
+            n = pool.instances
+            counts = {n, n + 1, n + round(MORE * n)} if grow else {n, *(n - max(1, round(s * n)) for s in FEWER)}
+            for count in sorted(count for count in counts if count >= 1):
                 for sizes in self._sizes(role, pool):
                     yield deployment.model_copy(update={role: sizes.model_copy(update={"instances": count})})
-            if design.meets_slo:
-                yield from (deployment.model_copy(update={role: sizes}) for sizes in self._sizes(role, pool))
 
     def _sizes(self, role: str, pool: Pool) -> Iterator[Pool]:
         yield pool
@@ -180,12 +176,6 @@ class Refinement:
         if role != "prefill":
             for factor in SEQUENCES:
                 yield pool.model_copy(update={"max_sequences": max(1, round(factor * pool.sequence_limit))})
-
-
-def _wider(deployment: Deployment) -> Iterator[Deployment]:
-    """With one more instance of a pool."""
-    for role, pool in deployment.lone_pools.items():
-        yield deployment.model_copy(update={role: pool.model_copy(update={"instances": pool.instances + 1})})
 
 
 def _nearest(idea: Idea, design: Design) -> tuple[dict[str, float], float]:

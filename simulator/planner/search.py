@@ -80,14 +80,14 @@ def _estimated(scenario: Scenario, found: Candidates) -> list[Design]:
 
 
 def _sure(scenario: Scenario, found: Candidates, ranked: Sequence[Design]) -> Design | None:
-    """The cheapest design that is estimated to keep each limit with CONFIDENT chance, errors of the model counted; None
-    where there is none, or where the question demands a chance of its own."""
+    """The cheapest design of what the best is made of that is estimated to keep each limit with CONFIDENT chance, errors
+    of the model counted; None where there is none, or where the question demands a chance of its own."""
     if not ranked or scenario.search.confidence is not None or not scenario.slo.limits:
         return None
     wary = scenario.model_copy(
         update={"search": scenario.search.model_copy(update={"confidence": CONFIDENT, "simulate_top": 0})}
     )
-    designs = _estimated(wary, Candidates(wary, found.pricing, found.offered))
+    designs = _estimated(wary, Candidates(wary, found.pricing, _used(found.offered, ranked[:1])))
     return min((design for design in designs if design.meets_slo), key=lambda d: d.rank, default=None)
 
 

@@ -8,8 +8,8 @@ from simulator.model.parallelism import Parallelism, ParallelismError
 # New tokens of a step on each attention rank: from 64 up by factors of sqrt 2. [tokens]
 BUDGETS = tuple(round(64 * 2 ** (step / 2)) for step in range(18))
 # Those that all cuts are looked at with first; the rest only where a cut is among the cheapest. [assumed: enough]
-FIRST_PREFILL_BUDGETS = (2048, 8192)
-FIRST_COLOCATED_BUDGETS = (256, 1024, 4096)
+FIRST_PREFILL_BUDGETS = (4096,)
+FIRST_COLOCATED_BUDGETS = (256, 1024, 4096, 16384)
 DECODE_BUDGET = 2048  # of a rank that only decodes: rows of all its sequences and drafts fit [tokens; assumed]
 # Prompts from this length on spread over enough steps that cutting each step by sequence is worth a try. [assumed]
 LONG_PROMPT = 65_536  # tokens

@@ -52,6 +52,9 @@ def played(task: Played) -> Design:
         cost=run.cost(),
         meets_slo=result["slo"]["meets_slo"] and sure.holds(scenario.search.confidence),
         certainty=sure,
+        concurrency=result["throughput"]["requests_per_s"] * simulated["e2e_s"]["mean"]
+        if simulated["e2e_s"]["mean"] is not None
+        else design.concurrency,
     )
 
 

@@ -115,6 +115,12 @@ class _Sheet:
         self.latency, self.exits = np.zeros(self.nodes), np.zeros(self.nodes)
         self.linear = np.zeros((self.nodes, len(CLASSES), 3))
 
+    def spread(self, places: Sequence[int]) -> _Sheet:
+        """A sheet of `own_rates` with these of its nodes."""
+        found = _Sheet(len(places), self.own_rates)
+        found.latency = self.latency[list(places)]
+        return found
+
     def add(self, group: _Group, nodes: NDArray[np.intp], values: Floats, weight: Floats) -> None:
         """nodes, weight: [steps] the node that each step belongs to and how often it has it; values: [steps, ...]."""
         if not len(nodes) or not len(group.count):
@@ -313,6 +319,7 @@ class _Columns:
         self.ops, self.traffic, self.whole = ops, traffic, whole
         self.ranks = ops.parallelism.dp
         self.steps: list[float] = []  # of each node
+        self.places: list[int] = []  # node of each step asked for: equal ones share theirs
         self._rows: list[tuple[float, ...]] = []  # node, weight, sequences, new, past, chunks, tokens, pairs
         self._counted: dict[tuple[int, int], list[float]] = {}  # pairs by new and past tokens: steps share them
 
@@ -330,7 +337,16 @@ class _Columns:
 
     def decode(self, n: float) -> None:
         self._add(1.0, n, 0.0, 0.0, 0.0, 0.0, [0.0] * len(self.ops.prefill_counts))
-        self.steps.append(1.0)
+        self._end(1.0)
+
+    def again(self) -> None:
+        """The last node once more."""
+        self.places.append(len(self.steps) - 1)
+
+    def _end(self, steps: float) -> None:
+        """Of a node, in so many steps."""
+        self.places.append(len(self.steps))
+        self.steps.append(steps)
 
     def _chunks(self, prompt: float, room: float) -> list[tuple[float, float, float]]:
         """(weight, new, past) of the chunks of a prompt; cost is smooth in the past, so few of many stand for all."""
@@ -355,7 +371,7 @@ class _Columns:
                 tokens = new + min(others / together, (k - 1.0) * new)
                 self._add(chance * weight, n, new, past, 1.0, tokens, self._pairs(new, past))
             steps += chance * together
-        self.steps.append(steps)
+        self._end(steps)
 
     def flow(self, n: float, room: float, k: float) -> None:
         """k prompts, each on the rank with fewest tokens to do; where they fill all ranks, a flow of tokens."""
@@ -366,7 +382,7 @@ class _Columns:
         busiest = min(most, held * prompt + self.traffic.lead(self.ranks, k)) if held * prompt < most else held * prompt
         pairs = np.mean([self._pairs(float(p), 0.0) for p in self.traffic.bins], axis=0) * (busiest / prompt)
         self._add(steps, n, busiest, 0.0, max(1.0, held), held * prompt * self.ranks, pairs.tolist())
-        self.steps.append(steps)
+        self._end(steps)
 
     def gathered(self) -> _Steps:
         """With the loads of decode: the rank whose summed context is largest sets the time."""
@@ -414,17 +430,18 @@ def price(
     decodes: bool = True,
     prefills: bool = True,
     own_rates: bool = False,
+    nodes: int = BATCHES,
 ) -> EngineSteps:
     """Price the steps of one engine.
 
     budget: prompt tokens (and decode rows, where they share steps) of a step and rank. most_sequences: on the instance.
     decodes, prefills: False where the engine is of a pool that does not. own_rates: for the profile's own kernel rates
-    alone, several times as fast.
+    alone, several times as fast. nodes: over decoding sequences.
     """
     ranks = ops.parallelism.dp
     mixes = decodes and prefills and batching != "prefill_first"
     most = max(2.0, most_sequences)
-    batches = np.concatenate(([0.0], np.geomspace(1.0, most, BATCHES - 1))) if decodes else np.zeros(1)
+    batches = np.concatenate(([0.0], np.geomspace(1.0, most, nodes - 1))) if decodes else np.zeros(1)
     beside = batches if mixes else np.zeros(1)
     left = np.maximum(FEWEST_CHUNK, budget - beside * ops.queries / ranks)
     a_rank = left / traffic.prompt
@@ -442,12 +459,17 @@ def price(
                 else:
                     columns.flow(n, room, k)
         for n, room, _ in decoding:
-            for chances in np.eye(BINS):
-                columns.prompts(n, room, 1.0, chances, traffic.bins)
+            for place, chances in enumerate(np.eye(BINS)):
+                if place and own_rates and traffic.bins[place] == traffic.bins[place - 1]:
+                    columns.again()
+                else:
+                    columns.prompts(n, room, 1.0, chances, traffic.bins)
         for n, room, k in decoding:
             columns.flow(n, room, k)
-    steps = np.array(columns.steps)
-    sheet = _priced(_engine(ops), columns.gathered(), len(steps), own_rates)
+    steps = np.array(columns.steps)[columns.places]
+    sheet = _priced(_engine(ops), columns.gathered(), len(columns.steps), own_rates)
+    if own_rates:
+        sheet = sheet.spread(columns.places)
     kernels = _engine(ops).kernels
     return EngineSteps(batches, bunches if prefills else bunches[:0], beside, steps, capacity, sheet, kernels, ranks)
 
