@@ -9,6 +9,7 @@ from typing import Any
 from app.errors import InputError
 from simulator.scenario import OpenLoop, Scenario, Trace, load_scenario, parse_scenario
 
+FORMS = ("disaggregated", "colocated")
 DEFAULT_SCENARIO = Path(__file__).parent / "data" / "default_scenario.toml"
 
 
@@ -30,6 +31,9 @@ def with_changes(
     tpot_s: float | None = None,
     max_gpus: int | None = None,
     confidence: float | None = None,
+    stacks: Sequence[str] = (),
+    form: str | None = None,
+    drafts: int | str | None = None,
     seed: int | None = None,
 ) -> Scenario:
     """`scenario` with what was given replaced. rate in requests/s, isl and osl in tokens."""
@@ -41,6 +45,12 @@ def with_changes(
         search["max_gpus"] = max_gpus
     if confidence is not None:
         search["confidence"] = confidence
+    if stacks:
+        search["stacks"] = tuple(dict.fromkeys(stacks))
+    if form is not None:
+        search["forms"] = FORMS if form == "both" else (form,)
+    if drafts is not None:
+        search["draft_tokens"] = drafts
     if search:
         changes["search"] = scenario.search.model_dump() | search
     if workload := _workload(scenario, rate, trace, isl, osl):

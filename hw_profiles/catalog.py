@@ -25,6 +25,7 @@ __all__ = [
     "read_accelerator",
     "read_folder",
     "read_prices",
+    "stacks_of",
 ]
 
 DATA = Path(__file__).parent / "data"
@@ -76,6 +77,15 @@ def fits(name: str) -> dict[str, Efficiency]:
     shipped = (DATA / "efficiency").glob(f"{_key(name)}@*.json")
     found = {path.stem.partition("@")[2]: read_fit(path) for path in shipped} | _own_fits_of(name)
     return dict(sorted(found.items()))
+
+
+def stacks_of(name: str | Path) -> tuple[tuple[str, ...], bool]:
+    """Stacks to plan with where none is named, and whether they are one's own: those fit to serving or kernels of one's
+    own, else the catalogue's fits, else the assumed one."""
+    own = _own_fits_of(str(name))
+    if own:
+        return tuple(sorted(own)), True
+    return tuple(fits(str(name))) or (DEFAULT_STACK,), False
 
 
 def _own_fits_of(word: str) -> dict[str, Efficiency]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from app.commands.options import JsonOutput, SeedInput, TraceInput, whole_above_zero
-from app.commands.quantities import requests_per_s, tpot_seconds, ttft_seconds
-from app.errors import EXIT_NO_ANSWER
+from app.commands.quantities import draft_depth, requests_per_s, tpot_seconds, ttft_seconds
+from app.errors import EXIT_NO_ANSWER, InputError
 
 
 def plan(
@@ -45,8 +45,24 @@ def plan(
             "Left out: chances are only shown.",
         ),
     ] = None,
+    stack: Annotated[
+        list[str] | None,
+        typer.Option(help="Stack to plan with; may be repeated. Left out: the best of those fitted, or of your own."),
+    ] = None,
+    form: Annotated[str | None, typer.Option(help="disaggregated, colocated or both.")] = None,
+    drafts: Annotated[
+        Any,
+        typer.Option(metavar="auto|off|N", help="Tokens drafted in a decode step.", parser=draft_depth),
+    ] = None,
     seed: SeedInput = None,
     json_file: JsonOutput = None,
+    csv_file: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Write a line for each design as CSV.")
+    ] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Write each design there as a scenario that `moeplan simulate` runs."),
+    ] = None,
 ) -> None:
     """Rank the cluster designs that serve the traffic inside the latency limits.
 
@@ -55,10 +71,15 @@ def plan(
     """
     from app.output import STDOUT, check_writable, progress_bar, stdout_console, write_json
     from app.render.plan import plan_report
-    from app.scenarios import default_scenario, with_changes
+    from app.scenarios import FORMS, default_scenario, with_changes
     from simulator.scenario import load_scenario
 
     check_writable(json_file, "--json")
+    check_writable(csv_file, "--csv")
+    if form not in (None, "both", *FORMS):
+        raise InputError(f"--form {form!r} is not known; use disaggregated, colocated or both")
+    if save is not None and save.exists() and not save.is_dir():
+        raise InputError(f"--save {save} is a file; name a folder")
     asked = with_changes(
         load_scenario(scenario) if scenario else default_scenario(),
         model=model,
@@ -71,13 +92,25 @@ def plan(
         tpot_s=tpot,
         max_gpus=max_gpus,
         confidence=confidence,
+        stacks=stack or (),
+        form=form,
+        drafts=drafts,
         seed=seed,
     )
     from simulator.planner.search import plan as search
 
     with progress_bar() as progress:
-        answer = search(asked, progress=progress).to_json()
+        found = search(asked, progress=progress)
+    answer = found.to_json()
     write_json(answer, json_file)
+    if csv_file is not None:
+        from app.render.plan_frames import designs_csv
+
+        csv_file.write_text(designs_csv(answer), encoding="utf-8")
+    if save is not None:
+        from app.plan_files import save_designs
+
+        save_designs(found.scenarios, save)
     if json_file != STDOUT:
         console = stdout_console()
         console.print(plan_report(asked, answer, console.width))

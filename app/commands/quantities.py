@@ -60,3 +60,16 @@ def requests_per_s(text: str) -> float:
     if not (math.isfinite(rate) and rate > 0):
         raise typer.BadParameter(f"{text} is not a finite rate above 0; write it as 10/s or 600/min")
     return rate
+
+
+def draft_depth(text: str) -> int | str:
+    """
+    >>> draft_depth("auto"), draft_depth("off"), draft_depth("2")
+    ('auto', 0, 2)
+    """
+    word = text.strip().lower()
+    if word in ("auto", "off"):
+        return "auto" if word == "auto" else 0
+    if not word.isdigit():
+        raise typer.BadParameter(f"{text!r} is not a number of drafts; write auto, off or a whole number")
+    return int(word)

@@ -15,13 +15,26 @@ from typing import Any
 
 import numpy as np
 
-from calibration.serving.parameters import DATA, LEVELS, NAMES, OWN, PARAMETERS, RELEASE, WIDTHS, assumed, kind_of
+from calibration.serving.parameters import (
+    DATA,
+    LEVELS,
+    NAMES,
+    OWN,
+    PARAMETERS,
+    RELEASE,
+    TIME_OR_RATE,
+    WIDTHS,
+    assumed,
+    kind_of,
+)
 from hw_profiles.catalog import own_folder
 from hw_profiles.loading import CatalogError
 from simulator.model.arrays import Floats
 
 FILE = "serving.json"  # of a fit
 DRAWS = 64  # assumed: p10 and p90 of so many are off by 0.2 of a standard deviation
+# Where nothing was fitted: runs of one benchmark, and what no parameter says (assumed).
+ASSUMED_NOISE = {"tpot_ms": 0.1, "total_tok_s_per_gpu": 0.1, "ttft_ms": 0.3}
 DIGITS = 3  # of effects: finer ones say nothing beside their deviation
 
 
@@ -34,12 +47,14 @@ def prior_draws(level: str) -> Floats:
 @dataclass(frozen=True)
 class ServingFit:
     """effects: by level, [parameters] in the units of `Given.theta`. draws: by level, [DRAWS, parameters]. own: levels
-    of stacks that one's own points moved, for which their software has no other releases."""
+    of stacks that one's own points moved, for which their software has no other releases. noise: standard deviation of the
+    log of one measurement about the model, by metric."""
 
     effects: Mapping[str, Floats]
     draws: Mapping[str, Floats] = field(default_factory=dict)
     source: str = "assumed values"
     own: frozenset[str] = frozenset()
+    noise: Mapping[str, float] = field(default_factory=lambda: dict(ASSUMED_NOISE))
 
     def _levels(self, mine: Sequence[str]) -> tuple[str, ...]:
         one_release = any(level in self.own for level in mine)
@@ -53,9 +68,11 @@ class ServingFit:
         )
 
     def drawn(self, levels: Sequence[tuple[str, ...]]) -> Floats:
-        """[points, DRAWS, parameters]"""
+        """[points, DRAWS, parameters]. Times are sums of parts, so it is their mean over the draws that is kept at what
+        is most likely: by half the variance of a log."""
         base, none = assumed(), np.zeros((DRAWS, len(NAMES)))
-        return np.array([base + sum((self.draw(one) for one in self._levels(mine)), none) for mine in levels])
+        found = np.array([base + sum((self.draw(one) for one in self._levels(mine)), none) for mine in levels])
+        return np.asarray(found - TIME_OR_RATE * found.var(axis=1, keepdims=True) / 2)
 
     def draw(self, level: str) -> Floats:
         """[DRAWS, parameters] of one level."""
@@ -70,6 +87,7 @@ class ServingFit:
             "source": self.source,
             "parameters": {p.name: {"meaning": p.meaning, "assumed": p.assumed} for p in PARAMETERS},
             "own": sorted(self.own),
+            "noise": {metric: round(sigma, DIGITS) for metric, sigma in self.noise.items()},
             "effects": {level: rounded(effect) for level, effect in sorted(self.effects.items())},
             "draws": {level: rounded(drawn.T) for level, drawn in sorted(self.draws.items())},
         }
@@ -87,7 +105,8 @@ class ServingFit:
             drawn = draws.get(level, np.zeros(0))
             if drawn.shape != (DRAWS, len(NAMES)) or not np.isfinite(drawn).all():
                 raise ValueError(f"draws of {level!r} are not {DRAWS} of {len(NAMES)} numbers")
-        return cls(effects, draws, str(data["source"]), frozenset(map(str, data["own"])))
+        noise = {metric: float(data["noise"][metric]) for metric in ASSUMED_NOISE}
+        return cls(effects, draws, str(data["source"]), frozenset(map(str, data["own"])), noise)
 
 
 def write(fit: ServingFit, path: Path) -> None:

@@ -35,14 +35,11 @@ from simulator.steady_state.arrays import Place
 from simulator.steady_state.closed_loop import closed_loop
 from simulator.steady_state.cluster import ClusterArrays, PoolArrays
 from simulator.steady_state.parameters import EngineParameters
+from simulator.steady_state.policies import batching_of
 from simulator.steady_state.stations import DemandArrays, HandoverArrays, KvArrays
 from simulator.steady_state.step_table import Batching, EngineSteps, StepSeconds, StepTable, price
 from simulator.steady_state.traffic import TrafficSample
 
-# How the schedulers of a family batch prompts: vLLM V1 and ATOM, which is built on it, fill decode steps with chunks;
-# SGLang runs prompts in steps of their own before it decodes; TensorRT-LLM adds whole prompts to decode steps.
-POLICY: dict[str, Batching] = {"sglang": "prefill_first", "trtllm": "inflight"}
-UNSAID_POLICY: Batching = "chunked"
 IN_FLIGHT = 0.975  # share of the stated concurrency that is under way: ramp-up and drain (median of published rows)
 GENERATIONS = 5.5  # requests that a client has sent, in the mean over a benchmark of ten each
 FIRST_WAVE = 0.1  # share of the requests that start together, of ten each
@@ -83,7 +80,7 @@ def priced_point(point: Point) -> PricedPoint:
     except (CatalogError, UnknownModel, ParallelismError) as error:
         raise Unpredictable(str(error)) from None
     apart = point.disaggregated and point.phase == "e2e"
-    policy = POLICY.get(family_of(point.engine), UNSAID_POLICY)
+    policy = batching_of(family_of(point.engine))
     lengths = (point.prompt, point.output, point.spread)
     clients = point.concurrency if math.isfinite(point.concurrency) else MOST_GENERATED
     entry_kv, decode_kv = _kv(prefill), _kv(decode)

@@ -16,9 +16,10 @@ import numpy as np
 from scipy import sparse
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
 from scipy.optimize import least_squares
+from scipy.special import ndtri
 
 from calibration.arrays import Index
-from calibration.serving.effects import DRAWS, ServingFit
+from calibration.serving.effects import ASSUMED_NOISE, DRAWS, ServingFit
 from calibration.serving.equilibria import Equilibria
 from calibration.serving.parameters import LEVELS, NAMES, WIDTHS, Given, assumed, kind_of
 from calibration.serving.points import Point
@@ -34,6 +35,8 @@ ITERATIONS = 20  # of the trust region (assumed: later ones change medians by le
 TOLERANCE = 1e-3  # relative, of the loss (assumed)
 FIRST_REACH = 5.0  # prior deviations, over all effects, that the first step may go (assumed)
 DELTA = 0.02  # log units, by which a parameter is moved for its derivative (assumed)
+INSIDE = 0.8  # share of measurements between p10 and p90
+FEWEST_FOR_NOISE = 100  # points (assumed)
 LARGEST_ERROR = 5.0  # log units: what an equilibrium gives beyond it says no more
 
 
@@ -139,9 +142,25 @@ def fit_effects(
     effects, draws = np.zeros((len(known), len(NAMES))), np.zeros((DRAWS, len(known), len(NAMES)))
     effects[:, free] = found.x.reshape(width.shape) * width
     draws[..., free] = drawn.reshape(DRAWS, *width.shape) * width
+    scatter = np.full(seen.size, np.nan)
+    scatter[at] = errors[: len(at)]
     return ServingFit(
-        {level: effects[i] for level, i in place.items()}, {level: draws[:, i] for level, i in place.items()}, source
+        {level: effects[i] for level, i in place.items()},
+        {level: draws[:, i] for level, i in place.items()},
+        source,
+        noise=_noise(scatter.reshape(seen.shape) * NOISE),
     )
+
+
+def _noise(errors: Floats) -> dict[str, float]:
+    """Standard deviation of the normal law whose p10 to p90 hold as many errors as those of the points; of few points
+    the assumed one. errors: [points, FITTED_METRICS]"""
+    found = dict(ASSUMED_NOISE)
+    for i, metric in enumerate(SCORED_METRICS):
+        seen = errors[np.isfinite(errors[:, i]), i]
+        if len(seen) >= FEWEST_FOR_NOISE:
+            found[metric] = float(np.quantile(np.abs(seen), INSIDE) / ndtri((1 + INSIDE) / 2))
+    return found
 
 
 def _posterior(jacobian: sparse.csr_array, trust: Floats, most_likely: Floats, pull: Floats) -> Floats:

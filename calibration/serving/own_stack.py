@@ -113,6 +113,7 @@ def moved(prepared: PreparedPoints, before: ServingFit, source: str) -> ServingF
         {**start.draws, **{level: start.draw(level) + found.draws[level] for level in found.draws}},
         f"{before.source}; {source}",
         start.own,
+        start.noise,
     )
 
 

@@ -55,6 +55,8 @@ PARAMETERS = (
     Parameter("request_overhead_s", "time before the first token beyond waiting and prefill [s]", 0.12, 0.8),
     Parameter("warm_up_s", "wait of the first wave for kernels and graphs of one more batch size [s]", 0.3, 0.8),
 )
+# Whether a parameter is a time, which steps add up, or a rate, by which they divide it: +1, -1; 0: neither.
+TIME_OR_RATE = np.array([1, 0, 1, -1, -1, -1, -1, -1, 1, -1, 0, 1, 1])
 # Engines beat stand-alone kernels by a little at most: overlap, warm caches (assumed).
 LARGEST = {"memory": 1.2, "matrix": 1.2, "network": 1.2}
 NAMES = tuple(p.name for p in PARAMETERS)

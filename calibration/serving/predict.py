@@ -17,20 +17,14 @@ from scipy.special import ndtri
 from calibration.arrays import Index
 from calibration.serving.effects import DRAWS, ServingFit
 from calibration.serving.equilibria import Equilibria, PricedPoint, priced_point
-from calibration.serving.fit import FITTED_METRICS, NOISE
 from calibration.serving.parameters import Given, family_of, kind_of, levels_of
-from calibration.serving.points import MTP_DRAFTS, Point, Unpredictable, parse_point
+from calibration.serving.points import METRICS, MTP_DRAFTS, Point, Unpredictable, parse_point
 from simulator.model.arrays import Floats
 from simulator.progress import Progress
 
 ROWS_A_REPORT = 50  # of progress (assumed)
 ROWS_AT_ONCE = 100  # whose draws are arrays in memory together: some 500 MB (assumed)
 BAND = (10.0, 50.0, 90.0)  # percentiles of the draws
-# By metric, whether it falls where the time of one token rises: runs are slower or faster as a whole.
-FALLS = {
-    "total_tok_s_per_gpu": True, "output_tok_s_per_gpu": True, "input_tok_s_per_gpu": True, "tok_s_per_user": True,
-    "tpot_ms": False, "ttft_ms": False,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -124,12 +118,16 @@ def drawn_metrics(prepared: PreparedPoints, fit: ServingFit) -> dict[str, Floats
         for name, values in found.items():
             parts.setdefault(name, []).append(values)
     speed, arrivals = scores_of_noise(1), scores_of_noise(2)
-    sigma = dict(zip(FITTED_METRICS, NOISE, strict=True))
     out = {}
     for name, chunks in parts.items():
         metric = name.rpartition(" ")[2]
-        noise = arrivals if metric == "ttft_ms" else -speed if FALLS[metric] else speed
-        out[name] = np.concatenate(chunks) * np.exp(sigma.get(metric, sigma["tpot_ms"]) * noise)
+        if metric == "ttft_ms":
+            noise = fit.noise["ttft_ms"] * arrivals
+        elif metric == "tpot_ms":
+            noise = fit.noise["tpot_ms"] * speed
+        else:
+            noise = -fit.noise["tpot_ms" if metric == "tok_s_per_user" else "total_tok_s_per_gpu"] * speed
+        out[name] = np.concatenate(chunks) * np.exp(noise)
     return out
 
 
@@ -137,7 +135,7 @@ def _answered(points: Sequence[PricedPoint], theta: Floats) -> dict[str, Floats]
     asked = Equilibria(points)
     seen = asked.seen(Given(theta))
     everywhere, pools = seen.metrics(asked), seen.per_pool(asked)
-    return {name: everywhere[name] for name in FALLS} | {POOL_OF[name]: values for name, values in pools.items()}
+    return {name: everywhere[name] for name in METRICS} | {POOL_OF[name]: values for name, values in pools.items()}
 
 
 POOL_OF = {"output_tok_s_per_gpu": "decode output_tok_s_per_gpu", "input_tok_s_per_gpu": "prefill input_tok_s_per_gpu"}

@@ -217,6 +217,11 @@ class ModelSpec:
     assumptions: tuple[str, ...] = ()
 
     @cached_property
+    def kinds(self) -> tuple[tuple[LayerSpec, int], ...]:
+        """Layers that are alike, with how many there are of each."""
+        return tuple(Counter(self.layers).items())
+
+    @cached_property
     def attentions(self) -> tuple[tuple[AttentionSpec, int], ...]:
         """Attention of the layers, with how many there are of each."""
         return tuple(Counter(layer.attention for layer in self.layers).items())

@@ -6,6 +6,7 @@ device; the rest is for graphs, communication buffers and fragmentation.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from hw_profiles.profile import HardwareProfile
@@ -70,7 +71,7 @@ def weight_bytes_per_gpu(model: ModelSpec, cut: Cut, drafts: bool = False) -> fl
 
     Data-parallel and context-parallel ranks copy all but the routed experts.
     """
-    layers = sum(_layer_bytes(layer, cut) for layer in model.layers)
+    layers = sum(_layer_bytes(layer, cut) * count for layer, count in model.kinds)
     layers *= cut.layers_per_stage(len(model.layers)) / len(model.layers)
     ends = model.lm_head.weight_bytes + (0.0 if model.tied_embedding else model.embedding.weight_bytes)
     if cut.parallelism.pp > 1:  # first and last stage hold one each
@@ -104,10 +105,10 @@ def activation_bytes(model: ModelSpec, cut: Cut, tokens: int) -> float:
     """
     parallelism = cut.parallelism
     rows = tokens / parallelism.cp
-    streams = max(layer.mixing.streams if layer.mixing else 1 for layer in model.layers)
+    streams = max(layer.mixing.streams if layer.mixing else 1 for layer, _ in model.kinds)
     residual = RESIDUAL_COPIES * rows * streams * model.hidden * ACTIVATION_BYTES
     widest = 0.0
-    for layer in {id(layer): layer for layer in model.layers}.values():
+    for layer, _ in model.kinds:
         projected = sum(x.outputs * cut.linear_share(x, layer.attention) for x in layer.attention.linears)
         attention = rows * projected * ACTIVATION_BYTES
         ffn = layer.ffn
@@ -123,21 +124,23 @@ def activation_bytes(model: ModelSpec, cut: Cut, tokens: int) -> float:
 def _kv_bytes(model: ModelSpec, cut: Cut, draft_tokens: int) -> tuple[float, float]:
     """(growth per token, fixed per sequence) on one accelerator. [B]"""
     stage = cut.layers_per_stage(len(model.layers)) / len(model.layers)
-    growth, fixed = _layers_kv(model.layers, cut, draft_tokens)
+    growth, fixed = _layers_kv(model.kinds, cut, draft_tokens)
     if draft_tokens and model.draft:
-        draft_growth, draft_fixed = _layers_kv(model.draft.layers, cut, draft_tokens)
+        draft_growth, draft_fixed = _layers_kv([(layer, 1) for layer in model.draft.layers], cut, draft_tokens)
         return growth * stage + draft_growth, fixed * stage + draft_fixed
     return growth * stage, fixed * stage
 
 
-def _layers_kv(layers: tuple[LayerSpec, ...], cut: Cut, draft_tokens: int) -> tuple[float, float]:
+def _layers_kv(
+    layers: Iterable[tuple[LayerSpec, int]], cut: Cut, draft_tokens: int
+) -> tuple[float, float]:
     growth = fixed = 0.0
-    for layer in layers:
+    for layer, count in layers:
         attention = layer.attention
-        growth += cut.stored_bytes(attention)
-        fixed += window_bytes(attention) * cut.kv_share(attention)
+        growth += count * cut.stored_bytes(attention)
+        fixed += count * window_bytes(attention) * cut.kv_share(attention)
         # recurrent state is cut by head, as the projections that feed it are; compressor rows are copied
-        fixed += state_bytes(attention, draft_tokens > 0) / (1 if attention.compressor else cut.tp)
+        fixed += count * state_bytes(attention, draft_tokens > 0) / (1 if attention.compressor else cut.tp)
     return growth, fixed
 
 

@@ -59,13 +59,13 @@ class Parallelism:
 
     def check(self, model: ModelSpec) -> None:
         """Refuse a cut that `model` does not allow. Raises ParallelismError naming what would work."""
-        heads = sorted({layer.attention.heads for layer in model.layers})
+        heads = sorted({layer.attention.heads for layer, _ in model.kinds})
         for h in heads:
             if h % self.tp:
                 raise ParallelismError(
                     f"tp={self.tp} does not divide {h} attention heads; use one of {_divisors(h, MOST_TENSOR_RANKS)}"
                 )
-        for experts in sorted({layer.ffn.experts for layer in model.layers if layer.ffn.experts}):
+        for experts in sorted({layer.ffn.experts for layer, _ in model.kinds if layer.ffn.experts}):
             if experts % self.ep:
                 raise ParallelismError(
                     f"ep={self.ep} does not divide {experts} experts; use one of {_divisors(experts)}"

@@ -7,7 +7,7 @@ rows that need logits (LM head). Draft heads add their own.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -90,17 +90,17 @@ class Stack:
     layers: tuple[tuple[LayerSpec, int], ...]
 
     @classmethod
-    def of(cls, layers: Sequence[LayerSpec]) -> Stack:
+    def of(cls, layers: Iterable[tuple[LayerSpec, int]]) -> Stack:
         """Which layer's KV or selection a layer borrows does not change its work: such layers count as one."""
         counts: dict[LayerSpec, int] = {}
-        for layer in layers:
+        for layer, count in layers:
             attention = layer.attention
             if attention.kv_source_layer is not None:
                 attention = replace(attention, kv_source_layer=0)
             if attention.indexer and attention.indexer.shares_layer is not None:
                 attention = replace(attention, indexer=replace(attention.indexer, shares_layer=0))
             kind = replace(layer, attention=attention)
-            counts[kind] = counts.get(kind, 0) + 1
+            counts[kind] = counts.get(kind, 0) + count
         return cls(tuple(counts.items()))
 
     @property
@@ -139,8 +139,8 @@ class StepOps:
         self.draft_tokens = draft_tokens
         self.queries = 1 + draft_tokens
         self.cut = Cut.of(parallelism, hardware)
-        self.main = Stack.of(model.layers)
-        self.draft = Stack.of(model.draft.layers) if model.draft and draft_tokens else Stack(())
+        self.main = Stack.of(model.kinds)
+        self.draft = Stack.of([(layer, 1) for layer in model.draft.layers]) if model.draft and draft_tokens else Stack(())
         self.expert_loads = {
             ffn: ExpertLoads(expert_skew, ffn, parallelism.ep, count)
             for ffn, count in {**self.draft.routed, **self.main.routed}.items()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from simulator.des.results.cost import Cost
+from simulator.planner.offers import LeftOut
 from simulator.scenario import Deployment, Pool, Slo
 from simulator.uncertainty.chances import Certainty
+
+
+NAMES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "e2e_s": "end to end"}
 
 
 @dataclass(frozen=True)
@@ -15,20 +20,22 @@ class SteadyState:
     """What a cluster is estimated to do in equilibrium; latencies are infinite where a pool is overloaded.
 
     percentile: that of the limits, in percent. Rates are per accelerator of all pools, sequences those that run on one
-    instance on average; utilisation is the share of a pool's capacity that the traffic takes.
+    instance on average, decode_full their share of what fits. Utilisation is the share of a pool's capacity that the
+    traffic takes. TPOT is None where no request has a second token.
     """
 
     percentile: float
     ttft_mean_s: float
     ttft_percentile_s: float
-    tpot_mean_s: float
-    tpot_percentile_s: float
+    tpot_mean_s: float | None
+    tpot_percentile_s: float | None
     e2e_mean_s: float
     total_tok_s_per_gpu: float
     output_tok_s_per_gpu: float
     sequences_per_instance: float
     prefill_utilisation: float
     decode_utilisation: float
+    decode_full: float
 
     @property
     def load(self) -> dict[str, float]:
@@ -42,7 +49,7 @@ class SteadyState:
             "ttft_s": {"mean": self.ttft_mean_s, at: self.ttft_percentile_s},
             "tpot_s": {"mean": self.tpot_mean_s, at: self.tpot_percentile_s},
             "e2e_s": {"mean": self.e2e_mean_s},
-            "tok_s_per_user": {"mean": 1 / self.tpot_mean_s},
+            "tok_s_per_user": {"mean": 1 / self.tpot_mean_s if self.tpot_mean_s else None},
             "total_tok_s_per_gpu": self.total_tok_s_per_gpu,
             "output_tok_s_per_gpu": self.output_tok_s_per_gpu,
             "sequences_per_instance": self.sequences_per_instance,
@@ -55,6 +62,7 @@ class Design:
     """One cluster that serves the traffic, as estimated and, if it was among the best, as simulated.
 
     simulated: metrics under the keys of `SteadyState.to_json`, latencies with more statistics.
+    concurrency: requests under way, by Little's law.
     """
 
     deployment: Deployment
@@ -64,15 +72,59 @@ class Design:
     meets_slo: bool
     assumptions: tuple[str, ...]
     certainty: Certainty
+    concurrency: float
 
     @property
     def form(self) -> str:
         return "colocated" if self.deployment.colocated else "disaggregated"
 
     @property
-    def cost_rank(self) -> tuple[float, int]:
-        """Order by USD per hour; designs without a price come after, by accelerators."""
-        return (self.cost.usd_per_hour if self.cost else float("inf"), self.deployment.gpus)
+    def price(self) -> float:
+        """USD per hour; accelerators where one has no price."""
+        return self.cost.usd_per_hour if self.cost else float(self.deployment.gpus)
+
+    @property
+    def rank(self) -> tuple[float, int, float]:
+        """Order by USD per hour, then by latency; designs without a price come after, by accelerators."""
+        usd = self.cost.usd_per_hour if self.cost else math.inf
+        return (round(usd, 6), self.deployment.gpus, self.violation)
+
+    @property
+    def at_limits(self) -> dict[str, float]:
+        """Each latency over its limit; those that no request has left out."""
+        values = {name: self.certainty.values[name] for name in self.certainty.slo.limits}
+        return {
+            name: value / self.certainty.slo.limits[name] for name, value in values.items() if value is not None
+        }
+
+    @property
+    def violation(self) -> float:
+        """The largest of them."""
+        return max(self.at_limits.values(), default=0.0)
+
+    @property
+    def binds(self) -> dict[str, Any]:
+        """What is nearest to its bound, and how near: a latency to its limit, a pool to its capacity, running sequences
+        to what is allowed or fits."""
+        near = {NAMES[name]: ratio for name, ratio in self.at_limits.items()}
+        state = self.steady_state
+        if self.deployment.colocated:
+            near["load"] = max(state.prefill_utilisation, state.decode_utilisation)
+        else:
+            near |= {"prefill load": state.prefill_utilisation, "decode load": state.decode_utilisation}
+        near["running sequences"] = state.decode_full
+        what = max(near, key=lambda name: near[name] if math.isfinite(near[name]) else math.inf)
+        return {"what": what, "share": near[what] if math.isfinite(near[what]) else None}
+
+    @property
+    def cuts(self) -> tuple[object, ...]:
+        """What all pools are made of, without their sizes."""
+        return tuple((pool.gpu, pool.stack, pool.parallelism, pool.batching) for pool in self.deployment.groups)
+
+    @property
+    def sizes(self) -> tuple[object, ...]:
+        """All but the bounds on running sequences."""
+        return (*self.cuts, *((pool.instances, pool.max_tokens_per_step) for pool in self.deployment.groups))
 
     def to_json(self) -> dict[str, Any]:
         cost = self.cost.to_json() if self.cost else {}
@@ -89,6 +141,10 @@ class Design:
             "usd_per_mtok_blended": cost.get("usd_per_mtok_blended"),
             "cost": cost or None,
             "meets_slo": self.meets_slo,
+            "stack": ", ".join(dict.fromkeys(pool.stack for pool in self.deployment.groups)),
+            "concurrency": self.concurrency,
+            "sequences_per_instance": self.steady_state.sequences_per_instance,
+            "binds": self.binds,
             "checked_by": "simulation" if self.simulated else "steady state only",
             "uncertainty": self.certainty.to_json(self.cost),
             "assumptions": list(self.assumptions),
@@ -132,6 +188,9 @@ class Plan:
     rejected: dict[str, int]
     binding: str | None  # which limit nothing meets, and by how much
     assumptions: tuple[str, ...]
+    own_stacks: tuple[str, ...] = ()  # accelerators with stacks of one's own, which come before those that ship
+    sure: Design | None = None  # the cheapest that keeps each limit with a chance of 80%, as estimated
+    cheaper: tuple[LeftOut, ...] = ()  # accelerators of the same vendor that were not offered
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -145,4 +204,7 @@ class Plan:
             "rejected": self.rejected,
             "binding": self.binding,
             "assumptions": list(self.assumptions),
+            "own_stacks": list(self.own_stacks),
+            "sure": self.sure.to_json() if self.sure else None,
+            "cheaper": [asdict(one) for one in self.cheaper],
         }

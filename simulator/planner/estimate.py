@@ -1,31 +1,27 @@
-"""The steady-state estimate of one deployment: latency, throughput, cost, and what was assumed."""
+"""Steady-state estimates of deployments: latency, throughput, cost, what binds, and what was assumed."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
 
 from hw_profiles.catalog import CatalogError
 from hw_profiles.profile import HardwareProfile
 from hw_profiles.schema import Convention
 from simulator.des.results.cost import PoolCost, cost_of
 from simulator.model.architecture import ModelSpec
-from simulator.model.kv import transfer_bytes
-from simulator.model.parallelism import Parallelism
+from simulator.model.arrays import Floats
 from simulator.planner.design import Design, SteadyState
-from simulator.planner.priced_instance import PricedInstance, price_instance
-from simulator.planner.steady_state import (
-    ColocatedState,
-    DecodeState,
-    PrefillState,
-    colocated_state,
-    decode_state,
-    mixed_point,
-    prefill_state,
-    prefill_times,
-)
-from simulator.planner.traffic import Traffic
-from simulator.scenario import Deployment, Pool, Scenario, Transfer
+from simulator.planner.engines import Choice
+from simulator.planner.pools import ENDLESS, PoolTable, Pricing, column, layout
+from simulator.scenario import Deployment, Pool, Scenario
+from simulator.steady_state.arrays import Place
+from simulator.steady_state.closed_loop import closed_loop
+from simulator.steady_state.cluster import ClusterArrays, Equilibrium
+from simulator.steady_state.open_loop import open_loop
+from simulator.steady_state.stations import steps_of
 from simulator.uncertainty.chances import certainty
 
 
@@ -38,75 +34,133 @@ def pool_cost(pool: Pool, hardware: HardwareProfile, convention: Convention, pre
     return PoolCost(pool.gpus, price, prefill_share, hardware.all_in_w)
 
 
-def handover_s(model: ModelSpec, tokens: int, hardware: HardwareProfile, cut: Parallelism, transfer: Transfer) -> float:
-    """Seconds to move the KV of `tokens` tokens over the links of one attention rank, nobody else transferring."""
-    bandwidth = transfer.bandwidth(hardware) * cut.gpus / cut.dp
-    size = transfer_bytes(model, tokens) + transfer.half_rate_bytes
-    return transfer.handshake_s + size / (transfer.achieved * bandwidth)
+@dataclass(frozen=True)
+class _Side:
+    """Pools of one role of several deployments."""
+
+    table: PoolTable
+    instances: Floats
+    sequences: Floats
+
+    @classmethod
+    def of(cls, pricing: Pricing, role: str, pools: Sequence[Pool]) -> _Side:
+        table = pricing.table([pricing.choice_of(role, pool) for pool in pools])
+        limits = column([pool.sequence_limit for pool in pools])
+        return cls(table, column([pool.instances for pool in pools]), np.minimum(limits, table.most))
 
 
-def estimate(scenario: Scenario, model: ModelSpec, traffic: Traffic, deployment: Deployment) -> Design:
-    """Mean-field estimate of `deployment` under `traffic`."""
-    percentile = scenario.slo.percentile
-    first: PrefillState | ColocatedState
-    then: DecodeState | ColocatedState
-    convention = scenario.price_convention
-    pools = deployment.lone_pools
-    if "colocated" in pools:
-        pool = pools["colocated"]
-        priced = price_instance(model, pool, "colocated")
-        point = functools.cache(lambda n: mixed_point(priced, traffic, pool.max_tokens_per_step, n))
-        state = colocated_state(traffic, priced, pool.instances, pool.sequence_limit, percentile, point)
-        first = then = state
-        costs = [pool_cost(pool, priced.hardware, convention, state.prefill_share)]
-        instances = [priced]
+def estimates(scenario: Scenario, pricing: Pricing, deployments: Sequence[Deployment]) -> list[Design]:
+    """Of each deployment in its order."""
+    found: dict[int, Design] = {}
+    for rows in _alike(pricing, deployments):
+        several = [deployments[row] for row in rows]
+        found |= zip(rows, _estimated(scenario, pricing, several), strict=True)
+    return [found[row] for row in range(len(deployments))]
+
+
+def estimate(scenario: Scenario, pricing: Pricing, deployment: Deployment) -> Design:
+    """Of one deployment."""
+    return estimates(scenario, pricing, [deployment])[0]
+
+
+def _alike(pricing: Pricing, deployments: Sequence[Deployment]) -> Iterable[list[int]]:
+    """Places of deployments whose pools fit into one table."""
+    groups: dict[object, list[int]] = {}
+    for row, deployment in enumerate(deployments):
+        key = tuple(layout(pricing.choice_of(role, pool)) for role, pool in deployment.lone_pools.items())
+        groups.setdefault(key, []).append(row)
+    return groups.values()
+
+
+def _estimated(scenario: Scenario, pricing: Pricing, deployments: Sequence[Deployment]) -> list[Design]:
+    roles = list(deployments[0].lone_pools)
+    sides = [_Side.of(pricing, role, [d.lone_pools[role] for d in deployments]) for role in roles]
+    entry, last = sides[0], sides[-1]
+    if len(sides) == 1:
+        cluster = pricing.alone(entry.table, entry.instances, entry.sequences)
     else:
-        prefill, decode = pools["prefill"], pools["decode"]
-        p, d = (price_instance(model, pool, "disaggregated") for pool in (prefill, decode))
-        times = prefill_times(p, traffic, prefill.max_tokens_per_step)
-        first = prefill_state(p, traffic, times, prefill.instances, percentile)
-        stall = handover_s(model, round(traffic.mean_prompt), p.hardware, p.parallelism, deployment.transfer)
-        then = decode_state(d, traffic, decode.instances, decode.sequence_limit, stall, percentile)
-        costs = [pool_cost(prefill, p.hardware, convention, 1.0), pool_cost(decode, d.hardware, convention, 0.0)]
-        instances = [p, d]
-    return _design(scenario, model, traffic, deployment, first, then, costs, instances)
+        cluster = pricing.joined(entry.table, entry.instances, last.table, last.instances, last.sequences)
+    rate = np.full((len(deployments), 1), pricing.traffic.rate)
+    found = open_loop(cluster, rate, scenario.slo.percentile)
+    loads = _loads(pricing, cluster, found, rate)
+    share = _prefill_share(entry, rate) if len(sides) == 1 else None
+    return [
+        _design(scenario, pricing, deployment, found, row, loads, [side.table.choices[row] for side in sides], share)
+        for row, deployment in enumerate(deployments)
+    ]
+
+
+def _loads(pricing: Pricing, cluster: ClusterArrays, found: Equilibrium, rate: Floats) -> dict[str, Floats]:
+    """Share of each pool's capacity that the traffic takes; a colocated pool has one for both. [deployments, 1]"""
+    if cluster.decode is None:
+        both = rate / closed_loop(cluster, np.full_like(rate, ENDLESS)).rate
+        return {"prefill": both, "decode": both}
+    decode, demand = cluster.decode, pricing.demand
+    most = decode.sequences
+    step = Place.on(decode.steps.batches, most).of(decode.steps.decode_s)
+    steps = demand.several * steps_of(demand.further, cluster.acceptance)
+    sustained = most * decode.instances / np.maximum(steps * step, 1e-12)
+    return {
+        "prefill": rate * cluster.entry.steps.full_s[:, :, 0] / cluster.entry.instances,
+        "decode": rate / sustained,
+    }
+
+
+def _prefill_share(entry: _Side, rate: Floats) -> Floats:
+    """Of a colocated pool's time, what its prompts take alone."""
+    return np.asarray(np.minimum(1.0, rate * entry.table.steps.full_s[:, :, 0] / entry.instances))
 
 
 def _design(
     scenario: Scenario,
-    model: ModelSpec,
-    traffic: Traffic,
+    pricing: Pricing,
     deployment: Deployment,
-    first: PrefillState | ColocatedState,
-    then: DecodeState | ColocatedState,
-    costs: Sequence[PoolCost | None],
-    instances: Sequence[PricedInstance],
+    found: Equilibrium,
+    row: int,
+    loads: dict[str, Floats],
+    choices: Sequence[Choice],
+    share: Floats | None,
 ) -> Design:
-    slo = scenario.slo
+    slo, traffic = scenario.slo, pricing.traffic
     tokens_in, tokens_out = traffic.rate * traffic.mean_prompt, traffic.rate * traffic.mean_output
+
+    def of(values: Floats) -> float:
+        return float(values[row, 0])
+
+    several = bool(pricing.demand.several.item() > 0)
+    mean_ttft, mean_tpot = of(found.mean_ttft_s), of(found.mean_tpot_s) if several else None
     state = SteadyState(
         percentile=slo.percentile,
-        ttft_mean_s=first.ttft_mean_s,
-        ttft_percentile_s=first.ttft_percentile_s,
-        tpot_mean_s=then.tpot_mean_s,
-        tpot_percentile_s=then.tpot_percentile_s,
-        e2e_mean_s=first.ttft_mean_s + (traffic.mean_output - 1) * then.tpot_mean_s,
+        ttft_mean_s=mean_ttft,
+        ttft_percentile_s=of(found.ttft_s),
+        tpot_mean_s=mean_tpot,
+        tpot_percentile_s=of(found.tpot_s) if several else None,
+        e2e_mean_s=mean_ttft + (traffic.mean_output - 1) * (mean_tpot or 0.0),
         total_tok_s_per_gpu=(tokens_in + tokens_out) / deployment.gpus,
         output_tok_s_per_gpu=tokens_out / deployment.gpus,
-        sequences_per_instance=then.sequences,
-        prefill_utilisation=first.utilisation,
-        decode_utilisation=then.utilisation,
+        sequences_per_instance=of(found.running),
+        prefill_utilisation=of(loads["prefill"]),
+        decode_utilisation=of(loads["decode"]),
+        decode_full=of(found.decode_full),
     )
+    pools = deployment.lone_pools
+    shares = [1.0, 0.0] if share is None else [of(share)]
+    convention = scenario.price_convention
+    costs = [
+        pool_cost(pool, choice.engine.hardware, convention, part)
+        for pool, choice, part in zip(pools.values(), choices, shares, strict=True)
+    ]
     known = tuple(cost for cost in costs if cost is not None)
-    sure = certainty(deployment, model.name, slo, state.to_json(), state.load)
+    sure = certainty(deployment, pricing.model.name, slo, state.to_json(), state.load)
     return Design(
         deployment=deployment,
         steady_state=state,
         simulated=None,
         cost=cost_of(known, tokens_in, tokens_out, traffic.rate) if len(known) == len(costs) else None,
         meets_slo=not sure.misses(scenario.search.confidence),
-        assumptions=assumptions(instances[0].model, [one.hardware for one in instances]),
+        assumptions=assumptions(pricing.model, [choice.engine.hardware for choice in choices]),
         certainty=sure,
+        concurrency=traffic.rate * state.e2e_mean_s,
     )
 
 

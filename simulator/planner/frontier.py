@@ -1,73 +1,79 @@
-"""Operating points of every cut at every batch: tok/s/user against tok/s/GPU and USD per million tokens."""
+"""Operating points of cuts at every batch: tok/s/user against tok/s/GPU and USD per million tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 
 from simulator.des.results.cost import PoolCost, cost_of
-from simulator.model.limits import TOKENS_PER_STEP
+from simulator.model.arrays import Floats
 from simulator.planner.design import OperatingPoint
 from simulator.planner.estimate import pool_cost
 from simulator.planner.pareto import pareto_front
-from simulator.planner.priced_instance import PricedInstance, in_form
-from simulator.planner.steady_state import mixed_point, prefill_times
-from simulator.planner.traffic import Traffic
-from simulator.scenario import Pool, Scenario
+from simulator.planner.pools import PoolTable, Pricing
+from simulator.scenario import Scenario
+from simulator.steady_state.closed_loop import closed_loop
 
-COLOCATED_BUDGET = 2048  # new tokens of a step where decode shares it, each attention rank [tokens; assumed]
+BATCHES = 12  # sequences of an instance that are looked at, from one to what fits
 
 
-def frontier(scenario: Scenario, traffic: Traffic, candidates: list[PricedInstance]) -> tuple[OperatingPoint, ...]:
+def frontier(scenario: Scenario, pricing: Pricing, tables: Sequence[PoolTable]) -> tuple[OperatingPoint, ...]:
     """Rate-matched operating points that lie on either Pareto front, per form and accelerator.
 
     A disaggregated point joins one decode instance with the fraction of the best prefill instance of the same
     accelerator that feeds it; latency limits are not applied, so the fronts show what the limits cost.
     """
-    points: list[OperatingPoint] = []
-    for gpu in dict.fromkeys(priced.hardware.name for priced in candidates):
-        mine = [priced for priced in candidates if priced.hardware.name == gpu]
-        cost = pool_cost(Pool(gpu=gpu), mine[0].hardware, scenario.price_convention, 0.0)
-        for form, found in (
-            ("disaggregated", _disaggregated(traffic, mine)),
-            ("colocated", _colocated(traffic, mine)),
-        ):
-            if form in scenario.search.forms:
-                points += _fronts([_point(form, gpu, cost, traffic, *row) for row in found])
-    return tuple(points)
+    prompts = _prompts_per_gpu_s(tables)
+    found: dict[tuple[str, str], list[OperatingPoint]] = {}
+    for table in tables:
+        role = table.choices[0].role
+        if role == "prefill":
+            continue
+        form = "colocated" if role == "colocated" else "disaggregated"
+        for row, batch, rate, tpot in _points(pricing, table):
+            choice = table.choices[row]
+            gpu = choice.engine.offer.gpu
+            per_gpu = rate / choice.engine.gpus
+            if role == "decode":
+                if gpu not in prompts:
+                    continue
+                per_gpu = rate / (choice.engine.gpus + rate / prompts[gpu])
+            cost = pool_cost(
+                choice.pool(1, 1).model_copy(update={"tp": 1, "dp": 1, "ep": 1, "pp": 1, "cp": 1}),
+                choice.engine.hardware, scenario.price_convention, 0.0,
+            )  # fmt: skip
+            point = _point(form, gpu, cost, pricing, str(choice.engine.cut), batch, tpot, per_gpu)
+            found.setdefault((form, gpu), []).append(point)
+    return tuple(point for points in found.values() for point in _fronts(points))
 
 
-def _batches(limit: int) -> Iterator[int]:
-    n = 1
-    while n <= limit:
-        yield n
-        n *= 2
+def _prompts_per_gpu_s(tables: Sequence[PoolTable]) -> dict[str, float]:
+    """Of the best prefill instance of each accelerator."""
+    best: dict[str, float] = {}
+    for table in tables:
+        if table.choices[0].role == "prefill":
+            rates = 1 / (table.steps.full_s[:, 0, 0] * table.gpus[:, 0])
+            for choice, rate in zip(table.choices, rates.tolist(), strict=True):
+                best[choice.engine.offer.gpu] = max(rate, best.get(choice.engine.offer.gpu, 0.0))
+    return best
 
 
-def _disaggregated(traffic: Traffic, candidates: list[PricedInstance]) -> Iterator[tuple[str, int, float, float]]:
-    """(cut, batch, seconds per token, requests per second and GPU) of decode with the best prefill beside it."""
-    candidates = [in_form(priced, "disaggregated") for priced in candidates]
-    prefill_rate = max(
-        priced.ranks / prefill_times(priced, traffic, TOKENS_PER_STEP).mean_s / priced.parallelism.gpus
-        for priced in candidates
-    )
-    for priced in candidates:
-        for batch in _batches(priced.sequence_limit(traffic)):
-            tpot = priced.tpot_s(traffic, batch)
-            rate = batch / (traffic.mean_output * tpot)
-            gpus = priced.parallelism.gpus + rate / prefill_rate
-            yield str(priced.parallelism), batch, tpot, rate / gpus
-
-
-def _colocated(traffic: Traffic, candidates: list[PricedInstance]) -> Iterator[tuple[str, int, float, float]]:
-    for priced in candidates:
-        for batch in _batches(priced.sequence_limit(traffic)):
-            mixed = mixed_point(priced, traffic, COLOCATED_BUDGET, batch)
-            yield str(priced.parallelism), batch, mixed.tpot_s, mixed.rate / priced.parallelism.gpus
+def _points(pricing: Pricing, table: PoolTable) -> Iterator[tuple[int, int, float, float]]:
+    """(choice, batch, requests per second of an instance, seconds per token)."""
+    clients: Floats = np.unique(np.geomspace(1.0, table.most.max(), BATCHES).round())[None, :]
+    one = np.ones((len(table), 1))
+    found = closed_loop(pricing.alone(table, one, table.most), np.minimum(clients, table.most))
+    for row in range(len(table)):
+        for column, batch in enumerate(clients[0].tolist()):
+            if batch <= table.most[row, 0]:
+                yield row, int(batch), float(found.rate[row, column]), float(found.mean_tpot_s[row, column])
 
 
 def _point(
-    form: str, gpu: str, cost: PoolCost | None, traffic: Traffic, cut: str, batch: int, tpot: float, rate: float
+    form: str, gpu: str, cost: PoolCost | None, pricing: Pricing, cut: str, batch: int, tpot: float, rate: float
 ) -> OperatingPoint:
+    traffic = pricing.traffic
     tokens = traffic.mean_prompt + traffic.mean_output
     return OperatingPoint(
         form=form,

@@ -1,50 +1,35 @@
-"""From a question to a ranked table: enumerate, estimate, keep the cheapest, simulate the best."""
+"""From a question to a ranked table: size pools, estimate designs, keep the cheapest of each idea, simulate the best."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
-from hw_profiles.catalog import load
-from hw_profiles.profile import HardwareProfile
+from hw_profiles.catalog import stacks_of
 from simulator.model.architecture import ModelSpec
-from simulator.model.engine import Form
-from simulator.model.limits import TOKENS_PER_STEP
-from simulator.model.memory import DoesNotFitError
-from simulator.model.parallelism import Parallelism
 from simulator.model.presets import load_model
+from simulator.planner.candidates import OVER_MAX_GPUS, Candidates, SizedPool
 from simulator.planner.design import Design, Plan
-from simulator.planner.estimate import assumptions, estimate, handover_s, pool_cost
+from simulator.planner.engines import Offer
+from simulator.planner.estimate import assumptions, estimates
 from simulator.planner.frontier import frontier
-from simulator.planner.priced_instance import PricedInstance, in_form, price_instance
-from simulator.planner.rejections import Rejections, binding_limit
-from simulator.planner.sizing import MAX_UTILISATION, size_colocated, size_decode, size_prefill
-from simulator.planner.space import (
-    COLOCATED_BUDGETS,
-    LONG_PROMPT,
-    PREFILL_CHUNKS,
-    context_parallel_cuts,
-    cuts,
-)
-from simulator.planner.steady_state import PrefillTimes, prefill_times
+from simulator.planner.offers import LeftOut, drafts_assumed, not_offered, offered, own_stacks, usd
+from simulator.planner.pools import Pricing
+from simulator.planner.refine import Idea, Refinement
+from simulator.planner.rejections import binding_limit
 from simulator.planner.traffic import Traffic, traffic_of
-from simulator.planner.verify import check_designs
 from simulator.progress import Progress
-from simulator.scenario import Deployment, Pool, Scenario, ScenarioError, Slo, Transfer
-from simulator.uncertainty.chances import Demand, demand
-from simulator.uncertainty.spreads import uncertainty_of
+from simulator.scenario import Deployment, Scenario, ScenarioError, Transfer
 
-KEPT_PER_POOL = 3  # cheapest cuts per accelerator and role that go on to be combined [assumed: enough]
-# Prompts that a prefill instance works on at once, over all its ranks; a scenario's pool that names no max_sequences
-# has simulator.scenario.SEQUENCES_PER_RANK, which is as many, on each of them. [sequences; assumed]
-PREFILL_SEQUENCES = 512
 TABLE_ROWS = 12  # of the answer [designs]
+LEAST_SAVED = 0.05  # of the cost, for an accelerator that was not offered to be named [assumed]
+CONFIDENT = 0.8  # chance that the second design of the headline keeps each limit with
+# Estimated designs of an idea that its refinement may choose from,
+PER_IDEA = 24
 NOT_READ = (
-    "pools are searched anew with chunked batching: the scenario's [deployment], with its batching, prefix cache and "
-    "other options, is for `simulate`"
+    "pools are searched anew: the scenario's [deployment], with its batching, prefix cache and other options, is for "
+    "`simulate`"
 )
-OVER_MAX_GPUS = "needs more accelerators than max_gpus"
-ROWS_PER_PAIR = 2  # of those, with the same form and accelerators [designs]
 
 
 def plan(scenario: Scenario, progress: Progress | None = None) -> Plan:
@@ -58,19 +43,14 @@ def plan(scenario: Scenario, progress: Progress | None = None) -> Plan:
     model = load_model(scenario.model)
     traffic = traffic_of(scenario.one_workload(), scenario.seed)
     _check_lengths(model, traffic)
-    hardware = [load(name, scenario.search.stack) for name in dict.fromkeys(scenario.search.gpus)]
-    found = _Search(scenario, model, traffic, Rejections())
-    candidates = [e for profile in hardware for e in found.candidates(profile, cuts(model, profile.scale_up_domain))]
-    if max(traffic.prompts) >= LONG_PROMPT and "disaggregated" in scenario.search.forms:
-        for profile in hardware:
-            found.prefill_only += found.candidates(profile, context_parallel_cuts(model, profile.scale_up_domain))
-    deployments: list[Deployment] = []
-    for form, deployed in (("disaggregated", found.disaggregated), ("colocated", found.colocated)):
-        if form in scenario.search.forms:
-            report(f"sizing {form} pools", len(deployments), 0)
-            deployments += deployed(candidates)
-    designs = [estimate(scenario, model, traffic, deployment) for deployment in deployments]
-    ranked = check_designs(scenario, model, traffic, _table(designs), report)
+    pricing = Pricing(model, traffic, scenario.price_convention, Transfer())
+    offers = offered(scenario, model)
+    found = Candidates(scenario, pricing, offers)
+    report("sizing pools", 0, 0)
+    ideas = _ideas(_estimated(scenario, found))
+    _simulate(scenario, Refinement(scenario, pricing, report), ideas)
+    ranked = _ranked(ideas)
+    used = _used(offers, ranked)
     return Plan(
         model=model.name,
         traffic=traffic.description,
@@ -78,11 +58,37 @@ def plan(scenario: Scenario, progress: Progress | None = None) -> Plan:
         confidence=scenario.search.confidence,
         price_convention=scenario.price_convention,
         designs=tuple(ranked),
-        frontier=frontier(scenario, traffic, candidates),
+        frontier=frontier(scenario, pricing, found.tables()),
         rejected=dict(found.rejections.counts.most_common()),
         binding=None if ranked else binding_limit(found.rejections, scenario.slo, scenario.search.max_gpus),
-        assumptions=(*assumptions(model, hardware), *(() if scenario.deployment is None else (NOT_READ,))),
+        assumptions=(
+            *assumptions(model, [offer.profile for offer in used or offers]),
+            *drafts_assumed(scenario, used or offers),
+            *(() if scenario.deployment is None else (NOT_READ,)),
+        ),
+        own_stacks=tuple(own_stacks(scenario)),
+        sure=_sure(scenario, found, ranked),
+        cheaper=_cheaper(scenario, found, ranked[0]) if ranked else (),
     )
+
+
+def _estimated(scenario: Scenario, found: Candidates) -> list[Design]:
+    """Of the cheapest pools in each form that is asked for."""
+    forms = {"disaggregated": _disaggregated, "colocated": _colocated}
+    deployments = [one for form in forms if form in scenario.search.forms for one in forms[form](scenario, found)]
+    return estimates(scenario, found.pricing, deployments)
+
+
+def _sure(scenario: Scenario, found: Candidates, ranked: Sequence[Design]) -> Design | None:
+    """The cheapest design of what the best is made of that is estimated to keep each limit with CONFIDENT chance, errors
+    of the model counted; None where there is none, or where the question demands a chance of its own."""
+    if not ranked or scenario.search.confidence is not None or not scenario.slo.limits:
+        return None
+    wary = scenario.model_copy(
+        update={"search": scenario.search.model_copy(update={"confidence": CONFIDENT, "simulate_top": 0})}
+    )
+    designs = _estimated(wary, Candidates(wary, found.pricing, _used(found.offered, ranked[:1])))
+    return min((design for design in designs if design.meets_slo), key=lambda d: d.rank, default=None)
 
 
 def _check_lengths(model: ModelSpec, traffic: Traffic) -> None:
@@ -94,157 +100,89 @@ def _check_lengths(model: ModelSpec, traffic: Traffic) -> None:
         )
 
 
-class _Search:
-    """The candidates of one question, and why others were turned down."""
-
-    def __init__(self, scenario: Scenario, model: ModelSpec, traffic: Traffic, rejections: Rejections) -> None:
-        self.scenario = scenario
-        self.model = model
-        self.traffic = traffic
-        self.rejections = rejections
-        self.search = scenario.search
-        self.prefill_only: list[PricedInstance] = []  # cuts that do nothing for decode
-
-    def candidates(self, hardware: HardwareProfile, shapes: list[Parallelism]) -> Iterator[PricedInstance]:
-        """An instance of each cut that the accelerator's memory holds, priced as in colocated serving."""
-        for cut in shapes:
-            if cut.gpus > self.search.max_gpus:
-                self.rejections.add(OVER_MAX_GPUS)
-                continue
-            pool = Pool(
-                gpu=hardware.name,
-                stack=self.search.stack,
-                tp=cut.tp,
-                dp=cut.dp,
-                ep=cut.ep,
-                cp=cut.cp,
-                draft_tokens=self.search.draft_tokens,
-                acceptance_length=self.search.acceptance_length,
-            )
-            try:
-                priced = price_instance(self.model, pool, "colocated")
-            except DoesNotFitError as error:
-                self.rejections.add("weights do not fit in memory")
-                self.rejections.memory = str(error)
-                continue
-            if priced.sequence_limit(self.traffic) == 0:
-                self.rejections.add("no room for the KV of one request")
-                continue
-            yield priced
-
-    def disaggregated(self, candidates: list[PricedInstance]) -> list[Deployment]:
-        both, alone = ([in_form(e, "disaggregated") for e in some] for some in (candidates, self.prefill_only))
-        prefill = self._cheapest([pool for priced in (*both, *alone) for pool in self._prefill(priced)])
-        decode = self._cheapest([pool for priced in both for pool in self._decode(priced)])
-        found = []
-        for p, d in itertools.product(prefill, decode):
-            if p.gpu != d.gpu and not self.search.mixed_pools:
-                continue
-            if p.gpus + d.gpus > self.search.max_gpus:
-                self.rejections.add(OVER_MAX_GPUS)
-                continue
-            found.append(Deployment(prefill=p, decode=d))
-        return found
-
-    def _prefill(self, priced: PricedInstance) -> Iterator[Pool]:
-        asked = self._asked(priced, "disaggregated")
-        for chunk in PREFILL_CHUNKS:
-            times = prefill_times(priced, self.traffic, chunk)
-            self._saw_idle(priced, asked.slo, times)
-            instances = size_prefill(priced, self.traffic, times, asked.slo, asked.load)
-            if instances is None:
-                self.rejections.add("prefill: TTFT above the limit")
-            elif self._allowed("prefill", priced, instances):
-                yield self._pool(priced, instances, chunk, PREFILL_SEQUENCES)
-
-    def _decode(self, priced: PricedInstance) -> Iterator[Pool]:
-        prompt = round(self.traffic.mean_prompt)
-        stall = handover_s(self.model, prompt, priced.hardware, priced.parallelism, Transfer())
-        asked = self._asked(priced, "disaggregated")
-        self._saw_idle(priced, asked.slo)
-        size = size_decode(priced, self.traffic, stall, asked.slo, asked.load)
-        if size is None:
-            self.rejections.add("decode: TPOT above the limit")
-        elif self._allowed("decode", priced, size.instances):
-            yield self._pool(priced, size.instances, TOKENS_PER_STEP, size.max_sequences)
-
-    def colocated(self, candidates: list[PricedInstance]) -> list[Deployment]:
-        pools = [pool for priced in candidates for pool in self._colocated(priced)]
-        return [Deployment(colocated=pool) for pool in self._cheapest(pools)]
-
-    def _colocated(self, priced: PricedInstance) -> Iterator[Pool]:
-        asked = self._asked(priced, "colocated")
-        for budget in COLOCATED_BUDGETS:
-            size = size_colocated(priced, self.traffic, budget, asked.slo, asked.load)
-            if size is None:
-                self.rejections.add("colocated: TTFT or TPOT above the limit")
-                self._saw_idle(priced, asked.slo, prefill_times(priced, self.traffic, budget))
-            elif self._allowed("colocated", priced, size.instances):
-                yield self._pool(priced, size.instances, budget, size.max_sequences)
-
-    def _asked(self, priced: PricedInstance, form: Form) -> Demand:
-        """Limits and load to size a pool of such instances for."""
-        known = uncertainty_of(priced.hardware, form, self.model.name)
-        return demand(self.scenario.slo, MAX_UTILISATION, known, self.search.confidence)
-
-    def _saw_idle(self, priced: PricedInstance, slo: Slo, times: PrefillTimes | None = None) -> None:
-        """Note what one request alone on the instance gets: no batch and no queue can be faster."""
-        self.rejections.saw("tpot_s", priced.tpot_s(self.traffic, 1), slo.tpot_s, _label(priced))
-        if times is not None:
-            slowest = max(times.own_s) + priced.latency.first_token_extra_s
-            self.rejections.saw("ttft_s", slowest, slo.ttft_s, _label(priced))
-
-    def _allowed(self, role: str, priced: PricedInstance, instances: int) -> bool:
-        """Whether the pool stays within max_gpus; the smallest pool of each role is remembered."""
-        gpus = instances * priced.parallelism.gpus
-        self.rejections.sized(role, gpus)
-        if gpus > self.search.max_gpus:
-            self.rejections.add(OVER_MAX_GPUS)
-        return gpus <= self.search.max_gpus
-
-    def _pool(self, priced: PricedInstance, instances: int, tokens: int, sequences: int) -> Pool:
-        cut = priced.parallelism
-        return Pool(
-            gpu=priced.hardware.name,
-            stack=self.search.stack,
-            instances=instances,
-            tp=cut.tp,
-            dp=cut.dp,
-            ep=cut.ep,
-            cp=cut.cp,
-            max_tokens_per_step=tokens,
-            max_sequences=sequences,
-            draft_tokens=self.search.draft_tokens,
-            acceptance_length=self.search.acceptance_length,
-        )
-
-    def _cheapest(self, pools: list[Pool]) -> list[Pool]:
-        """The cheapest few cuts of each accelerator, one step size each."""
-        kept: list[Pool] = []
-        for gpu in dict.fromkeys(pool.gpu for pool in pools):
-            per_cut: dict[object, Pool] = {}
-            for pool in sorted((p for p in pools if p.gpu == gpu), key=self._cost):
-                per_cut.setdefault(pool.parallelism, pool)
-            kept += list(per_cut.values())[:KEPT_PER_POOL]
-        return kept
-
-    def _cost(self, pool: Pool) -> tuple[float, int]:
-        hardware = load(pool.gpu, pool.stack)
-        cost = pool_cost(pool, hardware, self.scenario.price_convention, 0.0)
-        return (cost.usd_per_hour if cost else float("inf"), pool.gpus)
+def _disaggregated(scenario: Scenario, found: Candidates) -> list[Deployment]:
+    """Pairs of pools. Pools of one stack hand KV to each other, of unlike accelerators where those may be mixed."""
+    pairs = []
+    for p, d in itertools.product(found.prefill(), found.decode()):
+        a, b = p.choice.engine.offer, d.choice.engine.offer
+        if (a.stack, a.draft_tokens) != (b.stack, b.draft_tokens) or (a.gpu != b.gpu and not scenario.search.mixed_pools):
+            continue
+        if p.pool.gpus + d.pool.gpus > scenario.search.max_gpus:
+            found.rejections.add(OVER_MAX_GPUS)
+            continue
+        pairs.append((p, d))
+    return [Deployment(prefill=p.pool, decode=d.pool) for p, d in _cheap(pairs)]
 
 
-def _label(priced: PricedInstance) -> str:
-    return f"{priced.hardware.name} {priced.parallelism}"
+def _cheap(pairs: list[tuple[SizedPool, SizedPool]]) -> Iterator[tuple[SizedPool, SizedPool]]:
+    """Of each idea those that cost least."""
+    seen: dict[object, int] = {}
+    for p, d in sorted(pairs, key=lambda pair: (pair[0].usd + pair[1].usd, pair[0].pool.gpus + pair[1].pool.gpus)):
+        key = (p.choice.engine.offer, d.choice.engine.offer)
+        seen[key] = seen.get(key, 0) + 1
+        if seen[key] <= PER_IDEA:
+            yield p, d
 
 
-def _table(designs: list[Design]) -> list[Design]:
-    """Cheapest first, with at most a few rows for the same form and accelerators."""
-    rows: list[Design] = []
-    seen: dict[tuple[str, ...], int] = {}
-    for design in sorted(designs, key=lambda d: (not d.meets_slo, *d.cost_rank)):
-        key = (design.form, *(pool.gpu for pool in design.deployment.groups))
-        if seen.get(key, 0) < ROWS_PER_PAIR:
-            seen[key] = seen.get(key, 0) + 1
-            rows.append(design)
-    return rows[:TABLE_ROWS]
+def _colocated(scenario: Scenario, found: Candidates) -> list[Deployment]:
+    return [Deployment(colocated=one.pool) for one in found.colocated()]
+
+
+def _ideas(designs: Iterable[Design]) -> list[Idea]:
+    """Designs by form and accelerators, of each the stack that costs least."""
+    by_stack: dict[object, list[Design]] = {}
+    for design in sorted(designs, key=lambda d: (not d.meets_slo, d.rank)):
+        pools = design.deployment.groups
+        key = (design.form, *((pool.gpu, pool.stack) for pool in pools))
+        by_stack.setdefault(key, []).append(design)
+    best: dict[object, list[Design]] = {}
+    for several in by_stack.values():
+        key = (several[0].form, *(pool.gpu for pool in several[0].deployment.groups))
+        if key not in best or several[0].rank < best[key][0].rank:
+            best[key] = several
+    return [Idea(several) for several in sorted(best.values(), key=lambda s: (not s[0].meets_slo, s[0].rank))]
+
+
+def _simulate(scenario: Scenario, refinement: Refinement, ideas: Sequence[Idea]) -> None:
+    """The best idea of each form first, then the cheapest of the rest, `simulate_top` in all."""
+    top = scenario.search.simulate_top
+    first = list({idea.designs[0].form: idea for idea in reversed(ideas)}.values())[::-1][:top]
+    refinement.refine(first)
+    rest = [idea for idea in ideas if all(idea is not other for other in first)][: max(0, top - len(first))]
+    if rest:
+        refinement.refine(rest)
+
+
+def _used(offers: Sequence[Offer], ranked: Iterable[Design]) -> list[Offer]:
+    """Offers that some design was made of."""
+    made_of = {(pool.gpu, pool.stack, pool.draft_tokens) for design in ranked for pool in design.deployment.groups}
+    return [offer for offer in offers if (offer.gpu, offer.stack, offer.draft_tokens) in made_of]
+
+
+def _cheaper(scenario: Scenario, found: Candidates, best: Design) -> tuple[LeftOut, ...]:
+    """Accelerators of the same vendor that were not offered and may cost less, the cheapest first."""
+    entry = best.deployment.groups[-1]
+    stack, form = entry.stack, "colocated" if best.deployment.colocated else "disaggregated"
+    convention = scenario.price_convention
+    here = min(
+        found.gpu_seconds(Offer(pool.gpu, stack, entry.draft_tokens, entry.acceptance_length), form)
+        * usd(pool.gpu, convention)
+        for pool in best.deployment.groups
+    )
+    seen = []
+    for gpu in not_offered(scenario, entry.gpu):
+        if stack not in stacks_of(gpu)[0]:
+            continue
+        offer = Offer(gpu, stack, entry.draft_tokens, entry.acceptance_length)
+        price = usd(gpu, convention)
+        saves = 1 - found.gpu_seconds(offer, form) * price / here
+        if saves > LEAST_SAVED:
+            seen.append(LeftOut(gpu, stack, price, saves))
+    return tuple(sorted(seen, key=lambda one: -one.saves))
+
+
+def _ranked(ideas: Sequence[Idea]) -> list[Design]:
+    """One design an idea: cheapest inside the limits first, simulated before estimated at equal cost; simulated and
+    outside the limits last."""
+    rows = [idea.best for idea in ideas]
+    return sorted(rows, key=lambda d: (not d.meets_slo, *d.rank[:2], d.simulated is None, d.violation))[:TABLE_ROWS]

@@ -11,6 +11,7 @@ from simulator.des.workload.draws import draw_lengths
 from simulator.des.workload.requests import trace_arrivals
 from simulator.des.workload.traces import read_trace
 from simulator.scenario import Lengths, OpenLoop, ScenarioError, Trace, Workload
+from simulator.steady_state.traffic import TrafficSample
 
 SAMPLES = 64  # (prompt, output) pairs that stand for all [requests; assumed]
 DRAWS = 8192  # of a distribution, whose quantiles the samples are [requests; assumed]
@@ -43,37 +44,9 @@ class Traffic:
         return float(np.mean(self.outputs))
 
     @cached_property
-    def mean_context(self) -> float:
-        """Tokens held by a running sequence, averaged over time. [tokens]
-
-        A request spends its decode steps at contexts from prompt to prompt + output, so each is weighted
-        by its output length.
-        """
-        return self.mean_of_context(None)
-
-    def mean_of_context(self, cap: int | None) -> float:
-        """Time average of min(context, cap) over the decode life of the sampled requests. [tokens]"""
-        if cap not in self._context_means:
-            weighted = 0.0
-            for prompt, output in zip(self.prompts, self.outputs, strict=True):
-                weighted += _mean_capped(prompt, prompt + output, cap) * output
-            self._context_means[cap] = weighted / sum(self.outputs)
-        return self._context_means[cap]
-
-    @cached_property
-    def _context_means(self) -> dict[int | None, float]:
-        """By cap: every batch that the planner prices asks for the same few."""
-        return {}
-
-
-def _mean_capped(low: int, high: int, cap: int | None) -> float:
-    """Mean of min(x, cap) for x uniform between low and high."""
-    if cap is None or cap >= high:
-        return (low + high) / 2
-    if cap <= low:
-        return float(cap)
-    below = (cap - low) * (low + cap) / 2
-    return (below + (high - cap) * cap) / (high - low)
+    def sample(self) -> TrafficSample:
+        """For `simulator.steady_state`."""
+        return TrafficSample.of(self.prompts, self.outputs)
 
 
 def traffic_of(workload: Workload, seed: int) -> Traffic:

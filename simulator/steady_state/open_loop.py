@@ -20,6 +20,7 @@ from simulator.steady_state.stations import evenly, steps_of
 from simulator.steady_state.waits import BUSIEST, queueing
 
 HALVINGS = 24  # of an interval of sequences, to 1e-7 of it
+OCCUPANCY_ROUNDS = 2  # of the rate that keeps sequences running; it hardly matters to the step
 
 
 def open_loop(cluster: ClusterArrays, rate: Floats, percentile: float = 50.0) -> Equilibrium:
@@ -66,43 +67,70 @@ def _infinite(found: Equilibrium, unstable: Mask) -> Equilibrium:
     )  # fmt: skip
 
 
-def _colocated(cluster: ClusterArrays, rate: Floats, percentile: float) -> Equilibrium:
-    entry, demand = cluster.entry, cluster.demand
-    steps = entry.steps
-    ranks = steps.ranks[..., 0]
-    each = rate / cluster.entry.instances
-    decode_steps = demand.decode_steps(cluster.acceptance) + np.zeros_like(each)
-    lone_s = steps.lone_s.mean(axis=-1)[:, :, 0]
+def at_occupancy(cluster: ClusterArrays, running: Floats, percentile: float = 50.0) -> Equilibrium:
+    """A colocated cluster at whatever rate keeps `running` sequences decoding on an instance: `rate` says which.
 
-    def state(n: Floats, seen: Floats) -> Mixing:
-        under_way = np.maximum(n + each * lone_s, 1e-9)
-        others = np.maximum(0.0, 1 - (1 - 1 / cluster.entry.instances) / under_way)
-        arrivals = replace(evenly(each, cluster.entry.instances), others=others)
-        return mixed_open(steps, n, seen, decode_steps, arrivals, demand, cluster.request_overhead_s)
+    Saturated where no rate does, for want of room or of tokens in a step.
+    """
+    assert cluster.decode is None
+    shape = np.broadcast_shapes(running.shape, cluster.shape)
+    n = np.broadcast_to(running, shape).astype(float)
+    pool = _Colocated(cluster, n)
+    each = n / (pool.decode_steps * Place.on(pool.steps.batches, n).of(pool.steps.decode_s))
+    for _ in range(OCCUPANCY_ROUNDS):
+        each = n / (pool.decode_steps * pool.state(n, each).step_s)
+    return pool.equilibrium(n, each, n <= pool.most, percentile)
+
+
+def _colocated(cluster: ClusterArrays, rate: Floats, percentile: float) -> Equilibrium:
+    each = rate / cluster.entry.instances
+    pool = _Colocated(cluster, each)
 
     def rate_of(n: Floats) -> Floats:
-        found = state(n, as_seen_by_one(n, cluster.entry.instances))
-        sustained: Floats = n / (decode_steps * found.step_s)
+        found = pool.state(n, each)
+        sustained: Floats = n / (pool.decode_steps * found.step_s)
         return np.where(found.prefill.busy > BUSIEST, np.inf, sustained)
 
-    fits = room_limit(entry.kv, ranks, demand.context, 0 * each, demand.prompt)
-    most = np.minimum(fits, entry.sequences + 0 * each)
-    n, stable = _settled(most, each, rate_of)
-    found = state(n, as_seen_by_one(n, cluster.entry.instances))
-    unstable = ~stable | (found.prefill.busy > BUSIEST)
-    limit = np.where(found.prefill.busy > BUSIEST, 1, np.where(fits < entry.sequences, 2, 3))
-    first = found.prefill.response
-    chance, queue_s = queueing(most * cluster.entry.instances, n / most, decode_steps * found.step_s, 1.0)
-    first = replace(first, backlog_s=chance * queue_s)
-    busiest = crowded(n, cluster.entry.instances, percentile)
-    high = state(busiest, as_seen_by_one(busiest, cluster.entry.instances))
-    mean = found.step_s * steps_of(demand.further, cluster.acceptance) / demand.further
-    at = high.step_s * steps_of(demand.median_further, cluster.acceptance) / demand.median_further
-    state_of = Equilibrium(
-        np.where(unstable, n / (decode_steps * found.step_s) * cluster.entry.instances, rate), at, mean,
-        first.percentile_s(percentile), first.mean_s, n, found.prefill.busy, n / most, limit, first,
-    )  # fmt: skip
-    return _infinite(state_of, unstable)
+    n, stable = _settled(pool.most, each, rate_of)
+    return pool.equilibrium(n, each, stable, percentile)
+
+
+class _Colocated:
+    """A pool that does both, with n sequences decoding on an instance while `each` requests/s come to it."""
+
+    def __init__(self, cluster: ClusterArrays, like: Floats) -> None:
+        self.cluster, self.entry, self.demand = cluster, cluster.entry, cluster.demand
+        self.steps = cluster.entry.steps
+        self.decode_steps = self.demand.decode_steps(cluster.acceptance) + np.zeros_like(like)
+        ranks = self.steps.ranks[..., 0]
+        self.fits = room_limit(self.entry.kv, ranks, self.demand.context, 0 * like, self.demand.prompt)
+        self.most = np.minimum(self.fits, self.entry.sequences + 0 * like)
+
+    def state(self, n: Floats, each: Floats) -> Mixing:
+        instances = self.entry.instances
+        under_way = np.maximum(n + each * self.steps.lone_s.mean(axis=-1)[:, :, 0], 1e-9)
+        others = np.maximum(0.0, 1 - (1 - 1 / instances) / under_way)
+        arrivals = replace(evenly(each, instances), others=others)
+        seen = as_seen_by_one(n, instances)
+        overhead_s = self.cluster.request_overhead_s
+        return mixed_open(self.steps, n, seen, self.decode_steps, arrivals, self.demand, overhead_s)
+
+    def equilibrium(self, n: Floats, each: Floats, stable: Mask, percentile: float) -> Equilibrium:
+        demand, acceptance, instances = self.demand, self.cluster.acceptance, self.entry.instances
+        found = self.state(n, each)
+        full = found.prefill.busy > BUSIEST
+        unstable = ~stable | full
+        limit = np.where(full, 1, np.where(self.fits < self.entry.sequences, 2, 3))
+        chance, queue_s = queueing(self.most * instances, n / self.most, self.decode_steps * found.step_s, 1.0)
+        first = replace(found.prefill.response, backlog_s=chance * queue_s)
+        high = self.state(crowded(n, instances, percentile), each)
+        mean = found.step_s * steps_of(demand.further, acceptance) / demand.further
+        at = high.step_s * steps_of(demand.median_further, acceptance) / demand.median_further
+        state_of = Equilibrium(
+            np.where(unstable, n / (self.decode_steps * found.step_s), each) * instances, at, mean,
+            first.percentile_s(percentile), first.mean_s, n, found.prefill.busy, n / self.most, limit, first,
+        )  # fmt: skip
+        return _infinite(state_of, unstable)
 
 
 def _disaggregated(cluster: ClusterArrays, rate: Floats, percentile: float) -> Equilibrium:

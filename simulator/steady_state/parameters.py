@@ -30,7 +30,7 @@ class EngineParameters:
     sequence_overhead_s: of each running sequence of a rank, per step. request_overhead_s: before a request is queued.
     exit_latency_s: of a collective that leaves the scale-up domain, beyond what its class has. All in seconds.
     matrix, memory, network: achieved rates inside the engine over those of the profile; attention and experts multiply
-    the first two of these classes once more. launch: latency floors over those of the profile.
+    the first two of these classes once more.
     """
 
     step_overhead_s: Floats
@@ -43,7 +43,6 @@ class EngineParameters:
     network: Floats = field(default_factory=lambda: constant(1.0))
     attention: Floats = field(default_factory=lambda: constant(1.0))
     experts: Floats = field(default_factory=lambda: constant(1.0))
-    launch: Floats = field(default_factory=lambda: constant(1.0))
 
     @classmethod
     def of(cls, profiles: Sequence[HardwareProfile]) -> EngineParameters:

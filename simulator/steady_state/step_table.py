@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
 from typing import Literal
 
@@ -119,6 +119,7 @@ class _Sheet:
     """Launches of some nodes, being added up."""
 
     nodes: int
+    own_rates: bool = False  # seconds under the profile's own rates alone, all of them in `latency`
     latency: Floats = field(init=False)
     exits: Floats = field(init=False)
     linear: Floats = field(init=False)  # [nodes, classes, 3]
@@ -128,9 +129,18 @@ class _Sheet:
         self.latency, self.exits = np.zeros(self.nodes), np.zeros(self.nodes)
         self.linear = np.zeros((self.nodes, len(CLASSES), 3))
 
+    def spread(self, places: Sequence[int]) -> _Sheet:
+        """A sheet of `own_rates` with these of its nodes."""
+        found = _Sheet(len(places), self.own_rates)
+        found.latency = self.latency[list(places)]
+        return found
+
     def add(self, group: _Group, nodes: NDArray[np.intp], values: Floats, weight: Floats) -> None:
         """nodes, weight: [steps] the node that each step belongs to and how often it has it; values: [steps, ...]."""
         if not len(nodes) or not len(group.count):
+            return
+        if self.own_rates:
+            self.latency += np.bincount(nodes, weight * group.seconds(values), minlength=self.nodes)
             return
         times = weight[:, None] * group.count
         np.add.at(self.latency, nodes, times @ group.latency)
@@ -196,6 +206,13 @@ class _Engine:
     def draft_rows(self) -> _Group:
         return self._group("draft rows", lambda v: self.ops.draft_row_ops(v[0]), 1)
 
+    @cached_property
+    def kernels(self) -> float:
+        """That a decode step launches."""
+        ops = self.ops
+        one = ops.shape([], DecodeLoad(1, 1, tuple(min(1, cap) for cap in ops.caps), 1), None)
+        return float(sum(op.count for op in ops.all_ops(one)))
+
     def prefill(self, stack: Stack, selecting: frozenset[Reader]) -> _Group:
         ops = self.ops
         variables = 3 + len(ops.prefill_counts)
@@ -242,7 +259,7 @@ class _Engine:
             sheet.add(group, nodes, slowest, weight * count)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def _engine(ops: StepOps) -> _Engine:
     """Budgets and policies of one cut share its groups."""
     return _Engine(ops)
@@ -272,10 +289,10 @@ class _Steps:
     pairs: Floats
 
 
-def _priced(engine: _Engine, steps: _Steps, nodes: int) -> _Sheet:
+def _priced(engine: _Engine, steps: _Steps, nodes: int, own_rates: bool) -> _Sheet:
     """The same sums as in `StepLatency.mixed_s` and `decode_s`, kept apart by op class and roof."""
     ops = engine.ops
-    sheet = _Sheet(nodes)
+    sheet = _Sheet(nodes, own_rates)
     parallel = ops.parallelism
     pp = parallel.pp
     imbalance = ops.cut.layers_per_stage(len(ops.model.layers)) * pp / len(ops.model.layers)
@@ -330,7 +347,9 @@ class _Columns:
         self.ops, self.traffic, self.whole = ops, traffic, whole
         self.ranks = ops.parallelism.dp
         self.steps: list[float] = []  # of each node
+        self.places: list[int] = []  # node of each step asked for: equal ones share theirs
         self._rows: list[tuple[float, ...]] = []  # node, weight, sequences, new, past, chunks, tokens, pairs
+        self._counted: dict[tuple[int, int], list[float]] = {}  # pairs by new and past tokens: steps share them
 
     def _add(
         self, weight: float, n: float, new: float, past: float, chunks: float, tokens: float, pairs: list[float]
@@ -338,11 +357,24 @@ class _Columns:
         self._rows.append((len(self.steps), weight, n, new, past, chunks, tokens, *pairs))
 
     def _pairs(self, new: float, past: float) -> list[float]:
-        return [float(counted(what, max(1, round(new)), round(past))) for what in self.ops.prefill_counts]
+        key = max(1, round(new)), round(past)
+        found = self._counted.get(key)
+        if found is None:
+            found = self._counted[key] = [float(counted(what, *key)) for what in self.ops.prefill_counts]
+        return found
 
     def decode(self, n: float) -> None:
         self._add(1.0, n, 0.0, 0.0, 0.0, 0.0, [0.0] * len(self.ops.prefill_counts))
-        self.steps.append(1.0)
+        self._end(1.0)
+
+    def again(self) -> None:
+        """The last node once more."""
+        self.places.append(len(self.steps) - 1)
+
+    def _end(self, steps: float) -> None:
+        """Of a node, in so many steps."""
+        self.places.append(len(self.steps))
+        self.steps.append(steps)
 
     def _chunks(self, prompt: float, room: float) -> list[tuple[float, float, float]]:
         """(weight, new, past) of the chunks of a prompt; cost is smooth in the past, so few of many stand for all."""
@@ -367,7 +399,7 @@ class _Columns:
                 tokens = new + min(others / together, (k - 1.0) * new)
                 self._add(chance * weight, n, new, past, 1.0, tokens, self._pairs(new, past))
             steps += chance * together
-        self.steps.append(steps)
+        self._end(steps)
 
     def flow(self, n: float, room: float, k: float) -> None:
         """k prompts, each on the rank with fewest tokens to do; where they fill all ranks, a flow of tokens."""
@@ -378,7 +410,7 @@ class _Columns:
         busiest = min(most, held * prompt + self.traffic.lead(self.ranks, k)) if held * prompt < most else held * prompt
         pairs = np.mean([self._pairs(float(p), 0.0) for p in self.traffic.bins], axis=0) * (busiest / prompt)
         self._add(steps, n, busiest, 0.0, max(1.0, held), held * prompt * self.ranks, pairs.tolist())
-        self.steps.append(steps)
+        self._end(steps)
 
     def gathered(self) -> _Steps:
         """With the loads of decode: the rank whose summed context is largest sets the time."""
@@ -428,16 +460,19 @@ def price(
     *,
     decodes: bool = True,
     prefills: bool = True,
+    own_rates: bool = False,
+    nodes: int = BATCHES,
 ) -> EngineSteps:
     """Price the steps of one engine.
 
     budget: prompt tokens (and decode rows, where they share steps) of a step and rank. most_sequences: on the instance.
-    decodes, prefills: False where the engine is of a pool that does not.
+    decodes, prefills: False where the engine is of a pool that does not. own_rates: for the profile's own kernel rates
+    alone, several times as fast. nodes: over decoding sequences.
     """
     ranks = ops.parallelism.dp
     mixes = decodes and prefills and batching != "prefill_first"
     most = max(2.0, most_sequences)
-    batches = np.concatenate(([0.0], np.geomspace(1.0, most, BATCHES - 1))) if decodes else np.zeros(1)
+    batches = np.concatenate(([0.0], np.geomspace(1.0, most, nodes - 1))) if decodes else np.zeros(1)
     beside = batches if mixes else np.zeros(1)
     left = np.maximum(FEWEST_CHUNK, budget - beside * ops.queries / ranks)
     a_rank = left / traffic.prompt
@@ -455,17 +490,20 @@ def price(
                 else:
                     columns.flow(n, room, k)
         for n, room, _ in decoding:
-            for chances in np.eye(BINS):
-                columns.prompts(n, room, 1.0, chances, traffic.bins)
+            for place, chances in enumerate(np.eye(BINS)):
+                if place and own_rates and traffic.bins[place] == traffic.bins[place - 1]:
+                    columns.again()
+                else:
+                    columns.prompts(n, room, 1.0, chances, traffic.bins)
         for n, room, k in decoding:
             columns.flow(n, room, k)
-    steps = np.array(columns.steps)
-    sheet = _priced(_engine(ops), columns.gathered(), len(steps))
-    one = ops.shape([], DecodeLoad(1, 1, tuple(min(1, cap) for cap in ops.caps), 1), None)
-    kernels = float(sum(op.count for op in ops.all_ops(one)))
+    steps = np.array(columns.steps)[columns.places]
+    sheet = _priced(_engine(ops), columns.gathered(), len(columns.steps), own_rates)
+    if own_rates:
+        sheet = sheet.spread(columns.places)
     return EngineSteps(
         batches, bunches if prefills else bunches[:0], beside, steps, capacity,
-        sheet.latency, sheet.exits, sheet.linear, sheet.merged(), kernels, ranks,
+        sheet.latency, sheet.exits, sheet.linear, sheet.merged(), _engine(ops).kernels, ranks,
     )  # fmt: skip
 
 
@@ -501,6 +539,10 @@ class StepSeconds:
         """Whether sequences decode in the steps of prompts."""
         return self.capacity.shape[2] > 1
 
+    def take(self, rows: NDArray[np.intp]) -> StepSeconds:
+        """The points `rows`, in that order; a point may come several times."""
+        return StepSeconds(**{one.name: getattr(self, one.name)[rows] for one in fields(self)})
+
 
 @dataclass(frozen=True)
 class StepTable:
@@ -528,7 +570,10 @@ class StepTable:
             np.array([engine.linear for engine in engines]),
             Launches(
                 np.concatenate([i * nodes + launches.node for i, launches in enumerate(several)]),
-                *(np.concatenate([getattr(one, name) for one in several]) for name in ("op_class", "exponent", "roofs")),
+                *(
+                    np.concatenate([getattr(one, name) for one in several])
+                    for name in ("op_class", "exponent", "roofs")
+                ),
             ),
         )
 
@@ -555,8 +600,7 @@ class StepTable:
         place = np.zeros(rates.shape[1], dtype=np.intp)
         place[moved] = np.arange(len(moved)) + 1
         kernels = self._roofs_s(rates[:, [0, *moved.tolist()]])[:, place]
-        latency = self.latency[:, None] * given.launch[..., None]
-        return np.asarray(kernels + latency + self.exits[:, None] * given.exit_latency_s[..., None])
+        return np.asarray(kernels + self.latency[:, None] + self.exits[:, None] * given.exit_latency_s[..., None])
 
     def _roofs_s(self, rates: Floats) -> Floats:
         """[points, draws, nodes] seconds of kernels without their floors. rates: [points or 1, draws, classes, 3]"""

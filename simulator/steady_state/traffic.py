@@ -43,6 +43,16 @@ class TrafficSample:
     def longest(self, k: float) -> tuple[Floats, Floats]:
         """The longest of k prompts: the chance that it is in each of BINS parts of the sorted prompts, and its mean
         there. P(longest is the i-th of n) = (i/n)^k - ((i-1)/n)^k. [-, tokens]"""
+        found = self._longest.get(k)
+        if found is None:
+            found = self._longest[k] = self._longest_of(k)
+        return found
+
+    @cached_property
+    def _longest(self) -> dict[float, tuple[Floats, Floats]]:
+        return {}
+
+    def _longest_of(self, k: float) -> tuple[Floats, Floats]:
         lengths = np.sort(np.repeat(self.prompts, BINS))
         chances = np.diff((np.arange(len(lengths) + 1) / len(lengths)) ** k)
         parts = np.array_split(chances, BINS), np.array_split(chances * lengths, BINS)

@@ -93,13 +93,19 @@ class Certainty:
         return {
             **self.bands.grounds(),
             "bands": {
-                name: self.bands.spread(name, self.noise.get(name, 0.0)).band(value)
+                name: _around(self.bands.spread(name, self.noise.get(name, 0.0)), value)
                 for name, value in figures.items()
                 if value is not None and math.isfinite(value)
             },
             "limits": {name: {"limit": at, "chance": self.chance(name)} for name, at in self.slo.limits.items()},
             "keeps_up": {pool: self.keeps_up(pool) for pool in self.load},
         }
+
+
+def _around(spread: Spread, value: float) -> dict[str, float]:
+    """The band with its median at the value that is shown."""
+    band = spread.band(value)
+    return {name: end * value / band["p50"] for name, end in band.items()}
 
 
 def certainty(

@@ -1,0 +1,99 @@
+"""Accelerators, stacks and drafts that a question may be answered with, and cheaper ones that it leaves out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hw_profiles.catalog import CatalogError, load, names, stacks_of
+from hw_profiles.schema import Convention
+from simulator.model.acceptance import tokens_per_step
+from simulator.model.architecture import ModelSpec
+from simulator.planner.engines import Offer
+from simulator.scenario import Scenario, ScenarioError, Search
+
+# Of a draft token, where those before it were accepted. [assumed: what a serving fit starts from, see
+# calibration.serving.engine_parameters]
+ACCEPTANCE = 0.68
+DEPTHS = (0, 1, 2, 3)  # drafts that `auto` chooses from: what published rows of MTP models use [tokens]
+
+
+def offered(scenario: Scenario, model: ModelSpec) -> list[Offer]:
+    """Accelerators with each stack and draft depth to choose from. Raises CatalogError or ScenarioError."""
+    search = scenario.search
+    found = []
+    for gpu in dict.fromkeys(search.gpus):
+        for stack in search.stacks or stacks_of(gpu)[0]:
+            load(gpu, stack)  # refuses what is not known
+            found += [Offer(gpu, stack, count, _accepted(search, count)) for count in _depths(search, model)]
+    return list(dict.fromkeys(found))
+
+
+def own_stacks(scenario: Scenario) -> list[str]:
+    """Accelerators whose stacks are one's own, with them: they come before those that ship."""
+    if scenario.search.stacks:
+        return []
+    known = {gpu: stacks_of(gpu) for gpu in dict.fromkeys(scenario.search.gpus)}
+    return [f"{gpu} ({', '.join(stacks)})" for gpu, (stacks, own) in known.items() if own]
+
+
+def _depths(search: Search, model: ModelSpec) -> Sequence[int]:
+    if search.draft_tokens == "auto":
+        return DEPTHS if model.draft is not None else (0,)
+    if search.draft_tokens and model.draft is None:
+        raise ScenarioError(
+            f"search.draft_tokens={search.draft_tokens} (--drafts), but {model.name} ships no draft head; use 0"
+        )
+    return (search.draft_tokens,)
+
+
+def _accepted(search: Search, drafts: int) -> float:
+    """Mean tokens of a step."""
+    if not drafts:
+        return 1.0
+    if search.acceptance_length is not None:
+        return min(search.acceptance_length, 1.0 + drafts)
+    return float(tokens_per_step(ACCEPTANCE, float(drafts)))
+
+
+def drafts_assumed(scenario: Scenario, offers: Sequence[Offer]) -> tuple[str, ...]:
+    """What drafts rest on, where there are any."""
+    if scenario.search.acceptance_length is not None or not any(offer.draft_tokens for offer in offers):
+        return ()
+    return (f"a draft token is accepted with a chance of {ACCEPTANCE:g} where those before it were",)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """An accelerator of the same vendor that was not offered. saves: of the cost of a request, by a look at a few cuts
+    without queues [share]."""
+
+    gpu: str
+    stack: str
+    usd_per_gpu_hour: float
+    saves: float
+
+
+def not_offered(scenario: Scenario, gpu: str) -> list[str]:
+    """Accelerators of the vendor of `gpu` that are sold, fitted and cost less an hour than the dearest on offer."""
+    convention = scenario.price_convention
+    vendor = load(gpu).accelerator.vendor
+    mine = {load(name).name for name in scenario.search.gpus}
+    dearest = max((usd(name, convention) for name in scenario.search.gpus), default=math.inf)
+    found = []
+    for name in names():
+        part = load(name)
+        if name in mine or part.accelerator.vendor != vendor or part.accelerator.status != "shipping":
+            continue
+        if usd(name, convention) < dearest and stacks_of(name)[0] != ("default",):
+            found.append(name)
+    return found
+
+
+def usd(gpu: str, convention: Convention) -> float:
+    """Price of an accelerator, infinite where there is none. [USD/h]"""
+    try:
+        return load(gpu).usd_per_hour(convention).usd_per_hour.value
+    except CatalogError:
+        return math.inf
