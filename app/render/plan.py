@@ -50,7 +50,7 @@ def verdict_text(answer: dict[str, Any]) -> str | None:
     if answer["confidence"]:
         first = f"{best['gpus_total']} GPUs keep each limit with a chance of {answer['confidence']:.0%}"
     else:
-        first = f"{best['gpus_total']} GPUs if the model is right"
+        first = f"{best['gpus_total']} GPU{'s' if best['gpus_total'] > 1 else ''} if the model is right"
         sure = answer["sure"]
         if sure is not None:
             first += f", {sure['gpus_total']} for a chance of 80% (estimated, {_usd(sure)})"

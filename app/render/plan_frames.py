@@ -43,11 +43,25 @@ def designs_frame(answer: dict[str, Any]) -> pd.DataFrame:
                 "chance": least_chance(design),
                 "usd_per_hour": design["usd_per_hour"],
                 "usd_per_mtok_blended": design["usd_per_mtok_blended"],
+                "stack": design["stack"],
+                "concurrency": design["concurrency"],
+                "sequences_per_instance": design["sequences_per_instance"],
+                "binds": design["binds"]["what"],
                 "meets_slo": design["meets_slo"],
                 "checked_by": "DES" if design["simulated"] else "est.",
             }
         )
     return pd.DataFrame(rows)
+
+
+def designs_csv(answer: dict[str, Any]) -> str:
+    """A line for each design: figures in SI units, ranges as p10 and p90, pools as they are counted."""
+    frame = designs_frame(answer).drop(columns=[f"{key}_range" for key in BANDED])
+    for key in BANDED:
+        bands = [design["uncertainty"]["bands"].get(key) for design in answer["designs"]]
+        for end in ("p10", "p90"):
+            frame[f"{key}_{end}"] = [None if band is None else band[end] for band in bands]
+    return str(frame.to_csv(index=False))
 
 
 def bands_frame(answer: dict[str, Any]) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from typing import Any
 
 from simulator.des.results.cost import Cost
 from simulator.planner.offers import LeftOut
-from simulator.scenario import Deployment, Pool, Slo
+from simulator.scenario import Deployment, Pool, Scenario, Slo
 from simulator.uncertainty.chances import Certainty
 
 
@@ -191,6 +191,7 @@ class Plan:
     own_stacks: tuple[str, ...] = ()  # accelerators with stacks of one's own, which come before those that ship
     sure: Design | None = None  # the cheapest that keeps each limit with a chance of 80%, as estimated
     cheaper: tuple[LeftOut, ...] = ()  # accelerators of the same vendor that were not offered
+    scenarios: tuple[Scenario, ...] = ()  # of each design, to simulate
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -107,7 +107,7 @@ class Refinement:
         return known.values()
 
     def _play(self, chosen: Sequence[tuple[Idea, Design]]) -> None:
-        tasks = [Played(self.scenario, self.pricing.model.name, d, self._lifetime_s(d)) for _, d in chosen]
+        tasks = [Played(self.scenario, self.pricing.model.name, d, self.lifetime_s(d)) for _, d in chosen]
         for (idea, estimated), found in zip(chosen, run_all(played, tasks), strict=True):
             idea.simulated.append(found)
             ours, theirs = estimated.at_limits, found.at_limits
@@ -117,7 +117,7 @@ class Refinement:
                 if name in theirs and math.isfinite(ours[name]) and ours[name] > 0 < theirs[name]
             }
 
-    def _lifetime_s(self, design: Design) -> float:
+    def lifetime_s(self, design: Design) -> float:
         """Of a request; where more comes than is predicted to be carried, as long as its limits allow."""
         mean = design.steady_state.e2e_mean_s
         if math.isfinite(mean):

@@ -18,8 +18,9 @@ from simulator.planner.pools import Pricing
 from simulator.planner.refine import Idea, Refinement
 from simulator.planner.rejections import binding_limit
 from simulator.planner.traffic import Traffic, traffic_of
+from simulator.planner.verify import as_scenario
 from simulator.progress import Progress
-from simulator.scenario import Deployment, Scenario, ScenarioError, Transfer
+from simulator.scenario import Deployment, PrefixCacheKeys, Scenario, ScenarioError, Transfer
 
 TABLE_ROWS = 12  # of the answer [designs]
 LEAST_SAVED = 0.05  # of the cost, for an accelerator that was not offered to be named [assumed]
@@ -48,7 +49,8 @@ def plan(scenario: Scenario, progress: Progress | None = None) -> Plan:
     found = Candidates(scenario, pricing, offers)
     report("sizing pools", 0, 0)
     ideas = _ideas(_estimated(scenario, found))
-    _simulate(scenario, Refinement(scenario, pricing, report), ideas)
+    refinement = Refinement(scenario, pricing, report)
+    _simulate(scenario, refinement, ideas)
     ranked = _ranked(ideas)
     used = _used(offers, ranked)
     return Plan(
@@ -69,6 +71,7 @@ def plan(scenario: Scenario, progress: Progress | None = None) -> Plan:
         own_stacks=tuple(own_stacks(scenario)),
         sure=_sure(scenario, found, ranked),
         cheaper=_cheaper(scenario, found, ranked[0]) if ranked else (),
+        scenarios=tuple(_to_simulate(scenario, refinement, rank, design) for rank, design in enumerate(ranked, 1)),
     )
 
 
@@ -111,7 +114,8 @@ def _disaggregated(scenario: Scenario, found: Candidates) -> list[Deployment]:
             found.rejections.add(OVER_MAX_GPUS)
             continue
         pairs.append((p, d))
-    return [Deployment(prefill=p.pool, decode=d.pool) for p, d in _cheap(pairs)]
+    cache = _cache(found)
+    return [Deployment(prefill=p.pool, decode=d.pool, prefix_cache=cache) for p, d in _cheap(pairs)]
 
 
 def _cheap(pairs: list[tuple[SizedPool, SizedPool]]) -> Iterator[tuple[SizedPool, SizedPool]]:
@@ -125,7 +129,12 @@ def _cheap(pairs: list[tuple[SizedPool, SizedPool]]) -> Iterator[tuple[SizedPool
 
 
 def _colocated(scenario: Scenario, found: Candidates) -> list[Deployment]:
-    return [Deployment(colocated=one.pool) for one in found.colocated()]
+    return [Deployment(colocated=one.pool, prefix_cache=_cache(found)) for one in found.colocated()]
+
+
+def _cache(found: Candidates) -> PrefixCacheKeys | None:
+    """A prefix cache where prompts begin alike: engines have it on."""
+    return PrefixCacheKeys() if found.pricing.traffic.cached else None
 
 
 def _ideas(designs: Iterable[Design]) -> list[Idea]:
@@ -151,6 +160,12 @@ def _simulate(scenario: Scenario, refinement: Refinement, ideas: Sequence[Idea])
     rest = [idea for idea in ideas if all(idea is not other for other in first)][: max(0, top - len(first))]
     if rest:
         refinement.refine(rest)
+
+
+def _to_simulate(scenario: Scenario, refinement: Refinement, rank: int, design: Design) -> Scenario:
+    """The design as it was played, or would be."""
+    played = as_scenario(scenario, design.deployment, refinement.lifetime_s(design))
+    return played.model_copy(update={"name": f"design {rank} for {scenario.model}"})
 
 
 def _used(offers: Sequence[Offer], ranked: Iterable[Design]) -> list[Offer]:

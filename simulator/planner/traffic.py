@@ -9,7 +9,7 @@ import numpy as np
 
 from simulator.des.workload.draws import draw_lengths
 from simulator.des.workload.requests import trace_arrivals
-from simulator.des.workload.traces import read_trace
+from simulator.des.workload.traces import BLOCK_TOKENS, read_trace
 from simulator.scenario import Lengths, OpenLoop, ScenarioError, Trace, Workload
 from simulator.steady_state.traffic import TrafficSample
 
@@ -34,6 +34,7 @@ class Traffic:
     prompts: tuple[int, ...]
     outputs: tuple[int, ...]
     description: str
+    cached: int = 0  # tokens in front of each prompt that a prefix cache holds
 
     @cached_property
     def mean_prompt(self) -> float:
@@ -46,21 +47,38 @@ class Traffic:
     @cached_property
     def sample(self) -> TrafficSample:
         """For `simulator.steady_state`."""
-        return TrafficSample.of(self.prompts, self.outputs)
+        computed = [max(1, prompt - self.cached) for prompt in self.prompts]
+        return TrafficSample.of(computed, self.outputs, float(self.cached))
 
 
 def traffic_of(workload: Workload, seed: int) -> Traffic:
     """Summarise a workload. Raises ScenarioError for one whose arrival rate follows from the cluster."""
     if isinstance(workload, OpenLoop):
+        _refuse_growth(workload)
         prompts, outputs = _stratified(workload.prompt, workload.output, seed)
         text = f"{workload.rate:g} requests/s, {np.mean(prompts):.0f} prompt and {np.mean(outputs):.0f} output tokens"
-        return Traffic(workload.rate, workload.burstiness, prompts, outputs, text)
+        cached = 0
+        if workload.shared_prefix is not None:
+            cached = min(workload.shared_prefix.tokens, *prompts) // BLOCK_TOKENS * BLOCK_TOKENS
+            text += f", of which {cached} are in a prefix cache"
+        return Traffic(workload.rate, workload.burstiness, prompts, outputs, text, cached)
     if isinstance(workload, Trace):
         return _trace_traffic(workload)
     raise ScenarioError(
         f"plan sizes a cluster for arriving traffic, and workload.kind='{workload.kind}' has no rate of requests; "
         "use 'open_loop' with a rate, or 'trace'"
     )
+
+
+def _refuse_growth(workload: OpenLoop) -> None:
+    """A plan is for one highest rate."""
+    growth = workload.diurnal.growth_per_day if workload.diurnal else 0.0
+    if growth:
+        raise ScenarioError(
+            f"workload.diurnal.growth_per_day={growth:g}: plan sizes for one highest rate, workload.rate={workload.rate:g}"
+            f"/s; leave it out and give the rate of the day to plan for ({workload.rate * (1 + growth) ** 30:.4g}/s in 30 "
+            "days)"
+        )
 
 
 def _stratified(prompt: Lengths, output: Lengths, seed: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -378,13 +378,17 @@ class _Columns:
 
     def _chunks(self, prompt: float, room: float) -> list[tuple[float, float, float]]:
         """(weight, new, past) of the chunks of a prompt; cost is smooth in the past, so few of many stand for all."""
+        cached = self.traffic.cached
         if self.whole or prompt <= room:
-            return [(1.0, prompt, 0.0)]
+            return [(1.0, prompt, cached)]
         full = math.ceil(prompt / room) - 1
         places = [(1.0, float(i)) for i in range(full)]
         if full > WHOLE_CHUNKS:
             places = [(full / 3, (i + 0.5) * full / 3 - 0.5) for i in range(3)]
-        return [*((weight, room, place * room) for weight, place in places), (1.0, prompt - full * room, full * room)]
+        return [
+            *((weight, room, cached + place * room) for weight, place in places),
+            (1.0, prompt - full * room, cached + full * room),
+        ]
 
     def prompts(self, n: float, room: float, k: float, chances: Floats, lengths: Floats) -> None:
         """k prompts at once, one a rank. chances: that the longest of them has each of the lengths."""
@@ -408,8 +412,9 @@ class _Columns:
         held = a_rank / steps
         most = max(room, prompt) if self.whole else room
         busiest = min(most, held * prompt + self.traffic.lead(self.ranks, k)) if held * prompt < most else held * prompt
-        pairs = np.mean([self._pairs(float(p), 0.0) for p in self.traffic.bins], axis=0) * (busiest / prompt)
-        self._add(steps, n, busiest, 0.0, max(1.0, held), held * prompt * self.ranks, pairs.tolist())
+        cached = self.traffic.cached
+        pairs = np.mean([self._pairs(float(p), cached) for p in self.traffic.bins], axis=0) * (busiest / prompt)
+        self._add(steps, n, busiest, cached * max(1.0, held), max(1.0, held), held * prompt * self.ranks, pairs.tolist())
         self._end(steps)
 
     def gathered(self) -> _Steps:

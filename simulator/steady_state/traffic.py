@@ -17,14 +17,18 @@ SPREAD_BY_TURNS = 96  # prompts that are dealt out one by one; of more, the busi
 
 @dataclass(frozen=True)
 class TrafficSample:
-    """Paired token counts of equally likely requests. prompts, outputs: [requests]"""
+    """Paired token counts of equally likely requests. prompts: that are computed; outputs: [requests]. cached: tokens in
+    front of each prompt whose KV is there already."""
 
     prompts: Floats
     outputs: Floats
+    cached: float = 0.0
 
     @classmethod
-    def of(cls, prompts: Sequence[float] | Floats, outputs: Sequence[float] | Floats) -> TrafficSample:
-        return cls(np.asarray(prompts, dtype=float), np.asarray(outputs, dtype=float))
+    def of(
+        cls, prompts: Sequence[float] | Floats, outputs: Sequence[float] | Floats, cached: float = 0.0
+    ) -> TrafficSample:
+        return cls(np.asarray(prompts, dtype=float), np.asarray(outputs, dtype=float), cached)
 
     @property
     def prompt(self) -> float:
@@ -85,14 +89,14 @@ class TrafficSample:
         A request of P and O tokens decodes O steps at contexts evenly between P and P + O.
         """
         weight = self.outputs / self.outputs.sum()
-        middle = self.prompts + self.outputs / 2
+        middle = self.cached + self.prompts + self.outputs / 2
         mean = float((weight * middle).sum())
         square = float((weight * (middle**2 + self.outputs**2 / 12)).sum())
         return mean, max(0.0, square - mean**2) ** 0.5
 
     def capped(self, cap: int) -> float:
         """Mean of min(context, cap) over the time that sequences run. [tokens]"""
-        low, high = self.prompts, self.prompts + self.outputs
+        low, high = self.cached + self.prompts, self.cached + self.prompts + self.outputs
         top = np.clip(cap, low, high)
         below = (top - low) * (low + top) / 2
         return float((below + (high - top) * cap).sum() / self.outputs.sum())
