@@ -19,7 +19,7 @@ from calibration.serving.engine_fit import SCORED_METRICS
 from calibration.serving.engine_parameters import NOTHING_FITTED, StackFit, family_of, values
 from calibration.serving.export_profiles import in_engine
 from calibration.serving.layouts import WorkerLayout
-from calibration.serving.point_steps import parallelism_of
+from calibration.serving.point_engines import parallelism_of
 from calibration.serving.points import Point
 from calibration.serving.served_model import preset_of, variant
 from hw_profiles.efficiency import Efficiency

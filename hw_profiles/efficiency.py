@@ -147,7 +147,11 @@ class Situation(Strict):
     """
 
     when: dict[str, str]  # condition -> its value
-    factors: dict[str, Annotated[FiniteFloat, Field(gt=0)]]  # by what they multiply
+    factors: dict[str, Annotated[FiniteFloat, Field(gt=0)]] = Field(default_factory=dict)  # by what they multiply
+    # What is not known of them: draws of log(factor) less that of the factor itself, in units of 0.01, or where no
+    # measurement tells anything its standard deviation.
+    drawn: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    deviations: dict[str, Error] = Field(default_factory=dict)
 
 
 class Efficiency(Strict):
@@ -170,6 +174,10 @@ class Efficiency(Strict):
     # median |predicted / measured - 1|, by op class or kind of check
     held_out_error: dict[str, Error] = Field(default_factory=dict)
     situations: tuple[Situation, ...] = ()  # all that hold multiply
+    # standard deviation of the log of each factor for a model that no situation names
+    unseen: dict[str, Error] = Field(default_factory=dict)
+    # standard deviation of the log of one measurement about the model, by metric
+    noise: dict[str, Error] = Field(default_factory=dict)
     served: tuple[str, ...] = ()  # conditions that one's own points, which it is fitted to, were run in
     part: Accelerator | None = None  # of a machine that the catalogue does not have
 

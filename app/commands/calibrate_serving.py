@@ -28,7 +28,7 @@ def serving(
     """
     from app.output import STDOUT, check_writable, progress_bar, stdout_console, write_json
     from app.render.own_stack import own_report
-    from calibration.serving.engine_parameters import fit_in
+    from calibration.serving.effects import fit_in
     from calibration.serving.own_stack import TooFewPointsError, fit_own
     from calibration.serving.points import read_points
     from calibration.serving.predict import prepare

@@ -28,7 +28,7 @@ def validate(
     """
     from app.output import STDOUT, check_writable, progress_bar, stdout_console, write_json
     from app.render.validation import parity_plot, validation_report
-    from calibration.serving.engine_parameters import chosen
+    from calibration.serving.effects import chosen
     from calibration.serving.points import read_points
     from calibration.serving.predict import predictions, prepare
     from calibration.serving.scores import report

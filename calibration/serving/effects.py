@@ -30,11 +30,10 @@ from calibration.serving.parameters import (
 from hw_profiles.catalog import own_folder
 from hw_profiles.loading import CatalogError
 from simulator.model.arrays import Floats
+from simulator.model.engine import NOISE as ASSUMED_NOISE
 
 FILE = "serving.json"  # of a fit
 DRAWS = 64  # assumed: p10 and p90 of so many are off by 0.2 of a standard deviation
-# Where nothing was fitted: runs of one benchmark, and what no parameter says (assumed).
-ASSUMED_NOISE = {"tpot_ms": 0.1, "total_tok_s_per_gpu": 0.1, "ttft_ms": 0.3}
 DIGITS = 3  # of effects: finer ones say nothing beside their deviation
 
 
@@ -47,8 +46,8 @@ def prior_draws(level: str) -> Floats:
 @dataclass(frozen=True)
 class ServingFit:
     """effects: by level, [parameters] in the units of `Given.theta`. draws: by level, [DRAWS, parameters]. own: levels
-    of stacks that one's own points moved, for which their software has no other releases. noise: standard deviation of the
-    log of one measurement about the model, by metric."""
+    of stacks that one's own points moved, for which their software has no other releases. noise: standard deviation of
+    the log of one measurement about the model, by metric."""
 
     effects: Mapping[str, Floats]
     draws: Mapping[str, Floats] = field(default_factory=dict)

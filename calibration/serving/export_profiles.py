@@ -9,18 +9,18 @@ is in the profile's situations.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 
-from calibration.serving.effects import ServingFit, shipped
-from calibration.serving.parameters import DATA, LEVELS, NAMES, kernel_profile, values
+from calibration.serving.effects import DRAWS, ServingFit, shipped
+from calibration.serving.parameters import DATA, LEVELS, NAMES, OWN, WIDTHS, kernel_profile, kind_of, values
 from calibration.serving.points import NEWEST
 from hw_profiles.catalog import load
 from hw_profiles.efficiency import LARGEST_STORED, Efficiency, Situation
-from simulator.model.arrays import Floats
 from simulator.model.engine import FACTORS, Condition, Factor, Form, When, driven
 
 PROFILES = Path(__file__).resolve().parents[2] / "hw_profiles" / "data" / "efficiency"
@@ -88,39 +88,95 @@ def in_engine(gpu: str, stack: str, fit: ServingFit, engines: Engines | None = N
             f"HBM rates x{given['memory']:.2f}, matrix rates x{given['matrix']:.2f}, link rates "
             f"x{given['network']:.2f}",
             "situations": situations(gpu, stack, fit, engines),
+            "unseen": unseen(),
+            "noise": {metric: round(sigma, 3) for metric, sigma in fit.noise.items()},
         }
     )
 
 
 def situations(gpu: str, stack: str, fit: ServingFit, engines: Engines) -> tuple[Situation, ...]:
-    """What effects add to the standing ones, by what they depend on."""
-    logs: dict[When, Floats] = {}
+    """What effects add to the standing ones, by what they depend on, and draws of all of them."""
+    found: dict[When, _Added] = {}
 
-    def add(when: Mapping[Condition, str], effect: Floats) -> None:
-        key: When = tuple(sorted(when.items()))
-        logs[key] = logs.get(key, 0.0) + effect
+    def add(when: Mapping[Condition, str], level: str, sign: float = 1.0) -> None:
+        found.setdefault(tuple(sorted(when.items())), _Added()).add(fit, level, sign)
 
     standing = set(_standing(gpu, stack, engines["colocated"]))
+    for level in sorted(standing):
+        found.setdefault((), _Added()).stand(fit, level)
     for form, engine in engines.items():
         fixed = _fixed(gpu, stack, engine)
         mine = set()
-        for level, effect in fit.effects.items():
-            name, _, value = level.partition("=")
-            fields = LEVELS[name][1]
-            when = _when(value, fields, fixed)
+        for level in fit.effects:
+            fields = LEVELS[kind_of(level)][1]
+            when = _when(level.partition("=")[2], fields, fixed)
             if when is None or when.get("form", form) != form:
                 continue
             mine.add(level)
             if level in standing:
                 continue
             if "engine" in fields or "form" in fields:
-                add({**when, "form": form}, effect)
+                add({**when, "form": form}, level)
             elif form == "colocated":  # of any form: once
-                add(when, effect)
+                add(when, level)
         for level in sorted(standing - mine):
-            add({"form": form}, -fit.effects.get(level, np.zeros(len(NAMES))))
-    found = [Situation(when=dict(when), factors=_factors(log)) for when, log in logs.items()]
-    return tuple(one for one in found if one.factors)
+            add({"form": form}, level, -1.0)
+        for model in sorted(_models(fit)):  # that other stacks have served
+            for kind in ("family+model", OWN):
+                fields = LEVELS[kind][1]
+                level = f"{kind}={'+'.join({**fixed, 'model': model}[field] for field in fields)}"
+                if level not in fit.effects and (kind == OWN or form == "colocated"):
+                    when = {"model": model, "form": form} if kind == OWN else {"model": model}
+                    found.setdefault(tuple(sorted(when.items())), _Added()).guess(kind)  # type: ignore[arg-type]
+    return tuple(one for when, added in found.items() if (one := added.situation(when)) is not None)
+
+
+def _models(fit: ServingFit) -> set[str]:
+    return {level.partition("=")[2] for level in fit.effects if kind_of(level) == "model"}
+
+
+WITH_MODEL = [kind for kind, (_, fields) in LEVELS.items() if "model" in fields]
+
+
+def unseen() -> dict[str, float]:
+    """Standard deviation of the log of each factor by all levels of a model that no point had."""
+    share = float(np.sqrt(sum(LEVELS[kind][0] ** 2 for kind in WITH_MODEL)))
+    return {factor: round(share * float(WIDTHS[NAMES.index(factor)]), 3) for factor in FACTORS}
+
+
+class _Added:
+    """Effects that hold in one situation, being added up: logs, draws less the logs, and variances of guesses."""
+
+    def __init__(self) -> None:
+        self.log, self.drawn = np.zeros(len(NAMES)), np.zeros((DRAWS, len(NAMES)))
+        self.variance = np.zeros(len(NAMES))
+
+    def add(self, fit: ServingFit, level: str, sign: float) -> None:
+        self.log = self.log + sign * fit.effects.get(level, np.zeros(len(NAMES)))
+        self.stand(fit, level, sign)
+
+    def stand(self, fit: ServingFit, level: str, sign: float = 1.0) -> None:
+        """The effect itself is in the profile."""
+        if level in fit.draws:
+            self.drawn = self.drawn + sign * (fit.draws[level] - fit.effects[level])
+        else:
+            self.variance = self.variance + (WIDTHS * LEVELS[kind_of(level)][0]) ** 2
+
+    def guess(self, kind: str) -> None:
+        self.variance = self.variance + (WIDTHS * LEVELS[kind][0]) ** 2
+
+    def situation(self, when: When) -> Situation | None:
+        """None where it changes nothing."""
+        place = {factor: NAMES.index(factor) for factor in FACTORS}
+        factors = {name: round(float(np.exp(self.log[i])), 4) for name, i in place.items()}
+        drawn = {name: tuple(np.round(self.drawn[:, i] * 100).astype(int).tolist()) for name, i in place.items()}
+        found = Situation(
+            when=dict(when),
+            factors={name: value for name, value in factors.items() if value != 1.0},
+            drawn={name: values for name, values in drawn.items() if any(values)},
+            deviations={name: round(float(np.sqrt(v)), 3) for name, i in place.items() if (v := self.variance[i])},
+        )
+        return found if found.factors or found.drawn or found.deviations else None
 
 
 def _fixed(gpu: str, stack: str, engine: str) -> dict[str, str]:
@@ -151,17 +207,16 @@ def _when(value: str, fields: Sequence[str], fixed: Mapping[str, str]) -> dict[C
     return cast(dict[Condition, str], dict(zip(free, said, strict=True)))
 
 
-def _factors(log: Floats) -> dict[str, float]:
-    """Of each figure that differs there."""
-    found = {factor: round(float(np.exp(log[NAMES.index(factor)])), 4) for factor in FACTORS}
-    return {factor: value for factor, value in found.items() if value != 1.0}
+def as_text(profile: Efficiency) -> str:
+    """JSON with lists of numbers on a line each."""
+    return re.sub(r"\[[\s\d,-]+\]", lambda found: re.sub(r"\s", "", found[0]), profile.model_dump_json(indent=1)) + "\n"
 
 
 def write(folder: Path, chosen: Sequence[tuple[str, str]], fit: ServingFit) -> list[Path]:
     paths = []
     for gpu, stack in chosen:
         path = folder / f"{gpu}@{stack}.json"
-        path.write_text(in_engine(gpu, stack, fit).model_dump_json(indent=1) + "\n", encoding="utf-8")
+        path.write_text(as_text(in_engine(gpu, stack, fit)), encoding="utf-8")
         paths.append(path)
     return paths
 

@@ -17,7 +17,7 @@ import pandas as pd
 
 from calibration.serving import effects
 from calibration.serving.effects import FILE, ServingFit, own_level, shipped
-from calibration.serving.export_profiles import engines_of, in_engine
+from calibration.serving.export_profiles import as_text, engines_of, in_engine
 from calibration.serving.fit import SCORED_METRICS, fit_effects, observed
 from calibration.serving.parameters import NAMES, OWN, assumed, family_of, kind_of
 from calibration.serving.points import Point
@@ -61,7 +61,7 @@ class OwnServing:
                 raise CatalogError(f"{path} already describes {pair}; remove it, or name another folder")
         effects.write(self.fit, folder / FILE)
         for pair, profile in self.profiles.items():
-            (folder / f"{pair}.json").write_text(profile.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            (folder / f"{pair}.json").write_text(as_text(profile), encoding="utf-8")
         return [folder / FILE, *(folder / f"{pair}.json" for pair in self.profiles)]
 
 

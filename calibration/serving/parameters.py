@@ -20,7 +20,7 @@ from hw_profiles.catalog import load
 from hw_profiles.efficiency import Efficiency
 from hw_profiles.profile import HardwareProfile
 from simulator.model.arrays import Floats
-from simulator.model.engine import form_of
+from simulator.model.engine import DEVIATIONS, form_of
 from simulator.steady_state.parameters import EngineParameters
 
 DATA = Path(__file__).resolve().parent.parent / "data"
@@ -41,18 +41,48 @@ class Parameter:
 
 # Values are assumed, and widths with them: fits move both the more points there are.
 PARAMETERS = (
-    Parameter("kernel_overhead_s", "host time of one step for each kernel: scheduling, sampling, gaps [s]", 2e-6, 0.7),
+    Parameter(
+        "kernel_overhead_s",
+        "host time of one step for each kernel: scheduling, sampling, gaps [s]",
+        2e-6,
+        DEVIATIONS["kernel_overhead_s"],
+    ),
     Parameter("renewal", "host time of a decode step over that of the software half a year before", 1.0, 0.5),
-    Parameter("sequence_overhead_s", "host time of one step for each sequence of a rank [s]", 2e-5, 0.8),
-    Parameter("memory", "HBM rate inside the engine over that of kernels alone", 0.85, 0.2),
-    Parameter("matrix", "matrix rate inside the engine over that of kernels alone", 0.7, 0.4),
-    Parameter("network", "link rate inside the engine over that of collectives alone", 0.6, 0.5),
-    Parameter("attention", "rate of attention cores and indexer over that of the stack's other kernels", 1.0, 0.4),
-    Parameter("experts", "rate of expert GEMMs over that of the stack's other kernels", 1.0, 0.3),
-    Parameter("exit_latency_s", "added latency of a collective that leaves the scale-up domain [s]", 15e-6, 0.7),
-    Parameter("acceptance", "chance that a draft token is accepted given that those before it were", 0.68, 0.5),
+    Parameter(
+        "sequence_overhead_s",
+        "host time of one step for each sequence of a rank [s]",
+        2e-5,
+        DEVIATIONS["sequence_overhead_s"],
+    ),
+    Parameter("memory", "HBM rate inside the engine over that of kernels alone", 0.85, DEVIATIONS["memory"]),
+    Parameter("matrix", "matrix rate inside the engine over that of kernels alone", 0.7, DEVIATIONS["matrix"]),
+    Parameter("network", "link rate inside the engine over that of collectives alone", 0.6, DEVIATIONS["network"]),
+    Parameter(
+        "attention",
+        "rate of attention cores and indexer over that of the stack's other kernels",
+        1.0,
+        DEVIATIONS["attention"],
+    ),
+    Parameter("experts", "rate of expert GEMMs over that of the stack's other kernels", 1.0, DEVIATIONS["experts"]),
+    Parameter(
+        "exit_latency_s",
+        "added latency of a collective that leaves the scale-up domain [s]",
+        15e-6,
+        DEVIATIONS["exit_latency_s"],
+    ),
+    Parameter(
+        "acceptance",
+        "chance that a draft token is accepted given that those before it were",
+        0.68,
+        DEVIATIONS["acceptance"],
+    ),
     Parameter("running", "sequences that an attention rank runs at once, where a row does not say", 512.0, 0.7),
-    Parameter("request_overhead_s", "time before the first token beyond waiting and prefill [s]", 0.12, 0.8),
+    Parameter(
+        "request_overhead_s",
+        "time before the first token beyond waiting and prefill [s]",
+        0.12,
+        DEVIATIONS["request_overhead_s"],
+    ),
     Parameter("warm_up_s", "wait of the first wave for kernels and graphs of one more batch size [s]", 0.3, 0.8),
 )
 # Whether a parameter is a time, which steps add up, or a rate, by which they divide it: +1, -1; 0: neither.

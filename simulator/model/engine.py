@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Literal, cast, get_args
 
-from hw_profiles.efficiency import ClassEfficiency, Efficiency, OpClass
+from hw_profiles.efficiency import ClassEfficiency, Efficiency, OpClass, Situation
 from hw_profiles.loading import CatalogError
 from hw_profiles.profile import HardwareProfile
 from simulator.model.architecture import ModelSpec
@@ -27,6 +27,13 @@ CONDITIONS: tuple[Condition, ...] = get_args(Condition)
 Factor = Literal["memory", "matrix", "network", "attention", "experts", "kernel_overhead_s", "sequence_overhead_s",
                  "exit_latency_s", "acceptance", "request_overhead_s"]  # fmt: skip
 FACTORS: tuple[Factor, ...] = get_args(Factor)
+# Standard deviation of the log of each over all stacks, before anything is measured (assumed).
+DEVIATIONS: dict[Factor, float] = {
+    "memory": 0.2, "matrix": 0.4, "network": 0.5, "attention": 0.4, "experts": 0.3, "kernel_overhead_s": 0.7,
+    "sequence_overhead_s": 0.8, "exit_latency_s": 0.7, "acceptance": 0.5, "request_overhead_s": 0.8,
+}  # fmt: skip
+# Of the log of one measurement about the model, by metric (assumed).
+NOISE = {"tpot_ms": 0.1, "total_tok_s_per_gpu": 0.1, "ttft_ms": 0.3}
 When = tuple[tuple[Condition, str], ...]
 
 CORES = (
@@ -72,12 +79,18 @@ def in_situation(hardware: HardwareProfile, when: When) -> HardwareProfile:
     return replace(hardware, efficiency=driven(hardware.efficiency, given, LARGEST_FRACTION))
 
 
-def _factors_in(efficiency: Efficiency, known: Mapping[Condition, str]) -> Iterator[Mapping[Factor, float]]:
-    """Of each situation that holds, its names checked before."""
+def holding(efficiency: Efficiency, known: Mapping[Condition, str]) -> Iterator[Situation]:
+    """Each situation that holds."""
     for situation in efficiency.situations:
         when = cast("Mapping[Condition, str]", situation.when)
         if all(known.get(condition) == value for condition, value in when.items()):
-            yield cast("Mapping[Factor, float]", situation.factors)
+            yield situation
+
+
+def _factors_in(efficiency: Efficiency, known: Mapping[Condition, str]) -> Iterator[Mapping[Factor, float]]:
+    """Of each situation that holds, its names checked before."""
+    for situation in holding(efficiency, known):
+        yield cast("Mapping[Factor, float]", situation.factors)
 
 
 def _check_names(efficiency: Efficiency) -> None:
@@ -85,7 +98,12 @@ def _check_names(efficiency: Efficiency) -> None:
     given = {
         "served": (efficiency.served, FORMS),
         "situations: when": ({name for one in efficiency.situations for name in one.when}, CONDITIONS),
-        "situations: factors": ({name for one in efficiency.situations for name in one.factors}, FACTORS),
+        "situations: factors": (
+            {name for one in efficiency.situations for name in (*one.factors, *one.drawn, *one.deviations)},
+            FACTORS,
+        ),
+        "unseen": (efficiency.unseen, FACTORS),
+        "noise": (efficiency.noise, NOISE),
     }
     for key, (names, meant) in given.items():
         unknown = sorted(set(names) - set(meant))

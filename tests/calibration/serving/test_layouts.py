@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from calibration.serving.layouts import LayoutError, WorkerLayout, parse_worker, read_label
-from calibration.serving.point_steps import parallelism_of
+from calibration.serving.point_engines import parallelism_of
 from simulator.model.parallelism import Parallelism
 
 
