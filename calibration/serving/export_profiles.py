@@ -127,7 +127,7 @@ def situations(gpu: str, stack: str, fit: ServingFit, engines: Engines) -> tuple
                 level = f"{kind}={'+'.join({**fixed, 'model': model}[field] for field in fields)}"
                 if level not in fit.effects and (kind == OWN or form == "colocated"):
                     when = {"model": model, "form": form} if kind == OWN else {"model": model}
-                    found.setdefault(tuple(sorted(when.items())), _Added()).guess(kind)  # type: ignore[arg-type]
+                    found.setdefault(tuple(sorted(when.items())), _Added()).guess(kind)
     return tuple(one for when, added in found.items() if (one := added.situation(when)) is not None)
 
 

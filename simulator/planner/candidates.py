@@ -7,7 +7,7 @@ beside decode last, for the cuts that were cheap before.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
@@ -32,7 +32,7 @@ from simulator.scenario import Pool, Scenario
 from simulator.steady_state.arrays import Place
 from simulator.steady_state.policies import batching_of, batchings_of
 from simulator.uncertainty.chances import demand
-from simulator.uncertainty.spreads import uncertainty_of
+from simulator.uncertainty.spreads import Role, uncertainty_of
 
 KEPT_PER_POOL = 5  # cheapest choices per offer and role that go on to be combined [assumed: enough]
 COLOCATED_CUTS = 5  # per offer whose prompts are priced beside decode [assumed: enough]
@@ -198,9 +198,12 @@ class Candidates:
     def _limits(self, table: PoolTable) -> Limits:
         """What each choice is sized for."""
         search, slo = self.scenario.search, self.scenario.slo
+        if search.confidence is None:
+            return Limits.of([(slo, FULL_LOAD)] * len(table), slo.percentile)
         asked = []
         for choice in table.choices:
-            known = uncertainty_of(choice.engine.offer.profile, choice.engine.form, self.pricing.model.name)
+            engine, role = choice.engine, cast(Role, choice.role)
+            known = uncertainty_of(engine.offer.profile, engine.model, engine.cut, engine.offer.draft_tokens, role)
             wanted = demand(slo, FULL_LOAD, known, search.confidence)
             asked.append((wanted.slo, wanted.load))
         return Limits.of(asked, slo.percentile)

@@ -151,7 +151,7 @@ def _design(
         for pool, choice, part in zip(pools.values(), choices, shares, strict=True)
     ]
     known = tuple(cost for cost in costs if cost is not None)
-    sure = certainty(deployment, pricing.model.name, slo, state.to_json(), state.load)
+    sure = certainty(deployment, pricing.model, slo, state.to_json(), state.load)
     return Design(
         deployment=deployment,
         steady_state=state,

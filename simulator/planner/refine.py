@@ -107,7 +107,7 @@ class Refinement:
         return known.values()
 
     def _play(self, chosen: Sequence[tuple[Idea, Design]]) -> None:
-        tasks = [Played(self.scenario, self.pricing.model.name, d, self.lifetime_s(d)) for _, d in chosen]
+        tasks = [Played(self.scenario, self.pricing.model, d, self.lifetime_s(d)) for _, d in chosen]
         for (idea, estimated), found in zip(chosen, run_all(played, tasks), strict=True):
             idea.simulated.append(found)
             ours, theirs = estimated.at_limits, found.at_limits

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from simulator.des.simulate import simulate
+from simulator.model.architecture import ModelSpec
 from simulator.planner.design import Design
 from simulator.scenario import Deployment, OpenLoop, Scenario
 from simulator.uncertainty.bands import noise_at_limits
@@ -24,7 +25,7 @@ class Played:
     """What a simulation of a design needs and nothing else, for another process. lifetime_s: of a request."""
 
     scenario: Scenario
-    model: str
+    model: ModelSpec
     design: Design
     lifetime_s: float
 

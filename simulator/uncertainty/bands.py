@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -20,11 +20,11 @@ from simulator.des.results.noise import relative_error, student
 from simulator.des.results.reports import PERCENTILES
 from simulator.des.results.result import SimulationResult
 from simulator.des.results.tenants import TenantRequests
+from simulator.model.architecture import ModelSpec
 from simulator.model.arrays import Floats
-from simulator.model.engine import form_of
 from simulator.model.presets import load_model
 from simulator.scenario import Deployment, Pool, Scenario
-from simulator.uncertainty.spreads import Metric, Spread, Uncertainty, uncertainty_of, widest
+from simulator.uncertainty.spreads import Metric, Role, Spread, Uncertainty, uncertainty_of, widest
 
 # By figure the metric whose error it shares, and whether it is its reciprocal. Rates and costs are those at the same
 # number of requests in flight; end to end is mostly decode.
@@ -70,20 +70,19 @@ class Bands:
         return {"kind": self.whole.kind, "reasons": {pool.accelerator: pool.reason for pool in pools}}
 
 
-def bands_of(deployment: Deployment, model: str = "") -> Bands:
-    """What is known of a deployment's pools. model: as for `uncertainty_of`."""
-    form = form_of(not deployment.colocated)
+def bands_of(deployment: Deployment, model: ModelSpec) -> Bands:
+    """What is known of a deployment's pools. Raises CatalogError, ParallelismError."""
 
-    def known(pool: Pool) -> Uncertainty:
-        return uncertainty_of(load(pool.gpu, pool.stack), form, model)
+    def known(role: str, pool: Pool) -> Uncertainty:
+        return uncertainty_of(load(pool.gpu, pool.stack), model, pool.parallelism, pool.draft_tokens, cast(Role, role))
 
     # Of a pool of several groups the least certain speaks for all. Prefill comes before decode.
-    pools = [widest(map(known, groups)) for groups in deployment.pools.values()]
+    pools = [widest(known(role, group) for group in groups) for role, groups in deployment.pools.items()]
     return Bands(pools[0], pools[-1])
 
 
-def _model(scenario: Scenario) -> str:
-    return load_model(scenario.model).name
+def _model(scenario: Scenario) -> ModelSpec:
+    return load_model(scenario.model)
 
 
 def of_run(result: SimulationResult, scenario: Scenario) -> dict[str, Any]:

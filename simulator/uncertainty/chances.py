@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from simulator.des.results.cost import Cost
+from simulator.model.architecture import ModelSpec
 from simulator.scenario import Deployment, Slo
 from simulator.uncertainty.bands import Bands, bands_of
 from simulator.uncertainty.spreads import Metric, Spread, Uncertainty
@@ -110,7 +111,7 @@ def _around(spread: Spread, value: float) -> dict[str, float]:
 
 def certainty(
     deployment: Deployment,
-    model: str,
+    model: ModelSpec,
     slo: Slo,
     metrics: Mapping[str, Any],
     load: Mapping[str, float],

@@ -108,7 +108,7 @@ def drawn_times(
         host.request_overhead_s * rates["request_overhead_s"],
         host.sequence_overhead_s * rates["sequence_overhead_s"],
         host.exit_latency_s * (rates["exit_latency_s"] - 1),  # steps are priced with one
-        **{name: rates[name] for name in ("matrix", "memory", "network", "attention", "experts")},  # type: ignore[arg-type]
+        **{name: rates[name] for name in ("matrix", "memory", "network", "attention", "experts")},
     )
     ops = StepOps(model, served, cut, draft_tokens)
     traffic = TrafficSample.of([PROMPT], [OUTPUT])
