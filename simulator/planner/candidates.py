@@ -7,6 +7,7 @@ beside decode last, for the cuts that were cheap before.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np

@@ -11,11 +11,18 @@ import pytest
 from hw_profiles.catalog import load
 from simulator.des.replicate import Replications, estimate
 from simulator.des.simulate import simulate
+from simulator.model.parallelism import Parallelism
+from simulator.model.presets import load_model
 from simulator.scenario import Deployment, Pool, Scenario, parse_scenario
 from simulator.uncertainty.bands import Bands, bands_of, of_run, of_runs
-from simulator.uncertainty.spreads import Spread, Uncertainty, uncertainty_of
+from simulator.uncertainty.spreads import Role, Spread, Uncertainty, uncertainty_of
 
 RATE = "total_tok_s_per_gpu"
+MODEL = load_model("qwen3-30b-a3b")
+
+
+def known(gpu: str, stack: str = "default", role: Role = "colocated", tp: int = 2) -> Uncertainty:
+    return uncertainty_of(load(gpu, stack), MODEL, Parallelism(tp=tp), 0, role)
 
 
 def scenario(requests: int = 400, **changes: Any) -> Scenario:
@@ -34,7 +41,7 @@ def test_a_run_widens_the_band_of_the_model_by_its_own_noise() -> None:
     asked = scenario()
     result = simulate(asked)
     found = of_run(result, asked)
-    model = uncertainty_of(load("h200_sxm"), "colocated")
+    model = known("h200_sxm")
     p90 = result.summary().to_json()["metrics"]["ttft_s"]["p90"]
     band = found["bands"]["metrics.ttft_s.p90"]
     spread = model.spreads["ttft_s"]
@@ -48,7 +55,7 @@ def test_rates_without_noise_have_the_band_of_the_model_and_costs_its_reciprocal
     asked = scenario()
     result = simulate(asked)
     bands, summary = of_run(result, asked)["bands"], result.summary().to_json()
-    spread = uncertainty_of(load("h200_sxm"), "colocated").spreads[RATE]
+    spread = known("h200_sxm").spreads[RATE]
     rate, cost = summary["throughput"][RATE], summary["cost"]["usd_per_mtok_blended"]
     assert bands[f"throughput.{RATE}"] == pytest.approx(spread.band(rate))
     assert bands["cost.usd_per_mtok_blended"]["p90"] == pytest.approx(cost * math.exp(-spread.p10))
@@ -69,26 +76,26 @@ def test_several_runs_have_the_noise_of_their_mean(runs: int) -> None:
     key = "metrics.ttft_s.p90"
     seen = Replications(0.95, tuple(range(runs)), {key: estimate(values, 0.95)}, ())
     noise = statistics.stdev(values) / math.sqrt(runs)
-    spread = uncertainty_of(load("h200_sxm"), "colocated").spreads["ttft_s"].with_noise(noise)
+    spread = known("h200_sxm").spreads["ttft_s"].with_noise(noise)
     assert of_runs(seen, scenario())["bands"][key] == pytest.approx(spread.band(1.0))
 
 
 def test_pools_on_different_stacks_answer_for_their_own_latency() -> None:
     deployment = Deployment(prefill=Pool(gpu="b200_sxm", stack="sglang"), decode=Pool(gpu="h200_sxm"))
-    bands = bands_of(deployment)
-    fitted = uncertainty_of(load("b200_sxm", "sglang"), "disaggregated")
-    assumed = uncertainty_of(load("h200_sxm"), "disaggregated")
+    bands = bands_of(deployment, MODEL)
+    fitted = known("b200_sxm", "sglang", "prefill", 1)
+    assumed = known("h200_sxm", role="decode", tp=1)
     assert bands.spread("ttft_s").band(1.0) == pytest.approx(fitted.spreads["ttft_s"].band(1.0))
     assert bands.spread("tpot_s").band(1.0) == pytest.approx(assumed.spreads["tpot_s"].band(1.0))
     assert list(bands.grounds()["reasons"].values()) == [fitted.reason, assumed.reason]
 
 
 def test_rates_are_as_unsure_as_the_less_known_pool() -> None:
-    def known(half: float) -> Uncertainty:
+    def alike(half: float) -> Uncertainty:
         spread = Spread(p10=-half, p50=0.0, p90=half)
         return Uncertainty(f"{half}", "", "", {"tpot_s": spread, "ttft_s": spread, "total_tok_s_per_gpu": spread})
 
-    for bands in (Bands(known(0.1), known(0.4)), Bands(known(0.4), known(0.1))):
+    for bands in (Bands(alike(0.1), alike(0.4)), Bands(alike(0.4), alike(0.1))):
         assert bands.whole.kind == "0.4"
         assert bands.spread(RATE).p90 == 0.4
 
