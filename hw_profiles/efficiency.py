@@ -11,7 +11,7 @@ from hw_profiles.schema import Accelerator, SourceText, Strict
 
 # Largest share of a data-sheet peak that a profile may hold [-]; assumed. Above 1 only for factors below 1 to meet (see
 # `Situation`): no kernel outruns the peak.
-LARGEST_STORED = 1.5
+LARGEST_STORED = 4.0
 MOST_EXPONENT = 16  # of the p-norm [-]; assumed: at it two equal roofs add 4%, as good as none
 MOST_TILE_ROWS = 1024  # rows of a ragged tile; assumed: several times the largest tiles of kernels
 MOST_SHORT_ROW_FACTOR = 1024  # [-]; assumed: more is a slip of the pen

@@ -53,7 +53,7 @@ def serving(
     if own.held_out is not None:
         held_out = {metric: asdict(found) for metric, found in scores_by_metric(own.held_out).items()}
     answer = {
-        "points": len(prepared.steps) + len(prepared.unpredicted),
+        "points": len(prepared.points) + len(prepared.unpredicted),
         "fitted": int(own.before["row"].nunique()),
         "left_out": own.left_out,
         "before": {metric: asdict(found) for metric, found in scores_by_metric(own.before).items()},

@@ -22,7 +22,6 @@ from calibration.serving.parameters import (
     OWN,
     PARAMETERS,
     RELEASE,
-    TIME_OR_RATE,
     WIDTHS,
     assumed,
     kind_of,
@@ -67,11 +66,9 @@ class ServingFit:
         )
 
     def drawn(self, levels: Sequence[tuple[str, ...]]) -> Floats:
-        """[points, DRAWS, parameters]. Times are sums of parts, so it is their mean over the draws that is kept at what
-        is most likely: by half the variance of a log."""
+        """[points, DRAWS, parameters]"""
         base, none = assumed(), np.zeros((DRAWS, len(NAMES)))
-        found = np.array([base + sum((self.draw(one) for one in self._levels(mine)), none) for mine in levels])
-        return np.asarray(found - TIME_OR_RATE * found.var(axis=1, keepdims=True) / 2)
+        return np.array([base + sum((self.draw(one) for one in self._levels(mine)), none) for mine in levels])
 
     def draw(self, level: str) -> Floats:
         """[DRAWS, parameters] of one level."""

@@ -121,13 +121,16 @@ def situations(gpu: str, stack: str, fit: ServingFit, engines: Engines) -> tuple
                 add(when, level)
         for level in sorted(standing - mine):
             add({"form": form}, level, -1.0)
-        for model in sorted(_models(fit)):  # that other stacks have served
-            for kind in ("family+model", OWN):
-                fields = LEVELS[kind][1]
-                level = f"{kind}={'+'.join({**fixed, 'model': model}[field] for field in fields)}"
-                if level not in fit.effects and (kind == OWN or form == "colocated"):
-                    when = {"model": model, "form": form} if kind == OWN else {"model": model}
-                    found.setdefault(tuple(sorted(when.items())), _Added()).guess(kind)
+        for model in sorted(_models(fit)):
+            level = {
+                kind: f"{kind}={'+'.join({**fixed, 'model': model}[field] for field in LEVELS[kind][1])}"
+                for kind in ("family+model", OWN)
+            }
+            here = found.setdefault((("form", form), ("model", model)), _Added())
+            if level[OWN] not in fit.effects:  # other stacks have served it
+                here.guess(*level)
+            elif level["family+model"] not in fit.effects:
+                here.stand(fit, level["family+model"])
     return tuple(one for when, added in found.items() if (one := added.situation(when)) is not None)
 
 
@@ -157,13 +160,12 @@ class _Added:
 
     def stand(self, fit: ServingFit, level: str, sign: float = 1.0) -> None:
         """The effect itself is in the profile."""
-        if level in fit.draws:
-            self.drawn = self.drawn + sign * (fit.draws[level] - fit.effects[level])
-        else:
-            self.variance = self.variance + (WIDTHS * LEVELS[kind_of(level)][0]) ** 2
+        self.drawn = self.drawn + sign * (fit.draw(level) - fit.effects.get(level, np.zeros(len(NAMES))))
 
-    def guess(self, kind: str) -> None:
-        self.variance = self.variance + (WIDTHS * LEVELS[kind][0]) ** 2
+    def guess(self, *kinds: str) -> None:
+        """Levels of which nothing is known."""
+        for kind in kinds:
+            self.variance = self.variance + (WIDTHS * LEVELS[kind][0]) ** 2
 
     def situation(self, when: When) -> Situation | None:
         """None where it changes nothing."""

@@ -9,7 +9,7 @@ more draw of all points; effects of levels follow by the chain rule. The curvatu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,11 +80,13 @@ def fit_effects(
     source: str = "",
     frozen: Sequence[str] = (),
     start: tuple[Floats, Floats] | None = None,
+    shares: Mapping[str, float] | None = None,
 ) -> ServingFit:
     """target: [points, metrics] logs. weight: of each point. frozen: parameters kept as they start.
 
     start: what effects add to, [points, parameters], and draws of it, [points, DRAWS, parameters]; default: the assumed
-    values. What draws differ by at the start, effects take back as far as the points tell.
+    values. What draws differ by at the start, effects take back as far as the points tell. shares: by kind of level, of
+    each prior width; default: those of `parameters.LEVELS`.
     """
     kept = np.flatnonzero(weight > 0)
     points, target, weight = points.some(kept), target[kept], weight[kept]
@@ -96,7 +98,8 @@ def fit_effects(
     columns = np.array([place[level] for mine in levels for level in mine])
     member = sparse.csr_array((np.ones(len(rows)), (rows, columns)), shape=(len(levels), len(known)))
     free = [i for i, name in enumerate(NAMES) if name not in frozen]
-    share = np.array([LEVELS[kind_of(level)][0] for level in known])
+    shares = shares or {kind: share for kind, (share, _) in LEVELS.items()}
+    share = np.array([shares[kind_of(level)] for level in known])
     width = share[:, None] * WIDTHS[free]  # [levels, free] prior deviations
     seen = np.isfinite(target)
     goal = np.where(seen, target, 0.0)

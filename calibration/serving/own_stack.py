@@ -19,7 +19,7 @@ from calibration.serving import effects
 from calibration.serving.effects import FILE, ServingFit, own_level, shipped
 from calibration.serving.export_profiles import as_text, engines_of, in_engine
 from calibration.serving.fit import SCORED_METRICS, fit_effects, observed
-from calibration.serving.parameters import NAMES, OWN, assumed, family_of, kind_of
+from calibration.serving.parameters import NAMES, OWN, RELEASE, assumed, family_of, kind_of
 from calibration.serving.points import Point
 from calibration.serving.predict import PreparedPoints, equilibria, predictions, some
 from hw_profiles.efficiency import Efficiency
@@ -99,13 +99,15 @@ def fit_own(prepared: PreparedPoints, source: str, before: ServingFit | None = N
 
 
 def moved(prepared: PreparedPoints, before: ServingFit, source: str) -> ServingFit:
-    """`before` with the own levels of these points fitted to them. What it does not know of the stack is drawn, and the
-    points take it back as far as they tell."""
+    """`before` with the own levels of these points fitted to them: an engine of one's own may be as far from others as
+    those are from each other. What is not known of the stack is drawn, and the points take it back as far as they
+    tell."""
     mine = [own_level(levels) for levels in prepared.levels]
     start = _of_one_release(before, prepared.levels)
     found = fit_effects(
         equilibria(prepared), [(level,) for level in mine], observed([p.point for p in prepared.points]),
         np.ones(len(prepared.points)), source, (RENEWAL,), (start.theta(prepared.levels), start.drawn(prepared.levels)),
+        {OWN: 1.0},
     )  # fmt: skip
     none = np.zeros(len(NAMES))
     return ServingFit(
@@ -125,7 +127,7 @@ def _of_one_release(fit: ServingFit, levels: Sequence[tuple[str, ...]]) -> Servi
     renewal = np.arange(len(NAMES)) == place
     named = {own_level(mine): mine for mine in levels}
     for own, mine in named.items():
-        others = [tuple(level for level in mine if kind_of(level) != OWN)]
+        others = [tuple(level for level in mine if kind_of(level) not in (OWN, RELEASE))]
         effects[own] = np.where(renewal, (assumed() - fit.theta(others)[0]), fit.effects.get(own, np.zeros(len(NAMES))))
         draws[own] = np.where(renewal, assumed() - fit.drawn(others)[0], fit.draw(own))
     return replace(fit, effects=effects, draws=draws, own=fit.own | frozenset(named))

@@ -85,10 +85,6 @@ PARAMETERS = (
     ),
     Parameter("warm_up_s", "wait of the first wave for kernels and graphs of one more batch size [s]", 0.3, 0.8),
 )
-# Whether a parameter is a time, which steps add up, or a rate, by which they divide it: +1, -1; 0: neither.
-TIME_OR_RATE = np.array([1, 0, 1, -1, -1, -1, -1, -1, 1, -1, 0, 1, 1])
-# Engines beat stand-alone kernels by a little at most: overlap, warm caches (assumed).
-LARGEST = {"memory": 1.2, "matrix": 1.2, "network": 1.2}
 NAMES = tuple(p.name for p in PARAMETERS)
 WIDTHS = np.array([p.width for p in PARAMETERS])
 PASSED = (  # to the steady state as they are
@@ -156,8 +152,6 @@ def values(theta: Floats) -> dict[str, Floats]:
     """Parameters in their own units. theta: [..., parameters] -> [...] each."""
     out = {name: np.exp(theta[..., i]) for i, name in enumerate(NAMES)}
     out["acceptance"] = 1.0 / (1.0 + np.exp(-theta[..., NAMES.index("acceptance")]))
-    for name, most in LARGEST.items():
-        out[name] = np.minimum(most, out[name])
     return out
 
 

@@ -2,6 +2,8 @@
 
 Every point is answered for DRAWS sets of parameters of the fit, with what its row does not say drawn too (whether it
 drafted) and the noise of one measurement on top. The prediction is the median of the draws, its band their p10 to p90.
+Times are sums of parts with errors of their own, so that a median over normal draws of logs is above what the most
+likely parameters give; draws are taken back to these, as a whole.
 """
 
 from __future__ import annotations
@@ -107,7 +109,8 @@ def drawn_metrics(prepared: PreparedPoints, fit: ServingFit) -> dict[str, Floats
     parts: dict[str, list[Floats]] = {}
     for begin in range(0, len(prepared.points), ROWS_AT_ONCE):
         rows = range(begin, min(begin + ROWS_AT_ONCE, len(prepared.points)))
-        theta = fit.drawn([prepared.levels[i] for i in rows])
+        levels = [prepared.levels[i] for i in rows]
+        theta = np.concatenate((fit.theta(levels)[:, None], fit.drawn(levels)), axis=1)
         found = _answered([prepared.points[i] for i in rows], theta)
         again = [i for i in rows if i in prepared.also]
         if again:
@@ -132,10 +135,15 @@ def drawn_metrics(prepared: PreparedPoints, fit: ServingFit) -> dict[str, Floats
 
 
 def _answered(points: Sequence[PricedPoint], theta: Floats) -> dict[str, Floats]:
+    """theta: the most likely parameters, then draws."""
     asked = Equilibria(points)
     seen = asked.seen(Given(theta))
     everywhere, pools = seen.metrics(asked), seen.per_pool(asked)
-    return {name: everywhere[name] for name in METRICS} | {POOL_OF[name]: values for name, values in pools.items()}
+    found = {name: everywhere[name] for name in METRICS} | {POOL_OF[name]: values for name, values in pools.items()}
+    return {
+        name: each[:, 1:] * (each[:, :1] / np.median(each[:, 1:], axis=1, keepdims=True))
+        for name, each in found.items()
+    }
 
 
 POOL_OF = {"output_tok_s_per_gpu": "decode output_tok_s_per_gpu", "input_tok_s_per_gpu": "prefill input_tok_s_per_gpu"}

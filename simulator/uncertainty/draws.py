@@ -47,8 +47,7 @@ def normal_scores(seed: int) -> Floats:
 
 
 def drawn_logs(efficiency: Efficiency, model: str, form: Form) -> dict[Factor, Floats]:
-    """[DRAWS] log of each factor less that of the profile. Times are sums, so it is their mean that is kept: draws are
-    less by half their variance, those of rates more."""
+    """[DRAWS] log of each factor less that of the profile."""
     own = efficiency.held_out_error.get(WHOLE_STEPS) if efficiency.origin == "measured" else None
     if own:
         return _measured(own)
@@ -69,8 +68,6 @@ def drawn_logs(efficiency: Efficiency, model: str, form: Form) -> dict[Factor, F
         if variance[factor]:
             name = f"{efficiency.accelerator}@{efficiency.stack} {model} {form} {factor}"
             logs[factor] = logs[factor] + variance[factor] ** 0.5 * normal_scores(zlib.crc32(name.encode()))
-        sign = 1 if factor in RATES else -1
-        logs[factor] = logs[factor] + sign * logs[factor].var() / 2
     return logs
 
 

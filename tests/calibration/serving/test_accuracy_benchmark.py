@@ -1,33 +1,31 @@
-"""What is left of errors once the level of each stack is known."""
+"""What a split is scored by."""
 
 from __future__ import annotations
-
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks.accuracy import levelled
+from benchmarks.accuracy import score
+from benchmarks.study import SATURATED
+from calibration.serving.points import parse_point
+from calibration.serving.predict import saturated
 
 
-def study(*stacks: tuple[str, int]) -> Any:
-    """Rows of stacks that differ in their accelerator."""
-    gpu = np.array([name for name, rows in stacks for _ in range(rows)])
-    same = np.array(["x"] * len(gpu))
-    return SimpleNamespace(gpu=gpu, engine=same, model=same, disaggregated=np.zeros(len(gpu), dtype=bool))
-
-
-def test_the_level_of_a_stack_comes_from_its_other_rows() -> None:
+def test_bands_of_a_normal_law_hold_four_fifths_and_its_median_error_is_that_of_the_law() -> None:
     rng = np.random.default_rng(1)
-    noise = rng.normal(0, 0.1, (400, 3))
-    level = np.repeat([[0.5], [-0.2]], 200, axis=0)
-    noise[0, 2] = np.nan  # a saturated row
-    left = levelled(study(("a", 200), ("b", 200)), np.arange(400), level + noise)
-    assert np.nanmedian(np.abs(left), axis=0) == pytest.approx(np.nanmedian(np.abs(noise), axis=0), rel=0.1)
-    assert not np.allclose(np.nanmedian(left[:200], axis=0), 0.0, atol=1e-6)  # its own row does not count
+    errors = rng.normal(0.05, 0.2, (4000, 3))
+    errors[:100, 2] = np.nan  # saturated rows
+    bands = errors + np.array([-1.2816, 0.0, 1.2816])[:, None, None] * 0.2
+    found = score(bands)
+    assert found["ttft_ms"]["n"] == 3900
+    for metric in found.values():
+        assert metric["coverage"] == pytest.approx(0.8, abs=0.03)
+        assert metric["bias"] == pytest.approx(np.expm1(0.05), abs=0.02)
+        assert metric["median_ape"] == pytest.approx(0.14, abs=0.02)
 
 
-def test_stacks_with_few_rows_keep_their_errors() -> None:
-    errors = np.full((3, 3), 0.5)
-    assert levelled(study(("a", 3)), np.arange(3), errors) == pytest.approx(errors)
+@pytest.mark.parametrize(("ttft_ms", "queued"), [(100.0, False), (6000.0, True)])
+def test_first_tokens_later_than_half_of_decode_are_queueing(ttft_ms: float, queued: bool) -> None:
+    row = {"model": "DeepSeek-R1", "gpu": "H200", "n_gpu": 8, "engine": "SGLang", "decode_parallel": "TP8",
+           "isl": 1000, "osl": 500, "concurrency": 8, "tpot_ms": 12.0, "ttft_ms": ttft_ms}  # fmt: skip
+    assert saturated(parse_point(0, row), SATURATED) is queued

