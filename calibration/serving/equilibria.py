@@ -40,7 +40,9 @@ from simulator.steady_state.stations import DemandArrays, HandoverArrays, KvArra
 from simulator.steady_state.step_table import Batching, EngineSteps, StepSeconds, StepTable, price
 from simulator.steady_state.traffic import TrafficSample
 
-IN_FLIGHT = 0.975  # share of the stated concurrency that is under way: ramp-up and drain (median of published rows)
+# Share of the stated concurrency that is under way, X (TTFT + (O-1) TPOT) / C: ramp-up and drain take the rest (medians
+# of published rows by form). Pools alone are measured while they are full.
+IN_FLIGHT = {"colocated": 0.975, "apart": 0.955}
 GENERATIONS = 5.5  # requests that a client has sent, in the mean over a benchmark of ten each
 FIRST_WAVE = 0.1  # share of the requests that start together, of ten each
 # Uniform lengths, in the middles of five equal parts; prompts and outputs apart.

@@ -60,7 +60,7 @@ def test_what_is_in_flight_is_what_the_benchmark_keeps_in_flight(sweep: Equilibr
     for i, one in enumerate(sweep.points):
         if one.point.concurrency <= 8:
             held = seen.rate[i, 0] * (seen.ttft_s[i, 0] + (one.point.output - 1) * seen.tpot_s[i, 0])
-            assert held == pytest.approx(IN_FLIGHT * one.point.concurrency, rel=0.04)
+            assert held == pytest.approx(IN_FLIGHT[one.kind[0]] * one.point.concurrency, rel=0.04)
 
 
 @pytest.mark.parametrize(
