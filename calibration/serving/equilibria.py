@@ -278,9 +278,7 @@ def _answered(kind: _Kind, given: tuple[EngineParameters, dict[str, Floats]]) ->
     drafts = _column([float(p.point.drafts) for p in points])
     accepted = tokens_per_step(value["acceptance"], drafts)
     demand = DemandArrays.of([p.traffic for p in points])
-    in_flight = (
-        IN_FLIGHT if kind.form in ("apart", "colocated") else 1.0
-    )  # pools alone are measured while they are full
+    in_flight = IN_FLIGHT.get(kind.form, 1.0)
     clients = _column([min(in_flight * p.point.concurrency, MOST_GENERATED) for p in points])
     entry = kind.entry.seconds(engine)
     workers = _column([p.point.prefill.count if kind.form == "apart" else p.point.decode.count for p in points])
