@@ -12,6 +12,8 @@ from typing import Literal
 
 WeightDtype = Literal["fp32", "bf16", "fp8", "int8", "fp4", "int4"]
 Shard = Literal["column", "row", "replicated"]
+# What a checkpoint may store differently; routers, norms and embeddings are never quantised here.
+TensorKind = Literal["attention", "dense_ffn", "shared_expert", "expert"]
 
 F32_BYTES, BF16_BYTES, BYTE, NIBBLE = 4.0, 2.0, 1.0, 0.5  # of one element [B]
 FP8_BLOCK = 128  # rows, and columns, of fp8 weights under one scale (DeepSeek V3)
@@ -42,6 +44,8 @@ class Linear:
     bias: bool = False
     rows_per_token: int = 1  # applied to that many rows of one token (the streams of mHC)
     bytes_per_param: float | None = None  # where the scales differ from BYTES_PER_PARAM[dtype]
+    tensor: TensorKind | None = None  # None: stays in the plain type whatever the checkpoint quantises
+    multiplied: WeightDtype | None = None  # operands of its product, where others than its storage type stands for
 
     @property
     def params(self) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from simulator.model.architecture import ModelSpec
 from simulator.model.families import deepseek_v4, gqa, kimi_linear, mla, qwen_next
 from simulator.model.families.blocks import Context
-from simulator.model.families.quantisation import read_quantisation
+from simulator.model.families.quantisation import SIDE_FILE, quantised, read_quantisation, text_part
 from simulator.model.families.reader import ConfigReader, ModelError, close_matches
 
 __all__ = ["ModelError", "spec_from_config", "supported_families"]
@@ -48,33 +49,24 @@ def supported_families() -> list[str]:
     return sorted(_BUILDERS)
 
 
-def _text_part(config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The language model of a multimodal configuration, and what that leaves out."""
-    inner = config.get("text_config")
-    if not isinstance(inner, dict):
-        return dict(config), ()
-    outer = {
-        k: v for k, v in config.items() if k.startswith("_") or k in ("quantization_config", "dtype", "torch_dtype")
-    }
-    return {**outer, **inner}, ("only the language model is counted; the vision tower is left out",)
-
-
 def spec_from_config(
     config: Mapping[str, Any],
     name: str,
     *,
     where: str | None = None,
+    side: Mapping[str, Any] | None = None,
     kv_dtype: str | None = None,
     index_dtype: str | None = None,
 ) -> ModelSpec:
     """Model that `config` (the content of a Hugging Face config.json) describes.
 
     where: how error messages call the configuration (default: its name).
+    side: content of the hf_quant_config.json beside it.
     kv_dtype: "bf16" or "fp8"; index_dtype: "fp4", "fp8" or "bf16"; default: the family's usual one.
     Keys that start with "_" (`_source`, `_published_total`, `_published_active`) are carried into the record.
     """
     where = where or name
-    text, notes = _text_part(config)
+    text, notes = text_part(config)
     reader = ConfigReader(text, where)
     family = reader.text("model_type", "")
     if not family:
@@ -89,9 +81,11 @@ def spec_from_config(
     layers = reader.integer("num_hidden_layers")
     if layers > _MOST_LAYERS:
         raise reader.fail(f"key 'num_hidden_layers' is {layers}, expected at most {_MOST_LAYERS}")
-    quantisation = read_quantisation(reader, layers)
-    ctx = Context(reader, name, quantisation, kv_dtype, index_dtype, list(notes))
-    model = _BUILDERS[family](ctx, family)
+    beside = None if side is None else ConfigReader(side, f"{where}, {SIDE_FILE}")
+    quantisation = read_quantisation(reader, beside)
+    ctx = Context(reader, name, quantisation.plain, kv_dtype, index_dtype, list(notes), quantisation.kv_dtype)
+    model = quantised(_BUILDERS[family](ctx, family), quantisation, family)
+    model = replace(model, assumptions=quantisation.notes + model.assumptions)
     if index_dtype is not None and all(layer.attention.indexer is None for layer in model.layers):
         raise reader.fail(f"index_dtype={index_dtype!r} was asked for a model without an indexer; leave it out")
     return model

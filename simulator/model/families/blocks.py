@@ -15,27 +15,27 @@ from simulator.model.architecture import (
     ModelSpec,
     MoeSpec,
     Shard,
+    TensorKind,
     WeightDtype,
 )
 from simulator.model.families.kv_layout import check_index_dtype, check_kv_dtype, gqa_entry_bytes
-from simulator.model.families.quantisation import Quantisation, Storage, TensorKind
 from simulator.model.families.reader import ConfigReader
 
 
 @dataclass(frozen=True)
 class Context:
-    """What every family builder is given: the configuration, its storage and the asked KV types."""
+    """What every family builder is given: the configuration, its plain type and the asked KV types.
+
+    checkpoint_kv: KV type that the checkpoint has scales for.
+    """
 
     reader: ConfigReader
     name: str
-    quantisation: Quantisation
+    plain: WeightDtype
     kv_dtype: str | None = None  # None: the family's usual one
     index_dtype: str | None = None
     notes: list[str] = field(default_factory=list)  # assumptions found on the way
-
-    @property
-    def plain(self) -> WeightDtype:
-        return self.quantisation.plain.dtype
+    checkpoint_kv: WeightDtype | None = None
 
     @property
     def plain_bytes(self) -> float:
@@ -45,6 +45,9 @@ class Context:
         """Storage of the KV cache: as asked, or the family's usual one, which is then noted as assumed."""
         if self.kv_dtype is not None:
             return check_kv_dtype(self.kv_dtype)
+        if self.checkpoint_kv is not None:
+            self.note(f"KV cache stored in {self.checkpoint_kv}, as the checkpoint's quantisation says")
+            return self.checkpoint_kv
         self.note(f"KV cache stored in {default} (a serving choice, not in the configuration)")
         return default
 
@@ -70,18 +73,17 @@ class Context:
         rows_per_token: int = 1,
         groups: int = 1,
     ) -> Linear:
-        """A projection stored as tensors of its kind are; None keeps it in the plain type."""
-        storage: Storage = self.quantisation.of(tensor) if tensor else self.quantisation.plain
+        """A projection, in the plain type so far; tensor: what a checkpoint may quantise it as, None: never."""
         return Linear(
             name,
             inputs,
             outputs,
-            storage.dtype,
+            self.plain,
             groups=groups,
             shard=shard,
             bias=bias,
             rows_per_token=rows_per_token,
-            bytes_per_param=storage.bytes_per_param,
+            tensor=tensor,
         )
 
 
@@ -221,7 +223,6 @@ def moe_ffn(
     hidden = ctx.reader.integer("hidden_size")
     if experts_per_token > experts:
         raise ctx.reader.fail(f"{experts_per_token} experts per token exceed {experts} experts")
-    storage = ctx.quantisation.of("expert")
     linears: tuple[Linear, ...] = (ctx.linear(None, "router", hidden, experts, bias=router_bias),)
     if shared_width:
         linears += gated_ffn(ctx, "shared_expert", "shared", hidden, shared_width)
@@ -231,14 +232,13 @@ def moe_ffn(
         experts_per_token=experts_per_token,
         expert_intermediate=width,
         expert_hidden=hidden,
-        expert_dtype=storage.dtype,
-        expert_compute=ctx.quantisation.expert_compute,
+        expert_dtype=ctx.plain,
+        expert_compute=ctx.plain,
         routing="scored",
         expert_bias=expert_bias,
         linears=linears,
         other_params=correction,
         other_param_bytes=correction * F32_BYTES,
-        expert_bytes_per_param=storage.bytes_per_param,
     )
 
 
@@ -298,5 +298,5 @@ def whole_model(
         source=reader.text("_source", reader.where),
         published_total=reader.text("_published_total", ""),
         published_active=reader.text("_published_active", ""),
-        assumptions=ctx.quantisation.assumptions + tuple(ctx.notes),
+        assumptions=tuple(ctx.notes),
     )
