@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Literal
 
 WeightDtype = Literal["fp32", "bf16", "fp8", "int8", "fp4", "int4"]
+ABSENT = "none"  # kind of the attention of a layer that has none
 Shard = Literal["column", "row", "replicated"]
 # What a checkpoint may store differently; routers, norms and embeddings are never quantised here.
 TensorKind = Literal["attention", "dense_ffn", "shared_expert", "expert"]
@@ -97,7 +98,7 @@ class AttentionSpec:
       recurrent:       window 0,    ratio 0, state_bytes   -> none; reads and writes its state
     """
 
-    kind: str  # label for reports: "gqa", "mla", "dsa", "msa", "swa", "csa", "hca", "kda", "gdn"
+    kind: str  # label for reports: "gqa", "mla", "dsa", "msa", "swa", "csa", "hca", "kda", "gdn", "mamba2", "none"
     heads: int
     kv_heads: int
     qk_dim: int  # per-head width of the score product, as the kernel runs it (MLA decode: 576)
@@ -126,6 +127,11 @@ class AttentionSpec:
     convolution_width: int = 0
 
     @property
+    def absent(self) -> bool:
+        """Whether the layer is a feed-forward alone."""
+        return self.kind == ABSENT
+
+    @property
     def stored_entry_bytes(self) -> float:
         """Bytes that one entry of this layer adds to the cache: KV and index key. [B]"""
         if self.kv_source_layer is not None:
@@ -150,6 +156,11 @@ class MoeSpec:
     other_params: int = 0
     other_param_bytes: float = 0.0
     expert_bytes_per_param: float | None = None  # where the scales differ from BYTES_PER_PARAM
+
+    @property
+    def absent(self) -> bool:
+        """Whether the layer mixes tokens alone."""
+        return not (self.experts or self.linears)
 
     @property
     def _expert_biases(self) -> int:

@@ -66,7 +66,7 @@ def in_service(
 
     The precision is that of the routed experts, or of the last layer's projections. Raises CatalogError.
     """
-    last = model.layers[-1].ffn
+    last = next(layer.ffn for layer in reversed(model.layers) if not layer.ffn.absent)
     precision = last.expert_dtype if last.experts else last.linears[-1].dtype
     return in_situation(
         hardware,

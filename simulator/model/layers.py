@@ -43,22 +43,25 @@ def row_ops(layer: LayerSpec, model: ModelSpec, rows: float, cut: Cut) -> list[O
     """All that depends on the rows of this rank alone: projections, norms, mixing, router, collectives of
     tensor parallelism. Affine in rows."""
     attention, ffn, hidden = layer.attention, layer.ffn, model.hidden
-    before_core = _convolution if attention.convolution_width else _rope_and_store
-    ops = [_norms(rows, hidden), before_core(attention, rows, cut)]
-    ops += [linear_op(x, rows, cut.linear_share(x, attention)) for x in attention.linears]
-    ops += _compression(attention, rows)
-    ops += _tensor_all_reduce("attention all-reduce", rows, hidden, cut)
-    ops += [linear_op(x, rows, cut.linear_share(x)) for x in ffn.linears]
-    ops += _feed_forward_extras(ffn, rows, cut)
-    ops += _tensor_all_reduce("feed-forward all-reduce", rows, hidden, cut)
+    ops = [_norms(rows, hidden, 2 - attention.absent - ffn.absent)]
+    if not attention.absent:
+        before_core = _convolution if attention.convolution_width else _rope_and_store
+        ops.append(before_core(attention, rows, cut))
+        ops += [linear_op(x, rows, cut.linear_share(x, attention)) for x in attention.linears]
+        ops += _compression(attention, rows)
+        ops += _tensor_all_reduce("attention all-reduce", rows, hidden, cut)
+    if not ffn.absent:
+        ops += [linear_op(x, rows, cut.linear_share(x)) for x in ffn.linears]
+        ops += _feed_forward_extras(ffn, rows, cut)
+        ops += _tensor_all_reduce("feed-forward all-reduce", rows, hidden, cut)
     if layer.mixing:
         ops += _mixing(layer.mixing, rows, hidden)
     return ops
 
 
-def _norms(rows: float, hidden: int) -> Op:
-    """Two RMSNorms fused with the residual add."""
-    return Op("norm", OpClass.ELEMENTWISE, hbm_bytes=NORM_PASSES * rows * hidden * ACTIVATION_BYTES, count=2)
+def _norms(rows: float, hidden: int, count: int) -> Op:
+    """RMSNorms fused with the residual add, one before each part of the layer."""
+    return Op("norm", OpClass.ELEMENTWISE, hbm_bytes=NORM_PASSES * rows * hidden * ACTIVATION_BYTES, count=count)
 
 
 def _rope_and_store(attention: AttentionSpec, rows: float, cut: Cut) -> Op:

@@ -59,11 +59,13 @@ def _find(name_or_path: str) -> tuple[str, Path, str]:
         return key, _FOLDER / f"{key}.json", key
     if os.path.isfile(path / _CONFIG):
         path = path / _CONFIG
-    elif os.path.isdir(path):
-        raise ModelError(f"the folder {path} holds no {_CONFIG}; give a checkpoint's folder or a preset's name")
     if os.path.isfile(path):
         name = path.resolve().parent.name if path.name == _CONFIG else path.stem.removesuffix("_config")
         return name, path, str(path)
+    if not _is_name(name_or_path) and os.path.isdir(path):
+        raise ModelError(
+            f"no model in the folder {path}: it holds no {_CONFIG}; give that of a checkpoint, or a preset"
+        )
     if not _is_name(name_or_path):
         raise ModelError(f"no model configuration at {path}; give a config.json or a preset's name")
     if key in names():

@@ -39,7 +39,7 @@ _BY_FAMILY: dict[str, Containers] = {
         **_BLOCK_SPARSE,
         "expert": ("block_sparse_moe.experts.0", "mlp.experts.0"),
     },
-    "llama4": {
+    "llama4_text": {
         "dense_ffn": ("feed_forward",),
         "expert": ("feed_forward.experts.0",),
         "shared_expert": ("feed_forward.shared_expert",),
@@ -50,7 +50,7 @@ _BY_FAMILY: dict[str, Containers] = {
         "expert": ("mixer.experts.0",),
         "shared_expert": ("mixer.shared_experts", "mixer"),
     },
-    "gemma4": {"dense_ffn": ("mlp",), "expert": ("experts.0", "moe.experts.0", "moe")},
+    "gemma4_text": {"dense_ffn": ("mlp",), "expert": ("experts.0", "moe.experts.0", "moe")},
     "step3p7": {"expert": ("moe",), "shared_expert": ("share_expert",)},
     "hunyuan_v1_moe": {"shared_expert": ("mlp.shared_mlp",)},
     "longcat_flash": {"dense_ffn": ("mlps.0", "mlps.1"), "attention": ("self_attn.0", "self_attn.1")},

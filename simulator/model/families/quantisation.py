@@ -201,6 +201,8 @@ _OUTER_KEYS = (
     "dtype",
     "torch_dtype",
     "tie_word_embeddings",
+    "model_type",
+    "architectures",
 )
 _TEXT_KEYS = ("text_config", "llm_config", "language_config", "thinker_config")
 
