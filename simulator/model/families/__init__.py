@@ -47,6 +47,7 @@ _BUILDERS: dict[str, Callable[[Context, str], ModelSpec]] = {
     "llama4_text": grouped.build_llama4,
     "mimo_v2_flash": grouped.build_mimo_v2,
     "step3p7": grouped.build_step3p7,
+    "step3_text": grouped.build_step3,
     "gemma4_text": grouped.build_gemma4,
 }
 
@@ -73,9 +74,12 @@ ALIASES = {
     "gemma3": "gemma3_text",
     "gemma4": "gemma4_text",
     "gemma4_unified_text": "gemma4_text",
-    "glm4v_text": "glm4",
+    "glm4v": "glm4v_text",
     "glm4v_moe": "glm4v_moe_text",
+    "step3_vl": "step3_text",
     "step3p5": "step3p7",
+    "apertus1p5_text": "apertus",
+    "glm46v": "glm4v_text",
     "step3p7_text": "step3p7",
     "exaone4_5_text": "exaone4",
     "hunyuan": "hunyuan_v1_moe",

@@ -74,17 +74,13 @@ def _attention(ctx: Context, traits: Traits, windowed: bool) -> AttentionSpec:
     heads = reader.integer("num_attention_heads")
     kv_heads = reader.integer("num_key_value_heads", default=heads)
     norms = {"none": 0, "per_head": 2 * head_dim, "all_heads": (heads + kv_heads) * head_dim}
-    if traits.head_norms in norms:
-        norm_params = norms[traits.head_norms]
-    else:
-        norm_params = 2 * head_dim if says(reader, traits.head_norms) else 0
     return gqa_attention(
         ctx,
         head_dim=head_dim,
         window=reader.integer("sliding_window") if windowed else None,
         qkv_bias=says(reader, traits.qkv_bias),
         out_bias=says(reader, traits.out_bias),
-        norm_params=norm_params,
+        norm_params=norms[traits.head_norms],
         sinks=traits.sinks,
         output_gate=traits.output_gate,
     )
@@ -231,6 +227,35 @@ def build_step3p7(ctx: Context, family: str) -> ModelSpec:
     return finished(ctx, family, layers, traits)
 
 
+def build_step3(ctx: Context, family: str) -> ModelSpec:
+    """Step-3: all query heads, made from a low rank, read one wide head of keys and one of values.
+
+    Source: vLLM `step3_text` and arXiv 2507.19427 (multi-matrix factorisation attention).
+    """
+    reader = ctx.reader
+    count, hidden = reader.integer("num_hidden_layers"), reader.integer("hidden_size")
+    heads, head_dim, rank = (
+        reader.integer("num_attention_heads"),
+        reader.integer("head_dim"),
+        reader.integer("share_q_dim"),
+    )
+    attention = gqa_attention(
+        ctx, head_dim=head_dim, kv_heads=reader.integer("num_attention_groups", default=1), norm_params=rank
+    )
+    queries = (
+        ctx.linear("attention", "q_a_proj", hidden, rank),
+        ctx.linear("attention", "wq", rank, heads * head_dim, "column"),
+    )
+    attention = replace(attention, linears=(*queries, *attention.linears[1:]))
+    traits = Traits(
+        routed=Routed(experts=("moe_num_experts",), chosen=("moe_top_k",), shared_width=("share_expert_dim",))
+    )
+    assert traits.routed is not None
+    routed = routed_layers(reader, count)
+    ffns = {flag: _ffn(ctx, traits, traits.routed, flag) for flag in set(routed)}
+    return finished(ctx, family, [norm_layer(ctx, attention, ffns[flag], 2) for flag in routed], traits)
+
+
 def build_gemma4(ctx: Context, family: str) -> ModelSpec:
     """Gemma 4: full layers with wider heads, whose values are their keys; experts beside a dense feed-forward."""
     reader = ctx.reader
@@ -239,18 +264,18 @@ def build_gemma4(ctx: Context, family: str) -> ModelSpec:
             raise reader.fail(f"{key}={reader.config[key]} (Gemma 4 for devices) is not supported; use 26B-A4B or 31B")
     count, hidden = reader.integer("num_hidden_layers"), reader.integer("hidden_size")
     windowed = windowed_layers(reader, count, 6)
+    windowed[-1] = False
+    wide = _of_full_layers(reader)
     one_projection = reader.flag("attention_k_eq_v", False)
     bias = reader.flag("attention_bias", False)
 
     def attention(near: bool) -> AttentionSpec:
-        head_dim = reader.integer(reader.first_of("head_dim" if near else "global_head_dim", "head_dim"))
-        kv_heads = reader.first_of(
-            "num_key_value_heads" if near else "num_global_key_value_heads", "num_key_value_heads"
-        )
+        head_dim = reader.integer("head_dim") if near else wide.integer("head_dim")
+        own = reader if near or not one_projection else wide
         return gqa_attention(
             ctx,
             head_dim=head_dim,
-            kv_heads=reader.integer(kv_heads if one_projection or near else "num_key_value_heads"),
+            kv_heads=own.integer("num_key_value_heads"),
             window=reader.integer("sliding_window") if near else None,
             qkv_bias=bias,
             out_bias=bias,
@@ -279,3 +304,16 @@ def build_gemma4(ctx: Context, family: str) -> ModelSpec:
     return finished(
         ctx, family, [norm_layer(ctx, attentions[near], ffn, norms) for near in windowed], Traits(tied=True)
     )
+
+
+def _of_full_layers(reader: ConfigReader) -> ConfigReader:
+    """Head width and KV heads of Gemma 4's full layers: from keys of their own, or by layer as transformers writes
+    them back."""
+    found = {key: reader.config.get(key) for key in ("head_dim", "num_key_value_heads")}
+    by_layer = reader.config.get("per_layer_config")
+    if isinstance(by_layer, dict) and by_layer:
+        found.update(next(entry for entry in by_layer.values() if isinstance(entry, dict)))
+    for key, own in (("head_dim", "global_head_dim"), ("num_key_value_heads", "num_global_key_value_heads")):
+        if reader.has(own):
+            found[key] = reader.config[own]
+    return ConfigReader(found, reader.where)

@@ -28,6 +28,7 @@ _BLOCK_SPARSE: Containers = {
     "expert": ("block_sparse_moe.experts.0", "mlp.experts.0"),
     "shared_expert": ("block_sparse_moe.shared_experts", "mlp.shared_experts"),
 }
+_STEP: Containers = {"expert": ("moe", "mlp.experts.0"), "shared_expert": ("share_expert", "mlp.shared_experts")}
 _BY_FAMILY: dict[str, Containers] = {
     "mixtral": _BLOCK_SPARSE,
     "phimoe": _BLOCK_SPARSE,
@@ -51,7 +52,8 @@ _BY_FAMILY: dict[str, Containers] = {
         "shared_expert": ("mixer.shared_experts", "mixer"),
     },
     "gemma4_text": {"dense_ffn": ("mlp",), "expert": ("experts.0", "moe.experts.0", "moe")},
-    "step3p7": {"expert": ("moe",), "shared_expert": ("share_expert",)},
+    "step3p7": _STEP,
+    "step3_text": _STEP,
     "hunyuan_v1_moe": {"shared_expert": ("mlp.shared_mlp",)},
     "longcat_flash": {"dense_ffn": ("mlps.0", "mlps.1"), "attention": ("self_attn.0", "self_attn.1")},
 }

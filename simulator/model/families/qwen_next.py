@@ -82,7 +82,7 @@ def build(ctx: Context, family: str) -> ModelSpec:
         output_gate=reader.flag("attn_output_gate", True),
     )  # fmt: skip
     attention = {"full_attention": full, "linear_attention": _gated_delta_net(ctx)}
-    routed = reader.has("num_experts")
+    routed = family != "qwen3_5_text"
     dense_layers = set(reader.numbers("mlp_only_layers")) if routed else set(range(count))
     experts = _experts(ctx) if routed else dense_ffn(ctx, reader.integer("intermediate_size"))
     dense = dense_ffn(ctx, reader.integer("intermediate_size")) if dense_layers else experts

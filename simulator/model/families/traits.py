@@ -41,7 +41,7 @@ class Traits:
     tied: embedding where the configuration does not say. defaults: of keys that configurations leave out.
     """
 
-    head_norms: HeadNorms | str = "none"  # or the key that says whether they are there, per head
+    head_norms: HeadNorms = "none"
     qkv_bias: Flag = False
     out_bias: Flag = False
     mlp_bias: Flag = False
@@ -66,13 +66,19 @@ TRAITS: dict[str, Traits] = {
     "ministral3": Traits(window_every=0),
     "internlm3": Traits(qkv_bias="qkv_bias", out_bias="bias", mlp_bias="bias"),
     "smollm3": Traits(**_BIASES, tied=True),
-    "seed_oss": Traits(qkv_bias="attention_bias", out_bias="attention_out_bias", mlp_bias="mlp_bias"),
+    "seed_oss": Traits(
+        qkv_bias="attention_bias", out_bias="attention_out_bias", mlp_bias="mlp_bias", defaults={"attention_bias": True}
+    ),
     "granite": Traits(**_BIASES),
+    "exaone": Traits(),
+    "cwm": Traits(),
+    "iquestcoder": Traits(**_BIASES),
     "ernie4_5": Traits(qkv_bias="use_bias", out_bias="use_bias", mlp_bias="use_bias", tied=True),
     "hunyuan_v1_dense": Traits(head_norms="per_head", qkv_bias="attention_bias", out_bias="attention_bias"),
     "exaone4": Traits(head_norms="per_head", window_every=4),
-    "glm": Traits(qkv_bias="attention_bias"),
-    "glm4": Traits(qkv_bias="attention_bias", norms=4),
+    "glm": Traits(qkv_bias="attention_bias", defaults={"attention_bias": True}),
+    "glm4v_text": Traits(qkv_bias=True, norms=4),
+    "glm4": Traits(qkv_bias="attention_bias", norms=4, defaults={"attention_bias": True}),
     "phi3": Traits(window_every=0),
     "olmo2": Traits(head_norms="all_heads", qkv_bias="attention_bias", out_bias="attention_bias"),
     "olmo3": Traits(head_norms="all_heads", qkv_bias="attention_bias", out_bias="attention_bias", window_every=4),
@@ -107,6 +113,10 @@ TRAITS: dict[str, Traits] = {
         head_norms="all_heads", qkv_bias="attention_bias", out_bias="attention_bias",
         routed=Routed(width=("intermediate_size",)),
     ),
+    "flex_olmo": Traits(
+        head_norms="all_heads", qkv_bias="attention_bias", out_bias="attention_bias",
+        routed=Routed(width=("intermediate_size",)),
+    ),
     "phimoe": Traits(
         qkv_bias="attention_bias", out_bias="attention_bias", norm_bias=True, head_bias=True, window_every=0,
         routed=Routed(experts=("num_local_experts",), width=("intermediate_size",)),
@@ -136,22 +146,25 @@ TRAITS: dict[str, Traits] = {
         head_norms="per_head", qkv_bias="attention_bias", out_bias="attention_bias",
         routed=Routed(
             experts=("num_experts",), chosen=("moe_topk", "num_experts_per_tok"),
-            width=("moe_intermediate_size", "intermediate_size"), shared_width=("intermediate_size",),
+            width=("intermediate_size",), shared_width=("intermediate_size",),
         ),
     ),
     "hy_v3": Traits(
         head_norms="per_head", qkv_bias="attention_bias", out_bias="attention_bias", mlp_bias="mlp_bias",
         routed=Routed(shared=("num_shared_experts",), correction=True, first_dense=1),
+        defaults={"num_shared_experts": 1},
     ),
     "exaone_moe": Traits(
         head_norms="per_head", window_every=4,
         routed=Routed(shared=("num_shared_experts",), correction=True, first_dense=1),
+        defaults={"num_shared_experts": 1},
     ),
     "solar_open": Traits(
         routed=Routed(experts=("n_routed_experts",), shared=("n_shared_experts",), correction=True),
+        defaults={"n_shared_experts": 1},
     ),
     "glm4v_moe_text": Traits(
-        qkv_bias="attention_bias", head_norms="use_qk_norm", defaults={"attention_bias": True},
+        qkv_bias="attention_bias", defaults={"attention_bias": True},
         routed=Routed(experts=("n_routed_experts",), shared=("n_shared_experts",), correction=True, first_dense=1),
     ),
     "afmoe": Traits(
