@@ -118,6 +118,8 @@ def _block_kinds(reader: ConfigReader, count: int, prefix: str = "") -> list[str
         kinds = [_LETTERS[letter] for letter in text]
     else:
         key = prefix + "layers_block_type"
+        if prefix and not reader.has(key):
+            return ["attention", "moe"]  # transformers' own default
         kinds = [_WORDS[word] for word in reader.choices(key, _WORDS, least=count)]
     if len(kinds) < count:
         raise reader.fail(f"the layer pattern has {len(kinds)} layers, num_hidden_layers is {count}")
