@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from calibration.serving.points import Point
-from calibration.serving.served_model import preset_of
+from calibration.serving.served_model import network_of
 from hw_profiles.catalog import load, own_folder
 from hw_profiles.efficiency import Efficiency
 from hw_profiles.loading import CatalogError
@@ -127,7 +127,7 @@ def levels_of(point: Point, hardware: HardwareProfile) -> tuple[str, ...]:
         "vendor": part.vendor,
         "generation": part.generation,
         "gpu": hardware.name,
-        "model": preset_of(point.model),
+        "model": network_of(point.model),
         "form": form_of(point.disaggregated),
         "precision": bits_of(point.precision),
         "attention": attention_of(point.decode.data_parallel),

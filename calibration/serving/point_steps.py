@@ -19,7 +19,7 @@ from calibration.serving.prompts import (
     shares_steps,
     together,
 )
-from calibration.serving.served_model import UnknownModel, preset_of, variant
+from calibration.serving.served_model import UnknownModel, model_of, variant
 from hw_profiles.catalog import load
 from hw_profiles.loading import CatalogError
 from hw_profiles.profile import HardwareProfile
@@ -28,7 +28,6 @@ from simulator.model.latency import StepLatency
 from simulator.model.memory import DoesNotFitError, plan_memory
 from simulator.model.ops import Op
 from simulator.model.parallelism import Parallelism, ParallelismError
-from simulator.model.presets import load_model
 from simulator.model.step import DecodeLoad
 
 IN_FLIGHT = 0.975  # share; X (TTFT + (O-1) TPOT) / C, median of colocated rows of published.csv: ramp-up and drain
@@ -110,8 +109,9 @@ def parallelism_of(worker: WorkerLayout) -> Parallelism:
 
 def engine_of(point: Point, worker: WorkerLayout, hardware: HardwareProfile, drafts: int) -> StepLatency:
     parallelism = parallelism_of(worker)
-    heads = load_model(preset_of(point.model)).layers[0].attention.heads
-    if heads % parallelism.tp:  # attention cannot be cut so: printed sizes such as TP12 are of data-parallel ranks
+    layers = model_of(point.model).layers
+    # Where attention cannot be cut so, printed sizes such as TP12 are of data-parallel ranks.
+    if any(layer.attention.heads % parallelism.tp for layer in layers):
         parallelism = replace(parallelism, tp=1, dp=parallelism.tp)
     model = variant(point.model, point.precision, point.engine, hardware, parallelism.ep)
     if drafts and model.draft is None:
