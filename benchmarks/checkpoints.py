@@ -7,8 +7,8 @@ kept here). FOLDER of `--variants`: quantisation sections with an `expected.json
 
 A configuration is right when its parameters equal those of the `transformers` class on the meta device, or, where
 there is none, lie within 2% of the size that its name or its card gives, and when most of its weights are stored in the
-type that its name gives (bf16 where neither its name nor its files give one). A variant is right when bytes of an expert's weight,
-operands and KV type are those expected.
+type that its name gives (bf16 where neither its name nor its files give one). A variant is right when bytes of an
+expert's weight, operands and KV type are those expected.
 """
 
 from __future__ import annotations

@@ -220,7 +220,7 @@ def build_granite_hybrid(ctx: Context, family: str) -> ModelSpec:
     }
     ffn = _granite_ffn(ctx, family)
     layers = {kind: plain_layer(ctx, mixer, ffn) for kind, mixer in mixers.items()}
-    return whole_model(ctx, family, [layers[kind] for kind in kinds], tied=family == "granitemoehybrid")
+    return whole_model(ctx, family, [layers[kind] for kind in kinds])
 
 
 def _head_width(reader: ConfigReader, hidden: int, heads: int) -> int:

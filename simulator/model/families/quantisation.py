@@ -80,7 +80,7 @@ def read_quantisation(reader: ConfigReader, side: ConfigReader | None = None) ->
     """Storage of a checkpoint from its config.json (the language model's part, merged) and, where that says nothing,
     from the `hf_quant_config.json` beside it."""
     plain = plain_dtype(reader)
-    place = next((key for key in ("quantization_config", "compression_config") if reader.config.get(key)), None)
+    place = next((key for key in _QUANTISATION_KEYS if reader.config.get(key)), None)
     beside = _side_section(side)
     if place is not None:
         section = reader.section(place)
@@ -194,9 +194,10 @@ def checkpoint_quantisation(
 
 
 # Keys of the whole model that its language part may lack.
+_QUANTISATION_KEYS = ("quantization_config", "compression_config")  # of which the outer one counts
+_OTHER_TOWERS = ("vision_config", "audio_config")
 _OUTER_KEYS = (
-    "quantization_config",
-    "compression_config",
+    *_QUANTISATION_KEYS,
     "expert_dtype",
     "dtype",
     "torch_dtype",
@@ -210,9 +211,10 @@ _TEXT_KEYS = ("text_config", "llm_config", "language_config", "thinker_config")
 def text_part(config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The language model of a multimodal configuration, and what that leaves out."""
     key = next((key for key in _TEXT_KEYS if isinstance(config.get(key), dict)), None)
+    said = ("only the language model is counted; the vision tower is left out",)
     if key is None:
-        return dict(config), ()
+        return dict(config), said if any(isinstance(config.get(other), dict) for other in _OTHER_TOWERS) else ()
     inner, _ = text_part(config[key])
     outer = {k: v for k, v in config.items() if (k.startswith("_") or k in _OUTER_KEYS) and v is not None}
-    merged = {**outer, **{k: v for k, v in inner.items() if v is not None or k not in outer}}
-    return merged, ("only the language model is counted; the vision tower is left out",)
+    own = {k: v for k, v in inner.items() if k not in outer or (v is not None and k not in _QUANTISATION_KEYS)}
+    return {**outer, **own}, said

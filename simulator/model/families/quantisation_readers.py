@@ -311,8 +311,8 @@ def _quark_tensor(group: ConfigReader, key: str) -> ConfigReader:
     return group.section(key)
 
 
-Reader = Callable[[ConfigReader, ConfigReader], Found]
-METHODS: dict[str, Reader] = {
+# Each takes its section and the whole configuration.
+METHODS: dict[str, Callable[[ConfigReader, ConfigReader], Found]] = {
     "fp8": _read_fp8,
     "mxfp4": _read_mxfp4,
     "mxfp8": _read_mxfp8,
