@@ -82,6 +82,8 @@ def model(name: str) -> dict[str, Any]:
         "params_active": counts.params_active(spec),
         "params_active_no_embedding": counts.params_active_no_embedding(spec),
         "weight_bytes": counts.weight_bytes(spec),
+        "weight_bytes_by_tensor": counts.weight_bytes_by_tensor(spec),
+        "weight_bytes_by_dtype": counts.weight_bytes_by_dtype(spec),
         "draft_params": counts.draft_params(spec),
         "draft_weight_bytes": counts.draft_weight_bytes(spec),
         "kv_bytes_per_token": kv.kv_bytes_per_token(spec),

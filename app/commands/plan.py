@@ -17,7 +17,7 @@ def plan(
         Path | None,
         typer.Argument(metavar="[SCENARIO.toml]", help="Scenario file; left out: the default that ships."),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Model preset, or a Hugging Face config.json.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model preset, or a checkpoint: its folder or config.json.")] = None,
     gpu: Annotated[list[str] | None, typer.Option(help="Accelerator to choose from; may be repeated.")] = None,
     rate: Annotated[
         float | None,

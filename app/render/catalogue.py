@@ -143,6 +143,12 @@ def models_table(specs: list[dict[str, Any]]) -> RenderableType:
     return Group(table, Text(notes, style="dim"))
 
 
+def _parts(sizes: dict[str, float]) -> str:
+    """Bytes by name, the largest first."""
+    parts = sorted(sizes.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name.replace('_', ' ')} {human_bytes(size)}" for name, size in parts)
+
+
 def model_table(spec: dict[str, Any]) -> RenderableType:
     """One model in full."""
     table = simple_table("Figure", "Value", title=spec["name"])
@@ -155,6 +161,8 @@ def model_table(spec: dict[str, Any]) -> RenderableType:
         "Active per token": f"{spec['params_active'] / BILLION:.2f} B{_published(spec['published_active'])}",
         "Active without embedding": f"{spec['params_active_no_embedding'] / BILLION:.2f} B",
         "Stored weights": human_bytes(spec["weight_bytes"]),
+        "by tensor": _parts(spec["weight_bytes_by_tensor"]),
+        "by type": _parts(spec["weight_bytes_by_dtype"]),
         "Draft head": f"{spec['draft_params'] / BILLION:.2f} B, {human_bytes(spec['draft_weight_bytes'])}"
         if spec["draft_params"]
         else "none",

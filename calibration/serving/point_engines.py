@@ -7,13 +7,12 @@ from functools import lru_cache
 
 from calibration.serving.layouts import WorkerLayout
 from calibration.serving.points import Point, Unpredictable
-from calibration.serving.served_model import preset_of, variant
+from calibration.serving.served_model import model_of, variant
 from hw_profiles.catalog import load
 from hw_profiles.profile import HardwareProfile
 from simulator.model.architecture import ModelSpec
 from simulator.model.latency import StepLatency
 from simulator.model.parallelism import Parallelism
-from simulator.model.presets import load_model
 
 
 @lru_cache(maxsize=64)
@@ -32,8 +31,9 @@ def parallelism_of(worker: WorkerLayout) -> Parallelism:
 
 def engine_of(point: Point, worker: WorkerLayout, hardware: HardwareProfile, drafts: int) -> StepLatency:
     parallelism = parallelism_of(worker)
-    heads = load_model(preset_of(point.model)).layers[0].attention.heads
-    if heads % parallelism.tp:  # attention cannot be cut so: printed sizes such as TP12 are of data-parallel ranks
+    layers = model_of(point.model).layers
+    # Where attention cannot be cut so, printed sizes such as TP12 are of data-parallel ranks.
+    if any(layer.attention.heads % parallelism.tp for layer in layers):
         parallelism = replace(parallelism, tp=1, dp=parallelism.tp)
     model = variant(point.model, point.precision, point.engine, hardware, parallelism.ep)
     if drafts and model.draft is None:

@@ -1,14 +1,19 @@
-"""The model that a row served: preset by name, stored and multiplied in the precision that the row says."""
+"""The model that a row served: preset by name, or a checkpoint's files by path.
+
+A preset is stored and multiplied in the precision that the row says; so is a checkpoint in plain bf16. A quantised
+checkpoint says itself how it is stored.
+"""
 
 from __future__ import annotations
 
 import re
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 from hw_profiles.profile import HardwareProfile
 from simulator.model.architecture import AttentionSpec, LayerSpec, Linear, ModelSpec, MoeSpec, WeightDtype
-from simulator.model.presets import load_model, names
+from simulator.model.presets import ModelError, load_model, names
 
 # Published names that are the same network as a preset (post-trained versions, other spellings).
 SAME_NETWORK = {
@@ -46,7 +51,7 @@ FOUR_BIT = ("fp4", "int4")
 
 # Published models without a preset, and what it would take.
 NOT_MODELLED = {
-    "nemotron-3": "its Mamba-2 layers are not modelled",
+    "nemotron-3": "give the path of its config.json",
     "qwen3.8": "no configuration of it is at hand",
     "hy3": "no configuration of it is at hand",
 }
@@ -69,15 +74,50 @@ def preset_of(name: str) -> str:
         if re.match(rf"{re.escape(known)}(?![\d.])", word):
             return SAME_NETWORK[known]
     why = next((f": {reason}" for known, reason in NOT_MODELLED.items() if word.startswith(known)), "")
-    raise UnknownModel(f"no preset of the model {name!r}{why}")
+    raise UnknownModel(f"no preset of the model {name!r}{why or '; give the path of its config.json'}")
+
+
+def is_checkpoint(name: str) -> bool:
+    """Whether `name` is the path of a config.json or of a folder with one, and no published name."""
+    path = Path(name).expanduser()
+    return path.suffix == ".json" or (path / "config.json").is_file()
+
+
+@cache
+def model_of(name: str) -> ModelSpec:
+    """Model of a published name, or of a checkpoint's files. Raises UnknownModel."""
+    if not is_checkpoint(name):
+        return load_model(preset_of(name))
+    try:
+        return load_model(name)
+    except ModelError as error:
+        raise UnknownModel(str(error)) from None
+
+
+def network_of(name: str) -> str:
+    """What the network is called, whatever its weights: the preset's name where there is one, else the checkpoint's."""
+    if not is_checkpoint(name):
+        return preset_of(name)
+    model = model_of(name)
+    try:
+        return preset_of(model.name)
+    except UnknownModel:
+        return model.name
+
+
+def _quantised(model: ModelSpec) -> bool:
+    """Whether a checkpoint stores some of its projections in other types than its LM head."""
+    layers = {id(layer): layer for layer in model.layers}.values()
+    types = {linear.dtype for layer in layers for linear in (*layer.attention.linears, *layer.ffn.linears)}
+    return bool((types | {layer.ffn.expert_dtype for layer in layers if layer.ffn.experts}) - {"bf16", "fp32"})
 
 
 @cache
 def variant(name: str, precision: str, engine: str, hardware: HardwareProfile, ep: int) -> ModelSpec:
-    """The preset as served: expert and projection types by `precision`, cache type by stack, experts padded with
+    """The model as served: expert and projection types by `precision`, cache type by stack, experts padded with
     redundant copies to a multiple of `ep`."""
-    model = load_model(preset_of(name))
-    label = precision.upper()
+    model = model_of(name)
+    label = "" if is_checkpoint(name) and _quantised(model) else precision.upper()
     generation, vendor = hardware.accelerator.generation, hardware.accelerator.vendor
     native_four = any(layer.ffn.expert_dtype in FOUR_BIT for layer in model.layers)
     if native_four:
@@ -118,7 +158,7 @@ def variant(name: str, precision: str, engine: str, hardware: HardwareProfile, e
 def _linear(linear: Linear, dtype: WeightDtype | None) -> Linear:
     if dtype is None or linear.dtype == "fp32" or linear.name in KEPT_PLAIN:
         return linear
-    return replace(linear, dtype=dtype, bytes_per_param=None)
+    return replace(linear, dtype=dtype, bytes_per_param=None, multiplied=None)
 
 
 def _attention(attention: AttentionSpec, dtype: WeightDtype | None, half_cache: bool) -> AttentionSpec:

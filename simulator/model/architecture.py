@@ -11,7 +11,10 @@ from functools import cached_property
 from typing import Literal
 
 WeightDtype = Literal["fp32", "bf16", "fp8", "int8", "fp4", "int4"]
+ABSENT = "none"  # kind of the attention of a layer that has none
 Shard = Literal["column", "row", "replicated"]
+# What a checkpoint may store differently; routers, norms and embeddings are never quantised here.
+TensorKind = Literal["attention", "dense_ffn", "shared_expert", "expert"]
 
 F32_BYTES, BF16_BYTES, BYTE, NIBBLE = 4.0, 2.0, 1.0, 0.5  # of one element [B]
 FP8_BLOCK = 128  # rows, and columns, of fp8 weights under one scale (DeepSeek V3)
@@ -42,6 +45,8 @@ class Linear:
     bias: bool = False
     rows_per_token: int = 1  # applied to that many rows of one token (the streams of mHC)
     bytes_per_param: float | None = None  # where the scales differ from BYTES_PER_PARAM[dtype]
+    tensor: TensorKind | None = None  # None: stays in the plain type whatever the checkpoint quantises
+    multiplied: WeightDtype | None = None  # operands of its product, where others than its storage type stands for
 
     @property
     def params(self) -> int:
@@ -93,7 +98,7 @@ class AttentionSpec:
       recurrent:       window 0,    ratio 0, state_bytes   -> none; reads and writes its state
     """
 
-    kind: str  # label for reports: "gqa", "mla", "dsa", "msa", "swa", "csa", "hca", "kda", "gdn"
+    kind: str  # label for reports: "gqa", "mla", "dsa", "msa", "swa", "csa", "hca", "kda", "gdn", "mamba2", "none"
     heads: int
     kv_heads: int
     qk_dim: int  # per-head width of the score product, as the kernel runs it (MLA decode: 576)
@@ -122,6 +127,11 @@ class AttentionSpec:
     convolution_width: int = 0
 
     @property
+    def absent(self) -> bool:
+        """Whether the layer is a feed-forward alone."""
+        return self.kind == ABSENT
+
+    @property
     def stored_entry_bytes(self) -> float:
         """Bytes that one entry of this layer adds to the cache: KV and index key. [B]"""
         if self.kv_source_layer is not None:
@@ -146,6 +156,11 @@ class MoeSpec:
     other_params: int = 0
     other_param_bytes: float = 0.0
     expert_bytes_per_param: float | None = None  # where the scales differ from BYTES_PER_PARAM
+
+    @property
+    def absent(self) -> bool:
+        """Whether the layer mixes tokens alone."""
+        return not (self.experts or self.linears)
 
     @property
     def _expert_biases(self) -> int:

@@ -77,7 +77,7 @@ class StepLatency:
         expert_skew: ExpertSkew | None = None,
     ) -> None:
         self._ops = StepOps(model, hardware, parallelism, draft_tokens, expert_skew)
-        self.model, self.hardware, self.parallelism = model, hardware, parallelism
+        self.model, self.hardware, self.parallelism = self._ops.model, hardware, parallelism
         self.draft_tokens = draft_tokens
         self.caps = self._ops.caps
         stages = parallelism.pp

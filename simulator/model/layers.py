@@ -13,7 +13,7 @@ from simulator.model.sharding import Cut
 
 # Kernels one after the other. Low-precision products quantise their input first. Launch floors of the measured tables:
 # 3-4 us bf16 and 7-8 us block-scaled fp8.
-LAUNCHES_BY_DTYPE = {"fp8": 2, "int8": 2}
+LAUNCHES_BY_DTYPE = {"fp8": 2, "int8": 2, "fp4": 2}
 NORM_PASSES = 4  # over the hidden width: x and residual are read, residual and normed written
 ACTIVATION_PASSES = 1.5  # over gate and up together: both are read, their product, half as wide, is written
 SAMPLING_PASSES = 3  # over f32 logits; assumed: written, read for their maximum and sum, read for the draw
@@ -27,12 +27,13 @@ def linear_op(linear: Linear, rows: float, share: float = 1.0) -> Op:
     if linear.shard == "column" and linear.groups > 1:
         inputs = linear.inputs * share  # a rank's groups read their own inputs only
     row = 2 * linear.inputs * linear.outputs / linear.groups * share
+    operands = linear.multiplied or MATMUL_DTYPE[linear.dtype]
     return Op(
         linear.name,
         OpClass.DENSE_GEMM,
-        {MATMUL_DTYPE[linear.dtype]: rows * row},
+        {operands: rows * row},
         linear.weight_bytes * share + rows * (inputs + outputs) * ACTIVATION_BYTES,
-        hops=LAUNCHES_BY_DTYPE.get(linear.dtype, 1),
+        hops=LAUNCHES_BY_DTYPE.get(operands, 1),
         row_flops=row,
         depth=linear.inputs * (share if linear.shard == "row" else 1.0) / linear.groups,
     )
@@ -42,22 +43,25 @@ def row_ops(layer: LayerSpec, model: ModelSpec, rows: float, cut: Cut) -> list[O
     """All that depends on the rows of this rank alone: projections, norms, mixing, router, collectives of
     tensor parallelism. Affine in rows."""
     attention, ffn, hidden = layer.attention, layer.ffn, model.hidden
-    before_core = _convolution if attention.convolution_width else _rope_and_store
-    ops = [_norms(rows, hidden), before_core(attention, rows, cut)]
-    ops += [linear_op(x, rows, cut.linear_share(x, attention)) for x in attention.linears]
-    ops += _compression(attention, rows)
-    ops += _tensor_all_reduce("attention all-reduce", rows, hidden, cut)
-    ops += [linear_op(x, rows, cut.linear_share(x)) for x in ffn.linears]
-    ops += _feed_forward_extras(ffn, rows, cut)
-    ops += _tensor_all_reduce("feed-forward all-reduce", rows, hidden, cut)
+    ops = [_norms(rows, hidden, 2 - attention.absent - ffn.absent)]
+    if not attention.absent:
+        before_core = _convolution if attention.convolution_width else _rope_and_store
+        ops.append(before_core(attention, rows, cut))
+        ops += [linear_op(x, rows, cut.linear_share(x, attention)) for x in attention.linears]
+        ops += _compression(attention, rows)
+        ops += _tensor_all_reduce("attention all-reduce", rows, hidden, cut)
+    if not ffn.absent:
+        ops += [linear_op(x, rows, cut.linear_share(x)) for x in ffn.linears]
+        ops += _feed_forward_extras(ffn, rows, cut)
+        ops += _tensor_all_reduce("feed-forward all-reduce", rows, hidden, cut)
     if layer.mixing:
         ops += _mixing(layer.mixing, rows, hidden)
     return ops
 
 
-def _norms(rows: float, hidden: int) -> Op:
-    """Two RMSNorms fused with the residual add."""
-    return Op("norm", OpClass.ELEMENTWISE, hbm_bytes=NORM_PASSES * rows * hidden * ACTIVATION_BYTES, count=2)
+def _norms(rows: float, hidden: int, count: int) -> Op:
+    """RMSNorms fused with the residual add, one before each part of the layer."""
+    return Op("norm", OpClass.ELEMENTWISE, hbm_bytes=NORM_PASSES * rows * hidden * ACTIVATION_BYTES, count=count)
 
 
 def _rope_and_store(attention: AttentionSpec, rows: float, cut: Cut) -> Op:

@@ -17,6 +17,7 @@ from simulator.model.limits import TOKENS_PER_STEP
 from simulator.model.moe import INPUT_BYTES
 from simulator.model.ops import ACTIVATION_BYTES
 from simulator.model.parallelism import MOST_GPUS, Parallelism, ParallelismError
+from simulator.model.precision import as_multiplied_on
 from simulator.model.sharding import Cut
 
 # Rows of a step for one whose f32 logits are held; assumed: prefill needs its last rows only, and decode steps are far
@@ -56,6 +57,7 @@ def plan_memory(
     """What is left for KV. max_tokens_per_step: of one data-parallel rank; redundant_experts: further copies of
     experts in each layer, over all its ranks. Raises DoesNotFitError."""
     parallelism.check(model)
+    model = as_multiplied_on(model, hardware)
     plan = _plan(model, hardware, parallelism, max_tokens_per_step, draft_tokens)
     if redundant_experts:
         copied = sum(layer.ffn.expert_bytes for layer in model.layers if layer.ffn.experts)

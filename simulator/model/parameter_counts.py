@@ -73,6 +73,21 @@ def weight_bytes_by_dtype(model: ModelSpec) -> dict[str, float]:
     return _bytes_by_dtype(model.layers, ends, model.other_param_bytes)
 
 
+def weight_bytes_by_tensor(model: ModelSpec) -> dict[str, float]:
+    """Stored bytes by what tensors do, scales included; "other": norms, tables, stream mixing. [B]"""
+    found: defaultdict[str, float] = defaultdict(float)
+    for layer in model.layers:
+        found["attention"] += sum(linear.weight_bytes for linear in layer.attention.linears)
+        for linear in layer.ffn.linears:
+            found[linear.tensor or "router"] += linear.weight_bytes
+        found["expert"] += layer.ffn.experts * layer.ffn.expert_bytes
+        found["other"] += _other_bytes(layer)
+    found["other"] += model.other_param_bytes
+    found["lm_head"] = model.lm_head.weight_bytes
+    found["embedding"] = 0.0 if model.tied_embedding else model.embedding.weight_bytes
+    return {kind: size for kind, size in found.items() if size}
+
+
 def weight_bytes(model: ModelSpec) -> float:
     """Bytes of the weights as stored, scales included. [B]"""
     return sum(weight_bytes_by_dtype(model).values())

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from simulator.model.architecture import ModelSpec
 from simulator.model.families import UNCOUNTABLE, ModelError, spec_from_config
+from simulator.model.families.quantisation import SIDE_FILE
 from simulator.model.families.reader import close_matches
 
 __all__ = ["ModelError", "load_model", "names"]
 
+_CONFIG = "config.json"
 _FOLDER = Path(__file__).parent / "data" / "models"
 # Known models that have no preset, and the family whose reason applies.
 _UNCOUNTABLE_NAMES = {"deepseek-v4.1-flash": "deepseek_v41"}
@@ -54,11 +57,15 @@ def _find(name_or_path: str) -> tuple[str, Path, str]:
     path = Path(name_or_path).expanduser()
     if "/" not in name_or_path and key in names():
         return key, _FOLDER / f"{key}.json", key
-    if os.path.isfile(path / "config.json"):
-        path = path / "config.json"
+    if os.path.isfile(path / _CONFIG):
+        path = path / _CONFIG
     if os.path.isfile(path):
-        name = path.resolve().parent.name if path.name == "config.json" else path.stem
+        name = path.resolve().parent.name if path.name == _CONFIG else path.stem.removesuffix("_config")
         return name, path, str(path)
+    if not _is_name(name_or_path) and os.path.isdir(path):
+        raise ModelError(
+            f"no model in the folder {path}: it holds no {_CONFIG}; give that of a checkpoint, or a preset"
+        )
     if not _is_name(name_or_path):
         raise ModelError(f"no model configuration at {path}; give a config.json or a preset's name")
     if key in names():
@@ -69,9 +76,28 @@ def _find(name_or_path: str) -> tuple[str, Path, str]:
     raise ModelError(f"unknown model {name_or_path!r}{near} (or give the path of a config.json)")
 
 
+def side_file(path: Path) -> Path | None:
+    """The quantisation file beside a configuration: hf_quant_config.json beside config.json, or with the same words
+    before it; None without one."""
+    if not path.name.endswith(_CONFIG):
+        return None
+    beside = path.with_name(path.name.removesuffix(_CONFIG) + SIDE_FILE)
+    return beside if beside.is_file() else None
+
+
+def _read_model(name: str, path: Path, where: str, kv_dtype: str | None, index_dtype: str | None) -> ModelSpec:
+    beside = side_file(path)
+    side = None if beside is None else _read(beside)
+    model = spec_from_config(_read(path), name, where=where, side=side, kv_dtype=kv_dtype, index_dtype=index_dtype)
+    if beside is None and (path.parent / SIDE_FILE).is_file():
+        unread = f"{SIDE_FILE} beside {path.name} was not read; name the folder, or rename the file config.json"
+        return replace(model, assumptions=(*model.assumptions, unread))
+    return model
+
+
 @cache
 def _load(name: str, path: Path, where: str, kv_dtype: str | None, index_dtype: str | None) -> ModelSpec:
-    return spec_from_config(_read(path), name, where=where, kv_dtype=kv_dtype, index_dtype=index_dtype)
+    return _read_model(name, path, where, kv_dtype, index_dtype)
 
 
 def load_model(name_or_path: str, *, kv_dtype: str | None = None, index_dtype: str | None = None) -> ModelSpec:
@@ -82,4 +108,4 @@ def load_model(name_or_path: str, *, kv_dtype: str | None = None, index_dtype: s
     name, path, where = _find(name_or_path)
     if path.parent == _FOLDER:
         return _load(name, path, where, kv_dtype, index_dtype)
-    return spec_from_config(_read(path), name, where=where, kv_dtype=kv_dtype, index_dtype=index_dtype)
+    return _read_model(name, path, where, kv_dtype, index_dtype)

@@ -19,6 +19,7 @@ from simulator.model.expert_load import ExpertLoads, ExpertSkew
 from simulator.model.moe import RankLoad, expert_ops, uniform_load
 from simulator.model.ops import Counted, Op, Reader, counted, entry_reader, prefill_counts, readers, selectors
 from simulator.model.parallelism import Parallelism
+from simulator.model.precision import as_multiplied_on
 from simulator.model.roofline import op_seconds
 from simulator.model.sharding import Cut
 
@@ -135,6 +136,7 @@ class StepOps:
             raise LoadError(f"draft_tokens={draft_tokens} is negative; use 0 for no drafts")
         if draft_tokens and model.draft is None:
             raise LoadError(f"draft_tokens={draft_tokens}, but {model.name} has no draft head; use 0")
+        model = as_multiplied_on(model, hardware)
         self.model, self.hardware, self.parallelism = model, hardware, parallelism
         self.draft_tokens = draft_tokens
         self.queries = 1 + draft_tokens

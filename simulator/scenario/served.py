@@ -19,7 +19,7 @@ class Served(Keys):
     """
 
     name: str = "scenario"
-    model: str  # preset name, or path of a Hugging Face config.json
+    model: str  # preset name, or path of a checkpoint: its folder or config.json
     workload: Workload | None = None
     tenants: tuple[Tenant, ...] = ()
     slo: Slo = Slo()

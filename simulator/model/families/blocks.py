@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from simulator.model.architecture import (
+    ABSENT,
     BYTES_PER_PARAM,
     F32_BYTES,
     AttentionSpec,
@@ -15,27 +16,27 @@ from simulator.model.architecture import (
     ModelSpec,
     MoeSpec,
     Shard,
+    TensorKind,
     WeightDtype,
 )
 from simulator.model.families.kv_layout import check_index_dtype, check_kv_dtype, gqa_entry_bytes
-from simulator.model.families.quantisation import Quantisation, Storage, TensorKind
 from simulator.model.families.reader import ConfigReader
 
 
 @dataclass(frozen=True)
 class Context:
-    """What every family builder is given: the configuration, its storage and the asked KV types."""
+    """What every family builder is given: the configuration, its plain type and the asked KV types.
+
+    checkpoint_kv: KV type that the checkpoint has scales for.
+    """
 
     reader: ConfigReader
     name: str
-    quantisation: Quantisation
+    plain: WeightDtype
     kv_dtype: str | None = None  # None: the family's usual one
     index_dtype: str | None = None
     notes: list[str] = field(default_factory=list)  # assumptions found on the way
-
-    @property
-    def plain(self) -> WeightDtype:
-        return self.quantisation.plain.dtype
+    checkpoint_kv: WeightDtype | None = None
 
     @property
     def plain_bytes(self) -> float:
@@ -45,6 +46,9 @@ class Context:
         """Storage of the KV cache: as asked, or the family's usual one, which is then noted as assumed."""
         if self.kv_dtype is not None:
             return check_kv_dtype(self.kv_dtype)
+        if self.checkpoint_kv is not None:
+            self.note(f"KV cache stored in {self.checkpoint_kv}, as the checkpoint's quantisation says")
+            return self.checkpoint_kv
         self.note(f"KV cache stored in {default} (a serving choice, not in the configuration)")
         return default
 
@@ -70,18 +74,17 @@ class Context:
         rows_per_token: int = 1,
         groups: int = 1,
     ) -> Linear:
-        """A projection stored as tensors of its kind are; None keeps it in the plain type."""
-        storage: Storage = self.quantisation.of(tensor) if tensor else self.quantisation.plain
+        """A projection, in the plain type so far; tensor: what a checkpoint may quantise it as, None: never."""
         return Linear(
             name,
             inputs,
             outputs,
-            storage.dtype,
+            self.plain,
             groups=groups,
             shard=shard,
             bias=bias,
             rows_per_token=rows_per_token,
-            bytes_per_param=storage.bytes_per_param,
+            tensor=tensor,
         )
 
 
@@ -95,27 +98,40 @@ def gqa_attention(
     norm_params: int = 0,
     sinks: bool = False,
     output_gate: bool = False,
+    head_gate: bool = False,
+    v_dim: int | None = None,
+    heads: int | None = None,
+    kv_heads: int | None = None,
+    values_are_keys: bool = False,
 ) -> AttentionSpec:
-    """Grouped-query attention, full or with a sliding window. norm_params: of q and k norms."""
+    """Grouped-query attention, full or with a sliding window. norm_params: of q and k norms.
+
+    output_gate, head_gate: before the output projection, of each element or each head. v_dim: width of values where it
+    is not that of keys. heads, kv_heads: where they are not the configuration's. values_are_keys: one projection makes
+    both, which are stored one by one all the same (only keys are rotated).
+    """
     reader = ctx.reader
     hidden = reader.integer("hidden_size")
-    heads = reader.integer("num_attention_heads")
-    kv_heads = reader.integer("num_key_value_heads", default=heads)
+    heads = reader.integer("num_attention_heads") if heads is None else heads
+    kv_heads = reader.integer("num_key_value_heads", default=heads) if kv_heads is None else kv_heads
+    v_dim = head_dim if v_dim is None else v_dim
     if heads % kv_heads:
         raise reader.fail(f"num_key_value_heads={kv_heads} does not divide num_attention_heads={heads}")
     dtype = ctx.kv("bf16")
-    entry = gqa_entry_bytes(kv_heads, head_dim, head_dim, dtype)
+    entry = gqa_entry_bytes(kv_heads, head_dim, v_dim, dtype)
     other = norm_params + (heads if sinks else 0)
-    kv_width = kv_heads * head_dim
-    gate = (ctx.linear("attention", "gate_proj", hidden, heads * head_dim, "column"),) if output_gate else ()
+    gate: tuple[Linear, ...] = ()
+    if output_gate or head_gate:
+        gate = (ctx.linear("attention", "gate_proj", hidden, heads * (v_dim if output_gate else 1), "column"),)
+    values = (ctx.linear("attention", "v_proj", hidden, kv_heads * v_dim, "column", qkv_bias),)
     return AttentionSpec(
         kind="gqa" if window is None else "swa",
         heads=heads,
         kv_heads=kv_heads,
         qk_dim=head_dim,
-        v_dim=head_dim,
+        v_dim=v_dim,
         prefill_qk_dim=head_dim,
-        prefill_v_dim=head_dim,
+        prefill_v_dim=v_dim,
         window=window,
         ratio=1 if window is None else 0,
         entry_bytes=entry if window is None else 0.0,
@@ -123,10 +139,10 @@ def gqa_attention(
         state_bytes=0.0,
         linears=(
             ctx.linear("attention", "q_proj", hidden, heads * head_dim, "column", qkv_bias),
-            ctx.linear("attention", "k_proj", hidden, kv_width, "column", qkv_bias),
-            ctx.linear("attention", "v_proj", hidden, kv_width, "column", qkv_bias),
+            ctx.linear("attention", "k_proj", hidden, kv_heads * head_dim, "column", qkv_bias),
+            *(() if values_are_keys else values),
             *gate,
-            ctx.linear("attention", "o_proj", heads * head_dim, hidden, "row", out_bias),
+            ctx.linear("attention", "o_proj", heads * v_dim, hidden, "row", out_bias),
         ),
         other_params=other,
         other_param_bytes=other * ctx.plain_bytes,
@@ -181,17 +197,44 @@ def delta_attention(
     )
 
 
+def no_attention(ctx: Context) -> AttentionSpec:
+    """Of a layer that is a feed-forward alone."""
+    return AttentionSpec(
+        kind=ABSENT,
+        heads=0,
+        kv_heads=1,
+        qk_dim=0,
+        v_dim=0,
+        prefill_qk_dim=0,
+        prefill_v_dim=0,
+        window=0,
+        ratio=0,
+        entry_bytes=0.0,
+        window_entry_bytes=0.0,
+        state_bytes=0.0,
+        linears=(),
+        other_params=0,
+        other_param_bytes=0.0,
+    )
+
+
+def no_ffn(ctx: Context) -> MoeSpec:
+    """Of a layer that mixes tokens alone."""
+    return MoeSpec(0, 0, 0, ctx.reader.integer("hidden_size"), ctx.plain, ctx.plain, routing="none")
+
+
 def gated_ffn(
-    ctx: Context, tensor: TensorKind, prefix: str, hidden: int, width: int, bias: bool = False
+    ctx: Context, tensor: TensorKind, prefix: str, hidden: int, width: int, bias: bool = False, gated: bool = True
 ) -> tuple[Linear, Linear]:
-    """Gate and up projection as one matrix, and down projection."""
+    """Gate and up projection as one matrix, or the up projection alone, and down projection."""
+    first = ("gate_up", 2 * width) if gated else ("up_alone", width)
     return (
-        ctx.linear(tensor, f"{prefix}_gate_up", hidden, 2 * width, "column", bias),
+        ctx.linear(tensor, f"{prefix}_{first[0]}", hidden, first[1], "column", bias),
         ctx.linear(tensor, f"{prefix}_down", width, hidden, "row", bias),
     )
 
 
-def dense_ffn(ctx: Context, width: int, bias: bool = False) -> MoeSpec:
+def dense_ffn(ctx: Context, width: int, bias: bool = False, gated: bool = True) -> MoeSpec:
     """A feed-forward without routed experts."""
     hidden = ctx.reader.integer("hidden_size")
     return MoeSpec(
@@ -202,7 +245,7 @@ def dense_ffn(ctx: Context, width: int, bias: bool = False) -> MoeSpec:
         expert_dtype=ctx.plain,
         expert_compute=ctx.plain,
         routing="none",
-        linears=gated_ffn(ctx, "dense_ffn", "dense", hidden, width, bias),
+        linears=gated_ffn(ctx, "dense_ffn", "dense", hidden, width, bias, gated),
     )
 
 
@@ -216,29 +259,29 @@ def moe_ffn(
     correction_bias: bool = False,
     router_bias: bool = False,
     expert_bias: bool = False,
+    gated: bool = True,
 ) -> MoeSpec:
     """Routed experts with scored routing and, if shared_width, a shared expert of that width."""
     hidden = ctx.reader.integer("hidden_size")
     if experts_per_token > experts:
         raise ctx.reader.fail(f"{experts_per_token} experts per token exceed {experts} experts")
-    storage = ctx.quantisation.of("expert")
     linears: tuple[Linear, ...] = (ctx.linear(None, "router", hidden, experts, bias=router_bias),)
     if shared_width:
-        linears += gated_ffn(ctx, "shared_expert", "shared", hidden, shared_width)
+        linears += gated_ffn(ctx, "shared_expert", "shared", hidden, shared_width, gated=gated)
     correction = experts if correction_bias else 0
     return MoeSpec(
         experts=experts,
         experts_per_token=experts_per_token,
         expert_intermediate=width,
         expert_hidden=hidden,
-        expert_dtype=storage.dtype,
-        expert_compute=ctx.quantisation.expert_compute,
+        expert_dtype=ctx.plain,
+        expert_compute=ctx.plain,
         routing="scored",
+        matrices=3 if gated else 2,
         expert_bias=expert_bias,
         linears=linears,
         other_params=correction,
         other_param_bytes=correction * F32_BYTES,
-        expert_bytes_per_param=storage.bytes_per_param,
     )
 
 
@@ -276,8 +319,12 @@ def whole_model(
     extra_params: int = 0,
     extra_bytes: float = 0.0,
     norm_bytes: float | None = None,
+    tied: bool = False,
 ) -> ModelSpec:
-    """Layers between an embedding and an LM head, with a final norm. extra_*: beside that norm."""
+    """Layers between an embedding and an LM head, with a final norm.
+
+    extra_*: beside that norm. tied: where the configuration does not say.
+    """
     reader = ctx.reader
     hidden, vocab = reader.integer("hidden_size"), reader.integer("vocab_size")
     norm_bytes = ctx.plain_bytes if norm_bytes is None else norm_bytes
@@ -292,11 +339,11 @@ def whole_model(
         draft=draft,
         embedding=ctx.linear(None, "embedding", vocab, hidden),
         lm_head=ctx.linear(None, "lm_head", hidden, vocab, "column"),
-        tied_embedding=reader.flag("tie_word_embeddings", False),
+        tied_embedding=reader.flag("tie_word_embeddings", tied),
         other_params=hidden + extra_params,
         other_param_bytes=hidden * norm_bytes + extra_bytes,
         source=reader.text("_source", reader.where),
         published_total=reader.text("_published_total", ""),
         published_active=reader.text("_published_active", ""),
-        assumptions=ctx.quantisation.assumptions + tuple(ctx.notes),
+        assumptions=tuple(ctx.notes),
     )

@@ -18,7 +18,6 @@ from simulator.model.architecture import (
     MixingSpec,
     ModelSpec,
     MoeSpec,
-    WeightDtype,
 )
 from simulator.model.families.blocks import Context, has_draft, moe_ffn, whole_model
 from simulator.model.families.kv_layout import index_key_bytes, shared_kv_entry_bytes
@@ -157,19 +156,6 @@ def _indexer(ctx: Context) -> Indexer:
     )
 
 
-def _expert_dtype(ctx: Context) -> WeightDtype | None:
-    """`expert_dtype`, at the top or (as newer files have it) inside quantization_config."""
-    reader = ctx.reader
-    if not reader.has("expert_dtype") and reader.has("quantization_config"):
-        reader = reader.section("quantization_config")
-    if not reader.has("expert_dtype"):
-        return None
-    dtype = reader.text("expert_dtype", "")
-    if dtype not in ("fp4", "fp8"):
-        raise reader.fail(f"key 'expert_dtype' is {dtype!r}, expected fp4 or fp8")
-    return "fp4" if dtype == "fp4" else "fp8"
-
-
 def _ffn(ctx: Context, hashed: bool) -> MoeSpec:
     reader = ctx.reader
     width = reader.integer("moe_intermediate_size")
@@ -182,10 +168,6 @@ def _ffn(ctx: Context, hashed: bool) -> MoeSpec:
         shared_width=width * reader.integer("n_shared_experts", default=0, minimum=0),
         correction_bias=not hashed,
     )
-    dtype = _expert_dtype(ctx)
-    if dtype is not None and dtype != ffn.expert_dtype:
-        # fp4 experts multiply with fp8 activations, at the fp8 rate (DeepGEMM fp8 x fp4)
-        ffn = replace(ffn, expert_dtype=dtype, expert_bytes_per_param=None, expert_compute="fp8")
     # The token-to-expert table of a hash layer (a few MB of integers) is left out of parameters and bytes.
     return replace(ffn, routing="hash") if hashed else ffn
 

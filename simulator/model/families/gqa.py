@@ -19,18 +19,9 @@ from simulator.model.families.blocks import (
     plain_layer,
     whole_model,
 )
+from simulator.model.families.grouped import head_dim_of
 from simulator.model.families.kv_layout import index_key_bytes
 from simulator.model.families.reader import ConfigReader
-
-
-def _head_dim(reader: ConfigReader) -> int:
-    """`head_dim`, or hidden / heads where the configuration leaves it out."""
-    if reader.has("head_dim"):
-        return reader.integer("head_dim")
-    hidden, heads = reader.integer("hidden_size"), reader.integer("num_attention_heads")
-    if hidden % heads:
-        raise reader.fail(f"num_attention_heads={heads} does not divide hidden_size={hidden}; give head_dim")
-    return hidden // heads
 
 
 def _window(reader: ConfigReader) -> int | None:
@@ -43,7 +34,7 @@ def _window(reader: ConfigReader) -> int | None:
 def build_dense(ctx: Context, family: str) -> ModelSpec:
     """Llama, Mistral, Qwen2 and Qwen3."""
     reader = ctx.reader
-    head_dim = _head_dim(reader)
+    head_dim = head_dim_of(reader)
     bias = reader.flag("attention_bias", False)
     window = None
     if family == "mistral":
@@ -72,7 +63,7 @@ def build_mixtral(ctx: Context, family: str) -> ModelSpec:
         experts_per_token=reader.integer("num_experts_per_tok"),
         width=reader.integer("intermediate_size"),
     )
-    attention = gqa_attention(ctx, head_dim=_head_dim(reader), window=_window(reader))
+    attention = gqa_attention(ctx, head_dim=head_dim_of(reader), window=_window(reader))
     return whole_model(ctx, family, [plain_layer(ctx, attention, ffn)] * reader.integer("num_hidden_layers"))
 
 
@@ -82,7 +73,7 @@ def build_qwen3_moe(ctx: Context, family: str) -> ModelSpec:
     if reader.flag("use_sliding_window", False):
         raise reader.fail("use_sliding_window=true is not supported for this family; set it to false")
     count = reader.integer("num_hidden_layers")
-    head_dim = _head_dim(reader)
+    head_dim = head_dim_of(reader)
     bias = reader.flag("attention_bias", False)
     attention = gqa_attention(ctx, head_dim=head_dim, qkv_bias=bias, out_bias=bias, norm_params=2 * head_dim)
     routed = moe_ffn(
@@ -103,7 +94,7 @@ def build_qwen3_moe(ctx: Context, family: str) -> ModelSpec:
 def build_glm4_moe(ctx: Context, family: str) -> ModelSpec:
     """GLM-4.5, 4.6 and Air: dense layers first, one shared expert, one MTP layer."""
     reader = ctx.reader
-    head_dim = _head_dim(reader)
+    head_dim = head_dim_of(reader)
     attention = gqa_attention(
         ctx,
         head_dim=head_dim,
@@ -131,7 +122,7 @@ def build_glm4_moe(ctx: Context, family: str) -> ModelSpec:
 def build_minimax_m2(ctx: Context, family: str) -> ModelSpec:
     """MiniMax-M2 and M2.5: q and k norms over all heads together, no shared expert."""
     reader = ctx.reader
-    head_dim = _head_dim(reader)
+    head_dim = head_dim_of(reader)
     width_q = reader.integer("num_attention_heads") * head_dim
     width_k = reader.integer("num_key_value_heads") * head_dim
     attention = gqa_attention(
@@ -155,7 +146,7 @@ def build_minimax_m3(ctx: Context, family: str) -> ModelSpec:
     reader = ctx.reader
     count = reader.integer("num_hidden_layers")
     sparse = reader.section("sparse_attention_config")
-    head_dim = _head_dim(reader)
+    head_dim = head_dim_of(reader)
     full = gqa_attention(ctx, head_dim=head_dim, norm_params=2 * head_dim if reader.flag("use_qk_norm", True) else 0)
     chosen = _block_sparse(ctx, sparse, full) if sparse.flag("use_sparse_attention", True) else full
     routed = moe_ffn(
@@ -206,7 +197,7 @@ def build_gpt_oss(ctx: Context, family: str) -> ModelSpec:
     types = reader.choices("layer_types", ("sliding_attention", "full_attention"), least=count)[:count]
     bias = reader.flag("attention_bias", True)
     attention = {
-        kind: gqa_attention(ctx, head_dim=_head_dim(reader), window=window, qkv_bias=bias, out_bias=bias, sinks=True)
+        kind: gqa_attention(ctx, head_dim=head_dim_of(reader), window=window, qkv_bias=bias, out_bias=bias, sinks=True)
         for kind, window in (
             ("sliding_attention", reader.integer("sliding_window")),
             ("full_attention", None),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from simulator.model.architecture import AttentionSpec, Indexer, LayerSpec, ModelSpec, MoeSpec
+from dataclasses import replace
+
+from simulator.model.architecture import F32_BYTES, AttentionSpec, Indexer, LayerSpec, ModelSpec, MoeSpec
 from simulator.model.families.blocks import (
     Context,
     dense_ffn,
@@ -105,13 +107,14 @@ def _shared_layers(ctx: Context, layers: int) -> list[int | None]:
     return shares
 
 
-def _ffns(ctx: Context, layers: int) -> list[MoeSpec]:
+def _ffns(ctx: Context, layers: int, family: str) -> list[MoeSpec]:
     """Dense feed-forwards first, routed ones after."""
     reader = ctx.reader
     width = reader.integer("moe_intermediate_size")
     shared = reader.integer("n_shared_experts", default=0, minimum=0)
     # V3 and later correct the load by a per-expert bias (noaux_tc); V2 does not. GLM-5 leaves the key out.
-    method = reader.text("topk_method", "noaux_tc" if reader.text("scoring_func", "") == "sigmoid" else "")
+    scored = reader.text("scoring_func", "sigmoid" if family == "glm4_moe_lite" else "")
+    method = reader.text("topk_method", "noaux_tc" if scored == "sigmoid" else "")
     routed = moe_ffn(
         ctx,
         experts=reader.integer("n_routed_experts"),
@@ -131,6 +134,43 @@ def _ffns(ctx: Context, layers: int) -> list[MoeSpec]:
     return [routed if is_sparse or dense is None else dense for is_sparse in sparse]
 
 
+def build_longcat(ctx: Context, family: str) -> ModelSpec:
+    """LongCat-Flash: each layer two attentions and two dense feed-forwards, with experts beside the first; some of the
+    experts that a token may choose do nothing.
+
+    Source: transformers `longcat_flash`.
+    """
+    reader = ctx.reader
+    hidden = reader.integer("hidden_size")
+    experts, idle = reader.integer("n_routed_experts"), reader.integer("zero_expert_num", default=0, minimum=0)
+    chosen = reader.integer(reader.first_of("moe_topk", "num_experts_per_tok"))
+    working = max(1, round(chosen * experts / (experts + idle)))
+    if idle:
+        ctx.note(
+            f"of {chosen} experts a token chooses {working} on average do something (idle ones as likely as others)"
+        )
+    routed = moe_ffn(
+        ctx,
+        experts=experts,
+        experts_per_token=working,
+        width=reader.integer("expert_ffn_hidden_size"),
+        correction_bias=True,
+    )
+    dense = dense_ffn(ctx, reader.integer("ffn_hidden_size"))
+    router = ctx.linear(None, "router", hidden, experts + idle, bias=reader.flag("router_bias", False))
+    both = replace(
+        routed,
+        linears=(router, *dense.linears),
+        other_params=experts + idle,
+        other_param_bytes=(experts + idle) * F32_BYTES,
+    )
+    attention = latent_attention(ctx, None)
+    pair = [plain_layer(ctx, attention, both), plain_layer(ctx, attention, dense)]
+    if reader.integer("num_nextn_predict_layers", default=0, minimum=0):
+        ctx.note("the MTP layers that num_nextn_predict_layers names are left out")
+    return whole_model(ctx, family, pair * (reader.integer("num_hidden_layers") // 2))
+
+
 def build(ctx: Context, family: str) -> ModelSpec:
     """Model of MLA layers; DSA where the configuration names an indexer. MTP as the configuration counts it.
 
@@ -145,7 +185,7 @@ def build(ctx: Context, family: str) -> ModelSpec:
         indexer = read_indexer(ctx, shares_layer) if sparse_attention else None
         return plain_layer(ctx, latent_attention(ctx, indexer), ffn)
 
-    ffns = _ffns(ctx, count)
+    ffns = _ffns(ctx, count, family)
     layers = [layer(ffn, shared) for ffn, shared in zip(ffns, shares, strict=True)]
     draft = next_token_draft(ctx, layer(ffns[-1], None)) if has_draft(ctx) else None
     return whole_model(ctx, family, layers, draft)

@@ -82,8 +82,9 @@ def build(ctx: Context, family: str) -> ModelSpec:
         output_gate=reader.flag("attn_output_gate", True),
     )  # fmt: skip
     attention = {"full_attention": full, "linear_attention": _gated_delta_net(ctx)}
-    experts = _experts(ctx)
-    dense_layers = set(reader.numbers("mlp_only_layers"))
+    routed = family != "qwen3_5_text"
+    dense_layers = set(reader.numbers("mlp_only_layers")) if routed else set(range(count))
+    experts = _experts(ctx) if routed else dense_ffn(ctx, reader.integer("intermediate_size"))
     dense = dense_ffn(ctx, reader.integer("intermediate_size")) if dense_layers else experts
     layers = [
         plain_layer(ctx, attention[kind], dense if i in dense_layers else experts) for i, kind in enumerate(types)

@@ -106,6 +106,13 @@ class ConfigReader:
             raise self._wrong(key, value, "a list of whole numbers")
         return value
 
+    def strings(self, key: str) -> list[str]:
+        """A list of strings; empty where absent."""
+        value = self.config.get(key) or []
+        if not isinstance(value, list) or any(not isinstance(item, str) for item in value):
+            raise self._wrong(key, value, "a list of strings")
+        return value
+
     def section(self, key: str) -> ConfigReader:
         """A nested object, read with its path in every message."""
         value = self._get(key, "an object")

@@ -114,7 +114,7 @@ def test_a_file_that_is_no_config(tmp_path: Path, content: bytes, said: str) -> 
         ({"mlp_bias": "yes"}, ["'mlp_bias'", "true or false"]),
         ({"torch_dtype": "float99"}, ["'torch_dtype'", "float99", "bfloat16"]),
         ({"model_type": "lama"}, ["'lama'", "llama"]),
-        ({"model_type": "bert"}, ["'bert'", "not supported", "deepseek_v4"]),
+        ({"model_type": "bert"}, ["'bert'", "not supported", "nearest to those of llama"]),
         ({"model_type": "deepseek_v41"}, ["cannot be counted"]),
         ({"quantization_config": 4}, ["'quantization_config'", "object"]),
         ({"quantization_config": {"quant_method": "magic"}}, ["'magic'", "compressed-tensors"]),
