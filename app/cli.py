@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from app.commands import calibrate, catalogue, dashboard, plan, simulate, validate
+from app.commands import calibrate, catalogue, dashboard, fits, plan, simulate, validate
 from app.errors import EXIT_INTERRUPTED, OneSentenceGroup
 
 cli = typer.Typer(
@@ -21,6 +21,7 @@ cli = typer.Typer(
 )
 cli.command("plan")(plan.plan)
 cli.command("simulate")(simulate.simulate)
+cli.command("fits")(fits.fits)
 cli.command("validate")(validate.validate)
 cli.add_typer(catalogue.cli, name="catalogue")
 cli.add_typer(calibrate.cli, name="calibrate")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from app.errors import InputError
-from simulator.scenario import OpenLoop, Scenario, Trace, load_scenario, parse_scenario
+from simulator.scenario import Deployment, OpenLoop, Scenario, Trace, load_scenario, parse_scenario
 
 FORMS = ("disaggregated", "colocated")
 DEFAULT_SCENARIO = Path(__file__).parent / "data" / "default_scenario.toml"
@@ -35,8 +35,11 @@ def with_changes(
     form: str | None = None,
     drafts: int | str | None = None,
     seed: int | None = None,
+    prices: str | None = None,
+    knobs: Mapping[str, Any] | None = None,
 ) -> Scenario:
-    """`scenario` with what was given replaced. rate in requests/s, isl and osl in tokens."""
+    """`scenario` with what was given replaced. rate in requests/s, isl and osl in tokens. knobs: keys of
+    `simulator.scenario.Knobs`, for the search and for every pool."""
     changes: dict[str, Any] = {}
     if model is not None:
         changes["model"] = model
@@ -51,6 +54,7 @@ def with_changes(
         search["forms"] = FORMS if form == "both" else (form,)
     if drafts is not None:
         search["draft_tokens"] = drafts
+    search.update(knobs or {})
     if search:
         changes["search"] = scenario.search.model_dump() | search
     if workload := _workload(scenario, rate, trace, isl, osl):
@@ -60,7 +64,20 @@ def with_changes(
         changes["slo"] = scenario.slo.model_dump() | {k: v for k, v in limits.items() if v is not None}
     if seed is not None:
         changes["seed"] = seed
+    if prices is not None:
+        changes["price_convention"] = prices
+    if knobs and scenario.deployment is not None:
+        changes["deployment"] = _with_knobs(scenario.deployment, knobs)
     return parse_scenario(scenario.model_dump() | changes, "options") if changes else scenario
+
+
+def _with_knobs(deployment: Deployment, knobs: Mapping[str, Any]) -> dict[str, Any]:
+    """The deployment's keys with those of every pool replaced."""
+    keys = deployment.model_dump()
+    for name, groups in deployment.pools.items():
+        changed = [group.model_dump() | dict(knobs) for group in groups]
+        keys[name] = changed if isinstance(keys[name], (list, tuple)) else changed[0]
+    return keys
 
 
 def _workload(

@@ -81,14 +81,16 @@ def complete(fit: Efficiency, path: Path) -> Efficiency:
 
 
 def _assumed(accelerator: str, generation: str, path: Path) -> Efficiency:
-    """[base] of default.toml with the table of the generation (or the one it is `like`) laid over it."""
+    """[base] of default.toml with the table of the generation (or the one it is `like`) laid over it, and classes of
+    the accelerator's own table over that."""
     tables = read_toml(path)
     base: dict[str, Any] = tables["base"]
     own: dict[str, Any] = tables.get(generation, {})
     if "like" in own:
         own = tables[own["like"]]
+    named: dict[str, Any] = tables.get(accelerator, {}).get("classes", {})
     classes = {
-        op_class: {**parameters, **own.get("classes", {}).get(op_class, {}), "assumed": True}
+        op_class: {**parameters, **own.get("classes", {}).get(op_class, {}), **named.get(op_class, {}), "assumed": True}
         for op_class, parameters in base["classes"].items()
     }
     for op_class in set(own.get("classes", {})) - set(classes):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import date
 
 from hw_profiles.efficiency import ORIGINS, Efficiency
 from hw_profiles.loading import CatalogError
+from hw_profiles.power import LOWEST_CAP, PowerLaw, clock_under_cap, power_law
 from hw_profiles.schema import Accelerator, Convention, Dtype, Price, Sourced, to_si
 from hw_profiles.units import human_rate
 
@@ -29,10 +31,11 @@ DEFAULT_HOST_BANDWIDTH = 32e9
 # Which price stands in for a missing one: the nearest in meaning first (ownership for ownership, what a
 # tenant pays for what a tenant pays).
 PRICE_FALLBACK: dict[Convention, tuple[Convention, ...]] = {
-    "hyperscaler_ownership": ("neocloud_ownership", "rental_3yr", "on_demand"),
-    "neocloud_ownership": ("hyperscaler_ownership", "rental_3yr", "on_demand"),
-    "rental_3yr": ("on_demand", "neocloud_ownership", "hyperscaler_ownership"),
-    "on_demand": ("rental_3yr", "neocloud_ownership", "hyperscaler_ownership"),
+    "hyperscaler_ownership": ("neocloud_ownership", "rental_3yr", "on_demand", "spot"),
+    "neocloud_ownership": ("hyperscaler_ownership", "rental_3yr", "on_demand", "spot"),
+    "rental_3yr": ("on_demand", "neocloud_ownership", "hyperscaler_ownership", "spot"),
+    "on_demand": ("rental_3yr", "spot", "neocloud_ownership", "hyperscaler_ownership"),
+    "spot": ("on_demand", "rental_3yr", "neocloud_ownership", "hyperscaler_ownership"),
 }
 
 
@@ -58,9 +61,62 @@ class HardwareProfile:
     tdp_w: float | None  # [W]
     all_in_w: float | None  # with its share of node, network and cooling; no PUE on top [W]
     assumptions: tuple[str, ...]  # one sentence for each thing that is neither published nor measured
+    memory_withheld_bytes: float = 0.0  # of memory_bytes, what the driver keeps from programs [B]
+    power_limit_w: float | None = None  # set below the TDP [W]
+    own_usd_per_hour: float | None = None  # paid by who asks; ahead of all prices [USD/h]
 
     def __hash__(self) -> int:
         return hash((self.name, self.stack, self.memory_bytes, self.memory_bandwidth))
+
+    @property
+    def one_shot(self) -> bool:
+        """Whether collectives inside a domain take one latency; see `ScaleUp`."""
+        fabric = self.accelerator.scale_up
+        return fabric is None or fabric.one_shot
+
+    @property
+    def usable_memory_bytes(self) -> float:
+        """Memory that a program can have: what engines take their share of. [B]"""
+        return self.memory_bytes - self.memory_withheld_bytes
+
+    @property
+    def power_law(self) -> PowerLaw:
+        return power_law(self.name, self.accelerator.generation)
+
+    def with_power_cap(self, cap_w: float) -> HardwareProfile:
+        """The same under a power cap: matrix rates fall with the clock, memory and links keep theirs. [W]
+
+        Raises CatalogError for a cap that the accelerator cannot have.
+        """
+        if self.tdp_w is None:
+            raise CatalogError(f"power_cap_w={cap_w:g}: the TDP of {self.name} is not known; leave the cap out")
+        lowest = LOWEST_CAP * self.tdp_w
+        if not lowest <= cap_w <= self.tdp_w:
+            raise CatalogError(
+                f"power_cap_w={cap_w:g} is not between {lowest:g} and the {self.tdp_w:g} W of {self.name}; "
+                "set one in there, or leave it out"
+            )
+        clock = clock_under_cap(cap_w, self.tdp_w)
+        said = (
+            f"{self.display_name}: under a cap of {cap_w:g} of {self.tdp_w:g} W matrix rates fall to {clock:.0%} by an "
+            "assumed curve (dynamic power as the clock's cube, no measured points); memory and links keep their rates"
+        )
+        return replace(
+            self,
+            peaks={dtype: peak * clock for dtype, peak in self.peaks.items()},
+            power_limit_w=cap_w,
+            all_in_w=None if self.all_in_w is None else self.all_in_w - (self.tdp_w - cap_w),
+            assumptions=(*self.assumptions, *(() if cap_w == self.tdp_w else (said,))),
+        )
+
+    def with_own_price(self, usd_per_hour: float) -> HardwareProfile:
+        """The same at a price of one's own, under every convention. [USD/h]"""
+        return replace(self, own_usd_per_hour=usd_per_hour)
+
+    def with_memory_share(self, share: float) -> HardwareProfile:
+        """The same, of whose memory the stack takes `share`. [-]"""
+        efficiency = self.efficiency.model_copy(update={"memory_utilisation": share})
+        return replace(self, efficiency=efficiency)
 
     @property
     def stack(self) -> str:
@@ -84,6 +140,9 @@ class HardwareProfile:
         """
         if convention not in PRICE_FALLBACK:
             raise CatalogError(f"unknown price convention {convention!r}; use one of {', '.join(PRICE_FALLBACK)}")
+        if self.own_usd_per_hour is not None:
+            own = Sourced(value=self.own_usd_per_hour, unit="USD/h", source="set by who asks", accessed=date.today())
+            return Price(accelerator=self.name, convention=convention, usd_per_hour=own)
         by_convention = {price.convention: price for price in self.prices}
         if convention in by_convention:
             return by_convention[convention]
@@ -118,6 +177,7 @@ def profile_of(part: Accelerator, efficiency: Efficiency, prices: tuple[Price, .
         tdp_w=to_si(power.tdp) if power.tdp else None,
         all_in_w=to_si(power.all_in) if power.all_in else None,
         assumptions=_assumptions(part, efficiency),
+        memory_withheld_bytes=to_si(part.memory_withheld) if part.memory_withheld else 0.0,
     )
 
 
@@ -167,6 +227,7 @@ def _assumed_figures(part: Accelerator) -> list[tuple[str, str]]:
     figures |= {
         "memory_capacity": part.memory_capacity,
         "memory_reported": part.memory_reported,
+        "memory_withheld": part.memory_withheld,
         "memory_bandwidth": part.memory_bandwidth,
         "scale_up.domain": fabric.domain if fabric else None,
         "scale_up.bandwidth": fabric.bandwidth if fabric else None,

@@ -21,7 +21,7 @@ from hw_profiles.units import UNITS, Dimension, dimension_of, spellings
 
 Dtype = Literal["fp32", "tf32", "bf16", "int8", "fp8", "fp4"]
 Vendor = Literal["NVIDIA", "AMD", "Huawei", "Google", "Intel", "AWS", "other"]
-Convention = Literal["hyperscaler_ownership", "neocloud_ownership", "rental_3yr", "on_demand"]
+Convention = Literal["hyperscaler_ownership", "neocloud_ownership", "rental_3yr", "on_demand", "spot"]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 SHORTEST_SOURCE = 3  # characters; assumed: fewer name nothing
 SourceText = Annotated[str, StringConstraints(strip_whitespace=True, min_length=SHORTEST_SOURCE)]
@@ -92,11 +92,14 @@ Hourly = Annotated[Sourced, _measures("price", free=True)]
 
 
 class ScaleUp(Strict):
-    """The fast fabric inside one domain (NVLink, Infinity Fabric, UB, ICI)."""
+    """The fast fabric inside one domain (NVLink, Infinity Fabric, UB, ICI, or PCIe of one box)."""
 
     link: Text
     domain: Count  # accelerators that reach each other over it
     bandwidth: Bandwidth  # one way, per accelerator
+    # small all-reduces take one latency, each rank sending to all others at once; else one for each doubling of ranks,
+    # as collectives do that pass messages on (NCCL over PCIe)
+    one_shot: StrictBool = True
 
 
 class PowerFigures(Strict):
@@ -118,6 +121,7 @@ class Accelerator(Strict):
     matrix: dict[Dtype, ComputeRate]  # dense peak by input dtype; fp32 is the vector rate
     memory_capacity: Capacity  # as the data sheet prints it
     memory_reported: Capacity | None = None  # what the driver shows, where it differs
+    memory_withheld: Capacity | None = None  # of that, what the driver keeps from programs
     memory_bandwidth: Bandwidth
     memory_kind: Text
     sm_count: Count | None = None

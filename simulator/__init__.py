@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["Scenario", "load_scenario", "plan", "simulate"]
+__all__ = ["Scenario", "capacity", "load_scenario", "plan", "simulate"]
 
 
 def __getattr__(name: str) -> Any:
@@ -16,6 +16,8 @@ def __getattr__(name: str) -> Any:
     match name:
         case "Scenario":
             from simulator.scenario import Scenario as found
+        case "capacity":
+            from simulator.model.capacity import capacity as found
         case "load_scenario":
             from simulator.scenario import load_scenario as found
         case "plan":

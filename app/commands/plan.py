@@ -7,7 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
-from app.commands.options import JsonOutput, SeedInput, TraceInput, whole_above_zero
+from app.commands.options import (
+    JsonOutput,
+    KvDtype,
+    MemoryShare,
+    OwnPrice,
+    PowerCap,
+    Prices,
+    SeedInput,
+    TraceInput,
+    set_knobs,
+    whole_above_zero,
+)
 from app.commands.quantities import draft_depth, requests_per_s, tpot_seconds, ttft_seconds
 from app.errors import EXIT_NO_ANSWER, InputError
 
@@ -54,6 +65,11 @@ def plan(
         Any,
         typer.Option(metavar="auto|off|N", help="Tokens drafted in a decode step.", parser=draft_depth),
     ] = None,
+    share: MemoryShare = None,
+    kv_dtype: KvDtype = None,
+    power_cap: PowerCap = None,
+    usd_per_hour: OwnPrice = None,
+    prices: Prices = None,
     seed: SeedInput = None,
     json_file: JsonOutput = None,
     csv_file: Annotated[
@@ -96,6 +112,8 @@ def plan(
         form=form,
         drafts=drafts,
         seed=seed,
+        prices=prices,
+        knobs=set_knobs(share, kv_dtype, power_cap, usd_per_hour),
     )
     from simulator.planner.search import plan as search
 

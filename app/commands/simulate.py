@@ -8,11 +8,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.commands.options import JsonOutput, SeedInput, TraceInput, above_zero
+from app.commands.options import (
+    JsonOutput,
+    KvDtype,
+    MemoryShare,
+    OwnPrice,
+    PowerCap,
+    Prices,
+    SeedInput,
+    TraceInput,
+    above_zero,
+    set_knobs,
+)
 from app.commands.simulation_files import SimulationFiles
 
 if TYPE_CHECKING:
     from simulator.scenario import SharedCluster
+
+KNOB_FLAGS = ("--share", "--kv-dtype", "--power-cap", "--usd-per-hour")
 
 
 def simulate(
@@ -20,6 +33,11 @@ def simulate(
         Path, typer.Argument(metavar="SCENARIO.toml", help="Scenario with a deployment table, or with models.")
     ],
     trace: TraceInput = None,
+    share: MemoryShare = None,
+    kv_dtype: KvDtype = None,
+    power_cap: PowerCap = None,
+    usd_per_hour: OwnPrice = None,
+    prices: Prices = None,
     seed: SeedInput = None,
     json_file: JsonOutput = None,
     requests: Annotated[
@@ -60,16 +78,19 @@ def simulate(
     check_writable(timeline, "--timeline")
     check_writable(series, "--series")
     found = load_any(scenario)
+    knobs = set_knobs(share, kv_dtype, power_cap, usd_per_hour)
     files = SimulationFiles(requests, timeline, series, grid)
     if replications is not None and files.wanted:
         raise typer.BadParameter("--replications keeps no records of single runs; leave the other files out")
     if isinstance(found, SharedCluster):
-        for flag, given in (("--trace", trace), ("--replications", replications)):
+        alone: dict[str, object] = {"--trace": trace, "--replications": replications, "--prices": prices}
+        alone |= dict(zip(KNOB_FLAGS, (share, kv_dtype, power_cap, usd_per_hour), strict=True))
+        for flag, given in alone.items():
             if given is not None:
                 raise typer.BadParameter(f"{flag} is for one model, and {scenario} has several; leave it out")
         _simulate_shared(found, seed, json_file, files)
         return
-    asked = with_changes(found, trace=trace, seed=seed)
+    asked = with_changes(found, trace=trace, seed=seed, prices=prices, knobs=knobs)
     from simulator.des.simulate import simulate as run
     from simulator.uncertainty.bands import of_run, of_runs
 

@@ -10,9 +10,12 @@ from calibration.serving.points import Point, Unpredictable
 from calibration.serving.served_model import model_of, variant
 from hw_profiles.catalog import load
 from hw_profiles.profile import HardwareProfile
+from hw_profiles.units import human_bytes
 from simulator.model.architecture import ModelSpec
 from simulator.model.latency import StepLatency
+from simulator.model.memory import weight_bytes_per_gpu
 from simulator.model.parallelism import Parallelism
+from simulator.model.sharding import Cut
 
 
 @lru_cache(maxsize=64)
@@ -38,7 +41,18 @@ def engine_of(point: Point, worker: WorkerLayout, hardware: HardwareProfile, dra
     model = variant(point.model, point.precision, point.engine, hardware, parallelism.ep)
     if drafts and model.draft is None:
         raise Unpredictable(f"drafts by a head of which nothing is known: the preset of {point.model} has none")
+    _check_weights(model, hardware, parallelism)
     return _latency(model, hardware, parallelism, drafts)
+
+
+def _check_weights(model: ModelSpec, hardware: HardwareProfile, parallelism: Parallelism) -> None:
+    """Refuse what no engine could have run: weights alone larger than the accelerator's memory."""
+    weights = weight_bytes_per_gpu(model, Cut.of(parallelism, hardware))
+    if weights > hardware.usable_memory_bytes:
+        raise Unpredictable(
+            f"{model.name} under {parallelism} has {human_bytes(weights)} of weights on each {hardware.name}, which "
+            f"offers {human_bytes(hardware.usable_memory_bytes)}: check model, precision and layout of this point"
+        )
 
 
 @lru_cache(maxsize=4096)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hw_profiles.catalog import CatalogError, load
-from simulator.des.cluster.build import Profiles, cluster_spec, profile_key
+from hw_profiles.catalog import CatalogError
+from simulator.des.cluster.build import Profiles, cluster_spec
 from simulator.des.cluster.cluster import Cluster, RequestProgress, Run
 from simulator.des.cluster.recorder import Recorder
 from simulator.des.cluster.spec import ClusterSpec
@@ -17,8 +17,16 @@ from simulator.des.results.measured import GroupPrice, warmup_count
 from simulator.des.results.result import SimulationResult
 from simulator.des.workload.requests import Requests, make_streams
 from simulator.model.architecture import ModelSpec
-from simulator.model.presets import load_model
-from simulator.scenario import Deployment, PowerKeys, Scenario, ScenarioError, Slo
+from simulator.scenario import (
+    Deployment,
+    PowerKeys,
+    Scenario,
+    ScenarioError,
+    Slo,
+    hardware_of,
+    model_of,
+    profile_key,
+)
 
 
 @dataclass(frozen=True)
@@ -61,8 +69,8 @@ def prepare(
             f"scenario '{scenario.name}' has no [deployment] to simulate; "
             "add pools to it, or use `plan` to search for them"
         )
-    model = load_model(scenario.model)
-    profiles = {profile_key(group): load(group.gpu, group.stack) for group in deployment.groups}
+    model = model_of(scenario.model, deployment)
+    profiles = {profile_key(group): hardware_of(group, scenario.costs) for group in deployment.groups}
     workload_seed, router_seed = np.random.SeedSequence(seed).spawn(2)
     requests = make_streams(scenario.traffic(), workload_seed)
     rng = np.random.default_rng(router_seed)
@@ -79,7 +87,7 @@ def play(
     progress: RequestProgress | None = None,
     recorder: Recorder | None = None,
 ) -> SimulationResult:
-    """Run prepared requests of one or several tenants on a deployment; `profiles` are keyed "gpu@stack"."""
+    """Run prepared requests of one or several tenants on a deployment; `profiles` by `profile_key`."""
     streams = (requests,) if isinstance(requests, Requests) else tuple(requests)
     ready = _prepare(scenario, deployment, model, profiles, streams, rng, progress, recorder)
     return ready.result(ready.cluster.run())
@@ -101,7 +109,8 @@ def _prepare(
     spec = cluster_spec(deployment, model, profiles, slos, _mean_lengths(streams))
     warmup = warmup_count(scenario.warmup_fraction, sum(len(stream) for stream in streams if not stream.offline))
     prices, assumptions = _prices(scenario, deployment, profiles, spec)
-    said = tuple(dict.fromkeys((*model.assumptions, *assumptions, *_assumptions(deployment, spec))))
+    unread = _not_of_pools(scenario, deployment)
+    said = tuple(dict.fromkeys((*model.assumptions, *assumptions, *_assumptions(deployment, spec), *unread)))
     cluster = Cluster(spec, streams, rng, warmup, progress, recorder, env)
     return ReadyCluster(cluster, lambda run: SimulationResult(spec, run, spec.slos, prices, said))
 
@@ -150,10 +159,19 @@ def _prices(
         except CatalogError as error:
             assumptions.append(f"no cost is given: {error}")
             continue
-        prices[group.name] = GroupPrice(price.value, profile.all_in_w)
+        prices[group.name] = GroupPrice(price.value, profile.all_in_w, scenario.costs)
         if price.assumed:
             assumptions.append(f"{profile.display_name}: price: {price.note}")
+    assumptions += scenario.costs.said
     return (prices if len(prices) == len(spec.groups) else None), assumptions
+
+
+def _not_of_pools(scenario: Scenario, deployment: Deployment) -> list[str]:
+    """Settings of [search] that the pools do not have."""
+    lone = [name for name in scenario.search.knobs if any(name not in group.knobs for group in deployment.groups)]
+    if not lone:
+        return []
+    return [f"search.{', search.'.join(lone)}: for `plan` alone; pools that are simulated have settings of their own"]
 
 
 def _assumptions(deployment: Deployment, spec: ClusterSpec) -> list[str]:
@@ -162,8 +180,8 @@ def _assumptions(deployment: Deployment, spec: ClusterSpec) -> list[str]:
     power = deployment.power
     if power == PowerKeys():
         said.append(
-            f"energy: accelerators draw {power.idle:.0%} of their TDP idle, {power.prefill:.0%} in prefill and "
-            f"{power.decode:.0%} in decode"
+            f"energy: accelerators draw {power.idle:.0%} of their TDP idle and {power.prefill:.0%} in prefill; in "
+            "decode by the rows of a step, as fitted to measured joules per token"
         )
     if deployment.faults is not None or any(group.autoscale for group in spec.groups):
         said += [

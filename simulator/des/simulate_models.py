@@ -22,7 +22,7 @@ from simulator.des.results.cost import SECONDS_PER_HOUR, usd_per_mtok
 from simulator.des.results.reports import Rates, Summary
 from simulator.des.results.result import SimulationResult
 from simulator.des.simulate import prepare
-from simulator.scenario import Deployment, PowerKeys, Scenario, ScenarioError, SharedCluster
+from simulator.scenario import Deployment, Knobs, PowerKeys, Scenario, ScenarioError, SharedCluster, with_knobs
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ class SharedResult:
 
     @cached_property
     def _profiles(self) -> dict[str, HardwareProfile]:
-        return {name: load(name) for name in self.sizes}
+        return {name: with_knobs(load(name), Knobs(), self.asked.costs) for name in self.sizes}
 
     def cost(self) -> ClusterCost | None:
         """None where an accelerator has no price."""
@@ -227,12 +227,15 @@ class SharedResult:
         except CatalogError:
             return None
         usd = sum(prices[name] * count for name, count in self.sizes.items())
+        drawn, costs = self.energy(), self.asked.costs
+        usd += costs.electricity_usd_per_hour(drawn.power_kw * 1e3) if drawn is not None else 0.0
+        paid = usd / costs.utilisation
         rates = self.throughput()
         tokens, requests = rates.input_tok_s + rates.output_tok_s, rates.requests_per_s
         return ClusterCost(
             usd,
-            usd_per_mtok(usd, tokens) if tokens else None,
-            usd / SECONDS_PER_HOUR / requests if requests else None,
+            usd_per_mtok(paid, tokens) if tokens else None,
+            paid / SECONDS_PER_HOUR / requests if requests else None,
         )
 
     def energy(self) -> ClusterEnergy | None:

@@ -1,33 +1,31 @@
 """What fits on one accelerator: weights under the cut, working memory, and room for KV.
 
-Everything is per accelerator and taken at the fullest pipeline stage. The stack fills `memory_utilisation` of the
-device; the rest is for graphs, communication buffers and fragmentation.
+Everything is per accelerator and taken at the fullest pipeline stage. The engine fills a share of the device (see
+`EngineMemory.share_of`); the rest is for graphs and fragmentation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
 from dataclasses import dataclass, replace
 
 from hw_profiles.profile import HardwareProfile
 from hw_profiles.units import human_bytes
-from simulator.model.architecture import F32_BYTES, AttentionSpec, LayerSpec, Linear, ModelSpec
-from simulator.model.kv import state_bytes, window_bytes
+from simulator.model.architecture import F32_BYTES, AttentionSpec, LayerSpec, Linear, ModelSpec, MoeSpec
+from simulator.model.engine_memory import OTHER, EngineMemory, engine_memory, outside_bytes
+from simulator.model.kv_pages import KvLayout, kv_layout
 from simulator.model.limits import TOKENS_PER_STEP
-from simulator.model.moe import INPUT_BYTES
 from simulator.model.ops import ACTIVATION_BYTES
 from simulator.model.parallelism import MOST_GPUS, Parallelism, ParallelismError
 from simulator.model.precision import as_multiplied_on
 from simulator.model.sharding import Cut
 
-# Rows of a step for one whose f32 logits are held; assumed: prefill needs its last rows only, and decode steps are far
-# smaller than the token budget.
-ROWS_PER_LOGITS = 8
 RESIDUAL_COPIES = 2  # of the residual streams; assumed: a layer's input and output
+MOST_SHARE = 0.95  # of a device, as recipes set it at most (vLLM recipes for V4 on H200 and B200)
 
 
 class DoesNotFitError(ValueError):
-    """The model does not fit the cut; says what it needs, what there is, and the fewest accelerators that would do."""
+    """The model does not fit the cut; says what it needs, what there is, and a way out that works."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +34,42 @@ class MemoryPlan:
 
     weight_bytes: float
     activation_bytes: float
+    outside_bytes: float  # contexts and communication buffers
     kv_capacity_bytes: float
     kv_bytes_per_token: float  # growth of one sequence
     kv_bytes_per_sequence: float  # window and state of one sequence, whatever its length
+    page_tokens: int = 1  # by which a sequence grows
+    window_bytes_per_token: float = 0.0  # of window layers, while tokens are computed
+
+    def sequence_bytes(self, context: int) -> float:
+        """KV of a sequence of `context` tokens (at least 1), in whole pages. [B]"""
+        pages = math.ceil(max(context, 1) / self.page_tokens)
+        return self.kv_bytes_per_sequence + self.kv_bytes_per_token * pages * self.page_tokens
 
     def max_sequences(self, context: int) -> int:
-        """Sequences of `context` tokens (at least 1) each that fit on a rank."""
-        one = self.kv_bytes_per_sequence + self.kv_bytes_per_token * max(context, 1)
-        return int(self.kv_capacity_bytes / one)
+        """Sequences of `context` tokens each that fit on a rank."""
+        return int(self.kv_capacity_bytes / self.sequence_bytes(context))
+
+    @property
+    def holds_a_token(self) -> bool:
+        """Whether there is room for the KV of a sequence at all."""
+        return self.kv_capacity_bytes >= self.sequence_bytes(1)
+
+
+@dataclass(frozen=True)
+class Load:
+    """What memory depends on beside the model and its cut.
+
+    tokens: of a step on one data-parallel rank. sequences: likewise, None where not told. redundant_experts: further
+    copies of experts in each layer, over all its ranks. dcp: tensor-parallel ranks over which the tokens of one KV
+    head are spread in decode.
+    """
+
+    tokens: int = TOKENS_PER_STEP
+    sequences: int | None = None
+    draft_tokens: int = 0
+    redundant_experts: int = 0
+    dcp: int = 1
 
 
 def plan_memory(
@@ -53,19 +79,33 @@ def plan_memory(
     max_tokens_per_step: int = TOKENS_PER_STEP,
     draft_tokens: int = 0,
     redundant_experts: int = 0,
+    *,
+    max_sequences: int | None = None,
+    dcp: int = 1,
+    engine: EngineMemory | None = None,
 ) -> MemoryPlan:
-    """What is left for KV. max_tokens_per_step: of one data-parallel rank; redundant_experts: further copies of
-    experts in each layer, over all its ranks. Raises DoesNotFitError."""
+    """What is left for KV; see `Load`. engine: that of the hardware's stack, if not given. Raises DoesNotFitError."""
     parallelism.check(model)
     model = as_multiplied_on(model, hardware)
-    plan = _plan(model, hardware, parallelism, max_tokens_per_step, draft_tokens)
-    if redundant_experts:
-        copied = sum(layer.ffn.expert_bytes for layer in model.layers if layer.ffn.experts)
-        copied *= redundant_experts / (parallelism.stage_size * parallelism.pp)
-        plan = replace(plan, weight_bytes=plan.weight_bytes + copied, kv_capacity_bytes=plan.kv_capacity_bytes - copied)
-    if plan.kv_capacity_bytes <= plan.kv_bytes_per_sequence + plan.kv_bytes_per_token:
-        raise DoesNotFitError(_refusal(model, hardware, parallelism, plan, max_tokens_per_step, draft_tokens))
+    _check_dcp(model, parallelism, dcp)
+    load = Load(max_tokens_per_step, max_sequences, draft_tokens, redundant_experts, dcp)
+    engine = engine or engine_memory(hardware.stack)
+    plan = _plan(model, hardware, parallelism, load, engine)
+    if not plan.holds_a_token:
+        raise DoesNotFitError(_refusal(model, hardware, parallelism, plan, load, engine))
     return plan
+
+
+def _check_dcp(model: ModelSpec, parallelism: Parallelism, dcp: int) -> None:
+    """Ranks that hold copies of a KV head may share its tokens: refuse more of them."""
+    heads = [attention.kv_heads for attention, _ in model.attentions if attention.ratio]
+    copies = min((parallelism.tp // min(parallelism.tp, count) for count in heads), default=1)
+    if dcp < 1 or copies % dcp:
+        allowed = [n for n in range(1, copies + 1) if copies % n == 0]
+        raise ParallelismError(
+            f"dcp={dcp} does not divide the {copies} tensor-parallel ranks that hold the same KV head; use one of "
+            f"{allowed}"
+        )
 
 
 def weight_bytes_per_gpu(model: ModelSpec, cut: Cut, drafts: bool = False) -> float:
@@ -99,62 +139,87 @@ def _layer_bytes(layer: LayerSpec, cut: Cut) -> float:
     return total + ffn.experts * ffn.expert_bytes / cut.parallelism.stage_size
 
 
-def activation_bytes(model: ModelSpec, cut: Cut, tokens: int) -> float:
-    """Working memory of a step with `tokens` rows on each data-parallel rank. [B]
+def activation_bytes(
+    model: ModelSpec, cut: Cut, tokens: int, engine: EngineMemory = OTHER, sequences: int | None = None
+) -> float:
+    """Working memory of an engine whose steps have `tokens` rows and `sequences` on each data-parallel rank. [B]
 
-    Copies of the residual streams, plus the larger of: all attention projections of a layer at once, or what a rank's
-    experts receive, hold between their products, and return (uniform routing); plus f32 logits of some rows.
+    What is always held; the workspace of the widest experts: rows that a rank's experts receive (uniform routing), wide
+    enough for either product, and the second product's input; and the larger of two that are not held at once: a
+    layer's projections beside the residual streams, or the logits of the last rows as sampling holds them.
     """
-    parallelism = cut.parallelism
-    rows = tokens / parallelism.cp
-    streams = max(layer.mixing.streams if layer.mixing else 1 for layer, _ in model.kinds)
-    residual = RESIDUAL_COPIES * rows * streams * model.hidden * ACTIVATION_BYTES
-    widest = 0.0
-    for layer, _ in model.kinds:
-        projected = sum(x.outputs * cut.linear_share(x, layer.attention) for x in layer.attention.linears)
-        attention = rows * projected * ACTIVATION_BYTES
-        ffn = layer.ffn
-        shared = rows * sum(x.outputs * cut.linear_share(x) for x in ffn.linears) * ACTIVATION_BYTES
-        choices = tokens * parallelism.dp * ffn.experts_per_token / parallelism.ep
-        inner = (ffn.matrices - 1) * ffn.expert_intermediate / cut.expert_tp * ACTIVATION_BYTES
-        received = ffn.expert_hidden * (INPUT_BYTES[ffn.expert_compute] + ACTIVATION_BYTES)
-        widest = max(widest, attention, shared + choices * (received + inner))
-    logits = tokens / ROWS_PER_LOGITS * model.vocab / cut.tp * F32_BYTES
-    return residual + widest + logits
+    rows = tokens / cut.parallelism.cp
+    layers = [layer for layer, _ in model.kinds]
+    streams = max(layer.mixing.streams if layer.mixing else 1 for layer in layers)
+    widest = max(rows * _projected(layer, cut) * ACTIVATION_BYTES for layer in layers)
+    widest += RESIDUAL_COPIES * rows * streams * model.hidden * ACTIVATION_BYTES
+    experts = max(_expert_workspace(layer.ffn, cut, tokens) for layer in layers)
+    sampled = min(tokens, sequences or engine.sampled_rows)
+    logits = engine.logits_copies * sampled * model.vocab * F32_BYTES
+    return engine.resident_bytes + experts + max(widest, logits)
 
 
-def _kv_bytes(model: ModelSpec, cut: Cut, draft_tokens: int) -> tuple[float, float]:
-    """(growth per token, fixed per sequence) on one accelerator. [B]"""
+def _projected(layer: LayerSpec, cut: Cut) -> float:
+    """Elements of a row that a layer holds at once: of all attention projections, or of the dense part of its FFN."""
+    attention = sum(x.outputs * cut.linear_share(x, layer.attention) for x in layer.attention.linears)
+    return max(attention, sum(x.outputs * cut.linear_share(x) for x in layer.ffn.linears))
+
+
+def _expert_workspace(ffn: MoeSpec, cut: Cut, tokens: int) -> float:
+    if not ffn.experts:
+        return 0.0
+    choices = tokens * cut.parallelism.dp * ffn.experts_per_token / cut.parallelism.ep
+    inner = ffn.expert_intermediate / cut.expert_tp
+    return choices * (max((ffn.matrices - 1) * inner, ffn.expert_hidden) + inner) * ACTIVATION_BYTES
+
+
+def _kv(model: ModelSpec, cut: Cut, engine: EngineMemory, load: Load) -> KvLayout:
+    """On one accelerator of the fullest stage."""
+    drafts = load.draft_tokens > 0
     stage = cut.layers_per_stage(len(model.layers)) / len(model.layers)
-    growth, fixed = _layers_kv(model.kinds, cut, draft_tokens)
-    if draft_tokens and model.draft:
-        draft_growth, draft_fixed = _layers_kv([(layer, 1) for layer in model.draft.layers], cut, draft_tokens)
-        return growth * stage + draft_growth, fixed * stage + draft_fixed
-    return growth * stage, fixed * stage
-
-
-def _layers_kv(
-    layers: Iterable[tuple[LayerSpec, int]], cut: Cut, draft_tokens: int
-) -> tuple[float, float]:
-    growth = fixed = 0.0
-    for layer, count in layers:
-        attention = layer.attention
-        growth += count * cut.stored_bytes(attention)
-        fixed += count * window_bytes(attention) * cut.kv_share(attention)
-        # recurrent state is cut by head, as the projections that feed it are; compressor rows are copied
-        fixed += count * state_bytes(attention, draft_tokens > 0) / (1 if attention.compressor else cut.tp)
-    return growth, fixed
+    main = kv_layout(model.kinds, cut, engine, drafts, load.dcp)
+    growth, fixed = main.bytes_per_token * stage, main.bytes_per_sequence * stage
+    windows = main.window_bytes_per_token * stage
+    if drafts and model.draft:
+        own = kv_layout([(layer, 1) for layer in model.draft.layers], cut, engine, drafts, load.dcp)
+        growth, fixed = growth + own.bytes_per_token, fixed + own.bytes_per_sequence
+        windows += own.window_bytes_per_token
+    return KvLayout(growth, fixed, main.page_tokens, windows)
 
 
 def _plan(
-    model: ModelSpec, hardware: HardwareProfile, parallelism: Parallelism, tokens: int, draft_tokens: int
+    model: ModelSpec, hardware: HardwareProfile, parallelism: Parallelism, load: Load, engine: EngineMemory
 ) -> MemoryPlan:
     cut = Cut.of(parallelism, hardware)
-    weights = weight_bytes_per_gpu(model, cut, draft_tokens > 0)
-    activations = activation_bytes(model, cut, tokens)
-    usable = hardware.memory_bytes * hardware.efficiency.memory_utilisation
-    growth, fixed = _kv_bytes(model, cut, draft_tokens)
-    return MemoryPlan(weights, activations, usable - weights - activations, growth, fixed)
+    weights = weight_bytes_per_gpu(model, cut, load.draft_tokens > 0)
+    if load.redundant_experts:
+        copied = sum(layer.ffn.expert_bytes * count for layer, count in model.kinds if layer.ffn.experts)
+        weights += copied * load.redundant_experts / (parallelism.stage_size * parallelism.pp)
+    working = activation_bytes(model, cut, load.tokens, engine, load.sequences)
+    outside = outside_bytes(engine, parallelism)
+    room = _room(hardware, engine, weights, working, outside)
+    kv = _kv(model, cut, engine, load)
+    return MemoryPlan(
+        weights,
+        working,
+        outside,
+        room,
+        kv.bytes_per_token,
+        kv.bytes_per_sequence,
+        kv.page_tokens,
+        kv.window_bytes_per_token,
+    )
+
+
+def _room(hardware: HardwareProfile, engine: EngineMemory, weights: float, working: float, outside: float) -> float:
+    """Memory for KV. [B]"""
+    share, device = hardware.efficiency.memory_utilisation, hardware.usable_memory_bytes
+    left = device - outside - weights - working
+    if engine.share_of == "total":
+        return share * device - outside - weights - working
+    if engine.share_of == "before_loading":
+        return min(left, share * (device - outside) - weights)
+    return share * left
 
 
 def _refusal(
@@ -162,36 +227,47 @@ def _refusal(
     hardware: HardwareProfile,
     parallelism: Parallelism,
     plan: MemoryPlan,
-    tokens: int,
-    draft_tokens: int,
+    load: Load,
+    engine: EngineMemory,
 ) -> str:
-    usable = hardware.memory_bytes * hardware.efficiency.memory_utilisation
-    fewest = _fewest_gpus(model, hardware, tokens, draft_tokens)
-    way_out = (
-        f"at least {fewest} {hardware.name} would do"
-        if fewest
-        else f"no cut of up to {MOST_GPUS} {hardware.name} would do; use an accelerator with more memory"
+    share = hardware.efficiency.memory_utilisation
+    needs = (
+        f"{model.name} under {parallelism} needs {human_bytes(plan.weight_bytes)} of weights, "
+        f"{human_bytes(plan.activation_bytes)} of working memory and {human_bytes(plan.outside_bytes)} of buffers per "
+        f"accelerator; {hardware.name} offers {human_bytes(hardware.usable_memory_bytes)}, of which the engine takes "
+        f"{share:g}, and no room is left for one token of KV"
     )
-    return (
-        f"{model.name} under {parallelism} needs {human_bytes(plan.weight_bytes)} of weights and "
-        f"{human_bytes(plan.activation_bytes)} of working memory per accelerator, {hardware.name} offers "
-        f"{human_bytes(usable)} (leaving no room for one token of KV); {way_out}"
-    )
+    return f"{needs}; {_way_out(model, hardware, parallelism, load, engine)}"
 
 
-def _fewest_gpus(model: ModelSpec, hardware: HardwareProfile, tokens: int, draft_tokens: int) -> int | None:
-    """Fewest accelerators, in powers of two, over tensor-parallel and data-parallel cuts with spread experts."""
-    experts = max(layer.ffn.experts for layer in model.layers)
+def _way_out(
+    model: ModelSpec, hardware: HardwareProfile, parallelism: Parallelism, load: Load, engine: EngineMemory
+) -> str:
+    """A change after which the plan holds."""
+    wider = hardware.with_memory_share(MOST_SHARE)
+    mean = hardware.efficiency.memory_utilisation < MOST_SHARE
+    if mean and _plan(model, wider, parallelism, load, engine).holds_a_token:
+        return f"memory_share = {MOST_SHARE:g} would do"
+    fewest = _fewest_gpus(model, hardware, load, engine)
+    if fewest is not None:
+        return f"at least {fewest.gpus} {hardware.name} would do, as {fewest}"
+    return f"no cut of up to {MOST_GPUS} {hardware.name} would do; use an accelerator with more memory"
+
+
+def _fewest_gpus(model: ModelSpec, hardware: HardwareProfile, load: Load, engine: EngineMemory) -> Parallelism | None:
+    """Cut of the fewest accelerators that holds the model, in powers of two, over tensor-parallel and data-parallel
+    cuts with spread experts."""
+    experts = max(layer.ffn.experts for layer, _ in model.kinds)
     gpus = 1
     while gpus <= MOST_GPUS:
         ep = gpus if experts and experts % gpus == 0 else 1
-        for candidate in (Parallelism(tp=gpus, ep=ep), Parallelism(dp=gpus, ep=ep)):
+        shapes = (Parallelism(tp=gpus, ep=ep), Parallelism(tp=gpus), Parallelism(dp=gpus, ep=ep))
+        for candidate in dict.fromkeys(shapes):
             try:
                 candidate.check(model)
             except ParallelismError:
                 continue
-            plan = _plan(model, hardware, candidate, tokens, draft_tokens)
-            if plan.kv_capacity_bytes > plan.kv_bytes_per_sequence + plan.kv_bytes_per_token:
-                return gpus
+            if _plan(model, hardware, candidate, replace(load, dcp=1), engine).holds_a_token:
+                return candidate
         gpus *= 2
     return None

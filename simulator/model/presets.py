@@ -41,6 +41,9 @@ def _read(path: Path) -> dict[str, Any]:
         config = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} is not valid JSON: {error}") from error
+    if isinstance(config, dict) and "peft_type" in config:
+        base = config.get("base_model_name_or_path") or "its base model"
+        raise ModelError(f"{path} is a {config['peft_type']} adapter, and adapters are not modelled; give {base}")
     if not isinstance(config, dict):
         raise ModelError(f"{path} holds a {type(config).__name__}, expected a JSON object (a config.json)")
     return config
@@ -59,6 +62,8 @@ def _find(name_or_path: str) -> tuple[str, Path, str]:
         return key, _FOLDER / f"{key}.json", key
     if os.path.isfile(path / _CONFIG):
         path = path / _CONFIG
+    elif os.path.isfile(path / "adapter_config.json"):
+        path = path / "adapter_config.json"
     if os.path.isfile(path):
         name = path.resolve().parent.name if path.name == _CONFIG else path.stem.removesuffix("_config")
         return name, path, str(path)

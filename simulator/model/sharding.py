@@ -30,11 +30,12 @@ class Cut:
     domain: int
     vendor: str
     generation: str
+    one_shot: bool = True  # see RankGroup
 
     @classmethod
     def of(cls, parallelism: Parallelism, hardware: HardwareProfile) -> Cut:
         part = hardware.accelerator
-        return cls(parallelism, hardware.scale_up_domain, part.vendor, part.generation)
+        return cls(parallelism, hardware.scale_up_domain, part.vendor, part.generation, hardware.one_shot)
 
     @property
     def tp(self) -> int:
@@ -42,20 +43,20 @@ class Cut:
 
     @property
     def tensor_group(self) -> RankGroup:
-        return RankGroup(self.tp, self.domain)
+        return RankGroup(self.tp, self.domain, one_shot=self.one_shot)
 
     @property
     def context_group(self) -> RankGroup:
-        return RankGroup(self.parallelism.cp, self.domain, stride=self.tp)
+        return RankGroup(self.parallelism.cp, self.domain, self.tp, self.one_shot)
 
     @property
     def token_group(self) -> RankGroup:
         """Ranks that hold different tokens: data-parallel times context-parallel ones."""
-        return RankGroup(self.parallelism.dp * self.parallelism.cp, self.domain, stride=self.tp)
+        return RankGroup(self.parallelism.dp * self.parallelism.cp, self.domain, self.tp, self.one_shot)
 
     @property
     def expert_group(self) -> RankGroup:
-        return RankGroup(self.parallelism.ep, self.domain, stride=self.expert_tp)
+        return RankGroup(self.parallelism.ep, self.domain, self.expert_tp, self.one_shot)
 
     @property
     def expert_tp(self) -> int:

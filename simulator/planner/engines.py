@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from hw_profiles.catalog import CatalogError, load
@@ -15,7 +15,7 @@ from simulator.model.memory import MemoryPlan, plan_memory
 from simulator.model.parallelism import Parallelism
 from simulator.model.step import StepOps
 from simulator.steady_state.step_table import Batching
-from simulator.scenario import Pool
+from simulator.scenario import Knobs, Pool, with_knobs
 
 # Running at once on an attention rank, however much KV would fit. [sequences; assumed: twice what a scenario that names
 # no max_sequences gets, which is simulator.model.limits.SEQUENCES_PER_RANK]
@@ -25,16 +25,17 @@ MAX_SEQUENCES_PER_RANK = 1024
 @dataclass(frozen=True)
 class Offer:
     """An accelerator under a stack, as a scenario names both. drafts: tokens drafted in a decode step, and mean tokens
-    that one emits."""
+    that one emits; knobs: as its operator sets it."""
 
     gpu: str
     stack: str
     draft_tokens: int = 0
     acceptance_length: float = 1.0
+    knobs: Knobs = field(default_factory=Knobs)
 
     @cached_property
     def profile(self) -> HardwareProfile:
-        return load(self.gpu, self.stack)
+        return with_knobs(load(self.gpu, self.stack), self.knobs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,4 +110,5 @@ class Choice:
             batching=self.batching,
             draft_tokens=offer.draft_tokens,
             acceptance_length=offer.acceptance_length,
+            **offer.knobs.knobs,
         )

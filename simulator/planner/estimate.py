@@ -9,14 +9,14 @@ import numpy as np
 
 from hw_profiles.catalog import CatalogError
 from hw_profiles.profile import HardwareProfile
-from hw_profiles.schema import Convention
+from simulator.des.cluster.power import PowerDraw
 from simulator.des.results.cost import PoolCost, cost_of
 from simulator.model.architecture import ModelSpec
 from simulator.model.arrays import Floats
 from simulator.planner.design import Design, SteadyState
-from simulator.planner.engines import Choice
+from simulator.planner.engines import Choice, Engine
 from simulator.planner.pools import ENDLESS, PoolTable, Pricing, column, layout
-from simulator.scenario import Deployment, Pool, Scenario
+from simulator.scenario import Deployment, Pool, PowerKeys, Scenario
 from simulator.steady_state.arrays import Place
 from simulator.steady_state.closed_loop import closed_loop
 from simulator.steady_state.cluster import ClusterArrays, Equilibrium
@@ -25,13 +25,28 @@ from simulator.steady_state.stations import steps_of
 from simulator.uncertainty.chances import certainty
 
 
-def pool_cost(pool: Pool, hardware: HardwareProfile, convention: Convention, prefill_share: float) -> PoolCost | None:
-    """What the pool costs, or None where the accelerator has no price."""
+def pool_cost(
+    pool: Pool, hardware: HardwareProfile, scenario: Scenario, prefill_share: float, drawn_w: float
+) -> PoolCost | None:
+    """What the pool costs, or None where the accelerator has no price. drawn_w: mean draw of an accelerator. [W]"""
     try:
-        price = hardware.usd_per_hour(convention).usd_per_hour.value
+        price = hardware.usd_per_hour(scenario.price_convention).usd_per_hour.value
     except CatalogError:
         return None
+    price += scenario.costs.electricity_usd_per_hour(drawn_w)
     return PoolCost(pool.gpus, price, prefill_share, hardware.all_in_w)
+
+
+def drawn_w(engine: Engine, busy: float, sequences: float, prefill_share: float) -> float:
+    """Mean draw of an accelerator of a pool, 0 where its TDP is not known. [W]
+
+    busy: share of the time in steps; sequences: decoding on an instance; prefill_share: of the time in steps.
+    """
+    levels = PowerDraw.of(engine.hardware, PowerKeys())
+    if levels is None:
+        return 0.0
+    levels = levels.at(sequences * (1 + engine.offer.draft_tokens) / engine.gpus)
+    return float(levels.joules(1.0, busy * prefill_share, busy * (1 - prefill_share)))
 
 
 @dataclass(frozen=True)
@@ -145,10 +160,13 @@ def _design(
     )
     pools = deployment.lone_pools
     shares = [1.0, 0.0] if share is None else [of(share)]
-    convention = scenario.price_convention
+    # Pools that decode are in steps nearly all of the time: a lone sequence keeps them there.
+    busy = [min(1.0, of(loads["prefill"])), 1.0] if share is None else [1.0]
+    decoding = [0.0, of(found.running)] if share is None else [of(found.running)]
+    watts = [drawn_w(choice.engine, *drawn) for choice, *drawn in zip(choices, busy, decoding, shares, strict=True)]
     costs = [
-        pool_cost(pool, choice.engine.hardware, convention, part)
-        for pool, choice, part in zip(pools.values(), choices, shares, strict=True)
+        pool_cost(pool, choice.engine.hardware, scenario, part, drawn)
+        for pool, choice, part, drawn in zip(pools.values(), choices, shares, watts, strict=True)
     ]
     known = tuple(cost for cost in costs if cost is not None)
     sure = certainty(deployment, pricing.model, slo, state.to_json(), state.load)
@@ -156,7 +174,9 @@ def _design(
         deployment=deployment,
         steady_state=state,
         simulated=None,
-        cost=cost_of(known, tokens_in, tokens_out, traffic.rate) if len(known) == len(costs) else None,
+        cost=cost_of(known, tokens_in, tokens_out, traffic.rate, scenario.costs.utilisation)
+        if len(known) == len(costs)
+        else None,
         meets_slo=not sure.misses(scenario.search.confidence),
         assumptions=assumptions(pricing.model, [choice.engine.hardware for choice in choices]),
         certainty=sure,

@@ -9,7 +9,7 @@ import numpy as np
 from simulator.des.results.cost import PoolCost, cost_of
 from simulator.model.arrays import Floats
 from simulator.planner.design import OperatingPoint
-from simulator.planner.estimate import pool_cost
+from simulator.planner.estimate import drawn_w, pool_cost
 from simulator.planner.pareto import pareto_front
 from simulator.planner.pools import PoolTable, Pricing
 from simulator.scenario import Scenario
@@ -22,7 +22,8 @@ def frontier(scenario: Scenario, pricing: Pricing, tables: Sequence[PoolTable]) 
     """Rate-matched operating points that lie on either Pareto front, per form and accelerator.
 
     A disaggregated point joins one decode instance with the fraction of the best prefill instance of the same
-    accelerator that feeds it; latency limits are not applied, so the fronts show what the limits cost.
+    accelerator that feeds it; latency limits are not applied, so the fronts show what the limits cost. Electricity
+    is charged at the draw of decode.
     """
     prompts = _prompts_per_gpu_s(tables)
     found: dict[tuple[str, str], list[OperatingPoint]] = {}
@@ -41,9 +42,11 @@ def frontier(scenario: Scenario, pricing: Pricing, tables: Sequence[PoolTable]) 
                 per_gpu = rate / (choice.engine.gpus + rate / prompts[gpu])
             cost = pool_cost(
                 choice.pool(1, 1).model_copy(update={"tp": 1, "dp": 1, "ep": 1, "pp": 1, "cp": 1}),
-                choice.engine.hardware, scenario.price_convention, 0.0,
+                choice.engine.hardware, scenario, 0.0, drawn_w(choice.engine, 1.0, float(batch), 0.0),
             )  # fmt: skip
-            point = _point(form, gpu, cost, pricing, str(choice.engine.cut), batch, tpot, per_gpu)
+            point = _point(
+                form, gpu, cost, pricing, scenario.costs.utilisation, str(choice.engine.cut), batch, tpot, per_gpu
+            )
             found.setdefault((form, gpu), []).append(point)
     return tuple(point for points in found.values() for point in _fronts(points))
 
@@ -71,7 +74,15 @@ def _points(pricing: Pricing, table: PoolTable) -> Iterator[tuple[int, int, floa
 
 
 def _point(
-    form: str, gpu: str, cost: PoolCost | None, pricing: Pricing, cut: str, batch: int, tpot: float, rate: float
+    form: str,
+    gpu: str,
+    cost: PoolCost | None,
+    pricing: Pricing,
+    used: float,
+    cut: str,
+    batch: int,
+    tpot: float,
+    rate: float,
 ) -> OperatingPoint:
     traffic = pricing.traffic
     tokens = traffic.mean_prompt + traffic.mean_output
@@ -83,7 +94,7 @@ def _point(
         tok_s_per_user=1 / tpot,
         total_tok_s_per_gpu=rate * tokens,
         output_tok_s_per_gpu=rate * traffic.mean_output,
-        usd_per_mtok_blended=cost_of((cost,), rate * tokens, 0.0, rate).usd_per_mtok_blended if cost else None,
+        usd_per_mtok_blended=cost_of((cost,), rate * tokens, 0.0, rate, used).usd_per_mtok_blended if cost else None,
     )
 
 

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hw_profiles.catalog import CatalogError, load, names, stacks_of
-from hw_profiles.schema import Convention
 from simulator.model.acceptance import tokens_per_step
 from simulator.model.architecture import ModelSpec
 from simulator.planner.engines import Offer
-from simulator.scenario import Scenario, ScenarioError, Search
+from simulator.scenario import Knobs, Scenario, ScenarioError, Search, priced_knobs, with_knobs
 
 # Of a draft token, where those before it were accepted. [assumed: what a serving fit starts from, see
 # calibration.serving.engine_parameters]
@@ -25,8 +24,9 @@ def offered(scenario: Scenario, model: ModelSpec) -> list[Offer]:
     found = []
     for gpu in dict.fromkeys(search.gpus):
         for stack in search.stacks or stacks_of(gpu)[0]:
-            load(gpu, stack)  # refuses what is not known
-            found += [Offer(gpu, stack, count, _accepted(search, count)) for count in _depths(search, model)]
+            knobs = priced_knobs(gpu, search, scenario.costs)
+            with_knobs(load(gpu, stack), knobs)  # refuses what is not known
+            found += [Offer(gpu, stack, count, _accepted(search, count), knobs) for count in _depths(search, model)]
     return list(dict.fromkeys(found))
 
 
@@ -77,23 +77,31 @@ class LeftOut:
 
 def not_offered(scenario: Scenario, gpu: str) -> list[str]:
     """Accelerators of the vendor of `gpu` that are sold, fitted and cost less an hour than the dearest on offer."""
-    convention = scenario.price_convention
     vendor = load(gpu).accelerator.vendor
     mine = {load(name).name for name in scenario.search.gpus}
-    dearest = max((usd(name, convention) for name in scenario.search.gpus), default=math.inf)
+    dearest = max((usd(name, scenario) for name in scenario.search.gpus), default=math.inf)
     found = []
     for name in names():
         part = load(name)
         if name in mine or part.accelerator.vendor != vendor or part.accelerator.status != "shipping":
             continue
-        if usd(name, convention) < dearest and stacks_of(name)[0] != ("default",):
+        if usd(name, scenario) < dearest and stacks_of(name)[0] != ("default",):
             found.append(name)
     return found
 
 
-def usd(gpu: str, convention: Convention) -> float:
-    """Price of an accelerator, infinite where there is none. [USD/h]"""
+def unpriced(knobs: Knobs) -> Knobs:
+    """Settings that another accelerator may have too: without a price or a power cap."""
+    return Knobs(**{name: value for name, value in knobs.knobs.items() if name in ("memory_share", "kv_dtype")})
+
+
+def usd(gpu: str, scenario: Scenario) -> float:
+    """Price of an accelerator, infinite where there is none; one's own for those of the search. [USD/h]"""
+    asked = load(gpu).name in {load(name).name for name in scenario.search.gpus}
+    knobs = priced_knobs(gpu, scenario.search if asked else Knobs(), scenario.costs)
+    if knobs.usd_per_hour is not None:
+        return knobs.usd_per_hour
     try:
-        return load(gpu).usd_per_hour(convention).usd_per_hour.value
+        return load(gpu).usd_per_hour(scenario.price_convention).usd_per_hour.value
     except CatalogError:
         return math.inf

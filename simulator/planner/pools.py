@@ -22,7 +22,7 @@ from simulator.model.memory import DoesNotFitError, MemoryPlan
 from simulator.model.parallelism import Parallelism
 from simulator.planner.engines import MAX_SEQUENCES_PER_RANK, Choice, Engine, Offer
 from simulator.planner.traffic import Traffic
-from simulator.scenario import Pool, Transfer
+from simulator.scenario import Knobs, Pool, Transfer
 from simulator.steady_state.cluster import ClusterArrays, PoolArrays
 from simulator.steady_state.parameters import EngineParameters, constant
 from simulator.steady_state.stations import DemandArrays, HandoverArrays, KvArrays
@@ -91,7 +91,8 @@ class Pricing:
 
     def choice_of(self, role: str, pool: Pool) -> Choice:
         """The choice that a pool is made of."""
-        offer = Offer(pool.gpu, pool.stack, pool.draft_tokens, pool.acceptance_length)
+        knobs = Knobs(**pool.knobs)
+        offer = Offer(pool.gpu, pool.stack, pool.draft_tokens, pool.acceptance_length, knobs)
         form: Form = "colocated" if role == "colocated" else "disaggregated"
         engine = self.engine(offer, pool.parallelism, form)
         return Choice(engine, role, pool.max_tokens_per_step, pool.batching)
@@ -238,4 +239,3 @@ def most_at(table: PoolTable, tpot_s: Floats) -> Floats:
 def whole(values: Floats) -> Floats:
     """Rounded up, at least one."""
     return np.maximum(1.0, np.ceil(values - 1e-9))
-

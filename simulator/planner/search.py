@@ -7,20 +7,19 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from hw_profiles.catalog import stacks_of
 from simulator.model.architecture import ModelSpec
-from simulator.model.presets import load_model
 from simulator.planner.candidates import OVER_MAX_GPUS, Candidates, SizedPool
 from simulator.planner.design import Design, Plan
 from simulator.planner.engines import Offer
 from simulator.planner.estimate import assumptions, estimates
 from simulator.planner.frontier import frontier
-from simulator.planner.offers import LeftOut, drafts_assumed, not_offered, offered, own_stacks, usd
+from simulator.planner.offers import LeftOut, drafts_assumed, not_offered, offered, own_stacks, unpriced, usd
 from simulator.planner.pools import Pricing
 from simulator.planner.refine import Idea, Refinement
 from simulator.planner.rejections import binding_limit
 from simulator.planner.traffic import Traffic, traffic_of
 from simulator.planner.verify import as_scenario
 from simulator.progress import Progress
-from simulator.scenario import Deployment, PrefixCacheKeys, Scenario, ScenarioError, Transfer
+from simulator.scenario import Deployment, PrefixCacheKeys, Scenario, ScenarioError, Transfer, model_of
 
 TABLE_ROWS = 12  # of the answer [designs]
 LEAST_SAVED = 0.05  # of the cost, for an accelerator that was not offered to be named [assumed]
@@ -41,7 +40,7 @@ def plan(scenario: Scenario, progress: Progress | None = None) -> Plan:
     answers returns a Plan with no designs and `binding` set.
     """
     report = progress or (lambda stage, done, total: None)
-    model = load_model(scenario.model)
+    model = model_of(scenario.model, knobs=scenario.search)
     traffic = traffic_of(scenario.one_workload(), scenario.seed)
     _check_lengths(model, traffic)
     pricing = Pricing(model, traffic, scenario.price_convention, Transfer())
@@ -66,6 +65,7 @@ def plan(scenario: Scenario, progress: Progress | None = None) -> Plan:
         assumptions=(
             *assumptions(model, [offer.profile for offer in used or offers]),
             *drafts_assumed(scenario, used or offers),
+            *scenario.costs.said,
             *(() if scenario.deployment is None else (NOT_READ,)),
         ),
         own_stacks=tuple(own_stacks(scenario)),
@@ -108,7 +108,9 @@ def _disaggregated(scenario: Scenario, found: Candidates) -> list[Deployment]:
     pairs = []
     for p, d in itertools.product(found.prefill(), found.decode()):
         a, b = p.choice.engine.offer, d.choice.engine.offer
-        if (a.stack, a.draft_tokens) != (b.stack, b.draft_tokens) or (a.gpu != b.gpu and not scenario.search.mixed_pools):
+        if (a.stack, a.draft_tokens) != (b.stack, b.draft_tokens) or (
+            a.gpu != b.gpu and not scenario.search.mixed_pools
+        ):
             continue
         if p.pool.gpus + d.pool.gpus > scenario.search.max_gpus:
             found.rejections.add(OVER_MAX_GPUS)
@@ -178,18 +180,18 @@ def _cheaper(scenario: Scenario, found: Candidates, best: Design) -> tuple[LeftO
     """Accelerators of the same vendor that were not offered and may cost less, the cheapest first."""
     entry = best.deployment.groups[-1]
     stack, form = entry.stack, "colocated" if best.deployment.colocated else "disaggregated"
-    convention = scenario.price_convention
+    knobs = unpriced(entry)
     here = min(
-        found.gpu_seconds(Offer(pool.gpu, stack, entry.draft_tokens, entry.acceptance_length), form)
-        * usd(pool.gpu, convention)
+        found.gpu_seconds(Offer(pool.gpu, stack, entry.draft_tokens, entry.acceptance_length, knobs), form)
+        * usd(pool.gpu, scenario)
         for pool in best.deployment.groups
     )
     seen = []
     for gpu in not_offered(scenario, entry.gpu):
         if stack not in stacks_of(gpu)[0]:
             continue
-        offer = Offer(gpu, stack, entry.draft_tokens, entry.acceptance_length)
-        price = usd(gpu, convention)
+        offer = Offer(gpu, stack, entry.draft_tokens, entry.acceptance_length, knobs)
+        price = usd(gpu, scenario)
         saves = 1 - found.gpu_seconds(offer, form) * price / here
         if saves > LEAST_SAVED:
             seen.append(LeftOut(gpu, stack, price, saves))

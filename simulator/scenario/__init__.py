@@ -1,9 +1,12 @@
 """The scenario: model, traffic, limits, deployment. What command line, dashboard, notebooks and tests pass about."""
 
+from simulator.scenario.costs import Costs
 from simulator.scenario.deployment import Deployment, Pool, PowerKeys, PrefixCacheKeys, Transfer
 from simulator.scenario.distributions import Lengths, Seconds
 from simulator.scenario.faults_and_scaling import Autoscale, Faults, Outages, PlannedFault, ScheduledCount, Startup
+from simulator.scenario.hardware import hardware_of, model_of, priced_knobs, profile_key, with_knobs
 from simulator.scenario.keys import ScenarioError
+from simulator.scenario.knobs import Knobs
 from simulator.scenario.reading import load_any, load_scenario, parse_any, parse_scenario
 from simulator.scenario.scenario import Scenario, Search
 from simulator.scenario.served import Served
@@ -25,10 +28,12 @@ __all__ = [
     "Autoscale",
     "Bursts",
     "ClosedLoop",
+    "Costs",
     "Deployment",
     "Diurnal",
     "Faults",
     "Hardware",
+    "Knobs",
     "Lengths",
     "Offline",
     "OpenLoop",
@@ -52,8 +57,13 @@ __all__ = [
     "Trace",
     "Transfer",
     "Workload",
+    "hardware_of",
     "load_any",
     "load_scenario",
+    "model_of",
     "parse_any",
     "parse_scenario",
+    "priced_knobs",
+    "profile_key",
+    "with_knobs",
 ]

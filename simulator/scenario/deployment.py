@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, FiniteFloat, Tag, model_validator
 
+from hw_profiles.power import IDLE, PREFILL
 from hw_profiles.profile import HardwareProfile
 from simulator.model.acceptance import class_rates
 from simulator.model.expert_load import ExpertSkew
@@ -23,6 +24,7 @@ from simulator.scenario.keys import (
     Keys,
     NonNegative,
 )
+from simulator.scenario.knobs import Knobs, one_kv_dtype
 
 Share = Annotated[FiniteFloat, Field(ge=0, le=1, strict=True)]
 # Share of the link's rate that KV transfers reach. NICs: eight transfers of 20 MB to 12.6 GB between nodes (Mooncake
@@ -43,7 +45,7 @@ class ExpertSkewKeys(Keys):
     redundant_experts: Annotated[int, Field(ge=0, le=MOST_INSTANCES, strict=True)] = 0
 
 
-class Pool(Keys):
+class Pool(Knobs):
     """Identical instances of one accelerator and one cut: a pool, or one of its groups."""
 
     name: Annotated[str, Field(min_length=1)] | None = None  # of a group in reports; none: its accelerator
@@ -90,6 +92,11 @@ class Pool(Keys):
     def sequence_limit(self) -> int:
         """Sequences that an instance works on at once."""
         return self.max_sequences or SEQUENCES_PER_RANK * self.dp
+
+    @property
+    def sequences_per_rank(self) -> int | None:
+        """The same on each attention rank, where the scenario says so."""
+        return None if self.max_sequences is None else -(-self.max_sequences // self.dp)
 
     @property
     def gpus_per_instance(self) -> int:
@@ -194,11 +201,11 @@ class Transfer(Keys):
 
 
 class PowerKeys(Keys):
-    """What an accelerator draws, as shares of its TDP; all assumed, see docs/simulation.md."""
+    """What an accelerator draws, as shares of its TDP, see docs/simulation.md."""
 
-    idle: Share = 0.15  # between steps, and while an instance starts or is broken
-    prefill: Share = 1.0
-    decode: Share = 0.6
+    idle: Share = IDLE  # between steps, and while an instance starts or is broken
+    prefill: Share = PREFILL
+    decode: Share | None = None  # none: as fitted, by the rows of a step
 
 
 class PrefixCacheKeys(Keys):
@@ -282,6 +289,16 @@ class Deployment(Keys):
             if len(groups) == 1 and groups[0].name is not None:
                 raise ValueError(f"{name}.name='{labels[0]}' tells groups apart, and there is one; leave it out")
         return self
+
+    @model_validator(mode="after")
+    def _one_kv_dtype(self) -> Deployment:
+        one_kv_dtype(self.groups)
+        return self
+
+    @property
+    def kv_dtype(self) -> str | None:
+        """Storage of KV in all pools; None for the model's usual one."""
+        return one_kv_dtype(self.groups)
 
     @property
     def pools(self) -> dict[str, tuple[Pool, ...]]:

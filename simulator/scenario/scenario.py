@@ -9,12 +9,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat
 
-from simulator.scenario.keys import Count, Drafts, Keys
+from simulator.scenario.keys import Count, Drafts
+from simulator.scenario.knobs import Knobs
 from simulator.scenario.served import RunKeys, Served
 
 
-class Search(Keys):
-    """What the planner may choose from."""
+class Search(Knobs):
+    """What the planner may choose from; its knobs hold for every pool."""
 
     gpus: Annotated[tuple[str, ...], Field(min_length=1)] = ("h200_sxm", "b200_sxm", "b300_sxm")
     # stacks of the accelerators; left out: the best of those fitted to each, or of one's own

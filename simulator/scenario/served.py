@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, FiniteFloat, model_validator
 
+from hw_profiles.schema import Convention
+from simulator.scenario.costs import Costs
 from simulator.scenario.deployment import Deployment
 from simulator.scenario.keys import Keys, ScenarioError
 from simulator.scenario.tenants import Slo, Tenant
@@ -70,8 +72,7 @@ class Served(Keys):
 class RunKeys(Keys):
     """What a run needs besides models, traffic and hardware."""
 
-    price_convention: Literal["hyperscaler_ownership", "neocloud_ownership", "rental_3yr", "on_demand"] = (
-        "neocloud_ownership"
-    )
+    price_convention: Convention = "neocloud_ownership"
+    costs: Costs = Costs()
     warmup_fraction: Annotated[FiniteFloat, Field(ge=0, lt=1, strict=True)] = 0.1  # first requests left out of metrics
     seed: Annotated[int, Field(ge=0, strict=True)] = 0

@@ -45,6 +45,12 @@ class SharedCluster(RunKeys):
         for served in self.models:
             if served.deployment is None:
                 raise ValueError(f"model '{served.name}' has no part of the cluster; add a deployment to it")
+            own = next((g for g in served.deployment.groups if g.usd_per_hour is not None), None)
+            if own is not None:
+                raise ValueError(
+                    f"model '{served.name}' has usd_per_hour={own.usd_per_hour:g} of its own on {own.gpu}, and free "
+                    "accelerators of the cluster cost as much; set costs.usd_per_hour by accelerator"
+                )
             transfer = served.deployment.transfer
             if self.cluster.oversubscription is not None and transfer.oversubscription > 1:
                 raise ValueError(
@@ -63,6 +69,7 @@ class SharedCluster(RunKeys):
         return Scenario(
             **{name: getattr(served, name) for name in Served.model_fields},
             price_convention=self.price_convention,
+            costs=self.costs,
             warmup_fraction=self.warmup_fraction,
             seed=seed,
         )

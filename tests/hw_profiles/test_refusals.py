@@ -58,7 +58,7 @@ def test_a_bad_figure_is_refused(own_part, case):
         ('aliases = ["my_card"]', 'aliases = "my_card"', "aliases = 'my_card' must be a list"),
         ('name = "mine"', 'name = "My Card"', "name = 'My Card' must be lower-case"),
         ('vendor = "other"', "vendor = 7", "vendor = 7"),
-        ("rental_3yr", "spot", "prices.spot"),
+        ("rental_3yr", "barter", "prices.barter"),
     ],
 )
 def test_a_bad_key_is_refused(own_part, old, new, said):
@@ -105,7 +105,7 @@ def test_a_file_is_named_after_its_part(tmp_path):
 def test_unknown_parts_get_the_closest_names():
     with pytest.raises(catalog.CatalogError, match=r"unknown accelerator 'h2000'; the closest names are .*h200_sxm"):
         catalog.load("h2000")
-    with pytest.raises(catalog.CatalogError, match=r"use one of a100_sxm, .*trainium3"):
+    with pytest.raises(catalog.CatalogError, match=r"use one of a100_pcie, .*trainium3"):
         catalog.load("zzzzzz")
 
 

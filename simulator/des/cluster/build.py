@@ -16,14 +16,11 @@ from simulator.model.architecture import ModelSpec
 from simulator.model.engine import Form, form_of, in_service
 from simulator.model.kv import transfer_bytes
 from simulator.model.latency import StepLatency
-from simulator.model.memory import plan_memory
-from simulator.scenario import Deployment, Pool, PrefixCacheKeys, ScenarioError, Slo, Startup
+from simulator.model.memory import plan_memory, weight_bytes_per_gpu
+from simulator.model.sharding import Cut
+from simulator.scenario import Deployment, Pool, PrefixCacheKeys, ScenarioError, Slo, Startup, profile_key
 
-Profiles = dict[str, HardwareProfile]  # by "gpu@stack"
-
-
-def profile_key(group: Pool) -> str:
-    return f"{group.gpu}@{group.stack}"
+Profiles = dict[str, HardwareProfile]  # by `profile_key`
 
 
 def cluster_spec(
@@ -129,8 +126,9 @@ def startup_s(keys: Startup, pool: Pool, model: ModelSpec, profile: HardwareProf
     """Seconds until a new instance serves: its start, then an accelerator's weights over the slower of two links."""
     if keys.load_s is not None:
         return keys.start_s + keys.load_s
-    memory = plan_memory(model, profile, pool.parallelism, pool.max_tokens_per_step, pool.draft_tokens)
-    return keys.start_s + memory.weight_bytes / min(keys.weight_bandwidth, profile.host_bandwidth)
+    cut = Cut.of(pool.parallelism, profile)
+    weights = weight_bytes_per_gpu(model, cut, pool.draft_tokens > 0)
+    return keys.start_s + weights / min(keys.weight_bandwidth, profile.host_bandwidth)
 
 
 def _check_lifecycle(deployment: Deployment, spec: ClusterSpec) -> None:
@@ -161,7 +159,15 @@ def instance_spec(
     cut = pool.parallelism
     cut.check(model)
     profile = in_service(profile, model, form)
-    memory = plan_memory(model, profile, cut, pool.max_tokens_per_step, pool.draft_tokens, pool.redundant_experts)
+    memory = plan_memory(
+        model,
+        profile,
+        cut,
+        pool.max_tokens_per_step,
+        pool.draft_tokens,
+        pool.redundant_experts,
+        max_sequences=pool.sequences_per_rank,
+    )
     room = KvRoom(memory.kv_capacity_bytes, memory.kv_bytes_per_token, memory.kv_bytes_per_sequence)
     tiers, policy, block_bytes = cache_tiers(cache, room, cut.dp, profile) if cache else ((), StatePolicy(), 0.0)
     return InstanceSpec(

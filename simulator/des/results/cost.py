@@ -31,7 +31,10 @@ class PoolCost:
 
 @dataclass(frozen=True)
 class Cost:
-    """USD per hour and per million tokens; energy at full all-in power, whatever the load. None: not known."""
+    """USD per hour and per million tokens; energy at full all-in power, whatever the load. None: not known.
+
+    usd_per_hour: while it is paid for; what tokens and requests cost counts paid hours without this traffic too.
+    """
 
     usd_per_hour: float
     usd_per_mtok_input: float
@@ -52,23 +55,31 @@ class Cost:
         }
 
 
-def cost_of(pools: tuple[PoolCost, ...], input_tok_s: float, output_tok_s: float, requests_per_s: float) -> Cost:
+def cost_of(
+    pools: tuple[PoolCost, ...],
+    input_tok_s: float,
+    output_tok_s: float,
+    requests_per_s: float,
+    utilisation: float = 1.0,
+) -> Cost:
     """Cost of `pools` while they take in `input_tok_s` and emit `output_tok_s`. [tokens/s]
 
     input share = sum over pools of usd/hour * prefill_share; output share = the rest;
-    USD/Mtok = USD/hour / 3600 / (tokens/s) * 1e6; J/token = W / (tokens/s).
+    USD/Mtok = USD/hour / 3600 / (tokens/s) * 1e6; J/token = W / (tokens/s). utilisation: share of the paid hours in
+    which they do.
     """
     usd_per_hour = sum(pool.usd_per_hour for pool in pools)
-    for_input = sum(pool.usd_per_hour * pool.prefill_share for pool in pools)
+    for_input = sum(pool.usd_per_hour * pool.prefill_share for pool in pools) / utilisation
+    for_all = usd_per_hour / utilisation
     by_pool = all(pool.prefill_share in (0.0, 1.0) for pool in pools) and len(pools) > 1
     known = [pool.gpus * pool.all_in_w for pool in pools if pool.all_in_w is not None]
     watts = sum(known) if len(known) == len(pools) else None
     return Cost(
         usd_per_hour,
         usd_per_mtok(for_input, input_tok_s),
-        usd_per_mtok(usd_per_hour - for_input, output_tok_s),
-        usd_per_mtok(usd_per_hour, input_tok_s + output_tok_s),
-        _per(usd_per_hour / SECONDS_PER_HOUR, requests_per_s),
+        usd_per_mtok(for_all - for_input, output_tok_s),
+        usd_per_mtok(for_all, input_tok_s + output_tok_s),
+        _per(for_all / SECONDS_PER_HOUR, requests_per_s),
         None if watts is None else watts / 1e3,
         None if watts is None else _per(watts / 1e3 / SECONDS_PER_HOUR * MTOK, input_tok_s + output_tok_s),
         None if watts is None else _per(watts, input_tok_s + output_tok_s),

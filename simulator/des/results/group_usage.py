@@ -8,6 +8,7 @@ from functools import cached_property
 
 from simulator.des.cluster.cluster import Run, Snapshot
 from simulator.des.cluster.group import integrate
+from simulator.des.cluster.power import PowerDraw
 from simulator.des.cluster.spec import GroupSpec
 from simulator.des.records.usage import Usage
 from simulator.des.results.cost import SECONDS_PER_HOUR
@@ -83,9 +84,18 @@ class GroupUsage:
             dict(Counter(seen.kind for seen in self.run.incidents if seen.group == name)),
         )
 
+    @cached_property
+    def draw(self) -> PowerDraw | None:
+        """Levels of one accelerator at the mean number of rows in its steps; None where the TDP is not known."""
+        usage, spec = self._usage, self.group.instance
+        if self.group.power is None:
+            return None
+        running = usage.sequence_s / usage.busy_s if usage.busy_s > 0 else 0.0
+        return self.group.power.at(running * (1 + spec.draft_tokens) / spec.gpus)
+
     def energy(self) -> GroupEnergy | None:
         """Energy over the whole run, mean draw between the snapshots; None where the TDP is not known."""
-        draw = self.group.power
+        draw = self.draw
         if draw is None:
             return None
 

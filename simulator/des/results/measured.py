@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -40,7 +40,7 @@ from simulator.des.results.reports import (
 )
 from simulator.des.results.tenants import TenantRequests
 from simulator.model.arrays import Floats, Mask
-from simulator.scenario import Slo
+from simulator.scenario import Costs, Slo
 
 METRICS = ("ttft_s", "tpot_s", "e2e_s", "tok_s_per_user")
 
@@ -51,6 +51,7 @@ class GroupPrice:
 
     usd_per_gpu_hour: float
     all_in_w: float | None = None
+    costs: Costs = field(default_factory=Costs)
 
 
 @dataclass(frozen=True)
@@ -275,9 +276,12 @@ class Measured:
         for name, usage in self.groups.items():
             price = self.prices[name]
             prefill = float(self.spec.is_entry(usage.group)) if self.spec.decode else usage.prefill_share
-            pools.append(PoolCost(self.mean_gpus(name), price.usd_per_gpu_hour, prefill, price.all_in_w))
+            gpus, drawn = self.mean_gpus(name), usage.energy()
+            power = price.costs.electricity_usd_per_hour(drawn.watts / gpus) if drawn is not None else 0.0
+            pools.append(PoolCost(gpus, price.usd_per_gpu_hour + power, prefill, price.all_in_w))
         w = self.window
-        return cost_of(tuple(pools), w.rate(w.tokens_in), w.rate(w.tokens_out), w.rate(w.requests))
+        rates = (w.rate(w.tokens_in), w.rate(w.tokens_out), w.rate(w.requests))
+        return cost_of(tuple(pools), *rates, utilisation=min(p.costs.utilisation for p in self.prices.values()))
 
     def energy(self) -> EnergyReport | None:
         """Energy of the accelerators alone, by the time that they idle and are in steps; None where no TDP is known."""

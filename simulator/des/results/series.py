@@ -37,6 +37,7 @@ def series(recorder: Recorder, result: SimulationResult) -> pd.DataFrame:
     unassigned = [recorder.unassigned[i] for i in seen]
     steps = recorder.by_instance()
     frames = []
+    drawn = {name: usage.draw for name, usage in result.groups.items()}
     for group in result.spec.groups:
         room = group.instance.kv.capacity_bytes * group.instance.ranks
         changes = result.run.changes[group.name]
@@ -56,9 +57,10 @@ def series(recorder: Recorder, result: SimulationResult) -> pd.DataFrame:
             columns["kv_occupancy"] = np.array(columns["kv_bytes"]) / room
             columns["busy_fraction"] = np.diff(busy_s, prepend=0.0) / grid_s
             power_w: Any = np.nan
-            if group.power is not None:
+            draw = drawn[group.name]
+            if draw is not None:
                 powered_s = _powered_s(mine, np.minimum(grid, end_s))
-                joules = group.power.joules(powered_s, prefill_s, busy_s - prefill_s) * group.instance.gpus
+                joules = draw.joules(powered_s, prefill_s, busy_s - prefill_s) * group.instance.gpus
                 power_w = np.diff(joules, prepend=0.0) / grid_s
             columns["power_w"] = power_w
             frames.append(pd.DataFrame(columns))

@@ -51,8 +51,8 @@ def test_ranks_together_hold_every_weight(cut: Parallelism) -> None:
 def test_the_utilised_share_of_the_device_is_filled_exactly() -> None:
     hardware = load("h200")
     plan = plan_memory(load_model("llama-3.1-8b"), hardware, Parallelism())
-    used = plan.weight_bytes + plan.activation_bytes + plan.kv_capacity_bytes
-    assert used == pytest.approx(hardware.memory_bytes * hardware.efficiency.memory_utilisation)
+    used = plan.weight_bytes + plan.activation_bytes + plan.outside_bytes + plan.kv_capacity_bytes
+    assert used == pytest.approx(hardware.usable_memory_bytes * hardware.efficiency.memory_utilisation)
 
 
 def test_tensor_parallel_ranks_share_kv_heads_but_not_a_latent() -> None:
@@ -77,7 +77,7 @@ def test_sequences_that_fit_fill_the_room_and_one_more_does_not() -> None:
     plan = plan_memory(load_model("deepseek-v4-flash"), load("b200"), Parallelism(dp=8, ep=8))
     for context in (1, 8192, 1_000_000):
         count = plan.max_sequences(context)
-        one = plan.kv_bytes_per_sequence + context * plan.kv_bytes_per_token
+        one = plan.sequence_bytes(context)
         assert count * one <= plan.kv_capacity_bytes < (count + 1) * one
 
 
