@@ -79,7 +79,7 @@ def _measured(error: float) -> dict[Factor, Floats]:
 
 
 @dataclass(frozen=True)
-class DrawnTimes:
+class DrawnPool:
     """[DRAWS] logs over their median, measurement noise among them: of the time of a token, of a lone prompt up to its
     first token, and of the rates at which an instance works prompts off, decodes, and does both."""
 
@@ -93,7 +93,7 @@ class DrawnTimes:
 @lru_cache(maxsize=ENGINES_REMEMBERED)
 def drawn_times(
     hardware: HardwareProfile, model: ModelSpec, cut: Parallelism, draft_tokens: int, form: Form
-) -> DrawnTimes:
+) -> DrawnPool:
     """Of an instance. hardware: as the catalogue has it. Raises CatalogError."""
     logs = drawn_logs(hardware.efficiency, model.name, form)
     served = in_service(hardware, model, form)
@@ -121,7 +121,7 @@ def drawn_times(
     speed, arrivals = normal_scores(1), normal_scores(2)
     sigma = NOISE | host.noise
     noise = sigma["total_tok_s_per_gpu"] * speed
-    return DrawnTimes(
+    return DrawnPool(
         _centred(np.log(step) + sigma["tpot_ms"] * speed),
         _centred(np.log(prompt) + sigma["ttft_ms"] * arrivals),
         _centred(-np.log(full) - noise),
