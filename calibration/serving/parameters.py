@@ -15,7 +15,7 @@ import numpy as np
 
 from calibration.arrays import Index
 from calibration.serving.points import Point
-from calibration.serving.served_model import preset_of
+from calibration.serving.served_model import network_of
 from hw_profiles.catalog import load
 from hw_profiles.efficiency import Efficiency
 from hw_profiles.profile import HardwareProfile
@@ -134,7 +134,7 @@ def levels_of(point: Point, hardware: HardwareProfile) -> tuple[str, ...]:
         "engine": point.engine,
         "generation": hardware.accelerator.generation,
         "gpu": hardware.name,
-        "model": preset_of(point.model),
+        "model": network_of(point.model),
         "form": form_of(point.disaggregated),
         "release": point.released,
     }

@@ -26,6 +26,8 @@ from simulator.model.presets import load_model
 from simulator.scenario import Deployment, Pool, Scenario
 from simulator.uncertainty.spreads import Metric, Role, Spread, Uncertainty, uncertainty_of, widest
 
+RATE: Metric = "total_tok_s_per_gpu"
+TINY = 1e-12  # load, against a logarithm of nothing
 # By figure the metric whose error it shares, and whether it is its reciprocal. Rates and costs are those at the same
 # number of requests in flight; end to end is mostly decode.
 ERROR_OF: dict[str, tuple[Metric, bool]] = {
@@ -59,6 +61,19 @@ class Bands:
         pool = {"ttft_s": self.entry, "tpot_s": self.decode}.get(metric, self.whole)
         found = pool.spreads[metric].with_noise(noise)
         return found.inverse if inverse else found
+
+    def offered(self, figure: str, value: float, noise: float = 0.0, load: float = 1.0) -> dict[str, float]:
+        """p10, p50 and p90 where requests come at a rate that does not depend on the answers. Rates are then those that
+        were offered, less what engines that are slower than predicted leave behind: with a load u of their capacity
+        and a speed s they carry min(1, s / u) of it. load: of the busiest pool, 1 where it is not known."""
+        spread = self.spread(figure, noise)
+        if ERROR_OF[figure][0] != RATE:
+            return spread.band(value)
+        inverse = ERROR_OF[figure][1]
+        slowest = spread.p90 if inverse else -spread.p10
+        left = math.exp(max(0.0, slowest + math.log(max(load, TINY))))
+        low, high = (value, value * left) if inverse else (value / left, value)
+        return {"p10": low, "p50": value, "p90": high}
 
     def chance(self, figure: str, value: float, limit: float, noise: float = 0.0) -> float:
         """Chance that a measurement is inside `limit` where `value` is predicted."""
@@ -106,7 +121,7 @@ def of_run(result: SimulationResult, scenario: Scenario) -> dict[str, Any]:
         for name in METRICS
         for key, error in _noises(getattr(result, name)[kept]).items()
     }
-    return {**bands.grounds(), "bands": _table(bands, headline(result), noises), "limits": limits}
+    return {**bands.grounds(), "bands": _table(bands, headline(result), noises, scenario), "limits": limits}
 
 
 def of_runs(seen: Replications, scenario: Scenario) -> dict[str, Any]:
@@ -119,7 +134,7 @@ def of_runs(seen: Replications, scenario: Scenario) -> dict[str, Any]:
         for key, found in seen.estimates.items()
         if found.mean
     }
-    return {**bands.grounds(), "bands": _table(bands, means, errors)}
+    return {**bands.grounds(), "bands": _table(bands, means, errors, scenario)}
 
 
 def noise_at_limits(share: TenantRequests) -> dict[str, float]:
@@ -137,12 +152,20 @@ def _noises(values: Floats, percentiles: Sequence[float] = PERCENTILES) -> dict[
     return found
 
 
-def _table(bands: Bands, figures: Mapping[str, float], noises: Mapping[str, float]) -> dict[str, dict[str, float]]:
+ANSWERED = ("closed_loop", "offline")  # kinds of workloads whose rate follows the answers
+
+
+def _table(
+    bands: Bands, figures: Mapping[str, float], noises: Mapping[str, float], scenario: Scenario
+) -> dict[str, dict[str, float]]:
     """Bands of those figures that have one, by dotted key such as "metrics.ttft_s.p90"."""
+    streams = [tenant.workload for tenant in scenario.tenants] or [scenario.workload]
+    answered = all(stream is not None and stream.kind in ANSWERED for stream in streams)
     table = {}
     for key, value in figures.items():
         section, _, rest = key.partition(".")
         figure = rest.partition(".")[0]
         if figure in ERROR_OF and section in ("metrics", "throughput", "cost"):
-            table[key] = bands.spread(figure, noises.get(key, 0.0)).band(value)
+            noise = noises.get(key, 0.0)
+            table[key] = bands.spread(figure, noise).band(value) if answered else bands.offered(figure, value, noise)
     return table

@@ -14,10 +14,9 @@ from typing import Any
 from simulator.des.results.cost import Cost
 from simulator.model.architecture import ModelSpec
 from simulator.scenario import Deployment, Slo
-from simulator.uncertainty.bands import Bands, bands_of
-from simulator.uncertainty.spreads import Metric, Spread, Uncertainty
+from simulator.uncertainty.bands import RATE, Bands, bands_of
+from simulator.uncertainty.spreads import Spread, Uncertainty
 
-RATE: Metric = "total_tok_s_per_gpu"  # whose spread tells how far a pool's capacity may be off
 POOL = {"ttft_s": "prefill", "tpot_s": "decode", "e2e_s": "decode"}  # whose load endangers a limit
 COSTS = ("usd_per_mtok_input", "usd_per_mtok_output", "usd_per_mtok_blended")
 
@@ -94,19 +93,13 @@ class Certainty:
         return {
             **self.bands.grounds(),
             "bands": {
-                name: _around(self.bands.spread(name, self.noise.get(name, 0.0)), value)
+                name: self.bands.offered(name, value, self.noise.get(name, 0.0), max(self.load.values()))
                 for name, value in figures.items()
                 if value is not None and math.isfinite(value)
             },
             "limits": {name: {"limit": at, "chance": self.chance(name)} for name, at in self.slo.limits.items()},
             "keeps_up": {pool: self.keeps_up(pool) for pool in self.load},
         }
-
-
-def _around(spread: Spread, value: float) -> dict[str, float]:
-    """The band with its median at the value that is shown."""
-    band = spread.band(value)
-    return {name: end * value / band["p50"] for name, end in band.items()}
 
 
 def certainty(

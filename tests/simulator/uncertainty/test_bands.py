@@ -51,8 +51,9 @@ def test_a_run_widens_the_band_of_the_model_by_its_own_noise() -> None:
     assert found["reasons"] == {"NVIDIA H200 SXM": model.reason}
 
 
-def test_rates_without_noise_have_the_band_of_the_model_and_costs_its_reciprocal() -> None:
-    asked = scenario()
+def test_rates_of_a_closed_loop_have_the_band_of_the_model_and_costs_its_reciprocal() -> None:
+    closed = {"kind": "closed_loop", "concurrency": 8, "requests": 200, "prompt": 500, "output": 20}
+    asked = scenario(workload=closed)
     result = simulate(asked)
     bands, summary = of_run(result, asked)["bands"], result.summary().to_json()
     spread = known("h200_sxm").spreads[RATE]
@@ -110,3 +111,24 @@ def test_every_tenant_has_chances_of_its_own() -> None:
     limits = of_run(simulate(asked), asked)["limits"]
     assert set(limits) == {"strict.ttft_s", "easy.ttft_s"}
     assert limits["strict.ttft_s"]["chance"] < limits["easy.ttft_s"]["chance"]
+
+
+def test_what_is_offered_is_never_exceeded_and_slow_engines_leave_some_behind() -> None:
+    """Loaded to u = 0.5, engines at e^-0.8 of their speed still carry e^-0.8 / 0.5 = 90% of the load."""
+    spread = Spread(p10=-0.8, p50=0.0, p90=0.8)
+    pool = Uncertainty("", "", "", {"tpot_s": spread, "ttft_s": spread, "total_tok_s_per_gpu": spread})
+    bands = Bands(pool, pool)
+    expected = math.exp(-0.8) / 0.5
+    assert bands.offered(RATE, 100.0, load=0.5) == pytest.approx({"p10": 100 * expected, "p50": 100.0, "p90": 100.0})
+    cost = bands.offered("usd_per_mtok_output", 2.0, load=0.5)
+    assert cost == pytest.approx({"p10": 2.0, "p50": 2.0, "p90": 2.0 / expected})
+    assert bands.offered(RATE, 100.0, load=0.1)["p10"] == 100.0
+    assert bands.offered("tpot_s", 1.0, load=0.1) == pytest.approx(spread.band(1.0))
+
+
+def test_an_open_loop_promises_no_more_than_arrived() -> None:
+    asked = scenario()
+    result = simulate(asked)
+    found, summary = of_run(result, asked)["bands"], result.summary().to_json()
+    assert found[f"throughput.{RATE}"]["p90"] == summary["throughput"][RATE]
+    assert found["cost.usd_per_mtok_blended"]["p10"] == summary["cost"]["usd_per_mtok_blended"]
