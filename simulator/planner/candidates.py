@@ -198,6 +198,8 @@ class Candidates:
     def _limits(self, table: PoolTable) -> Limits:
         """What each choice is sized for."""
         search, slo = self.scenario.search, self.scenario.slo
+        if not self.pricing.demand.several.item():
+            slo = slo.model_copy(update={"tpot_s": None})  # no request has a second token
         asked = []
         for choice in table.choices:
             known = uncertainty_of(choice.engine.offer.profile, choice.engine.form, self.pricing.model.name)

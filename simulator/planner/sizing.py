@@ -107,7 +107,10 @@ def size_colocated(pricing: Pricing, table: PoolTable, limits: Limits) -> Sized:
     """Fewest colocated instances that keep TTFT and TPOT. The rate of an instance rises with the sequences that it runs:
     limits are looked at for some numbers of these, then for some between the last inside and the first outside."""
     rate = pricing.traffic.rate
-    running = np.maximum(1.0, most_at(table, limits.tpot_s)) * OCCUPANCIES
+    most = np.maximum(1.0, most_at(table, limits.tpot_s))
+    if table.steps.mixes:  # a step ends n / N requests, and takes no more prompts than fit into it
+        most = np.minimum(most, pricing.demand.decode_steps(table.acceptance) * table.steps.capacity[:, :, 0])
+    running = most * OCCUPANCIES
     each, over = _rates(pricing, table, limits, running, np.ones_like(running))
     last, after = _around_limit(over)
     ends = (np.take_along_axis(running, place, axis=1) for place in (last, after))
