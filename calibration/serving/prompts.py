@@ -14,7 +14,6 @@ from simulator.model.latency import StepLatency
 from simulator.model.limits import TOKENS_PER_STEP
 from simulator.model.ops import Op
 from simulator.model.step import Chunk, DecodeLoad
-from simulator.planner.queueing import mean_of_any
 
 FEWEST_CHUNK = 16  # prompt tokens of a step whose token budget decode has used up (assumed)
 # Times TOKENS_PER_STEP, to which a prompt still goes in one step where the row does not say. (assumed)
@@ -24,6 +23,17 @@ UNSAID_STRETCH = 2
 ACCEPTANCE = next(p.assumed for p in PARAMETERS if p.name == "acceptance")
 REMEMBERED = 65536  # steps, of some thousand points (assumed)
 MIXING = ("vllm", "trtllm")  # families whose schedulers put prompts into the steps that decode
+
+
+def mean_of_any(mean: float) -> float:
+    """Mean of a Poisson number where it is not zero: a / (1 - exp(-a)).
+
+    mean: a, of all, zeros included; above 0.
+
+    >>> round(mean_of_any(1.0), 6)
+    1.581977
+    """
+    return mean / -math.expm1(-mean)
 
 
 @dataclass(frozen=True)

@@ -131,9 +131,7 @@ def _kv_bytes(model: ModelSpec, cut: Cut, draft_tokens: int) -> tuple[float, flo
     return growth * stage, fixed * stage
 
 
-def _layers_kv(
-    layers: Iterable[tuple[LayerSpec, int]], cut: Cut, draft_tokens: int
-) -> tuple[float, float]:
+def _layers_kv(layers: Iterable[tuple[LayerSpec, int]], cut: Cut, draft_tokens: int) -> tuple[float, float]:
     growth = fixed = 0.0
     for layer, count in layers:
         attention = layer.attention

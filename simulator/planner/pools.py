@@ -238,4 +238,3 @@ def most_at(table: PoolTable, tpot_s: Floats) -> Floats:
 def whole(values: Floats) -> Floats:
     """Rounded up, at least one."""
     return np.maximum(1.0, np.ceil(values - 1e-9))
-

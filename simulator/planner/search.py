@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from hw_profiles.catalog import stacks_of
 from simulator.model.architecture import ModelSpec
+from simulator.model.engine import form_of
 from simulator.model.presets import load_model
 from simulator.planner.candidates import OVER_MAX_GPUS, Candidates, SizedPool
 from simulator.planner.design import Design, Plan
@@ -108,7 +109,9 @@ def _disaggregated(scenario: Scenario, found: Candidates) -> list[Deployment]:
     pairs = []
     for p, d in itertools.product(found.prefill(), found.decode()):
         a, b = p.choice.engine.offer, d.choice.engine.offer
-        if (a.stack, a.draft_tokens) != (b.stack, b.draft_tokens) or (a.gpu != b.gpu and not scenario.search.mixed_pools):
+        if (a.stack, a.draft_tokens) != (b.stack, b.draft_tokens) or (
+            a.gpu != b.gpu and not scenario.search.mixed_pools
+        ):
             continue
         if p.pool.gpus + d.pool.gpus > scenario.search.max_gpus:
             found.rejections.add(OVER_MAX_GPUS)
@@ -177,7 +180,7 @@ def _used(offers: Sequence[Offer], ranked: Iterable[Design]) -> list[Offer]:
 def _cheaper(scenario: Scenario, found: Candidates, best: Design) -> tuple[LeftOut, ...]:
     """Accelerators of the same vendor that were not offered and may cost less, the cheapest first."""
     entry = best.deployment.groups[-1]
-    stack, form = entry.stack, "colocated" if best.deployment.colocated else "disaggregated"
+    stack, form = entry.stack, form_of(not best.deployment.colocated)
     convention = scenario.price_convention
     here = min(
         found.gpu_seconds(Offer(pool.gpu, stack, entry.draft_tokens, entry.acceptance_length), form)
