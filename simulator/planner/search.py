@@ -1,4 +1,4 @@
-"""From a question to a ranked table: size pools, estimate designs, keep the cheapest of each idea, simulate the best."""
+"""From a question to a ranked table: size pools, estimate designs, keep the cheapest ideas, simulate the best."""
 
 from __future__ import annotations
 
@@ -84,8 +84,7 @@ def _estimated(scenario: Scenario, found: Candidates) -> list[Design]:
 
 
 def _sure(scenario: Scenario, found: Candidates, ranked: Sequence[Design]) -> Design | None:
-    """The cheapest design of what the best is made of that is estimated to keep each limit with CONFIDENT chance, errors
-    of the model counted; None where there is none, or where the question demands a chance of its own."""
+    """The cheapest design of what the best is made of that is estimated to keep each limit with CONFIDENT chance; None where there is none, or where the question demands a chance of its own."""
     if not ranked or scenario.search.confidence is not None or not scenario.slo.limits:
         return None
     wary = scenario.model_copy(
