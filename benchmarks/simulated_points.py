@@ -12,11 +12,11 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from calibration.serving.engine_fit import SCORED_METRICS
+from calibration.serving.engine_parameters import NOTHING_FITTED, StackFit, family_of, values
 
 from benchmarks.study import Study
 from calibration.arrays import Index
-from calibration.serving.engine_fit import SCORED_METRICS
-from calibration.serving.engine_parameters import NOTHING_FITTED, StackFit, family_of, values
 from calibration.serving.export_profiles import in_engine
 from calibration.serving.layouts import WorkerLayout
 from calibration.serving.point_engines import parallelism_of

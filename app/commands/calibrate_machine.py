@@ -66,6 +66,7 @@ def fit(
     _require_torch()
     from app.output import check_writable, stdout_console
     from app.render.machine import fit_report
+    from app.render.own_stack import next_command
     from app.render.profile_comparison import comparison
     from calibration.microbench.fit.profile_fit import fit_machine
     from calibration.microbench.measurement import read
@@ -80,6 +81,7 @@ def fit(
     output.write_text(result.to_json(), encoding="utf-8")
     console = stdout_console()
     console.print(fit_report(result, measured))
+    console.print(next_command(str(output.parent), [result.efficiency.accelerator]), soft_wrap=True)
     if other is not None:
         console.print(comparison(other, result.hardware))
     if plot is not None:

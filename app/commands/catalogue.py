@@ -32,7 +32,9 @@ def gpus(
 
 @cli.command()
 def models(
-    name: Annotated[str | None, typer.Argument(help="Preset, or a checkpoint: its folder or config.json; left out: all.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Preset, or a checkpoint: its folder or config.json; left out: all.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Models: parameters, weight bytes, KV bytes."""

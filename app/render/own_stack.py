@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Group
@@ -23,5 +25,12 @@ def own_report(answer: dict[str, Any]) -> Group:
     if answer["held_out"] is None:
         said = ["Too few points to hold half of them out: how well the fit predicts others is not known."]
     said += [f"Left out: {rows} rows: {why}." for why, rows in answer["left_out"].items()]
-    said.append(f"Written: {', '.join(answer['files'])}. Use them with `moeplan --profiles {answer['folder']}`.")
+    said.append(f"Written: {', '.join(answer['files'])}.")
+    said.append(next_command(answer["folder"], [name.partition("@")[0] for name in answer["files"] if "@" in name]))
     return Group(table, *said)
+
+
+def next_command(folder: str, accelerators: Sequence[str]) -> str:
+    """What to ask with profiles of one's own, as it can be typed; a plan takes them before those that ship."""
+    gpus = "".join(f" --gpu {name}" for name in dict.fromkeys(accelerators))
+    return f"next: moeplan --profiles {shlex.quote(folder)} plan{gpus}"

@@ -65,7 +65,7 @@ def _usd(design: dict[str, Any]) -> str:
 def cheaper_text(cheaper: Sequence[dict[str, Any]]) -> str:
     """Accelerators of the same vendor that were not offered."""
     named = ", ".join(
-        f"{one['gpu']} ({one['stack']}, {one['usd_per_gpu_hour']:g} USD/h each, about {one['saves']:.0%} less a request)"
+        f"{one['gpu']} ({one['stack']}, {one['usd_per_gpu_hour']:g} USD/h, about {one['saves']:.0%} less a request)"
         for one in cheaper
     )
     return f"Not offered and cheaper by a first look: {named}; add --gpu {cheaper[0]['gpu']}."
@@ -202,9 +202,9 @@ def _legend(scenario: Scenario) -> str:
     return (
         "P, D, C: prefill, decode, colocated pool; 24 = 3 x 8: its accelerators, instances, accelerators of one.\n"
         "tok/s/GPU: input + output tokens over all GPUs. "
-        f"USD/Mtok: input and output blended, at {scenario.price_convention} prices. In flight: requests under way, and "
-        "sequences that decode on an instance.\n"
-        "Binds: what is nearest to its bound. Second line: p10-p90 of the figure; under Held the chance of the limit that "
-        "is least sure to hold.\n"
+        f"USD/Mtok: input and output blended, at {scenario.price_convention} prices. In flight: requests under way, "
+        "and sequences that decode on an instance.\n"
+        "Binds: what is nearest to its bound. Second line: p10-p90 of the figure; under Held the chance of the limit "
+        "that is least sure to hold.\n"
         "Plain rows were played request by request in the discrete-event model; those with a ~ are estimates alone."
     )

@@ -53,7 +53,11 @@ def grounds_text(uncertainties: Sequence[Mapping[str, Any]]) -> str:
             named.setdefault(reason, []).append(accelerator)
     said = [f"{', '.join(dict.fromkeys(names))}: {reason}." for reason, names in named.items()]
     return "\n".join(
-        ("p10-p90: what would be measured; rates and costs at what is offered, less what slower engines would leave behind.", *said)
+        (
+            "p10-p90: what would be measured; rates and costs at what is offered, less what slower engines would leave "
+            "behind.",
+            *said,
+        )
     )
 
 

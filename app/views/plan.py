@@ -175,7 +175,8 @@ def _speeds(scenario: Scenario) -> None:
     """Of the chosen accelerators: measured, fitted from published tables, or assumed."""
     with st.expander("Where speeds come from"):
         st.dataframe(speeds_of(list(scenario.search.gpus)), hide_index=True, width="stretch", key="speeds")
-        st.caption(f"This plan uses the stack {scenario.search.stack!r}.")
+        named = ", ".join(scenario.search.stacks)
+        st.caption(f"Stacks of this plan: {named or 'the best of those fitted to each accelerator'}.")
 
 
 def _turned_down(answer: dict[str, Any]) -> None:

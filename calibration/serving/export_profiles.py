@@ -122,15 +122,15 @@ def situations(gpu: str, stack: str, fit: ServingFit, engines: Engines) -> tuple
         for level in sorted(standing - mine):
             add({"form": form}, level, -1.0)
         for model in sorted(_models(fit)):
-            level = {
+            named = {
                 kind: f"{kind}={'+'.join({**fixed, 'model': model}[field] for field in LEVELS[kind][1])}"
                 for kind in ("family+model", OWN)
             }
             here = found.setdefault((("form", form), ("model", model)), _Added())
-            if level[OWN] not in fit.effects:  # other stacks have served it
-                here.guess(*level)
-            elif level["family+model"] not in fit.effects:
-                here.stand(fit, level["family+model"])
+            if named[OWN] not in fit.effects:  # other stacks have served it
+                here.guess(*named)
+            elif named["family+model"] not in fit.effects:
+                here.stand(fit, named["family+model"])
     return tuple(one for when, added in found.items() if (one := added.situation(when)) is not None)
 
 

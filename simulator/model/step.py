@@ -142,7 +142,9 @@ class StepOps:
         self.queries = 1 + draft_tokens
         self.cut = Cut.of(parallelism, hardware)
         self.main = Stack.of(model.kinds)
-        self.draft = Stack.of([(layer, 1) for layer in model.draft.layers]) if model.draft and draft_tokens else Stack(())
+        self.draft = (
+            Stack.of([(layer, 1) for layer in model.draft.layers]) if model.draft and draft_tokens else Stack(())
+        )
         self.expert_loads = {
             ffn: ExpertLoads(expert_skew, ffn, parallelism.ep, count)
             for ffn, count in {**self.draft.routed, **self.main.routed}.items()

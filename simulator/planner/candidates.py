@@ -95,7 +95,7 @@ class Candidates:
         return self._improved(first, size_colocated, "colocated: TTFT or TPOT above the limit")
 
     def offers(self, form: Form) -> list[Offer]:
-        """Of an accelerator whose stack is not named, those stacks that do most with it, by a few of its cuts; likewise of
+        """Of an accelerator whose stack is not named, the stacks that do most with it, by a few of its cuts; likewise of
         draft depths."""
         if form not in self._best:
             self._best[form] = list(self._best_offers(form))
@@ -199,6 +199,8 @@ class Candidates:
     def _limits(self, table: PoolTable) -> Limits:
         """What each choice is sized for."""
         search, slo = self.scenario.search, self.scenario.slo
+        if not self.pricing.demand.several.item():
+            slo = slo.model_copy(update={"tpot_s": None})  # no request has a second token
         if search.confidence is None:
             return Limits.of([(slo, FULL_LOAD)] * len(table), slo.percentile)
         asked = []

@@ -11,7 +11,6 @@ from simulator.planner.offers import LeftOut
 from simulator.scenario import Deployment, Pool, Scenario, Slo
 from simulator.uncertainty.chances import Certainty
 
-
 NAMES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "e2e_s": "end to end"}
 
 
@@ -93,9 +92,7 @@ class Design:
     def at_limits(self) -> dict[str, float]:
         """Each latency over its limit; those that no request has left out."""
         values = {name: self.certainty.values[name] for name in self.certainty.slo.limits}
-        return {
-            name: value / self.certainty.slo.limits[name] for name, value in values.items() if value is not None
-        }
+        return {name: value / self.certainty.slo.limits[name] for name, value in values.items() if value is not None}
 
     @property
     def violation(self) -> float:

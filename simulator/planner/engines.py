@@ -14,8 +14,8 @@ from simulator.model.engine import Form, in_service
 from simulator.model.memory import MemoryPlan, plan_memory
 from simulator.model.parallelism import Parallelism
 from simulator.model.step import StepOps
-from simulator.steady_state.step_table import Batching
 from simulator.scenario import Knobs, Pool, with_knobs
+from simulator.steady_state.step_table import Batching
 
 # Running at once on an attention rank, however much KV would fit. [sequences; assumed: twice what a scenario that names
 # no max_sequences gets, which is simulator.model.limits.SEQUENCES_PER_RANK]

@@ -25,7 +25,9 @@ from simulator.scenario import Deployment, Pool, Scenario
 # Of the estimate, on logarithms: between cuts; beside a design that was simulated; with all but its running sequences.
 # [assumed: medians of both models agree to 2%, nine in ten within 10% (benchmarks.agreement)]
 SIGMA, SIGMA_BESIDE, SIGMA_SAME = 0.06, 0.025, 0.005
-BEHIND = 0.015  # by which, likewise, one that misses its share of requests is taken to be slower than its percentile says
+BEHIND = (
+    0.015  # by which, likewise, one that misses its share of requests is taken to be slower than its percentile says
+)
 LEAST_CHANCE = 0.05  # below which a change is not tried [assumed]
 FEWEST_RUNS, MOST_RUNS = 3, 10  # simulations of one idea [assumed]
 WIDENED = 3  # designs that are looked at with more instances before any is simulated [assumed]

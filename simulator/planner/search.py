@@ -1,4 +1,4 @@
-"""From a question to a ranked table: size pools, estimate designs, keep the cheapest of each idea, simulate the best."""
+"""From a question to a ranked table: size pools, estimate designs, keep the cheapest ideas, simulate the best."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from hw_profiles.catalog import stacks_of
 from simulator.model.architecture import ModelSpec
+from simulator.model.engine import form_of
 from simulator.planner.candidates import OVER_MAX_GPUS, Candidates, SizedPool
 from simulator.planner.design import Design, Plan
 from simulator.planner.engines import Offer
@@ -83,8 +84,8 @@ def _estimated(scenario: Scenario, found: Candidates) -> list[Design]:
 
 
 def _sure(scenario: Scenario, found: Candidates, ranked: Sequence[Design]) -> Design | None:
-    """The cheapest design of what the best is made of that is estimated to keep each limit with CONFIDENT chance, errors
-    of the model counted; None where there is none, or where the question demands a chance of its own."""
+    """The cheapest design of what the best is made of that is estimated to keep each limit with CONFIDENT chance; None
+    where there is none, or where the question demands a chance of its own."""
     if not ranked or scenario.search.confidence is not None or not scenario.slo.limits:
         return None
     wary = scenario.model_copy(
@@ -179,7 +180,7 @@ def _used(offers: Sequence[Offer], ranked: Iterable[Design]) -> list[Offer]:
 def _cheaper(scenario: Scenario, found: Candidates, best: Design) -> tuple[LeftOut, ...]:
     """Accelerators of the same vendor that were not offered and may cost less, the cheapest first."""
     entry = best.deployment.groups[-1]
-    stack, form = entry.stack, "colocated" if best.deployment.colocated else "disaggregated"
+    stack, form = entry.stack, form_of(not best.deployment.colocated)
     knobs = unpriced(entry)
     here = min(
         found.gpu_seconds(Offer(pool.gpu, stack, entry.draft_tokens, entry.acceptance_length, knobs), form)

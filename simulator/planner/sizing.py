@@ -104,10 +104,16 @@ def size_decode(pricing: Pricing, table: PoolTable, limits: Limits) -> Sized:
 
 
 def size_colocated(pricing: Pricing, table: PoolTable, limits: Limits) -> Sized:
-    """Fewest colocated instances that keep TTFT and TPOT. The rate of an instance rises with the sequences that it runs:
-    limits are looked at for some numbers of these, then for some between the last inside and the first outside."""
+    """Fewest colocated instances that keep TTFT and TPOT.
+
+    The rate of an instance rises with the sequences that it runs: limits are looked at for some numbers of these, then
+    for some between the last inside and the first outside.
+    """
     rate = pricing.traffic.rate
-    running = np.maximum(1.0, most_at(table, limits.tpot_s)) * OCCUPANCIES
+    most = np.maximum(1.0, most_at(table, limits.tpot_s))
+    if table.steps.mixes:  # a step ends n / N requests, and takes no more prompts than fit into it
+        most = np.minimum(most, pricing.demand.decode_steps(table.acceptance) * table.steps.capacity[:, :, 0])
+    running = most * OCCUPANCIES
     each, over = _rates(pricing, table, limits, running, np.ones_like(running))
     last, after = _around_limit(over)
     ends = (np.take_along_axis(running, place, axis=1) for place in (last, after))
@@ -126,7 +132,8 @@ def _rates(
     found = at_occupancy(pricing.alone(table, instances, table.most), running, limits.percentile)
     each = found.rate / instances
     capacity = np.max(np.where(found.saturated, 0.0, each), axis=1, keepdims=True)
-    over = np.maximum(found.ttft_s / limits.ttft_s, found.tpot_s / limits.tpot_s)
+    with np.errstate(invalid="ignore"):  # nothing over nothing: saturated, and seen to below
+        over = np.maximum(found.ttft_s / limits.ttft_s, found.tpot_s / limits.tpot_s)
     if (limits.load < 1).any():
         over = np.maximum(over, each / np.maximum(limits.load * capacity, 1e-12))
     return each, np.where(found.saturated, np.inf, over)

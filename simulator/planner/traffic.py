@@ -75,9 +75,8 @@ def _refuse_growth(workload: OpenLoop) -> None:
     growth = workload.diurnal.growth_per_day if workload.diurnal else 0.0
     if growth:
         raise ScenarioError(
-            f"workload.diurnal.growth_per_day={growth:g}: plan sizes for one highest rate, workload.rate={workload.rate:g}"
-            f"/s; leave it out and give the rate of the day to plan for ({workload.rate * (1 + growth) ** 30:.4g}/s in 30 "
-            "days)"
+            f"workload.diurnal.growth_per_day={growth:g}: plan sizes for one rate, {workload.rate:g}/s; leave it "
+            f"out and give the rate of the day to plan for ({workload.rate * (1 + growth) ** 30:.4g}/s in 30 days)"
         )
 
 

@@ -414,7 +414,9 @@ class _Columns:
         busiest = min(most, held * prompt + self.traffic.lead(self.ranks, k)) if held * prompt < most else held * prompt
         cached = self.traffic.cached
         pairs = np.mean([self._pairs(float(p), cached) for p in self.traffic.bins], axis=0) * (busiest / prompt)
-        self._add(steps, n, busiest, cached * max(1.0, held), max(1.0, held), held * prompt * self.ranks, pairs.tolist())
+        self._add(
+            steps, n, busiest, cached * max(1.0, held), max(1.0, held), held * prompt * self.ranks, pairs.tolist()
+        )
         self._end(steps)
 
     def gathered(self) -> _Steps:

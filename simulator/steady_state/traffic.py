@@ -17,8 +17,10 @@ SPREAD_BY_TURNS = 96  # prompts that are dealt out one by one; of more, the busi
 
 @dataclass(frozen=True)
 class TrafficSample:
-    """Paired token counts of equally likely requests. prompts: that are computed; outputs: [requests]. cached: tokens in
-    front of each prompt whose KV is there already."""
+    """Paired token counts of equally likely requests.
+
+    prompts: tokens that are computed; outputs: [requests]. cached: tokens in front of each prompt whose KV is there.
+    """
 
     prompts: Floats
     outputs: Floats

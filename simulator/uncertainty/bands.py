@@ -23,7 +23,7 @@ from simulator.des.results.tenants import TenantRequests
 from simulator.model.architecture import ModelSpec
 from simulator.model.arrays import Floats
 from simulator.model.presets import load_model
-from simulator.scenario import Deployment, Pool, Scenario
+from simulator.scenario import Deployment, Pool, Scenario, Workload
 from simulator.uncertainty.spreads import Metric, Role, Spread, Uncertainty, uncertainty_of, widest
 
 RATE: Metric = "total_tok_s_per_gpu"
@@ -159,8 +159,8 @@ def _table(
     bands: Bands, figures: Mapping[str, float], noises: Mapping[str, float], scenario: Scenario
 ) -> dict[str, dict[str, float]]:
     """Bands of those figures that have one, by dotted key such as "metrics.ttft_s.p90"."""
-    streams = [tenant.workload for tenant in scenario.tenants] or [scenario.workload]
-    answered = all(stream is not None and stream.kind in ANSWERED for stream in streams)
+    streams: list[Workload | None] = [tenant.workload for tenant in scenario.tenants]
+    answered = all(stream is not None and stream.kind in ANSWERED for stream in streams or [scenario.workload])
     table = {}
     for key, value in figures.items():
         section, _, rest = key.partition(".")

@@ -39,7 +39,11 @@ def test_drafts_without_a_head_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("model", "said"),
-    [("Nemotron-3-Ultra-550B-A55B", "give the path of its config.json"), ("Qwen3.8-2.4T-A95B", "no configuration"), ("Other-1", "no preset")],
+    [
+        ("Nemotron-3-Ultra-550B-A55B", "give the path of its config.json"),
+        ("Qwen3.8-2.4T-A95B", "no configuration"),
+        ("Other-1", "no preset"),
+    ],
 )
 def test_models_that_are_not_modelled_are_refused_by_name(model: str, said: str) -> None:
     with pytest.raises(Unpredictable, match=said):

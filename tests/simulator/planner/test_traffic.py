@@ -15,13 +15,13 @@ def test_mean_context_is_the_time_average_over_the_decode_steps(prompt: int, out
     """Against a fine numerical average of min(context, cap) while the context grows from prompt to prompt + output."""
     traffic = Traffic(1.0, 1.0, (prompt,), (output,), "")
     contexts = prompt + output * (np.arange(4000) + 0.5) / 4000
-    assert traffic.mean_of_context(cap) == pytest.approx(float(np.minimum(contexts, cap).mean()), rel=1e-3)
-    assert traffic.mean_context == pytest.approx(prompt + output / 2)
+    assert traffic.sample.capped(cap) == pytest.approx(float(np.minimum(contexts, cap).mean()), rel=1e-3)
+    assert traffic.sample.context[0] == pytest.approx(prompt + output / 2)
 
 
 def test_long_outputs_weigh_more_because_they_stay_longer() -> None:
     traffic = Traffic(1.0, 1.0, (100, 1000), (10, 90), "")
-    assert traffic.mean_context == pytest.approx((105 * 10 + 1045 * 90) / 100)
+    assert traffic.sample.context[0] == pytest.approx((105 * 10 + 1045 * 90) / 100)
 
 
 def test_a_stratified_sample_keeps_the_mean_of_the_distribution() -> None:
