@@ -54,9 +54,10 @@ STANDS_ON: dict[str, tuple[str, ...]] = {
     "app.errors": (),
     "app.output": ("app.errors", "simulator.progress"),
     "app.scenarios": ("app.errors", "simulator.scenario"),
+    "app.plan_files": ("app.output", "app.scenarios", "simulator"),
     "app.catalogue": ("simulator.model",),
     "app.render": ("app.catalogue", "simulator.scenario", "calibration"),
-    "app.commands": ("app.output", "app.render", "app.scenarios", "simulator", "runtime"),
+    "app.commands": ("app.output", "app.plan_files", "app.render", "app.scenarios", "simulator", "runtime"),
     "app.views": ("app.output", "app.render", "app.scenarios", "simulator"),
     "app": ("app.commands", "app.views"),
 }

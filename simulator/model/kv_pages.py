@@ -36,8 +36,8 @@ class KvLayout:
 
 
 def kv_layout(layers: Kinds, cut: Cut, engine: EngineMemory, drafts: bool = False, dcp: int = 1) -> KvLayout:
-    """Layout of the KV of `layers`, each with how many there are of it. dcp: tensor-parallel ranks over which the tokens
-    of copied KV heads are spread. drafts: see `state_bytes`."""
+    """Layout of the KV of `layers`, each with how many there are of it. dcp: tensor-parallel ranks over which the
+    tokens of copied KV heads are spread. drafts: see `state_bytes`."""
     if engine.pads_pages and _kinds(layers) > 1:
         return _padded(layers, cut, engine, drafts, dcp)
     growth = sum(cut.stored_bytes(layer.attention) * count for layer, count in layers) / dcp

@@ -75,7 +75,9 @@ def binding_limit(rejections: Rejections, slo: Slo, max_gpus: int) -> str:
             f"max_gpus: at most {max_gpus} accelerators are allowed and this traffic needs about "
             f"{rejections.least_gpus}; raise search.max_gpus (--max-gpus), or relax the limits"
         )
+    wary = any(seen.allowed != slo.limits[name] for name, seen in rejections.best.items() if name in slo.limits)
+    sure = " with the chance demanded" if wary else ""
     return (
-        "each limit can be met alone on an idle cluster, but no batch keeps both under this traffic; "
+        f"each limit can be met alone on an idle cluster, but no batch keeps both under this traffic{sure}; "
         "relax one of them or offer a faster accelerator"
     )

