@@ -84,7 +84,10 @@ def _estimated(scenario: Scenario, found: Candidates) -> list[Design]:
 
 
 def _sure(scenario: Scenario, found: Candidates, ranked: Sequence[Design]) -> Design | None:
-    """The cheapest design of what the best is made of that is estimated to keep each limit with CONFIDENT chance; None where there is none, or where the question demands a chance of its own."""
+    """The cheapest design of what the best is made of that is estimated to keep each limit with CONFIDENT chance.
+
+    None where there is none, or where the question demands a chance of its own.
+    """
     if not ranked or scenario.search.confidence is not None or not scenario.slo.limits:
         return None
     wary = scenario.model_copy(
