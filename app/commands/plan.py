@@ -56,6 +56,14 @@ def plan(
             "Left out: chances are only shown.",
         ),
     ] = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Find the highest rate that N accelerators carry inside the limits.",
+            callback=whole_above_zero,
+        ),
+    ] = None,
     stack: Annotated[
         list[str] | None,
         typer.Option(help="Stack to plan with; may be repeated. Left out: the best of those fitted, or of your own."),
@@ -115,10 +123,15 @@ def plan(
         prices=prices,
         knobs=set_knobs(share, kv_dtype, power_cap, usd_per_hour),
     )
-    from simulator.planner.search import plan as search
-
     with progress_bar() as progress:
-        found = search(asked, progress=progress)
+        if gpus is None:
+            from simulator.planner.search import plan as search
+
+            found = search(asked, progress=progress)
+        else:
+            from simulator.planner.capacity import most_traffic
+
+            found = most_traffic(asked, gpus, progress)
     answer = found.to_json()
     write_json(answer, json_file)
     if csv_file is not None:

@@ -30,6 +30,8 @@ def plan_report(scenario: Scenario, answer: dict[str, Any], width: int) -> Rende
         ]
     if reason := no_design_text(answer):
         parts.append(Text(reason, style="bold red"))
+    if answer["idle"]:
+        parts.append(Text(f"{answer['idle']}."))
     if answer["own_stacks"]:
         parts.append(Text(f"Stacks of your own come before those that ship: {', '.join(answer['own_stacks'])}."))
     if answer["cheaper"]:

@@ -95,8 +95,7 @@ class Candidates:
         return self._improved(first, size_colocated, "colocated: TTFT or TPOT above the limit")
 
     def offers(self, form: Form) -> list[Offer]:
-        """Of an accelerator whose stack is not named, the stacks that do most with it, by a few of its cuts; likewise
-        of draft depths."""
+        """Of an accelerator whose stack is not named, those that do most with it, by a few cuts; so of drafts."""
         if form not in self._best:
             self._best[form] = list(self._best_offers(form))
         return self._best[form]

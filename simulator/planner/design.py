@@ -188,6 +188,7 @@ class Plan:
     own_stacks: tuple[str, ...] = ()  # accelerators with stacks of one's own, which come before those that ship
     sure: Design | None = None  # the cheapest that keeps each limit with a chance of 80%, as estimated
     cheaper: tuple[LeftOut, ...] = ()  # accelerators of the same vendor that were not offered
+    idle: str | None = None  # why accelerators of a budget are not used
     scenarios: tuple[Scenario, ...] = ()  # of each design, to simulate
 
     def to_json(self) -> dict[str, Any]:
@@ -203,6 +204,7 @@ class Plan:
             "binding": self.binding,
             "assumptions": list(self.assumptions),
             "own_stacks": list(self.own_stacks),
+            "idle": self.idle,
             "sure": self.sure.to_json() if self.sure else None,
             "cheaper": [asdict(one) for one in self.cheaper],
         }

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +82,12 @@ class Pricing:
         self._plans: dict[Choice, MemoryPlan] = {}
         sizes = [transfer_bytes(model, max(1, prompt)) for prompt in traffic.prompts]
         self._transfer_bytes = float(np.mean(sizes)) + transfer.half_rate_bytes
+
+    def at(self, rate: float) -> Pricing:
+        """The same under another rate; what was priced is shared."""
+        found = copy(self)
+        found.traffic = replace(self.traffic, rate=rate)
+        return found
 
     def engine(self, offer: Offer, cut: Parallelism, form: Form) -> Engine:
         key = (offer, cut, form)

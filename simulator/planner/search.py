@@ -48,7 +48,7 @@ def plan(scenario: Scenario, progress: Progress | None = None) -> Plan:
     offers = offered(scenario, model)
     found = Candidates(scenario, pricing, offers)
     report("sizing pools", 0, 0)
-    ideas = _ideas(_estimated(scenario, found))
+    ideas = _ideas(estimated(scenario, found))
     refinement = Refinement(scenario, pricing, report)
     _simulate(scenario, refinement, ideas)
     ranked = _ranked(ideas)
@@ -76,7 +76,7 @@ def plan(scenario: Scenario, progress: Progress | None = None) -> Plan:
     )
 
 
-def _estimated(scenario: Scenario, found: Candidates) -> list[Design]:
+def estimated(scenario: Scenario, found: Candidates) -> list[Design]:
     """Of the cheapest pools in each form that is asked for."""
     forms = {"disaggregated": _disaggregated, "colocated": _colocated}
     deployments = [one for form in forms if form in scenario.search.forms for one in forms[form](scenario, found)]
@@ -84,14 +84,16 @@ def _estimated(scenario: Scenario, found: Candidates) -> list[Design]:
 
 
 def _sure(scenario: Scenario, found: Candidates, ranked: Sequence[Design]) -> Design | None:
-    """The cheapest design of what the best is made of that is estimated to keep each limit with CONFIDENT chance; None
-    where there is none, or where the question demands a chance of its own."""
+    """The cheapest design of what the best is made of that is estimated to keep each limit with CONFIDENT chance.
+
+    None where there is none, or where the question demands a chance of its own.
+    """
     if not ranked or scenario.search.confidence is not None or not scenario.slo.limits:
         return None
     wary = scenario.model_copy(
         update={"search": scenario.search.model_copy(update={"confidence": CONFIDENT, "simulate_top": 0})}
     )
-    designs = _estimated(wary, Candidates(wary, found.pricing, _used(found.offered, ranked[:1])))
+    designs = estimated(wary, Candidates(wary, found.pricing, _used(found.offered, ranked[:1])))
     return min((design for design in designs if design.meets_slo), key=lambda d: d.rank, default=None)
 
 
