@@ -98,10 +98,10 @@ def _prepare(
 ) -> ReadyCluster:
     _check_traffic(scenario.name, deployment, streams)
     slos = tuple(_slo(scenario, stream) for stream in streams)
-    spec = cluster_spec(deployment, model, profiles, slos, _mean_lengths(streams))
+    spec = cluster_spec(deployment, model, profiles, slos, _mean_lengths(streams), streams[0].block_tokens)
     warmup = warmup_count(scenario.warmup_fraction, sum(len(stream) for stream in streams if not stream.offline))
     prices, assumptions = _prices(scenario, deployment, profiles, spec)
-    said = tuple(dict.fromkeys((*model.assumptions, *assumptions, *_assumptions(deployment, spec))))
+    said = tuple(dict.fromkeys((*model.assumptions, *assumptions, *_said_of(streams), *_assumptions(deployment, spec))))
     cluster = Cluster(spec, streams, rng, warmup, progress, recorder, env)
     return ReadyCluster(cluster, lambda run: SimulationResult(spec, run, spec.slos, prices, said))
 
@@ -111,7 +111,7 @@ def _check_traffic(name: str, deployment: Deployment, streams: Sequence[Requests
     if deployment.prefix_cache is not None and all(stream.blocks is None for stream in streams):
         raise ScenarioError(
             f"[deployment.prefix_cache] of '{name}' has nothing to match: the workload names no prompt "
-            "blocks; replay a Mooncake trace with hash_ids, send sessions, or give an open loop a shared_prefix"
+            "blocks; replay a trace with hash_ids, send sessions, or give an open loop a shared_prefix"
         )
     if deployment.router == "session_affinity" and all(stream.sessions is None for stream in streams):
         raise ScenarioError(
@@ -154,6 +154,11 @@ def _prices(
         if price.assumed:
             assumptions.append(f"{profile.display_name}: price: {price.note}")
     return (prices if len(prices) == len(spec.groups) else None), assumptions
+
+
+def _said_of(streams: Sequence[Requests]) -> tuple[str, ...]:
+    """What was told of traces, and left out of them."""
+    return tuple(note for stream in streams for note in stream.notes)
 
 
 def _assumptions(deployment: Deployment, spec: ClusterSpec) -> list[str]:

@@ -9,8 +9,8 @@ import numpy as np
 
 from simulator.des.workload.draws import draw_lengths
 from simulator.des.workload.requests import trace_arrivals
-from simulator.des.workload.traces import read_trace
 from simulator.scenario import Lengths, OpenLoop, ScenarioError, Trace, Workload
+from simulator.traces.reading import read_trace
 
 SAMPLES = 64  # (prompt, output) pairs that stand for all [requests; assumed]
 DRAWS = 8192  # of a distribution, whose quantiles the samples are [requests; assumed]
@@ -83,7 +83,7 @@ def traffic_of(workload: Workload, seed: int) -> Traffic:
         text = f"{workload.rate:g} requests/s, {np.mean(prompts):.0f} prompt and {np.mean(outputs):.0f} output tokens"
         return Traffic(workload.rate, workload.burstiness, prompts, outputs, text)
     if isinstance(workload, Trace):
-        return _trace_traffic(workload)
+        return _trace_traffic(workload, seed)
     raise ScenarioError(
         f"plan sizes a cluster for arriving traffic, and workload.kind='{workload.kind}' has no rate of requests; "
         "use 'open_loop' with a rate, or 'trace'"
@@ -102,10 +102,10 @@ def _stratified(prompt: Lengths, output: Lengths, seed: int) -> tuple[tuple[int,
     return prompts, outputs
 
 
-def _trace_traffic(workload: Trace) -> Traffic:
+def _trace_traffic(workload: Trace, seed: int) -> Traffic:
     """Plan for the 95th percentile of the arrival rate over one-minute windows (all windows when few)."""
-    trace = read_trace(workload.path, workload.format, workload.limit)
-    arrivals = trace_arrivals(workload, trace.arrival_s)
+    trace = read_trace(workload)
+    arrivals = np.sort(trace_arrivals(workload, trace, np.random.SeedSequence(seed)))
     span = float(arrivals[-1] - arrivals[0])
     if span <= 0:
         raise ScenarioError(
@@ -129,4 +129,5 @@ def _trace_traffic(workload: Trace) -> Traffic:
         "(95th percentile of one-minute windows), "
         f"{np.mean(prompts):.0f} prompt and {np.mean(outputs):.0f} output tokens"
     )
+    text = "; ".join((text, *trace.left_out))
     return Traffic(rate, float(np.var(gaps) / np.mean(gaps) ** 2), prompts, outputs, text)

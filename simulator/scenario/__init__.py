@@ -18,6 +18,7 @@ from simulator.scenario.workload import (
     Sessions,
     SharedPrefix,
     Trace,
+    TraceColumnNames,
     Workload,
 )
 
@@ -50,6 +51,7 @@ __all__ = [
     "Startup",
     "Tenant",
     "Trace",
+    "TraceColumnNames",
     "Transfer",
     "Workload",
     "load_any",
