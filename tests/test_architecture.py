@@ -55,10 +55,11 @@ STANDS_ON: dict[str, tuple[str, ...]] = {
     "calibration": ("calibration.replay", "calibration.serving.equilibrium"),
     "app.errors": (),
     "app.output": ("app.errors", "simulator.progress"),
+    "app.imports": ("app.errors", "simulator"),
     "app.scenarios": ("app.errors", "simulator.scenario"),
     "app.catalogue": ("simulator.model",),
     "app.render": ("app.catalogue", "simulator.scenario", "calibration"),
-    "app.commands": ("app.output", "app.render", "app.scenarios", "simulator", "runtime"),
+    "app.commands": ("app.output", "app.render", "app.scenarios", "app.imports", "simulator", "runtime"),
     "app.views": ("app.output", "app.render", "app.scenarios", "simulator"),
     "app": ("app.commands", "app.views"),
 }

@@ -10,6 +10,7 @@ import typer
 
 from app.commands.options import JsonOutput, SeedInput, TraceInput, above_zero
 from app.commands.simulation_files import SimulationFiles
+from app.commands.trace_options import BlockTokensInput, ColumnsInput, TimeUnitInput, trace_keys
 
 if TYPE_CHECKING:
     from simulator.scenario import SharedCluster
@@ -20,6 +21,9 @@ def simulate(
         Path, typer.Argument(metavar="SCENARIO.toml", help="Scenario with a deployment table, or with models.")
     ],
     trace: TraceInput = None,
+    columns: ColumnsInput = None,
+    time_unit: TimeUnitInput = None,
+    block_tokens: BlockTokensInput = None,
     seed: SeedInput = None,
     json_file: JsonOutput = None,
     requests: Annotated[
@@ -69,7 +73,7 @@ def simulate(
                 raise typer.BadParameter(f"{flag} is for one model, and {scenario} has several; leave it out")
         _simulate_shared(found, seed, json_file, files)
         return
-    asked = with_changes(found, trace=trace, seed=seed)
+    asked = with_changes(found, trace=trace, trace_keys=trace_keys(columns, time_unit, block_tokens), seed=seed)
     from simulator.des.simulate import simulate as run
     from simulator.uncertainty.bands import of_run, of_runs
 

@@ -107,14 +107,15 @@ def _trace_traffic(workload: Trace, seed: int) -> Traffic:
     trace = read_trace(workload)
     arrivals = np.sort(trace_arrivals(workload, trace, np.random.SeedSequence(seed)))
     span = float(arrivals[-1] - arrivals[0])
-    if span <= 0:
+    drawn = not trace.timed and workload.rate is not None
+    if span <= 0 and not drawn:
         raise ScenarioError(
             f"workload.path={workload.path}: all requests arrive at one instant, so there is no rate to plan for; "
             "use a longer trace"
         )
-    mean_rate = len(arrivals) / span
+    mean_rate = workload.rate if drawn and workload.rate is not None else len(arrivals) / span
     rate = mean_rate
-    if span >= FEWEST_WINDOWS * WINDOW_S:
+    if span >= FEWEST_WINDOWS * WINDOW_S and not drawn:
         counts = np.histogram(arrivals, bins=np.arange(arrivals[0], arrivals[-1], WINDOW_S))[0]
         rate = max(mean_rate, float(np.percentile(counts, PEAK_PERCENTILE)) / WINDOW_S)
     gaps = np.diff(arrivals)
@@ -130,4 +131,5 @@ def _trace_traffic(workload: Trace, seed: int) -> Traffic:
         f"{np.mean(prompts):.0f} prompt and {np.mean(outputs):.0f} output tokens"
     )
     text = "; ".join((text, *trace.left_out))
-    return Traffic(rate, float(np.var(gaps) / np.mean(gaps) ** 2), prompts, outputs, text)
+    scv = 1.0 if drawn else float(np.var(gaps) / np.mean(gaps) ** 2)
+    return Traffic(rate, scv, prompts, outputs, text)
