@@ -65,7 +65,7 @@ def _workload(
     osl: int | None,
 ) -> dict[str, Any] | None:
     synthetic = {name: value for name, value in (("rate", rate), ("prompt", isl), ("output", osl)) if value is not None}
-    old = isinstance(scenario.workload, Trace)
+    old = scenario.workload if isinstance(scenario.workload, Trace) else None
     if trace is not None:
         if synthetic:
             raise InputError("--trace brings its own arrivals and lengths; leave out --rate, --isl and --osl")
@@ -73,12 +73,12 @@ def _workload(
             raise InputError(f"trace file {trace} is a directory; give a trace file in it")
         if not trace.exists():
             raise InputError(f"trace file {trace} does not exist; give the path of a recorded trace")
-        kept = scenario.workload.model_dump(include={"kind", *TRACE_REPLAY}) if old else {"kind": "trace"}
+        kept = old.model_dump(include={"kind", *TRACE_REPLAY}) if old else {"kind": "trace"}
         return {**kept, "path": trace, **trace_keys}
     if trace_keys:
-        if not old:
+        if old is None:
             raise InputError(f"--{next(iter(trace_keys)).replace('_', '-')} says how a trace is read; give a --trace")
-        return {**scenario.workload.model_dump(), **trace_keys}
+        return {**old.model_dump(), **trace_keys}
     if not synthetic:
         return None
     if isinstance(scenario.workload, OpenLoop):

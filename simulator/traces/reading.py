@@ -24,7 +24,7 @@ from simulator.traces.units import NAMES, Pauses, time_unit
 
 ORIGIN = datetime(2000, 1, 1, tzinfo=UTC)
 SHOWN = 40  # characters of a value in a message
-MOST_UNREADABLE = 0.5  # share of a file's rows: beyond it the file is not what it is taken for [assumed]
+MOST_UNREADABLE = 0.5  # share of a file's rows: from it on the file is not what it is taken for [assumed]
 CALENDAR = "2023-11-16 18:15:46.6805900"
 
 
@@ -156,8 +156,8 @@ def read_trace(keys: Trace) -> TraceColumns:
             raise TraceError(unreadable[0])
         left = f" ({failed:,} of failed requests)" if failed else ""
         raise TraceError(f"trace file {path} holds no requests{left}; give a trace with at least one")
-    if len(unreadable) > MOST_UNREADABLE * (len(unreadable) + len(rows.prompt)):
-        raise TraceError(f"{unreadable[0]} ({len(unreadable):,} rows of {path} cannot be read, most of them)")
+    if len(unreadable) >= MOST_UNREADABLE * (len(unreadable) + len(rows.prompt)):
+        raise TraceError(f"{unreadable[0]} ({len(unreadable):,} rows of {path} cannot be read, half of them or more)")
     return _columns(rows, failed, tuple(unreadable))
 
 
