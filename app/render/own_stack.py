@@ -23,5 +23,6 @@ def own_report(answer: dict[str, Any]) -> Group:
     if answer["held_out"] is None:
         said = ["Too few points to hold half of them out: how well the fit predicts others is not known."]
     said += [f"Left out: {rows} rows: {why}." for why, rows in answer["left_out"].items()]
+    said += [f"Left out: {problem}" for problem in answer["unread"]]
     said.append(f"Written: {', '.join(answer['files'])}. Use them with `moeplan --profiles {answer['folder']}`.")
     return Group(table, *said)

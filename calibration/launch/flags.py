@@ -137,7 +137,9 @@ def engine_file(path: Path) -> dict[str, Any]:
             raise LaunchError(f"{path} is too large for an engine file; give the file that the command names")
         found = yaml.safe_load(text)
     except FileNotFoundError:
-        raise LaunchError(f"the command names {path}, which does not exist; put it there, or give its keys as flags") from None
+        raise LaunchError(
+            f"the command names {path}, which does not exist; put it there, or give its keys as flags"
+        ) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise LaunchError(f"{path} is not YAML that can be read ({' '.join(str(error).split())})") from None
     if not isinstance(found, dict):

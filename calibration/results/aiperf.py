@@ -94,7 +94,9 @@ def _first(names: Any) -> str | None:
 def _unit(given: Fields, metric: str) -> float:
     unit = given.text(f"{metric}.unit") or "ms"
     if unit not in UNITS_S:
-        raise ResultError(f"{given.where}, key {metric}.unit: '{unit}' is no unit of time; use one of {', '.join(UNITS_S)}")
+        raise ResultError(
+            f"{given.where}, key {metric}.unit: '{unit}' is no unit of time; use one of {', '.join(UNITS_S)}"
+        )
     return UNITS_S[unit]
 
 
@@ -130,11 +132,12 @@ def read_tables(where: str, tables: Sequence[Sequence[Sequence[str]]]) -> list[B
             if key is None or found is None:
                 continue
             if len(row) != len(header):
-                raise ResultError(f"{where}, row {number} of a table ('{row[0]}'): {len(row)} cells instead of {len(header)}")
+                raise ResultError(
+                    f"{where}, row {number} of a table ('{row[0]}'): {len(row)} cells instead of {len(header)}"
+                )
             cells = dict(zip(["avg" if name == "Value" else name for name in header[1:]], row[1:], strict=True))
             values[key] = {"unit": found[2] or "", **cells}
-    if "telemetry" in values:
-        del values["telemetry"]
+    values.pop("telemetry", None)
     result = read(where, {**values, "telemetry_data": telemetry})[0]
     from dataclasses import replace
 

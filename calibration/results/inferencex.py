@@ -65,19 +65,14 @@ def read(where: str, values: Mapping[str, Any]) -> list[BenchmarkResult]:
     ]
 
 
-def _true_lengths(
-    given: Fields, output_rate: float | None, total_rate: float | None
-) -> tuple[float, float] | None:
+def _true_lengths(given: Fields, output_rate: float | None, total_rate: float | None) -> tuple[float, float] | None:
     """Mean prompt and output tokens, which the file does not say: a request takes TTFT + (output - 1) TPOT, and the
     prompt is to the output as the input rate to the output rate. None where that is far from what was asked for."""
-    ttft, tpot, latency = given.number("mean_ttft"), given.number("mean_tpot"), given.number("mean_e2el")
-    isl, osl = given.number("isl"), given.number("osl")
-    if None in (ttft, tpot, latency, isl, osl, output_rate, total_rate):
+    names = ("mean_ttft", "mean_tpot", "mean_e2el", "isl", "osl")
+    found = [value for name in names if (value := given.number(name))]
+    if len(found) < len(names) or not output_rate or not total_rate:
         return None
-    assert ttft is not None and tpot is not None and latency is not None and isl is not None and osl is not None
-    assert output_rate is not None and total_rate is not None
-    if tpot <= 0 or output_rate <= 0:
-        return None
+    ttft, tpot, latency, isl, osl = found
     output = (latency - ttft) / tpot + 1
     prompt = output * (total_rate / output_rate - 1)
     near = all(LEAST_OF_NOMINAL <= x / y <= MOST_OF_NOMINAL for x, y in ((output, osl), (prompt, isl)))

@@ -15,7 +15,14 @@ from calibration.results.result import BenchmarkResult, ResultError
 
 IN_FLIGHT = 0.85  # of the clients' limit: where fewer are in flight, arrivals bound them and not the limit (assumed)
 PRECISIONS = ("NVFP4", "MXFP4", "INT4", "FP8", "FP4", "BF16", "AWQ", "GPTQ")  # as model names end
-AS_POINTS = {"AWQ": "INT4", "GPTQ": "INT4", "MXFP4": "FP4", "FP16": "BF16", "BFLOAT16": "BF16", "COMPRESSED-TENSORS": ""}
+AS_POINTS = {
+    "AWQ": "INT4",
+    "GPTQ": "INT4",
+    "MXFP4": "FP4",
+    "FP16": "BF16",
+    "BFLOAT16": "BF16",
+    "COMPRESSED-TENSORS": "",
+}
 
 
 @dataclass(frozen=True)
@@ -121,9 +128,7 @@ def _row(result: BenchmarkResult, setup: Setup, launches: Sequence[Launch]) -> d
     }
 
 
-def _servers(
-    result: BenchmarkResult, setup: Setup, launches: Sequence[Launch]
-) -> tuple[Launch | None, Launch]:
+def _servers(result: BenchmarkResult, setup: Setup, launches: Sequence[Launch]) -> tuple[Launch | None, Launch]:
     """Prefill (None: colocated) and decode servers: by options, else by the file, else by launch lines. Raises
     ResultError where the file contradicts a line, or nothing says how the model is cut."""
     by_role = {launch.role: launch for launch in launches}
@@ -170,8 +175,8 @@ def _check_alike(result: BenchmarkResult, found: Launch, told: Launch) -> None:
         a, b = getattr(found, name), getattr(told, name)
         if a is not None and b is not None and a != b:
             raise ResultError(
-                f"{result.where}: the file says {what} {a} and the launch line {b}; give the line of the server that was "
-                "measured"
+                f"{result.where}: the file says {what} {a} and the launch line {b}; give that of the server that "
+                "was measured"
             )
 
 
@@ -193,14 +198,19 @@ def _pools(result: BenchmarkResult, setup: Setup, prefill: Launch | None, decode
             setup.n_decode_gpu or result.n_decode_gpu or (decode.gpus or 0) * result.decode_workers,
         )
         if 0 in sizes:
-            raise ResultError(f"{result.where}: the accelerators of prefill and decode are not said; give --n-prefill-gpu and --n-decode-gpu")
+            raise ResultError(
+                f"{result.where}: the accelerators of prefill and decode are not said; give "
+                "--n-prefill-gpu and --n-decode-gpu"
+            )
         return sizes
     gpus = setup.n_gpu or result.n_gpu or decode.gpus
     if not gpus:
         raise ResultError(f"{result.where}: how many accelerators served is not said; give --n-gpu")
     size = decode.gpus_of_instance
     if size and gpus % size:
-        raise ResultError(f"{result.where}: instances of {size} accelerators do not fill {gpus}; correct --n-gpu or --tp")
+        raise ResultError(
+            f"{result.where}: instances of {size} accelerators do not fill {gpus}; correct --n-gpu or --tp"
+        )
     return 0, gpus
 
 

@@ -171,7 +171,8 @@ def parse_point(index: int, row: Mapping[str, Any]) -> Point:
     disaggregated = _flag(row, "disaggregated")
     try:
         pools = _pools(row, disaggregated, phase)
-        prefill, decode = (_ranked(row, name, pool) for name, pool in zip(("prefill", "decode"), pools, strict=True))
+        names = ("prefill", "decode") if disaggregated else ("decode", "decode")
+        prefill, decode = (_ranked(row, name, pool) for name, pool in zip(names, pools, strict=True))
     except LayoutError as error:
         raise Unpredictable(str(error)) from None
     spec_decode = _text(row, "spec_decode")
@@ -205,7 +206,7 @@ def parse_point(index: int, row: Mapping[str, Any]) -> Point:
 
 def _ranked(row: Mapping[str, Any], name: str, pool: WorkerLayout) -> WorkerLayout:
     """With the attention ranks that the row says. Raises LayoutError."""
-    ranks = _number(row, f"{name}_attention_ranks") or _number(row, "decode_attention_ranks")
+    ranks = _number(row, f"{name}_attention_ranks")
     if ranks is None:
         return pool
     within = pool.gpus // (pool.stages * pool.context_ranks)
