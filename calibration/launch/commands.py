@@ -16,7 +16,7 @@ ENGINES = "vllm serve, sglang.launch_server, trtllm-serve, or python -m dynamo.v
 PROGRAMS = (
     (re.compile(r"sglang[._]router|sgl-router|sglang-router"), "router"),
     (re.compile(r"trtllm-serve disaggregated"), "trtllm pair"),
-    (re.compile(r"dynamo\.vllm|vllm serve|vllm\.entrypoints"), "vllm"),
+    (re.compile(r"dynamo\.vllm|vllm serve|vllm\.entrypoints|vllm-openai\S*"), "vllm"),
     (re.compile(r"dynamo\.sglang|sglang\.launch_server|sglang serve"), "sglang"),
     (re.compile(r"dynamo\.trtllm|trtllm-serve|trtllm-bench|tensorrt_llm"), "trtllm"),
 )
