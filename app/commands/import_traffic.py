@@ -45,6 +45,9 @@ def traffic(
     ] = None,
     model: Annotated[str | None, typer.Option(help="Model preset, or a Hugging Face config.json.")] = None,
     gpu: Annotated[list[str] | None, typer.Option(help="Accelerator to choose from; may be repeated.")] = None,
+    stack: Annotated[
+        str | None, typer.Option(help="Stack whose rates count, such as one that `calibrate serving` has fitted.")
+    ] = None,
     json_file: JsonOutput = None,
 ) -> None:
     """Turn recorded traffic into a scenario that `simulate` runs and `plan` reads.
@@ -60,7 +63,11 @@ def traffic(
     check_writable(output, "--output")
     check_writable(json_file, "--json")
     base = with_name(
-        load_scenario(scenario) if scenario else default_scenario(), f"traffic of {files[0].name}", model, gpu or ()
+        load_scenario(scenario) if scenario else default_scenario(),
+        f"traffic of {files[0].name}",
+        model,
+        gpu or (),
+        stack,
     )
     keys = trace_keys(columns, time_unit, block_tokens) | {
         key: value for key, value in (("limit", limit), ("rate", rate)) if value is not None

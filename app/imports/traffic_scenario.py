@@ -104,14 +104,15 @@ def sized(asked: Scenario) -> Deployment:
     return found.designs[0].deployment
 
 
-def with_name(base: Scenario, name: str, model: str | None, gpus: Sequence[str]) -> Scenario:
-    """`base` under another name, with another model or accelerators; either leaves its deployment out."""
+def with_name(base: Scenario, name: str, model: str | None, gpus: Sequence[str], stack: str | None = None) -> Scenario:
+    """`base` under another name, with another model, accelerators or stack; each leaves its deployment out."""
     changes: dict[str, Any] = {"name": name}
     if model is not None:
         # the scenario may lie elsewhere than where the command runs
         changes["model"] = str(Path(model).resolve()) if Path(model).exists() else model
-    if gpus:
-        changes["search"] = base.search.model_dump() | {"gpus": list(gpus)}
-    if model is not None or gpus:
+    search = {key: value for key, value in (("gpus", list(gpus)), ("stack", stack)) if value}
+    if search:
+        changes["search"] = base.search.model_dump() | search
+    if model is not None or search:
         changes["deployment"] = None
     return parse_scenario(base.model_dump() | changes, "options")

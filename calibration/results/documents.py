@@ -66,7 +66,9 @@ def _objects(text: str, found: Documents) -> None:
         except (ValueError, RecursionError) as error:
             why = getattr(error, "msg", str(error))
             at = getattr(error, "lineno", line), getattr(error, "colno", 1)
-            found.left_out.append(f"{found.path}, line {at[0]}, column {at[1]}: not JSON ({why}); correct or remove it")
+            found.left_out.append(
+                f"{where}: what begins here is not JSON ({why} at line {at[0]}, column {at[1]}); correct or remove it"
+            )
             after = text.find("\n{", place)
             if after < 0:
                 return
