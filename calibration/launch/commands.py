@@ -70,21 +70,29 @@ def _role(flags: Flags) -> Literal["prefill", "decode"] | None:
     return None if said is None else ROLES.get(said.lower())
 
 
+VLLM_SHORT = {
+    "tp": "tensor-parallel-size", "pp": "pipeline-parallel-size", "dp": "data-parallel-size",
+    "dpl": "data-parallel-size-local", "pcp": "prefill-context-parallel-size", "dcp": "decode-context-parallel-size",
+    "ep": "enable-expert-parallel", "sc": "speculative-config", "q": "quantization",
+}  # fmt: skip
+
+
 def _vllm(flags: Flags, folder: Path) -> Launch:
+    flags = replace(flags, values={VLLM_SHORT.get(name, name): found for name, found in flags.values.items()})
     config = flags.text("config")
     if config is not None:
         # Flags of the line override those of the file.
         keys = engine_file(folder / config)
         values = {str(k).replace("_", "-"): (_flag_text(v),) for k, v in keys.items() if v is not False}
         flags = replace(flags, values={**values, **flags.values})
-    tp = flags.whole("tensor-parallel-size", "tp") or 1
-    pp = flags.whole("pipeline-parallel-size", "pp") or 1
-    pcp = flags.whole("prefill-context-parallel-size", "pcp") or 1
-    dp = flags.whole("data-parallel-size", "dp") or 1
-    local = flags.whole("data-parallel-size-local", "dpl")
-    expert = flags.switch("enable-expert-parallel", "ep")
+    tp = flags.whole("tensor-parallel-size") or 1
+    pp = flags.whole("pipeline-parallel-size") or 1
+    pcp = flags.whole("prefill-context-parallel-size") or 1
+    dp = flags.whole("data-parallel-size") or 1
+    local = flags.whole("data-parallel-size-local")
+    expert = flags.switch("enable-expert-parallel")
     transfer = flags.table("kv-transfer-config")
-    speculation = flags.table("speculative-config") or flags.table("sc")
+    speculation = flags.table("speculative-config")
     drafts = speculation.get("num_speculative_tokens")
     return Launch(
         "vLLM",
@@ -96,12 +104,12 @@ def _vllm(flags: Flags, folder: Path) -> Launch:
         pp=pp,
         attention_dp=dp,
         ep=tp * pcp * dp if expert else 1,
-        context_ranks=flags.whole("decode-context-parallel-size", "dcp") or 1,
+        context_ranks=flags.whole("decode-context-parallel-size") or 1,
         sequences=flags.whole("max-num-seqs"),
         tokens_per_step=flags.whole("max-num-batched-tokens"),
         memory_share=flags.share("gpu-memory-utilization"),
         kv_dtype=flags.text("kv-cache-dtype"),
-        quantisation=flags.text("quantization", "q"),
+        quantisation=flags.text("quantization"),
         drafts=None if drafts is None else whole(drafts, "num_speculative_tokens"),
         most_context=flags.whole("max-model-len"),
     )

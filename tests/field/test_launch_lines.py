@@ -78,7 +78,7 @@ def test_a_script_may_hold_several_and_other_commands() -> None:
         ("vllm serve 'a", "cannot be split into words"),
         ("vllm serve a -tp $TP", r"--tensor-parallel-size=\$TP is filled in by a shell"),
         ("vllm serve a -tp two", "--tensor-parallel-size=two is not a whole number"),
-        ("vllm serve a -sc {bad", "--sc is not JSON"),
+        ("vllm serve a -sc {bad", "--speculative-config is not JSON"),
         ("vllm serve --config none.yaml", "none.yaml, which does not exist"),
     ],
 )
