@@ -126,6 +126,10 @@ def _sglang(flags: Flags, folder: Path) -> Launch:
     attention = flags.whole("attn-dp-size", "attention-data-parallel-size") or 1
     if flags.switch("enable-dp-attention"):
         attention, data = max(attention, data), 1
+    if tp % attention:
+        raise LaunchError(
+            f"{attention} attention ranks do not divide --tp-size={tp}; correct --dp-size or --attn-dp-size"
+        )
     gpus = tp * pp * data
     nodes = flags.whole("nnodes") or 1
     chunk = flags.whole("chunked-prefill-size")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+MOST_RANKS = 100_000  # of one launch line: far above any real one (assumed)
+
 
 class LaunchError(ValueError):
     """A launch line that cannot be understood; one sentence."""
@@ -43,6 +45,12 @@ class Launch:
     most_context: int | None = None
     prefill_servers: int | None = None
     decode_servers: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("tp", "pp", "attention_dp", "ep", "context_ranks", "replicas"):
+            size = getattr(self, name)
+            if not 1 <= size <= MOST_RANKS:
+                raise LaunchError(f"{self.engine}: {name}={size} is not between 1 and {MOST_RANKS}; correct the sizes")
 
     @property
     def is_router(self) -> bool:

@@ -42,7 +42,8 @@ def is_table(tables: Sequence[Sequence[Sequence[str]]]) -> bool:
 def read(where: str, values: Mapping[str, Any]) -> list[BenchmarkResult]:
     """A JSON summary. Each metric is an object with its unit; those that did not apply are absent."""
     given = Fields(where, values)
-    config = Fields(where, values.get("input_config") or {})
+    said = values.get("input_config")
+    config = Fields(where, said if isinstance(said, Mapping) else {})
     models = config.values.get("models") or config.values.get("model_names") or []
     phases = config.values.get("phases")
     limit = config.number("perf_analyzer.stimulus.concurrency")
@@ -156,8 +157,8 @@ def read_records(where: str, records: Sequence[Mapping[str, Any]]) -> list[Bench
         if record.get("error") or record["metadata"].get("was_cancelled"):
             failed += 1
             continue
-        starts.append(float(record["metadata"]["request_start_ns"]) * 1e-9)
-        ends.append((given.number("metadata.request_end_ns") or 0.0) * 1e-9)
+        starts.append(given.number("metadata.request_start_ns", scale=1e-9) or 0.0)
+        ends.append(given.number("metadata.request_end_ns", scale=1e-9) or 0.0)
         for metric in ("time_to_first_token", "inter_token_latency", "request_latency"):
             value = given.number(f"metrics.{metric}.value")
             if value is not None:

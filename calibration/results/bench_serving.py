@@ -69,7 +69,7 @@ def read(where: str, values: Mapping[str, Any]) -> list[BenchmarkResult]:
 
 
 def _kind(values: Mapping[str, Any]) -> str:
-    if "server_info" in values or "total_throughput" in values:
+    if {"server_info", "total_throughput", "mean_e2e_latency_ms"} & set(values):
         return "sglang"
     if "user_throughput" in values or "request_goodput:" in values:
         return "trtllm"

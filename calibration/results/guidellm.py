@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from calibration.results.documents import Fields
-from calibration.results.result import BenchmarkResult
+from calibration.results.result import BenchmarkResult, ResultError, day_of
 
 MS = 1e-3
 
@@ -21,6 +20,8 @@ def read(where: str, values: Mapping[str, Any]) -> list[BenchmarkResult]:
     """Figures are over answered requests. Request latency is in seconds, all others in milliseconds."""
     found = []
     for number, run in enumerate(values["benchmarks"], start=1):
+        if not isinstance(run, Mapping):
+            raise ResultError(f"{where}, benchmark {number}: {str(run)[:40]} is no object with metrics; remove it")
         given = Fields(f"{where}, benchmark {number}", run)
 
         def of(metric: str, statistic: str, scale: float = 1.0, given: Fields = given) -> float | None:
@@ -33,7 +34,7 @@ def read(where: str, values: Mapping[str, Any]) -> list[BenchmarkResult]:
                 where=given.where,
                 tool="guidellm",
                 model=given.text("config.backend.model", "benchmarker.backend.model"),
-                date=datetime.fromtimestamp(begin, UTC).date().isoformat() if begin else None,
+                date=day_of(begin),
                 completed=given.whole("metrics.request_totals.successful"),
                 failed=given.whole("metrics.request_totals.errored"),
                 concurrency_limit=given.number("config.strategy.streams", "config.strategy.max_concurrency"),

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from calibration.results.documents import Fields
-from calibration.results.result import BenchmarkResult
+from calibration.results.result import BenchmarkResult, day_of
 
 
 def fits(values: Mapping[str, Any]) -> bool:
@@ -29,7 +28,7 @@ def read(where: str, values: Mapping[str, Any]) -> list[BenchmarkResult]:
             where=where,
             tool="llmperf",
             model=given.text("model"),
-            date=datetime.fromtimestamp(stamp, UTC).date().isoformat() if stamp else None,
+            date=day_of(stamp),
             completed=given.whole("results_num_completed_requests"),
             failed=given.whole("results_number_errors"),
             concurrency_limit=given.number("num_concurrent_requests"),

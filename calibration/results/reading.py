@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from calibration.launch.launch import LaunchError
 from calibration.results import aiperf, bench_serving, guidellm, inferencex, llmperf, trtllm_bench
 from calibration.results.documents import read_documents
 from calibration.results.result import BenchmarkResult, ResultError
@@ -36,7 +37,10 @@ def read_results(path: Path) -> ResultFile:
         results += aiperf.read_tables(str(path), documents.tables)
     records = [values for _, values in documents.objects if aiperf.is_record(values)]
     if records:
-        results += aiperf.read_records(str(path), records)
+        try:
+            results += aiperf.read_records(str(path), records)
+        except ResultError as error:
+            left_out.append(str(error))
     for where, values in documents.objects:
         if aiperf.is_record(values):
             continue
@@ -47,6 +51,8 @@ def read_results(path: Path) -> ResultFile:
             continue
         try:
             results += tool.read(where, values)
+        except LaunchError as error:
+            left_out.append(f"{where}: {error}")
         except ResultError as error:
             left_out.append(str(error))
     if not results:

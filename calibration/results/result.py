@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 
 from calibration.launch.launch import Launch
 
+LAST_STAMP_S = 4e9  # of the year 2096: beyond it a stamp is in another unit
+
 
 class ResultError(ValueError):
     """A result that cannot be read; one sentence naming the file, the place in it and the way out."""
+
+
+def day_of(stamp_s: float | None) -> str | None:
+    """Of seconds since 1970.
+
+    >>> day_of(1796033700.0), day_of(1e300), day_of(None)
+    ('2026-11-30', None, None)
+    """
+    if not stamp_s or stamp_s > LAST_STAMP_S:
+        return None
+    return datetime.fromtimestamp(stamp_s, UTC).date().isoformat()
 
 
 @dataclass(frozen=True)

@@ -85,12 +85,16 @@ def _multi_turn(values: Values) -> list[Values]:
     ]  # fmt: skip
 
 
+def _table(value: Any) -> Values:
+    return value if isinstance(value, Mapping) else {}
+
+
 def _measured(values: Values) -> list[Values]:
     """A record of AIPerf's results: what was sent, and when."""
-    metadata, metrics = values.get("metadata") or {}, values.get("metrics") or {}
+    metadata, metrics = _table(values.get("metadata")), _table(values.get("metrics"))
 
     def count(name: str) -> Any:
-        value = (metrics.get(name) or {}).get("value", 0)
+        value = _table(metrics.get(name)).get("value", 0)
         return int(value) if isinstance(value, float) and value.is_integer() else value
 
     return [

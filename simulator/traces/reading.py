@@ -55,7 +55,8 @@ class _Rows:
         layout = self.layout
         if layout.error and values.get(layout.error):
             raise _Failed
-        session = values.get(layout.session) if layout.session else None
+        session = self._name(values, layout.session, where)
+        parent = self._name(values, layout.parent, where)
         arrived = self._arrival(values, where)
         delay = self._delay(values, where)
         prompt = self._tokens(values, layout.prompt, where)
@@ -70,13 +71,20 @@ class _Rows:
             self.ids.append(ids)
             self.where.append(where)
         if layout.session:
-            self.session.append(None if session in ("", None) else session)
+            self.session.append(session)
         if layout.parent:
-            self.parent.append(values.get(layout.parent))
+            self.parent.append(parent)
         if layout.delay:
             self.delay.append(delay)
         if layout.images:
             self.with_images += str(values.get(layout.images, "0")).strip() not in ("", "0", "None")
+
+    def _name(self, values: Mapping[str, Any], column: str | None, where: str) -> str | float | None:
+        """Of a session; None where the row has none."""
+        value = values.get(column) if column else None
+        if value is None or value == "" or isinstance(value, (str, int, float)):
+            return value if value != "" else None
+        raise TraceError(f"{where}, column {column}: {_shown(value)} is no name of a session; correct or remove it")
 
     def _arrival(self, values: Mapping[str, Any], where: str) -> float:
         name = self.layout.arrived
@@ -173,7 +181,10 @@ def _header_of(path: Path, record: Record) -> str:
 def _take(rows: _Rows, record: Record) -> tuple[int, list[str]]:
     """Failed requests of a record, and why parts of it cannot be read."""
     failed, problems = 0, []
-    for values in rows.layout.split(record.values):
+    parts = rows.layout.split(record.values)
+    if not parts:
+        return 1, []
+    for values in parts:
         try:
             rows.take(values, record.where)
         except _Failed:

@@ -75,7 +75,7 @@ def _text_table(path: Path, text: IO[str]) -> Table:
 def _is_json(line: str) -> bool:
     try:
         json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 
@@ -85,7 +85,7 @@ def _document(path: Path, lines: Iterator[str]) -> Iterator[Record] | None:
     held = list(lines)
     try:
         found = json.loads("".join(held))
-    except ValueError:
+    except (ValueError, RecursionError):
         return _json_rows(path, iter(held))
     entries = found if isinstance(found, list) else [found]
     if not all(isinstance(entry, dict) for entry in entries[:1]):
@@ -107,7 +107,7 @@ def _json_rows(path: Path, lines: Iterator[str]) -> Iterator[Record]:
         where = f"{path}, line {number}"
         try:
             entry = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             column = getattr(error, "colno", 1)
             why = getattr(error, "msg", str(error))
             yield Record(where, {}, f"column {column}: not JSON ({why}); correct or remove the line")
