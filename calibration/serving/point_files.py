@@ -32,15 +32,14 @@ class PointFiles:
 
 
 def is_points_file(path: Path) -> bool:
-    """True for a CSV file with the columns that points need, or some of them."""
+    """True for a table with some of the columns that points need, and for any other CSV that no tool writes."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             header = [name.strip() for name in next(csv.reader(file), [])]
     except (OSError, UnicodeDecodeError, csv.Error):
         return False
-    return path.suffix.lower() == ".csv" and (
-        not header or header[0] != "Metric" or len(set(REQUIRED) & set(header)) > 1
-    )
+    known = len(set(REQUIRED) & set(header)) > 1
+    return known or (path.suffix.lower() == ".csv" and header[:1] != ["Metric"])
 
 
 def read_result_rows(paths: Sequence[Path], setup: Setup) -> PointFiles:

@@ -77,6 +77,8 @@ def test_a_script_may_hold_several_and_other_commands() -> None:
         ("ls -la", "starts no server that is known"),
         ("vllm serve 'a", "cannot be split into words"),
         ("vllm serve a -tp $TP", r"--tensor-parallel-size=\$TP is filled in by a shell"),
+        ("vllm serve a -tp -3", "tp=-3 is not between 1 and"),
+        (SGLANG + "--tp 8 --dp 3 --enable-dp-attention", "3 attention ranks do not divide --tp-size=8"),
         ("vllm serve a -tp two", "--tensor-parallel-size=two is not a whole number"),
         ("vllm serve a -sc {bad", "--speculative-config is not JSON"),
         ("vllm serve --config none.yaml", "none.yaml, which does not exist"),

@@ -150,6 +150,28 @@ def test_what_is_no_result_is_refused(tmp_path: Path, text: str, told: str) -> N
         read_results(path)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"completed": 5, "mean_ttft_ms": 1, "server_info": {"tp_size": -4}}',
+        '{"time_to_first_token": {"unit": "parsec", "avg": 1}}',
+        '{"time_to_first_token": {"unit": "ms", "avg": {"a": 1}}, "input_config": 7}',
+        '{"benchmarks": [{"metrics": {}}, 3]}',
+        '{"hw": 3, "conc": 4, "tput_per_gpu": "x"}',
+        '{"metadata": {"request_start_ns": "x"}, "metrics": {}}',
+        "[" * 100_000,
+        "Metric,avg\nTime to First Token (ms)\n",
+    ],
+)
+def test_malformed_results_are_refused_in_one_sentence(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "r.json"
+    path.write_text(text)
+    with pytest.raises(ResultError) as error:
+        read_results(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 def rows(tmp_path: Path, objects: list[dict[str, Any]], setup: Setup) -> tuple[list[dict[str, Any]], list[str]]:
     return rows_of(read_results(write_lines(tmp_path / "r.json", objects)).results, setup)
 
