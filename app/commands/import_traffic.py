@@ -110,7 +110,8 @@ def _from_trace(path: Path, keys: dict[str, Any], base: Any, output: Path) -> tu
     given = {"kind": "trace", "path": path, **keys}
     asked = parse_scenario({"model": base.model, "workload": given}, "options").workload
     assert isinstance(asked, Trace)
-    summary = summary_of(read_trace(asked)).to_json()
+    trace = read_trace(asked)
+    summary = summary_of(trace).to_json()
     workload = trace_workload(asked, output)
     told = {key: summary[key] for key in ("time_unit", "block_tokens")}
     workload |= {key: value for key, value in told.items() if value is not None}
@@ -122,7 +123,7 @@ def _from_trace(path: Path, keys: dict[str, Any], base: Any, output: Path) -> tu
           f"{summary['output']['quantiles'][q]:.0f}" for q in summary["prompt"]["quantiles"]),
     ]  # fmt: skip
     hits = summary["hit_share"] or 0.0
-    text = scenario_text(base, workload, output, hits > 0, comments)
+    text = scenario_text(base, workload, output, comments, cached=hits > 0, in_turns=trace.turns is not None)
     output.write_text(text, encoding="utf-8")
     return summary | {"scenario": str(output)}, trace_report(summary, str(output))
 
@@ -146,7 +147,7 @@ def _from_metrics(files: list[Path], seconds: float | None, base: Any, output: P
             f"{seen['prefix_hit_rate']:.1%} of the prompt tokens were found in the prefix cache: one beginning common "
             "to all prompts stands for them (assumed)"
         )
-    text = scenario_text(base, workload, output, "shared_prefix" in workload, comments)
+    text = scenario_text(base, workload, output, comments, cached="shared_prefix" in workload)
     output.write_text(text, encoding="utf-8")
     seen["left_out"] = samples.left_out
     return seen | {"scenario": str(output)}, metrics_report(seen, str(output))

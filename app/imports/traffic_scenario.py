@@ -75,8 +75,19 @@ def common_beginning(mean: float, sigma: float, hit_share: float) -> int:
     return int(sizes[int(np.argmin(np.abs(np.array(shares) - hit_share)))])
 
 
-def scenario_text(base: Scenario, workload: dict[str, Any], output: Path, cached: bool, comments: Sequence[str]) -> str:
-    """`base` with the workload, and with a deployment that the planner's estimate sizes where it has none."""
+def scenario_text(
+    base: Scenario,
+    workload: dict[str, Any],
+    output: Path,
+    comments: Sequence[str],
+    *,
+    cached: bool,
+    in_turns: bool = False,
+) -> str:
+    """`base` with the workload, and with a deployment that the planner's estimate sizes where it has none.
+
+    cached: prompts begin alike. in_turns: turns of sessions wait for answers.
+    """
     kept = base.model_dump(mode="json", exclude_defaults=True, exclude_none=True, exclude={"workload", "tenants"})
     resolved = dict(workload)
     if "path" in resolved:
@@ -86,6 +97,10 @@ def scenario_text(base: Scenario, workload: dict[str, Any], output: Path, cached
     told = deployment.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
     if cached and deployment.prefix_cache is None:
         told["prefix_cache"] = {"share": 1.0}
+    elif not cached and told.pop("prefix_cache", None) and told.get("router") == "prefix_aware":
+        del told["router"]  # there is nothing to match
+    if told.get("router") == "session_affinity" and not in_turns:
+        del told["router"]
     tables = {"name": kept.pop("name", "scenario"), "model": kept.pop("model")}
     kept.pop("deployment", None)
     tables |= {"workload": workload, **kept, "deployment": told}

@@ -243,3 +243,13 @@ def test_metrics_that_say_too_little_ask_for_the_rest(tmp_path: Path) -> None:
 def test_the_common_beginning_gives_the_hits_of_alike_prompts() -> None:
     """Of prompts of 4,096 tokens 1,024 are a quarter."""
     assert common_beginning(4096.0, 0.0, 0.25) == 1024
+
+
+def test_a_base_that_looks_at_what_the_traffic_lacks_is_made_to_run(tmp_path: Path) -> None:
+    base, path, output = tmp_path / "own.toml", tmp_path / "v.csv", tmp_path / "scenario.toml"
+    head = '[deployment]\nrouter = "prefix_aware"\nprefix_cache = {share = 0.5}\n[deployment.colocated]'
+    base.write_text(BASE.replace("[deployment.colocated]", head))
+    path.write_text("arrived_at,num_prefill_tokens,num_decode_tokens\n0,500,20\n1.5,600,30\n")
+    code, said = run("import", "traffic", str(path), "--scenario", str(base), "--output", str(output))
+    assert code == 0, said
+    assert simulated(tmp_path)["requests"]["finished"] == 2
