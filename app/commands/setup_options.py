@@ -25,7 +25,7 @@ CommandInput = Annotated[
     typer.Option(
         "--command",
         metavar="LINE",
-        help="Launch line of the server, or a script with it; one each for prefill and decode.",
+        help="Launch line of the server, or a file with it or with the start-up log; one each for prefill and decode.",
     ),
 ]
 GpuInput = Annotated[str | None, typer.Option("--gpu", help="Accelerator, where results do not say it.")]

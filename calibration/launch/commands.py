@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from calibration.launch.flags import Flags, engine_file, read_flags, split_commands, whole
 from calibration.launch.launch import Launch, LaunchError
+from calibration.launch.logs import is_log, read_log
 
 ENGINES = "vllm serve, sglang.launch_server, trtllm-serve, or python -m dynamo.vllm, .sglang, .trtllm"
 # Words that name a program -> how its flags are read. The first that is found in the command counts.
@@ -27,10 +28,12 @@ ROLES: dict[str, Literal["prefill", "decode"]] = {
 
 
 def read_launches(text: str, folder: Path | None = None) -> list[Launch]:
-    """Every launch line of a script, in order; other commands are passed over.
+    """Every launch line of a script, in order; other commands are passed over. A start-up log stands for its line.
 
     folder: where files that a command names lie. Raises LaunchError where no line starts a known server.
     """
+    if is_log(text):
+        return [read_log(text)]
     found = [read for words in split_commands(text) if (read := _launch(words, folder or Path())) is not None]
     if not found:
         raise LaunchError(f"{' '.join(text.split())[:60]!r} starts no server that is known; give a line of {ENGINES}")

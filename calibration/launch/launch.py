@@ -20,7 +20,8 @@ class Launch:
     tp: accelerators over which attention is cut, SGLang's and TensorRT-LLM's attention ranks included.
     attention_dp: attention ranks that hold sequences of their own. replicas: instances that it starts.
     context_ranks: decode context parallel ranks inside tp.
-    Limits are of one attention rank: sequences; tokens_per_step (chunks and decodes together); prefill_chunk.
+    Limits are of one attention rank: sequences; tokens_per_step (chunks and decodes together); prefill_chunk;
+    kv_tokens, which its KV holds.
     drafts: tokens that a step verifies beyond its own.
     """
 
@@ -43,6 +44,7 @@ class Launch:
     quantisation: str | None = None
     drafts: int | None = None
     most_context: int | None = None
+    kv_tokens: int | None = None
     prefill_servers: int | None = None
     decode_servers: int | None = None
 

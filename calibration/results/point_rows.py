@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from calibration.launch.commands import read_launch
-from calibration.launch.launch import Launch
+from calibration.launch.launch import Launch, LaunchError
 from calibration.results.gpu_names import gpu_name
 from calibration.results.result import BenchmarkResult, ResultError
 
@@ -55,7 +55,10 @@ class Setup:
 
     def launches(self) -> tuple[Launch, ...]:
         """Raises LaunchError."""
-        return tuple(read_launch(command, self.folder) for command in self.commands)
+        found = tuple(read_launch(command, self.folder) for command in self.commands)
+        if any(launch.is_router for launch in found):
+            raise LaunchError("a router starts no engine; give the launch lines of its prefill and decode servers")
+        return found
 
 
 def rows_of(results: Sequence[BenchmarkResult], setup: Setup) -> tuple[list[dict[str, Any]], list[str]]:

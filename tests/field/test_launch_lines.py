@@ -94,3 +94,38 @@ def test_a_file_of_another_kind_is_refused_and_nothing_in_it_is_run(tmp_path: Pa
     with pytest.raises(LaunchError, match="is not YAML that can be read"):
         read_launch("vllm serve --config bad.yaml", tmp_path)
     assert not (tmp_path / "pwned").exists()
+
+
+def test_a_startup_log_of_vllm_says_what_each_engine_holds() -> None:
+    log = (
+        "(APIServer pid=1) INFO [startup.py:96] non-default args: {'model': 'a/b', 'max_model_len': 65536, "
+        "'data_parallel_size': 2, 'tensor_parallel_size': 4, 'enable_expert_parallel': True, 'max_num_seqs': 256}\n"
+        "INFO [scheduler.py:310] Chunked prefill is enabled with max_num_batched_tokens=8192.\n"
+        "INFO [core.py:140] Initializing a V1 LLM engine (v0.33.0) with config: model='a/b', speculative_config=None, "
+        "tensor_parallel_size=4, pipeline_parallel_size=1, data_parallel_size=2, kv_cache_dtype=auto\n"
+        "INFO [kv_cache_utils.py:1147] GPU KV cache size: 540,672 tokens, Maximum concurrency for 65,536 tokens\n"
+    )
+    found = read_launch(log)
+    assert (found.engine, found.model, found.gpus, found.tp, found.attention_dp, found.ep) == (
+        "vLLM",
+        "a/b",
+        8,
+        4,
+        2,
+        8,
+    )
+    assert (found.sequences, found.tokens_per_step, found.kv_tokens, found.drafts) == (256, 8192, 540_672, 0)
+
+
+def test_a_startup_log_of_sglang_has_the_limits_of_a_rank() -> None:
+    log = (
+        "[2026-11-30 10:00:01] server_args=ServerArgs(model_path='a/b', tp_size=8, dp_size=1, attn_dp_size=8, "
+        "ep_size=8, pp_size=1, chunked_prefill_size=4096, max_running_requests=1024, speculative_algorithm=None)\n"
+        "[2026-11-30 10:03:15 DP0 TP0 EP0] max_total_num_tokens=312448, chunked_prefill_size=4096, "
+        "max_prefill_tokens=16384, max_running_requests=128, context_len=163840, available_gpu_mem=16.02 GB\n"
+    )
+    found = read_launch(log)
+    assert (found.gpus, found.attention_dp, found.ep, found.label) == (8, 8, 8, "TP8 EP8 DPattn")
+    assert (found.prefill_chunk, found.sequences, found.kv_tokens) == (4096, 128, 312_448)
+    with pytest.raises(LaunchError, match="does not say tp_size"):
+        read_launch(log.partition("\n")[2])
