@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from app.commands import calibrate, catalogue, dashboard, fits, plan, simulate, validate
+from app.commands import calibrate, catalogue, dashboard, fits, imports, plan, simulate, validate
+from app.commands.trace_options import joined_columns
 from app.errors import EXIT_INTERRUPTED, OneSentenceGroup
 
+
+class RootGroup(OneSentenceGroup):
+    """The command tree; --columns takes all words after it that name columns."""
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
+        return super().main(joined_columns(sys.argv[1:] if args is None else args), *rest, **extra)
+
+
 cli = typer.Typer(
-    cls=OneSentenceGroup,
+    cls=RootGroup,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -25,6 +36,7 @@ cli.command("fits")(fits.fits)
 cli.command("validate")(validate.validate)
 cli.add_typer(catalogue.cli, name="catalogue")
 cli.add_typer(calibrate.cli, name="calibrate")
+cli.add_typer(imports.cli, name="import")
 cli.command("app")(dashboard.app)
 
 

@@ -10,6 +10,7 @@ from app.errors import InputError
 from simulator.scenario import Deployment, OpenLoop, Scenario, Trace, load_scenario, parse_scenario
 
 FORMS = ("disaggregated", "colocated")
+TRACE_REPLAY = ("speed", "rate", "limit")  # keys of a trace that do not say how its file is read
 DEFAULT_SCENARIO = Path(__file__).parent / "data" / "default_scenario.toml"
 
 
@@ -25,6 +26,7 @@ def with_changes(
     gpus: Sequence[str] = (),
     rate: float | None = None,
     trace: Path | None = None,
+    trace_keys: Mapping[str, Any] | None = None,
     isl: int | None = None,
     osl: int | None = None,
     ttft_s: float | None = None,
@@ -38,8 +40,9 @@ def with_changes(
     prices: str | None = None,
     knobs: Mapping[str, Any] | None = None,
 ) -> Scenario:
-    """`scenario` with what was given replaced. rate in requests/s, isl and osl in tokens. knobs: keys of
-    `simulator.scenario.Knobs`, for the search and for every pool."""
+    """`scenario` with what was given replaced. rate in requests/s, isl and osl in tokens; trace_keys: how the trace,
+    that of the scenario or the given one, is to be read. knobs: keys of `simulator.scenario.Knobs`, for the search and
+    for every pool."""
     changes: dict[str, Any] = {}
     if model is not None:
         changes["model"] = model
@@ -57,7 +60,7 @@ def with_changes(
     search.update(knobs or {})
     if search:
         changes["search"] = scenario.search.model_dump() | search
-    if workload := _workload(scenario, rate, trace, isl, osl):
+    if workload := _workload(scenario, rate, trace, trace_keys or {}, isl, osl):
         changes |= {"workload": workload, "tenants": ()}
     limits = {"ttft_s": ttft_s, "tpot_s": tpot_s}
     if any(limit is not None for limit in limits.values()):
@@ -81,18 +84,28 @@ def _with_knobs(deployment: Deployment, knobs: Mapping[str, Any]) -> dict[str, A
 
 
 def _workload(
-    scenario: Scenario, rate: float | None, trace: Path | None, isl: int | None, osl: int | None
+    scenario: Scenario,
+    rate: float | None,
+    trace: Path | None,
+    trace_keys: Mapping[str, Any],
+    isl: int | None,
+    osl: int | None,
 ) -> dict[str, Any] | None:
     synthetic = {name: value for name, value in (("rate", rate), ("prompt", isl), ("output", osl)) if value is not None}
+    old = scenario.workload if isinstance(scenario.workload, Trace) else None
     if trace is not None:
         if synthetic:
             raise InputError("--trace brings its own arrivals and lengths; leave out --rate, --isl and --osl")
         if trace.is_dir():
             raise InputError(f"trace file {trace} is a directory; give a trace file in it")
         if not trace.exists():
-            raise InputError(f"trace file {trace} does not exist; give the path of an Azure CSV or a Mooncake JSONL")
-        kept = scenario.workload.model_dump() if isinstance(scenario.workload, Trace) else {"kind": "trace"}
-        return kept | {"path": trace, "format": "auto"}
+            raise InputError(f"trace file {trace} does not exist; give the path of a recorded trace")
+        kept = old.model_dump(include={"kind", *TRACE_REPLAY}) if old else {"kind": "trace"}
+        return {**kept, "path": trace, **trace_keys}
+    if trace_keys:
+        if old is None:
+            raise InputError(f"--{next(iter(trace_keys)).replace('_', '-')} says how a trace is read; give a --trace")
+        return {**old.model_dump(), **trace_keys}
     if not synthetic:
         return None
     if isinstance(scenario.workload, OpenLoop):

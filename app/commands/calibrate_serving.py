@@ -9,17 +9,39 @@ from typing import Annotated
 import typer
 
 from app.commands.options import JsonOutput
+from app.commands.setup_options import (
+    CommandInput,
+    DpInput,
+    EngineInput,
+    EpInput,
+    GpuInput,
+    GpusInput,
+    ModelInput,
+    PointInputs,
+    PpInput,
+    PrecisionInput,
+    TpInput,
+    setup_of,
+)
 from app.errors import InputError
 
 
 def serving(
-    points: Annotated[
-        Path, typer.Argument(metavar="POINTS.csv", help="Your measured points; docs/validation.md names the columns.")
-    ],
+    points: PointInputs,
     output: Annotated[
         Path,
         typer.Option(metavar="FOLDER", help="Write serving.json and a profile of each stack there, for --profiles."),
     ],
+    command: CommandInput = None,
+    gpu: GpuInput = None,
+    n_gpu: GpusInput = None,
+    tp: TpInput = None,
+    dp: DpInput = None,
+    ep: EpInput = None,
+    pp: PpInput = None,
+    engine: EngineInput = None,
+    model: ModelInput = None,
+    precision: PrecisionInput = None,
     json_file: JsonOutput = None,
 ) -> None:
     """Fit what your engine adds to its kernels to your own serving points; says how well held-out points are predicted.
@@ -30,21 +52,25 @@ def serving(
     from app.render.own_stack import own_report
     from calibration.serving.effects import fit_in
     from calibration.serving.own_stack import TooFewPointsError, fit_own
-    from calibration.serving.points import read_points
+    from calibration.serving.point_files import read_point_files
     from calibration.serving.predict import prepare
     from calibration.serving.scores import scores_by_metric
 
     check_writable(json_file, "--json")
     if output.exists() and not output.is_dir():
         raise InputError(f"--output {output} is a file; name a folder")
-    frame = read_points(points)
+    setup = setup_of(
+        command, gpu=gpu, n_gpu=n_gpu, tp=tp, dp=dp, ep=ep, pp=pp, engine=engine, model=model, precision=precision
+    )
+    given = read_point_files(points, setup)
+    frame = given.frame
     before = fit_in(output)
     with progress_bar() as progress:
         prepared = prepare(frame, progress)
     try:
-        own = fit_own(prepared, points.name, before)
+        own = fit_own(prepared, ", ".join(path.name for path in points), before)
     except TooFewPointsError as error:
-        raise InputError(f"{points}: {error}") from None
+        raise InputError(f"{points[0]}: {error}") from None
     try:
         written = own.write(output)
     except OSError as error:
@@ -56,6 +82,7 @@ def serving(
         "points": len(prepared.points) + len(prepared.unpredicted),
         "fitted": int(own.before["row"].nunique()),
         "left_out": own.left_out,
+        "unread": list(given.left_out),
         "before": {metric: asdict(found) for metric, found in scores_by_metric(own.before).items()},
         "held_out": held_out,
         "folder": str(output),

@@ -82,6 +82,6 @@ JsonOutput = Annotated[
 ]
 TraceInput = Annotated[
     Path | None,
-    typer.Option("--trace", metavar="FILE", help="Replay an Azure CSV or a Mooncake JSONL as the traffic."),
+    typer.Option("--trace", metavar="FILE", help="Replay a recorded trace as the traffic; see `import traffic`."),
 ]
 SeedInput = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of every random draw.")]

@@ -20,6 +20,7 @@ from app.commands.options import (
     whole_above_zero,
 )
 from app.commands.quantities import draft_depth, requests_per_s, tpot_seconds, ttft_seconds
+from app.commands.trace_options import BlockTokensInput, ColumnsInput, TimeUnitInput, trace_keys
 from app.errors import EXIT_NO_ANSWER, InputError
 
 
@@ -35,6 +36,9 @@ def plan(
         typer.Option(metavar="RATE", help="Requests per second; or 600/min, 10/s.", parser=requests_per_s),
     ] = None,
     trace: TraceInput = None,
+    columns: ColumnsInput = None,
+    time_unit: TimeUnitInput = None,
+    block_tokens: BlockTokensInput = None,
     isl: Annotated[int | None, typer.Option(help="Prompt tokens.", callback=whole_above_zero)] = None,
     osl: Annotated[int | None, typer.Option(help="Output tokens.", callback=whole_above_zero)] = None,
     ttft: Annotated[
@@ -110,6 +114,7 @@ def plan(
         gpus=gpu or (),
         rate=rate,
         trace=trace,
+        trace_keys=trace_keys(columns, time_unit, block_tokens),
         isl=isl,
         osl=osl,
         ttft_s=ttft,

@@ -21,6 +21,7 @@ from app.commands.options import (
     set_knobs,
 )
 from app.commands.simulation_files import SimulationFiles
+from app.commands.trace_options import BlockTokensInput, ColumnsInput, TimeUnitInput, trace_keys
 
 if TYPE_CHECKING:
     from simulator.scenario import SharedCluster
@@ -33,6 +34,9 @@ def simulate(
         Path, typer.Argument(metavar="SCENARIO.toml", help="Scenario with a deployment table, or with models.")
     ],
     trace: TraceInput = None,
+    columns: ColumnsInput = None,
+    time_unit: TimeUnitInput = None,
+    block_tokens: BlockTokensInput = None,
     share: MemoryShare = None,
     kv_dtype: KvDtype = None,
     power_cap: PowerCap = None,
@@ -90,7 +94,14 @@ def simulate(
                 raise typer.BadParameter(f"{flag} is for one model, and {scenario} has several; leave it out")
         _simulate_shared(found, seed, json_file, files)
         return
-    asked = with_changes(found, trace=trace, seed=seed, prices=prices, knobs=knobs)
+    asked = with_changes(
+        found,
+        trace=trace,
+        trace_keys=trace_keys(columns, time_unit, block_tokens),
+        seed=seed,
+        prices=prices,
+        knobs=knobs,
+    )
     from simulator.des.simulate import simulate as run
     from simulator.uncertainty.bands import of_run, of_runs
 

@@ -8,12 +8,34 @@ from typing import Annotated
 import typer
 
 from app.commands.options import JsonOutput
+from app.commands.setup_options import (
+    CommandInput,
+    DpInput,
+    EngineInput,
+    EpInput,
+    GpuInput,
+    GpusInput,
+    ModelInput,
+    PointInputs,
+    PpInput,
+    PrecisionInput,
+    TpInput,
+    setup_of,
+)
 
 
 def validate(
-    points: Annotated[
-        Path, typer.Argument(metavar="POINTS.csv", help="Measured points; docs/validation.md names the columns.")
-    ],
+    points: PointInputs,
+    command: CommandInput = None,
+    gpu: GpuInput = None,
+    n_gpu: GpusInput = None,
+    tp: TpInput = None,
+    dp: DpInput = None,
+    ep: EpInput = None,
+    pp: PpInput = None,
+    engine: EngineInput = None,
+    model: ModelInput = None,
+    precision: PrecisionInput = None,
     json_file: JsonOutput = None,
     predictions_file: Annotated[
         Path | None,
@@ -29,22 +51,29 @@ def validate(
     from app.output import STDOUT, check_writable, progress_bar, stdout_console, write_json
     from app.render.validation import parity_plot, validation_report
     from calibration.serving.effects import chosen
-    from calibration.serving.points import read_points
+    from calibration.serving.point_files import read_point_files
     from calibration.serving.predict import predictions, prepare
     from calibration.serving.scores import report
 
     for path, flag in ((json_file, "--json"), (predictions_file, "--predictions"), (html, "--html")):
         check_writable(path, flag)
-    frame = read_points(points)
+    setup = setup_of(
+        command, gpu=gpu, n_gpu=n_gpu, tp=tp, dp=dp, ep=ep, pp=pp, engine=engine, model=model, precision=precision
+    )
+    given = read_point_files(points, setup)
+    frame = given.frame
     fit = chosen()
     with progress_bar() as progress:
         prepared = prepare(frame, progress)
     lines = predictions(prepared, fit)
     answer = report(prepared, lines)
-    write_json(answer.to_json(), json_file)
+    write_json(answer.to_json() | {"unread": list(given.left_out)}, json_file)
     if predictions_file is not None:
         lines.to_csv(predictions_file, index=False, float_format="%.6g")
     if html is not None:
         parity_plot(lines).write_html(html, include_plotlyjs=True)
     if json_file != STDOUT:
-        stdout_console().print(validation_report(answer))
+        console = stdout_console()
+        console.print(validation_report(answer))
+        for said in given.left_out:
+            console.print(f"Left out: {said}")

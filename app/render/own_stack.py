@@ -25,6 +25,7 @@ def own_report(answer: dict[str, Any]) -> Group:
     if answer["held_out"] is None:
         said = ["Too few points to hold half of them out: how well the fit predicts others is not known."]
     said += [f"Left out: {rows} rows: {why}." for why, rows in answer["left_out"].items()]
+    said += [f"Left out: {problem}" for problem in answer["unread"]]
     said.append(f"Written: {', '.join(answer['files'])}.")
     said.append(next_command(answer["folder"], [name.partition("@")[0] for name in answer["files"] if "@" in name]))
     return Group(table, *said)

@@ -39,6 +39,7 @@ class WorkerLayout:
     expert_parallel: bool
     stages: int = 1  # of a pipeline
     context_ranks: int = 1  # that share the attention of one prompt
+    attention_ranks: int | None = None  # with sequences of their own; None: one, or every accelerator of a stage
 
 
 @dataclass(frozen=True)

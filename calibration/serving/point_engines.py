@@ -27,7 +27,8 @@ def hardware_of(gpu: str) -> HardwareProfile:
 def parallelism_of(worker: WorkerLayout) -> Parallelism:
     stage = worker.gpus // worker.stages
     ranks = stage // worker.context_ranks
-    tp, dp = (1, ranks) if worker.data_parallel else (ranks, 1)
+    dp = worker.attention_ranks or (ranks if worker.data_parallel else 1)
+    tp = ranks // dp
     ep = stage if worker.expert_parallel else 1
     return Parallelism(tp=tp, dp=dp, ep=ep, pp=worker.stages, cp=worker.context_ranks)
 

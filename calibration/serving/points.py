@@ -173,7 +173,9 @@ def parse_point(index: int, row: Mapping[str, Any]) -> Point:
     prompt, output = lengths(row, phase)
     disaggregated = _flag(row, "disaggregated")
     try:
-        prefill, decode = _pools(row, disaggregated, phase)
+        pools = _pools(row, disaggregated, phase)
+        names = ("prefill", "decode") if disaggregated else ("decode", "decode")
+        prefill, decode = (_ranked(row, name, pool) for name, pool in zip(names, pools, strict=True))
     except LayoutError as error:
         raise Unpredictable(str(error)) from None
     spec_decode = _text(row, "spec_decode")
@@ -196,14 +198,25 @@ def parse_point(index: int, row: Mapping[str, Any]) -> Point:
         month[0] if (month := re.search(r"20\d\d-\d\d", _text(row, "date"))) else UNKNOWN,
         mean_ttft := "mean" in _text(row, "ttft_stat").lower(),
         _median_ttft_ms(row) if mean_ttft else None,
-        _said(row, r"max-num-batched-tokens[ =](\d+)"),
-        _said(row, r"chunked prefill (\d+)|chunked-prefill-size[ =](\d+)"),
+        _number(row, "tokens_per_step") or _said(row, r"max-num-batched-tokens[ =](\d+)"),
+        _number(row, "prefill_chunk") or _said(row, r"chunked prefill (\d+)|chunked-prefill-size[ =](\d+)"),
         _said(row, r"max-running-requests[ =](\d+)|(\d+) running requests"),
-        _said(row, r"max-num-seqs[ =](\d+)"),
+        _number(row, "sequences_per_rank") or _said(row, r"max-num-seqs[ =](\d+)"),
         spread=spread_of(row),
         drafts_recorded=spec_decode.lower() != NOT_RECORDED,
     )
     return replace(point, distrusted=distrust(point, row))
+
+
+def _ranked(row: Mapping[str, Any], name: str, pool: WorkerLayout) -> WorkerLayout:
+    """With the attention ranks that the row says. Raises LayoutError."""
+    ranks = _number(row, f"{name}_attention_ranks")
+    if ranks is None:
+        return pool
+    within = pool.gpus // (pool.stages * pool.context_ranks)
+    if within % ranks:
+        raise LayoutError(f"{name}_attention_ranks={ranks:g} do not divide the {within} accelerators of a worker")
+    return replace(pool, attention_ranks=int(ranks), data_parallel=ranks > 1)
 
 
 def _months(released: str) -> int:

@@ -106,11 +106,12 @@ def _prepare(
 ) -> ReadyCluster:
     _check_traffic(scenario.name, deployment, streams)
     slos = tuple(_slo(scenario, stream) for stream in streams)
-    spec = cluster_spec(deployment, model, profiles, slos, _mean_lengths(streams))
+    spec = cluster_spec(deployment, model, profiles, slos, _mean_lengths(streams), streams[0].block_tokens)
     warmup = warmup_count(scenario.warmup_fraction, sum(len(stream) for stream in streams if not stream.offline))
     prices, assumptions = _prices(scenario, deployment, profiles, spec)
     unread = _not_of_pools(scenario, deployment)
-    said = tuple(dict.fromkeys((*model.assumptions, *assumptions, *_assumptions(deployment, spec), *unread)))
+    assumed = (*model.assumptions, *assumptions, *_said_of(streams), *_assumptions(deployment, spec), *unread)
+    said = tuple(dict.fromkeys(assumed))
     cluster = Cluster(spec, streams, rng, warmup, progress, recorder, env)
     return ReadyCluster(cluster, lambda run: SimulationResult(spec, run, spec.slos, prices, said))
 
@@ -120,7 +121,7 @@ def _check_traffic(name: str, deployment: Deployment, streams: Sequence[Requests
     if deployment.prefix_cache is not None and all(stream.blocks is None for stream in streams):
         raise ScenarioError(
             f"[deployment.prefix_cache] of '{name}' has nothing to match: the workload names no prompt "
-            "blocks; replay a Mooncake trace with hash_ids, send sessions, or give an open loop a shared_prefix"
+            "blocks; replay a trace with hash_ids, send sessions, or give an open loop a shared_prefix"
         )
     if deployment.router == "session_affinity" and all(stream.sessions is None for stream in streams):
         raise ScenarioError(
@@ -172,6 +173,11 @@ def _not_of_pools(scenario: Scenario, deployment: Deployment) -> list[str]:
     if not lone:
         return []
     return [f"search.{', search.'.join(lone)}: for `plan` alone; pools that are simulated have settings of their own"]
+
+
+def _said_of(streams: Sequence[Requests]) -> tuple[str, ...]:
+    """What was told of traces, and left out of them."""
+    return tuple(note for stream in streams for note in stream.notes)
 
 
 def _assumptions(deployment: Deployment, spec: ClusterSpec) -> list[str]:

@@ -9,9 +9,10 @@ import numpy as np
 
 from simulator.des.workload.draws import draw_lengths
 from simulator.des.workload.requests import trace_arrivals
-from simulator.des.workload.traces import BLOCK_TOKENS, read_trace
 from simulator.scenario import Lengths, OpenLoop, ScenarioError, Trace, Workload
 from simulator.steady_state.traffic import TrafficSample
+from simulator.traces.columns import BLOCK_TOKENS
+from simulator.traces.reading import read_trace
 
 SAMPLES = 64  # (prompt, output) pairs that stand for all [requests; assumed]
 DRAWS = 8192  # of a distribution, whose quantiles the samples are [requests; assumed]
@@ -63,7 +64,7 @@ def traffic_of(workload: Workload, seed: int) -> Traffic:
             text += f", of which {cached} are in a prefix cache"
         return Traffic(workload.rate, workload.burstiness, prompts, outputs, text, cached)
     if isinstance(workload, Trace):
-        return _trace_traffic(workload)
+        return _trace_traffic(workload, seed)
     raise ScenarioError(
         f"plan sizes a cluster for arriving traffic, and workload.kind='{workload.kind}' has no rate of requests; "
         "use 'open_loop' with a rate, or 'trace'"
@@ -92,19 +93,20 @@ def _stratified(prompt: Lengths, output: Lengths, seed: int) -> tuple[tuple[int,
     return prompts, outputs
 
 
-def _trace_traffic(workload: Trace) -> Traffic:
+def _trace_traffic(workload: Trace, seed: int) -> Traffic:
     """Plan for the 95th percentile of the arrival rate over one-minute windows (all windows when few)."""
-    trace = read_trace(workload.path, workload.format, workload.limit)
-    arrivals = trace_arrivals(workload, trace.arrival_s)
+    trace = read_trace(workload)
+    arrivals = np.sort(trace_arrivals(workload, trace, np.random.SeedSequence(seed)))
     span = float(arrivals[-1] - arrivals[0])
-    if span <= 0:
+    drawn = not trace.timed and workload.rate is not None
+    if span <= 0 and not drawn:
         raise ScenarioError(
             f"workload.path={workload.path}: all requests arrive at one instant, so there is no rate to plan for; "
             "use a longer trace"
         )
-    mean_rate = len(arrivals) / span
+    mean_rate = workload.rate if drawn and workload.rate is not None else len(arrivals) / span
     rate = mean_rate
-    if span >= FEWEST_WINDOWS * WINDOW_S:
+    if span >= FEWEST_WINDOWS * WINDOW_S and not drawn:
         counts = np.histogram(arrivals, bins=np.arange(arrivals[0], arrivals[-1], WINDOW_S))[0]
         rate = max(mean_rate, float(np.percentile(counts, PEAK_PERCENTILE)) / WINDOW_S)
     gaps = np.diff(arrivals)
@@ -119,4 +121,6 @@ def _trace_traffic(workload: Trace) -> Traffic:
         "(95th percentile of one-minute windows), "
         f"{np.mean(prompts):.0f} prompt and {np.mean(outputs):.0f} output tokens"
     )
-    return Traffic(rate, float(np.var(gaps) / np.mean(gaps) ** 2), prompts, outputs, text)
+    text = "; ".join((text, *trace.left_out))
+    scv = 1.0 if drawn else float(np.var(gaps) / np.mean(gaps) ** 2)
+    return Traffic(rate, scv, prompts, outputs, text)

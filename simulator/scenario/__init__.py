@@ -21,6 +21,7 @@ from simulator.scenario.workload import (
     Sessions,
     SharedPrefix,
     Trace,
+    TraceColumnNames,
     Workload,
 )
 
@@ -55,6 +56,7 @@ __all__ = [
     "Startup",
     "Tenant",
     "Trace",
+    "TraceColumnNames",
     "Transfer",
     "Workload",
     "hardware_of",

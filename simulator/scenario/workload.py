@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, FiniteFloat, model_validator
+from pydantic import Field, FiniteFloat, field_validator, model_validator
 
 from simulator.scenario.distributions import Lengths, Seconds
 from simulator.scenario.keys import MOST_REQUESTS, Count, Duration, Interval, Keys, Rate, RequestCount
+
+MOST_BLOCK_TOKENS = 65_536  # of a block of a prefix cache: far above any engine's (assumed)
+SUFFIX = re.compile(r"_(csv|jsonl|json|parquet)$")  # of a trace's format, which does not depend on it
 
 
 class SharedPrefix(Keys):
@@ -112,23 +116,52 @@ class Offline(Keys):
     output: Lengths
 
 
+class TraceColumnNames(Keys):
+    """Columns of a trace of one's own: which says what."""
+
+    prompt: str  # prompt tokens
+    output: str  # output tokens
+    arrived: str | None = None  # a number in `time_unit`, or a date and time; left out: `rate` says how often
+    session: str | None = None  # requests of one session have the same value
+    delay: str | None = None  # from the end of the session's last answer, in `time_unit`
+    hash_ids: str | None = None  # ids of the prompt's blocks, for prefix caches
+
+
+TraceFormat = Literal[
+    "auto", "azure", "mooncake", "bailian", "burstgpt", "vidur", "vidur_lengths", "splitwise", "aiperf_sessions",
+    "aiperf_single_turn", "aiperf_multi_turn", "aiperf_results", "sharegpt", "vllm_custom",
+]  # fmt: skip
+
+
 class Trace(Keys):
-    """Recorded arrivals: Azure CSV (TIMESTAMP, ContextTokens, GeneratedTokens) or Mooncake JSONL.
+    """Recorded requests. The format, the unit of its times and the tokens of its blocks are told from the file.
 
     Lengths and order stay as recorded; only the time between arrivals is scaled, by `speed` or to a mean `rate`.
     """
 
     kind: Literal["trace"] = "trace"
     path: Path
-    format: Literal["auto", "azure_csv", "mooncake_jsonl"] = "auto"
+    format: TraceFormat = "auto"
+    columns: TraceColumnNames | None = None  # for a file of no known format
+    time_unit: Literal["s", "ms", "us", "ns"] | None = None  # of arrivals and delays; instead of what the file tells
+    block_tokens: Annotated[int, Field(ge=1, le=MOST_BLOCK_TOKENS, strict=True)] | None = None  # of hash_ids, likewise
+    # of a prompt or an answer that is given as text; assumed, a rule of thumb for English under large vocabularies
+    characters_per_token: Annotated[FiniteFloat, Field(ge=0.1, le=100, strict=True)] = 4.0
     speed: Annotated[FiniteFloat, Field(ge=1e-6, strict=True)] = 1.0  # 2 replays twice as fast
     rate: Rate | None = None  # mean requests per second to replay at; instead of speed
     limit: Count | None = None
+
+    @field_validator("format", mode="before")
+    @classmethod
+    def _without_suffix(cls, value: Any) -> Any:
+        return SUFFIX.sub("", value) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _one_scale(self) -> Trace:
         if self.rate is not None and self.speed != 1.0:
             raise ValueError(f"rate={self.rate:g} and speed={self.speed:g} both scale the trace; give one of them")
+        if self.columns is not None and self.format != "auto":
+            raise ValueError(f"format='{self.format}' and columns both say what the columns are; give one of them")
         return self
 
 

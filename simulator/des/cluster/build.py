@@ -11,7 +11,6 @@ from simulator.des.cluster.predicted_speed import predicted_speed
 from simulator.des.cluster.spec import ClusterSpec, GroupSpec, InstanceSpec
 from simulator.des.instance.kv_room import KvRoom
 from simulator.des.instance.prefix_cache import Loss, StatePolicy, Tier
-from simulator.des.workload.traces import BLOCK_TOKENS
 from simulator.model.architecture import ModelSpec
 from simulator.model.engine import Form, form_of, in_service
 from simulator.model.kv import transfer_bytes
@@ -19,18 +18,27 @@ from simulator.model.latency import StepLatency
 from simulator.model.memory import plan_memory, weight_bytes_per_gpu
 from simulator.model.sharding import Cut
 from simulator.scenario import Deployment, Pool, PrefixCacheKeys, ScenarioError, Slo, Startup, profile_key
+from simulator.traces.columns import BLOCK_TOKENS
 
 Profiles = dict[str, HardwareProfile]  # by `profile_key`
 
 
 def cluster_spec(
-    deployment: Deployment, model: ModelSpec, profiles: Profiles, slos: tuple[Slo, ...], lengths: tuple[float, float]
+    deployment: Deployment,
+    model: ModelSpec,
+    profiles: Profiles,
+    slos: tuple[Slo, ...],
+    lengths: tuple[float, float],
+    block_tokens: int = BLOCK_TOKENS,
 ) -> ClusterSpec:
-    """lengths: mean prompt and output of the traffic, by which the speeds of unlike groups are compared. [tokens]"""
+    """lengths: mean prompt and output of the traffic, by which the speeds of unlike groups are compared. [tokens]
+    block_tokens: of the blocks that its prompts are named by.
+    """
     if deployment.transfer.network == "scale_up":
         _check_domain(deployment, profiles)
     pools = {
-        name: _groups(name, groups, deployment, model, profiles, lengths) for name, groups in deployment.pools.items()
+        name: _groups(name, groups, deployment, model, profiles, lengths, block_tokens)
+        for name, groups in deployment.pools.items()
     }
     spec = ClusterSpec(
         entry=pools["colocated"] if "colocated" in pools else pools["prefill"],
@@ -56,6 +64,7 @@ def _groups(
     model: ModelSpec,
     profiles: Profiles,
     lengths: tuple[float, float],
+    block_tokens: int,
 ) -> tuple[GroupSpec, ...]:
     """The groups of one pool."""
     cache = None if name == "decode" else deployment.prefix_cache
@@ -67,7 +76,7 @@ def _groups(
         groups.append(
             GroupSpec(
                 name,
-                replace(instance_spec(pool, model, profile, form, cache), nic_bandwidth=bandwidth),
+                replace(instance_spec(pool, model, profile, form, cache, block_tokens), nic_bandwidth=bandwidth),
                 pool.most_instances,
                 pool.instances,
                 startup_s(deployment.startup, pool, model, profile),
@@ -98,14 +107,14 @@ def _check_domain(deployment: Deployment, profiles: Profiles) -> None:
 
 
 def cache_tiers(
-    keys: PrefixCacheKeys, room: KvRoom, ranks: int, profile: HardwareProfile
+    keys: PrefixCacheKeys, room: KvRoom, ranks: int, profile: HardwareProfile, block_tokens: int = BLOCK_TOKENS
 ) -> tuple[tuple[Tier, ...], StatePolicy, float]:
     """Prefix cache of one instance whose ranks have `room` each, and the bytes of a block on one accelerator.
 
-    A block takes BLOCK_TOKENS tokens of KV and, as the policy keeps them, windows and state; ranks pool their room.
+    A block takes `block_tokens` of KV and, as the policy keeps them, windows and state; ranks pool their room.
     """
-    state_blocks = {"keep_all": 1.0, "checkpoint": BLOCK_TOKENS / keys.state_interval, "recompute": 0.0}[keys.state]
-    block_bytes = BLOCK_TOKENS * room.bytes_per_token + state_blocks * room.bytes_per_sequence
+    state_blocks = {"keep_all": 1.0, "checkpoint": block_tokens / keys.state_interval, "recompute": 0.0}[keys.state]
+    block_bytes = block_tokens * room.bytes_per_token + state_blocks * room.bytes_per_sequence
     if not room.bytes_per_sequence:  # nothing beside entries: any block is a point to resume at
         policy = StatePolicy()
     elif keys.state == "checkpoint":
@@ -153,7 +162,12 @@ def _check_lifecycle(deployment: Deployment, spec: ClusterSpec) -> None:
 
 
 def instance_spec(
-    pool: Pool, model: ModelSpec, profile: HardwareProfile, form: Form, cache: PrefixCacheKeys | None = None
+    pool: Pool,
+    model: ModelSpec,
+    profile: HardwareProfile,
+    form: Form,
+    cache: PrefixCacheKeys | None = None,
+    block_tokens: int = BLOCK_TOKENS,
 ) -> InstanceSpec:
     """Step times, memory and limits of one instance of a pool."""
     cut = pool.parallelism
@@ -169,7 +183,9 @@ def instance_spec(
         max_sequences=pool.sequences_per_rank,
     )
     room = KvRoom(memory.kv_capacity_bytes, memory.kv_bytes_per_token, memory.kv_bytes_per_sequence)
-    tiers, policy, block_bytes = cache_tiers(cache, room, cut.dp, profile) if cache else ((), StatePolicy(), 0.0)
+    tiers, policy, block_bytes = (
+        cache_tiers(cache, room, cut.dp, profile, block_tokens) if cache else ((), StatePolicy(), 0.0)
+    )
     return InstanceSpec(
         times=StepLatency(model, profile, cut, pool.draft_tokens, pool.skew),
         kv=room,
@@ -185,5 +201,6 @@ def instance_spec(
         max_long_partial_prefills=pool.max_long_partial_prefills,
         cache_tiers=tiers,
         cache_block_bytes=block_bytes,
+        cache_block_tokens=block_tokens,
         cache_policy=policy,
     )

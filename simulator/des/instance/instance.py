@@ -22,7 +22,6 @@ from simulator.des.primitives.clock import Alarm, Environment
 from simulator.des.primitives.links import Link
 from simulator.des.records.request_log import RequestLog
 from simulator.des.records.usage import Usage, UsageCounter
-from simulator.des.workload.traces import BLOCK_TOKENS
 
 Observe = Callable[["Instance", float, float, int, int], None]
 
@@ -165,7 +164,7 @@ class Instance:
         if self.cache is None or log.blocks is None:
             return 0.0
         tokens = log.prompt_tokens[request]
-        return min(1.0, self.cache.peek(log.blocks[request]) * BLOCK_TOKENS / tokens)
+        return min(1.0, self.cache.peek(log.blocks[request]) * self.spec.cache_block_tokens / tokens)
 
     # What a step asks for
 
@@ -265,7 +264,8 @@ class Instance:
         if self.cache is not None and log.blocks is not None:
             hit = self.cache.take(request, log.blocks[request])
             self.fit_cache()
-            prompt.done = self.cache.policy.resume(hit.blocks * BLOCK_TOKENS, log.prompt_tokens[request])
+            found = hit.blocks * self.spec.cache_block_tokens
+            prompt.done = self.cache.policy.resume(found, log.prompt_tokens[request])
             self._cache_load_s += hit.load_s
             log.cached_tokens[request] += prompt.done
             self._note_computed(prompt.done)

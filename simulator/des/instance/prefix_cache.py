@@ -1,6 +1,6 @@
 """KV of past prompts that an instance keeps for prompts with the same beginning.
 
-A prompt is a chain of blocks of BLOCK_TOKENS tokens; the id of a block names it and all before it, so a prompt can
+A prompt is a chain of blocks of as many tokens each; the id of a block names it and all before it, so a prompt can
 reuse its leading blocks up to the first that is not kept. Blocks in use belong to the requests that use them, as the
 reference counts of vLLM's block pool and SGLang's radix tree have it. Of the others each tier forgets the least
 recently used first and passes it to the next tier; a hit brings blocks back. A prompt's last block is forgotten first.

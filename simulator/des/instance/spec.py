@@ -15,6 +15,7 @@ from simulator.des.instance.prefix_cache import StatePolicy, Tier
 from simulator.model.acceptance import class_rates
 from simulator.model.latency import Chunk, DecodeLoad, StepLatency
 from simulator.model.limits import SEQUENCES_PER_RANK, TOKENS_PER_STEP
+from simulator.traces.columns import BLOCK_TOKENS
 
 
 class StepTimes(Protocol):
@@ -44,7 +45,8 @@ class InstanceSpec:
     speed: what the instance is predicted to get done in a second at full load, in any unit that its pool shares;
         routers look at it where instances are unlike.
     cache_tiers: where KV of past prompts is kept, fastest first; none keeps nothing. Blocks in the first take
-        cache_block_bytes each of what requests leave of `kv`, over all ranks.
+        cache_block_bytes each of what requests leave of `kv`, over all ranks; a block is cache_block_tokens of a
+        prompt.
     """
 
     times: StepTimes
@@ -63,6 +65,7 @@ class InstanceSpec:
     max_long_partial_prefills: int | None = None
     cache_tiers: tuple[Tier, ...] = ()
     cache_block_bytes: float = 0.0
+    cache_block_tokens: int = BLOCK_TOKENS
     cache_policy: StatePolicy = field(default_factory=StatePolicy)
 
     def times_of_one(self, rng: np.random.Generator) -> StepTimes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -11,7 +12,6 @@ from numpy.typing import NDArray
 from simulator.des.workload.arrivals import change_time
 from simulator.des.workload.draws import draw_arrivals, draw_lengths
 from simulator.des.workload.sessions import Conversations, draw_sessions
-from simulator.des.workload.traces import BLOCK_TOKENS, read_trace
 from simulator.model.arrays import Floats
 from simulator.scenario import (
     ClosedLoop,
@@ -24,6 +24,8 @@ from simulator.scenario import (
     Trace,
     Workload,
 )
+from simulator.traces.columns import BLOCK_TOKENS, TraceColumns
+from simulator.traces.reading import read_trace
 
 SEEDS = 2**62  # to draw one from; numpy draws int64
 SPARE_ARRIVALS = 16  # drawn beyond the mean, so that few are drawn twice
@@ -40,6 +42,8 @@ class Requests:
     headroom: all there at 0 and begun in gaps that leave this share of an instance free.
 
     blocks: prefix block ids of each prompt, for prefix caches; None where they are not known.
+    block_tokens: prompt tokens of a block.
+    notes: what was told of a trace, and what was left out of it.
     """
 
     prompt_tokens: NDArray[np.int64]
@@ -51,6 +55,8 @@ class Requests:
     headroom: float | None = None
     tenant: str = ""
     priority: int = 0
+    block_tokens: int = BLOCK_TOKENS
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         ways = (self.arrival_s, self.concurrency, self.sessions, self.headroom)
@@ -100,17 +106,49 @@ def draw_blocks(prefix: SharedPrefix, prompts: NDArray[np.int64], rng: np.random
     return drawn
 
 
-def trace_arrivals(workload: Trace, arrival_s: Floats) -> Floats:
-    """Times of a trace's requests as they are replayed. [s]"""
+def trace_arrivals(workload: Trace, trace: TraceColumns, seed: np.random.SeedSequence) -> Floats:
+    """Times of a trace's requests as they are replayed; a Poisson stream where the file has none. [s]
+
+    Of sessions with delays only the first turn of each counts; the others wait for answers.
+    """
+    if not trace.timed and trace.turns is None:
+        if workload.rate is None:
+            raise ScenarioError(
+                f"{workload.path} has no arrivals; give workload.rate (--rate), the requests per second to send it at"
+            )
+        return draw_arrivals(workload.rate, 1.0, len(trace), np.random.default_rng(seed))
     if workload.rate is None:
-        return arrival_s / workload.speed
-    span = float(arrival_s[-1] - arrival_s[0])
+        return trace.arrival_s / workload.speed
+    span = float(trace.arrival_s.max())
     if span <= 0:
         raise ScenarioError(
             f"workload.rate={workload.rate:g} cannot scale {workload.path}, whose requests all arrive at one instant; "
             "leave out rate, or use a longer trace"
         )
-    return arrival_s * (len(arrival_s) / span / workload.rate)
+    return trace.arrival_s * (len(trace) / span / workload.rate)
+
+
+def _trace_requests(workload: Trace, seed: np.random.SeedSequence) -> Requests:
+    trace = read_trace(workload)
+    same = Requests(
+        trace.prompt_tokens,
+        trace.output_tokens,
+        headroom=0.0,
+        blocks=trace.blocks,
+        block_tokens=trace.block_tokens,
+        notes=tuple(f"{workload.path.name}: {said}" for said in (*trace.notes, *trace.left_out)),
+    )
+    if trace.turns is None:
+        return replace(same, headroom=None, arrival_s=trace_arrivals(workload, trace, seed))
+    turns = trace.turns
+    begin_s = np.array(turns.begin_s) / workload.speed
+    if workload.rate is not None and not trace.timed:
+        sessions_per_s = workload.rate * len(turns.begin_s) / len(trace)
+        begin_s = draw_arrivals(sessions_per_s, 1.0, len(turns.begin_s), np.random.default_rng(seed))
+    elif workload.rate is not None:
+        begin_s = trace_arrivals(workload, trace, seed)[turns.first[:-1]]
+    conversations = Conversations(turns.first, begin_s.tolist(), None, turns.delay_s, turns.kept_blocks)
+    return replace(same, headroom=None, sessions=conversations)
 
 
 def make_requests(workload: Workload, seed: np.random.SeedSequence) -> Requests:
@@ -118,9 +156,7 @@ def make_requests(workload: Workload, seed: np.random.SeedSequence) -> Requests:
     seeds = seed.spawn(4)
     prompts, outputs, prefixes = (np.random.default_rng(child) for child in seeds[1:])
     if isinstance(workload, Trace):
-        trace = read_trace(workload.path, workload.format, workload.limit)
-        arrivals = trace_arrivals(workload, trace.arrival_s)
-        return Requests(trace.prompt_tokens, trace.output_tokens, arrival_s=arrivals, blocks=trace.blocks)
+        return _trace_requests(workload, seeds[0])
     if isinstance(workload, Sessions):
         prompt_tokens, output_tokens, blocks, conversations = draw_sessions(workload, seed)
         return Requests(prompt_tokens, output_tokens, blocks=blocks, sessions=conversations)
@@ -147,23 +183,26 @@ def make_requests(workload: Workload, seed: np.random.SeedSequence) -> Requests:
 def make_streams(tenants: Sequence[Tenant], seed: np.random.SeedSequence) -> tuple[Requests, ...]:
     """The requests of every tenant; a lone one draws as it would without a name."""
     seeds = [seed] if len(tenants) == 1 else seed.spawn(len(tenants))
+    made = [make_requests(tenant.workload, own) for tenant, own in zip(tenants, seeds, strict=True)]
+    size = math.gcd(*(requests.block_tokens for requests in made))
     streams = []
-    for i, (tenant, own) in enumerate(zip(tenants, seeds, strict=True)):
-        requests = make_requests(tenant.workload, own)
-        requests = replace(requests, tenant=tenant.name, priority=tenant.priority)
-        streams.append(_renumbered(requests, i * TENANT_BLOCKS) if i else requests)
+    for i, (tenant, requests) in enumerate(zip(tenants, made, strict=True)):
+        named = replace(requests, tenant=tenant.name, priority=tenant.priority)
+        split = requests.block_tokens // size
+        streams.append(_renumbered(named, i * TENANT_BLOCKS, split) if i or split > 1 else named)
     return tuple(streams)
 
 
-def _renumbered(requests: Requests, shift: int) -> Requests:
-    """The same requests with block ids raised by `shift`."""
+def _renumbered(requests: Requests, shift: int, split: int) -> Requests:
+    """The same requests with each block in `split` parts, whose ids are raised by `shift`."""
 
     def raised(chains: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
-        return [tuple(block + shift for block in chain) for chain in chains]
+        return [tuple(block * split + part + shift for block in chain for part in range(split)) for chain in chains]
 
     sessions, blocks = requests.sessions, requests.blocks
     return replace(
         requests,
+        block_tokens=requests.block_tokens // split,
         blocks=None if blocks is None else raised(blocks),
         sessions=None if sessions is None else replace(sessions, kept_blocks=raised(sessions.kept_blocks)),
     )

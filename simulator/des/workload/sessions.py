@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.des.workload.draws import draw_arrivals, draw_lengths, draw_seconds
-from simulator.des.workload.traces import BLOCK_TOKENS
 from simulator.scenario import ScenarioError, Sessions
 from simulator.scenario.keys import MOST_REQUESTS
+from simulator.traces.columns import BLOCK_TOKENS
 
 Integers = NDArray[np.int64]
 

@@ -21,7 +21,6 @@ from simulator.des.instance.prefix_cache import (
 )
 from simulator.des.simulate import simulate
 from simulator.des.workload.requests import Requests, draw_blocks
-from simulator.des.workload.traces import BLOCK_TOKENS, read_trace
 from simulator.scenario import (
     Autoscale,
     Faults,
@@ -30,8 +29,11 @@ from simulator.scenario import (
     ScenarioError,
     ScheduledCount,
     SharedPrefix,
+    Trace,
     parse_scenario,
 )
+from simulator.traces.columns import BLOCK_TOKENS
+from simulator.traces.reading import read_trace
 
 
 def store(cache: PrefixCache, blocks: list[int]) -> Hit:
@@ -190,12 +192,12 @@ def test_the_ideal_hit_rate_is_that_of_longest_common_prefixes(prompts: list[lis
 def test_hash_ids_of_a_trace_are_read_in_order_of_arrival(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     rows = [(2000, [0, 3]), (1000, [0, 1, 2])]
-    lines = [{"timestamp": t, "input_length": 900, "output_length": 2, "hash_ids": b} for t, b in rows]
+    lines = [{"timestamp": t, "input_length": 500 * len(b), "output_length": 2, "hash_ids": b} for t, b in rows]
     path.write_text("\n".join(map(json.dumps, lines)))
-    assert read_trace(path).blocks == [(0, 1, 2), (0, 3)]
+    assert read_trace(Trace(path=path)).blocks == [(0, 1, 2), (0, 3)]
     path.write_text(json.dumps(lines[0] | {"hash_ids": "abc"}))
     with pytest.raises(ScenarioError, match="line 1, column hash_ids: abc is not a list of whole numbers"):
-        read_trace(path)
+        read_trace(Trace(path=path))
 
 
 @pytest.mark.parametrize(("policy", "computed"), [({}, 476), ({"interval": 1000}, 500), ({"tail_tokens": 100}, 576)])

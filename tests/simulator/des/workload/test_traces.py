@@ -5,102 +5,15 @@ import numpy as np
 import pytest
 
 from simulator.des.workload.requests import make_requests
-from simulator.des.workload.traces import TraceError, read_trace
 from simulator.scenario import Trace
 
-HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
-
-
-def written(folder: Path, name: str, text: str) -> Path:
-    path = folder / name
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-def test_azure_csv_is_read_to_the_microsecond_and_starts_at_zero(tmp_path: Path) -> None:
-    path = written(
-        tmp_path, "a.csv", HEADER + "2023-11-16 23:59:59.5000000,374,44\n2023-11-17 00:00:01.2500001,396,109\n"
-    )
-    trace = read_trace(path)
-    np.testing.assert_allclose(trace.arrival_s, [0.0, 1.75], atol=1e-6)
-    assert trace.prompt_tokens.tolist() == [374, 396]
-    assert trace.output_tokens.tolist() == [44, 109]
-
-
-def test_azure_csv_of_2024_has_a_zone_and_windows_line_ends(tmp_path: Path) -> None:
-    path = written(
-        tmp_path, "a.csv", HEADER + "2024-05-10 00:00:00.009930+00:00,10,2\r\n2024-05-10 00:00:01+00:00,3,4\r\n"
-    )
-    np.testing.assert_allclose(read_trace(path).arrival_s, [0.0, 0.99007], atol=1e-6)
-
-
-def test_mooncake_jsonl_counts_milliseconds_and_is_put_in_order(tmp_path: Path) -> None:
-    path = written(
-        tmp_path,
-        "m.jsonl",
-        '{"timestamp": 3000, "input_length": 7, "output_length": 2, "hash_ids": [0]}\n\n'
-        '{"timestamp": 1500, "input_length": 9, "output_length": 1, "hash_ids": []}\n',
-    )
-    trace = read_trace(path)
-    assert trace.arrival_s.tolist() == [0.0, 1.5]
-    assert trace.prompt_tokens.tolist() == [9, 7]
-
-
-def test_limit_takes_the_first_rows_and_reads_no_further(tmp_path: Path) -> None:
-    path = written(tmp_path, "a.csv", HEADER + "2023-11-16 00:00:00,1,1\n2023-11-16 00:00:01,2,2\nnonsense\n")
-    assert read_trace(path, limit=2).prompt_tokens.tolist() == [1, 2]
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "told"),
-    [
-        ("a.csv", HEADER + "2023-11-16 00:00:00,12,x\n", "line 2, column GeneratedTokens: 'x'"),
-        ("a.csv", HEADER + "2023-11-16 00:00:00,1,1\n2023-11-16 00:00:01,0,5\n", "line 3, column ContextTokens: '0'"),
-        ("a.csv", HEADER + "2023-11-16 00:00:00,1.5,5\n", "column ContextTokens: '1.5'"),
-        ("a.csv", HEADER + "yesterday,12,3\n", "line 2, column TIMESTAMP: 'yesterday'"),
-        ("a.csv", HEADER + "2023-11-16 00:00:00,12\n", "line 2: 2 columns instead of 3"),
-        ("a.csv", "TIMESTAMP,ContextTokens\n2023-11-16 00:00:00,12\n", "line 1: column 'GeneratedTokens' is missing"),
-        ("a.csv", HEADER, "holds no requests"),
-        ("a.csv", "", "holds no requests"),
-        ("m.jsonl", "", "holds no requests"),
-        ("m.jsonl", '{"timestamp": 0, "input_length": 7}\n', "line 1: key 'output_length' is missing"),
-        ("m.jsonl", '{"timestamp": 0, "input_length": -7, "output_length": 1}\n', "line 1, column input_length: -7"),
-        ("m.jsonl", '{"timestamp": 0, "input_length": true, "output_length": 1}\n', "column input_length: True"),
-        ("m.jsonl", '{"timestamp": -1, "input_length": 7, "output_length": 1}\n', "column timestamp: -1"),
-        ("m.jsonl", '{"timestamp": NaN, "input_length": 7, "output_length": 1}\n', "column timestamp: nan"),
-        ("m.jsonl", '{"timestamp": 0, \n', "line 1, column"),
-        ("m.jsonl", "[1, 2]\n", "line 1: [1, 2] is not an object"),
-        ("m.parquet", "", "suffix '.parquet'"),
-    ],
-)
-def test_a_bad_trace_is_refused_in_one_sentence(tmp_path: Path, name: str, text: str, told: str) -> None:
-    path = written(tmp_path, name, text)
-    with pytest.raises(TraceError) as error:
-        read_trace(path)
-    message = str(error.value)
-    assert told in message
-    assert str(path) in message
-    assert "\n" not in message
-
-
-def test_missing_folder_and_binary_files_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00\x81")
-    for path, told in [
-        (tmp_path / "none.csv", "does not exist"),
-        (tmp_path, "suffix"),
-        (tmp_path / "binary.csv", "cannot be read"),
-    ]:
-        with pytest.raises(TraceError, match=told):
-            read_trace(path)
-    with pytest.raises(TraceError, match="cannot be read"):
-        read_trace(tmp_path, "azure_csv")
+ROWS = [{"timestamp": 130 * i * i, "input_length": 100 + i, "output_length": 9 + i % 4} for i in range(50)]
 
 
 @pytest.mark.parametrize("scale", [{"speed": 1.37}, {"rate": 3.7}])
 def test_scaling_a_trace_moves_arrivals_and_nothing_else(tmp_path: Path, scale: dict[str, float]) -> None:
     path = tmp_path / "t.jsonl"
-    rows = [{"timestamp": 130 * i * i, "input_length": 100 + i, "output_length": 9 + i % 4} for i in range(50)]
-    path.write_text("\n".join(json.dumps(row) for row in rows))
+    path.write_text("\n".join(json.dumps(row) for row in ROWS))
     plain = make_requests(Trace(path=path), np.random.SeedSequence(0))
     scaled = make_requests(Trace.model_validate({"path": path} | scale), np.random.SeedSequence(0))
     assert scaled.prompt_tokens.tolist() == plain.prompt_tokens.tolist()
@@ -120,3 +33,36 @@ def test_a_trace_is_scaled_one_way_and_needs_a_span_for_a_rate(tmp_path: Path) -
         Trace(path=path, speed=2.0, rate=1.0)
     with pytest.raises(ValueError, match="all arrive at one instant"):
         make_requests(Trace(path=path, rate=1.0), np.random.SeedSequence(0))
+
+
+def test_lengths_without_arrivals_come_as_a_poisson_stream_of_the_given_rate(tmp_path: Path) -> None:
+    path = tmp_path / "lengths.csv"
+    path.write_text("num_prefill_tokens,num_decode_tokens\n" + "100,10\n" * 4000)
+    with pytest.raises(ValueError, match=r"has no arrivals; give workload\.rate"):
+        make_requests(Trace(path=path), np.random.SeedSequence(0))
+    arrival_s = make_requests(Trace(path=path, rate=5.0), np.random.SeedSequence(0)).arrival_s
+    assert arrival_s is not None
+    gaps = np.diff(arrival_s)
+    assert gaps.mean() == pytest.approx(0.2, rel=0.05)
+    assert gaps.std() == pytest.approx(0.2, rel=0.1)
+
+
+def test_turns_with_delays_wait_for_the_answer_before(tmp_path: Path) -> None:
+    path = tmp_path / "turns.jsonl"
+    lines = [
+        {"session_id": "b", "timestamp": 700, "input_length": 800, "output_length": 40},
+        {"session_id": "a", "timestamp": 0, "input_length": 1200, "output_length": 90},
+        {"session_id": "a", "delay": 2000, "input_length": 150, "output_length": 120},
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    requests = make_requests(Trace(path=path), np.random.SeedSequence(0))
+    plan = requests.sessions
+    assert plan is not None
+    assert plan.begin_s == pytest.approx([0.0, 0.7])
+    assert plan.first == [0, 2, 3]
+    assert plan.think_s == [0.0, 2.0, 0.0]
+    assert requests.prompt_tokens.tolist() == [1200, 1200 + 90 + 150, 800]
+    assert requests.blocks is not None
+    # 1,289 tokens have KV after the first answer: two whole blocks of 512, with which the next prompt begins.
+    assert plan.kept_blocks[0] == requests.blocks[1][:2]
+    assert not set(requests.blocks[2]) & set(plan.kept_blocks[1])
