@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from app.commands import calibrate, catalogue, dashboard, plan, simulate, validate
+from app.commands import calibrate, capacity, catalogue, compare, dashboard, frontier, plan, simulate, validate
 from app.errors import EXIT_INTERRUPTED, OneSentenceGroup
 
 cli = typer.Typer(
@@ -21,6 +21,9 @@ cli = typer.Typer(
 )
 cli.command("plan")(plan.plan)
 cli.command("simulate")(simulate.simulate)
+cli.command("capacity")(capacity.capacity)
+cli.command("compare")(compare.compare)
+cli.command("frontier")(frontier.frontier)
 cli.command("validate")(validate.validate)
 cli.add_typer(catalogue.cli, name="catalogue")
 cli.add_typer(calibrate.cli, name="calibrate")
