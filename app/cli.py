@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from app.commands import calibrate, capacity, catalogue, compare, dashboard, frontier, plan, simulate, validate
+from app.commands import calibrate, capacity, catalogue, compare, dashboard, forecast, frontier, plan, simulate, validate
 from app.errors import EXIT_INTERRUPTED, OneSentenceGroup
 
 cli = typer.Typer(
@@ -24,6 +24,7 @@ cli.command("simulate")(simulate.simulate)
 cli.command("capacity")(capacity.capacity)
 cli.command("compare")(compare.compare)
 cli.command("frontier")(frontier.frontier)
+cli.command("forecast")(forecast.forecast)
 cli.command("validate")(validate.validate)
 cli.add_typer(catalogue.cli, name="catalogue")
 cli.add_typer(calibrate.cli, name="calibrate")

@@ -127,3 +127,27 @@ def _lay_over(figure: go.Figure, published: Sequence[PublishedPoint], row: int, 
             row=row,
             col=col,
         )
+
+
+def forecast_chart(months: pd.DataFrame, convention: str) -> go.Figure:
+    """Accelerators that are there, and money by convention. months: as of `Forecast.to_frame`."""
+    figure = make_subplots(cols=2)
+    figure.add_scatter(x=months["month"], y=months["gpus"], name="accelerators", line={"shape": "hv"}, row=1, col=1)
+    figure.add_scatter(
+        x=months["month"], y=months["gpus_needed"], name="without spares", line={"shape": "hv", "dash": "dot"}, row=1, col=1
+    )
+    for column in months.columns[months.columns.str.startswith("usd_") & ~months.columns.str.startswith("usd_per")]:
+        figure.add_scatter(
+            x=months["month"],
+            y=months[column],
+            name=column.removeprefix("usd_"),
+            line={"width": 3 if column == f"usd_{convention}" else 1},
+            row=1,
+            col=2,
+        )
+    if months["api_usd"].notna().any():
+        figure.add_scatter(x=months["month"], y=months["api_usd"], name="API", line={"dash": "dash"}, row=1, col=2)
+    figure.update_yaxes(title="Accelerators", rangemode="tozero", row=1, col=1)
+    figure.update_yaxes(title="USD a month", rangemode="tozero", row=1, col=2)
+    figure.update_layout(height=HEIGHT_PX, margin=MARGIN)
+    return figure
