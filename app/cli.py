@@ -9,7 +9,20 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from app.commands import calibrate, capacity, catalogue, compare, dashboard, forecast, frontier, plan, simulate, validate
+from app.commands import (
+    calibrate,
+    capacity,
+    catalogue,
+    compare,
+    dashboard,
+    export,
+    forecast,
+    frontier,
+    plan,
+    sensitivity,
+    simulate,
+    validate,
+)
 from app.errors import EXIT_INTERRUPTED, OneSentenceGroup
 
 cli = typer.Typer(
@@ -25,6 +38,8 @@ cli.command("capacity")(capacity.capacity)
 cli.command("compare")(compare.compare)
 cli.command("frontier")(frontier.frontier)
 cli.command("forecast")(forecast.forecast)
+cli.command("sensitivity")(sensitivity.sensitivity)
+cli.command("export")(export.export)
 cli.command("validate")(validate.validate)
 cli.add_typer(catalogue.cli, name="catalogue")
 cli.add_typer(calibrate.cli, name="calibrate")

@@ -39,7 +39,7 @@ def capacity(
     from app.render.questions import capacity_report
     from app.scenarios import default_scenario, with_changes
     from simulator.questions.capacity import capacity as ask
-    from simulator.questions.planned import recommended
+    from simulator.deploy.planned import recommended
     from simulator.scenario import load_scenario
 
     for path, flag in ((json_file, "--json"), (csv_file, "--csv"), (html_file, "--html")):

@@ -94,7 +94,7 @@ def compare(
 
 
 def _side(text: str, scenario: Scenario, form: Literal["disaggregated", "colocated"] | None) -> Side:
-    from simulator.questions.planned import read_design
+    from simulator.deploy.planned import read_design
     from simulator.questions.sides import Side, accelerator_side, deployment_side
     from simulator.scenario import load_scenario
 

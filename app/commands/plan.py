@@ -77,6 +77,7 @@ def plan(
 
     with progress_bar() as progress:
         answer = search(asked, progress=progress).to_json()
+    answer["scenario"] = asked.model_dump(mode="json", exclude_none=True)  # what `export` gives back
     write_json(answer, json_file)
     if json_file != STDOUT:
         console = stdout_console()

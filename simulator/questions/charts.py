@@ -151,3 +151,30 @@ def forecast_chart(months: pd.DataFrame, convention: str) -> go.Figure:
     figure.update_yaxes(title="USD a month", rangemode="tozero", row=1, col=2)
     figure.update_layout(height=HEIGHT_PX, margin=MARGIN)
     return figure
+
+
+def sensitivity_chart(inputs: pd.DataFrame, cost: float | None) -> go.Figure:
+    """Tornado of cost, and total Sobol indices of cost and attainment. inputs: as of `Sensitivity.to_frame`."""
+    figure = make_subplots(cols=2, shared_yaxes=True)
+    rows = inputs[::-1]
+    base = cost or 0.0
+    for column, end in (("cost_low", "low"), ("cost_high", "high")):
+        figure.add_bar(
+            x=rows[column] - base,
+            base=base,
+            y=rows["name"],
+            orientation="h",
+            name=f"{end} end",
+            customdata=rows[[end]],
+            hovertemplate="%{y} x %{customdata[0]}: %{x:.3g} USD/Mtok",
+            row=1,
+            col=1,
+        )
+    for kind in ("cost", "attainment"):
+        figure.add_bar(
+            x=rows[f"{kind}_sobol_total"], y=rows["name"], orientation="h", name=f"total index, {kind}", row=1, col=2
+        )
+    figure.update_xaxes(title="USD per million tokens", row=1, col=1)
+    figure.update_xaxes(title="Share of the variance", row=1, col=2)
+    figure.update_layout(height=HEIGHT_PX, margin=MARGIN, barmode="overlay")
+    return figure

@@ -24,8 +24,8 @@ class PlannedDesign:
     slo: dict[str, Any]
     deployment: Deployment
     promise: dict[str, Any]
-    price_convention: str
     assumptions: tuple[str, ...]
+    scenario: dict[str, Any] | None  # what was asked, where the file says it
 
 
 def recommended(scenario: Scenario, progress: Progress | None = None) -> Scenario:
@@ -71,6 +71,6 @@ def read_design(path: Path, number: int) -> PlannedDesign:
         dict(data.get("slo") or {}),
         found.deployment,
         {key: value for key, value in design.items() if key not in POOLS},
-        str(data.get("price_convention", "")),
         tuple(dict.fromkeys([*(data.get("assumptions") or ()), *(design.get("assumptions") or ())])),
+        data.get("scenario") if isinstance(data.get("scenario"), dict) else None,
     )
