@@ -59,7 +59,7 @@ STANDS_ON: dict[str, tuple[str, ...]] = {
     "app.output": ("app.errors", "simulator.progress"),
     "app.scenarios": ("app.errors", "simulator.scenario"),
     "app.catalogue": ("simulator.model",),
-    "app.render": ("app.catalogue", "simulator.scenario", "calibration"),
+    "app.render": ("app.catalogue", "simulator.questions", "calibration"),
     "app.commands": ("app.output", "app.render", "app.scenarios", "simulator", "runtime"),
     "app.views": ("app.output", "app.render", "app.scenarios", "simulator"),
     "app": ("app.commands", "app.views"),

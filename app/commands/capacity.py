@@ -38,8 +38,8 @@ def capacity(
     from app.output import STDOUT, check_writable, progress_bar, stdout_console, write_json
     from app.render.questions import capacity_report
     from app.scenarios import default_scenario, with_changes
-    from simulator.questions.capacity import capacity as ask
     from simulator.deploy.planned import recommended
+    from simulator.questions.capacity import capacity as ask
     from simulator.scenario import load_scenario
 
     for path, flag in ((json_file, "--json"), (csv_file, "--csv"), (html_file, "--html")):

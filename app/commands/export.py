@@ -14,7 +14,9 @@ def export(
         Literal["scenario", "vllm", "sglang", "trtllm", "dynamo", "llm-d", "kubernetes"],
         typer.Option("--to", help="What the files are for."),
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write into; made where it is not there.")],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Folder to write into; made where it is not there.")
+    ],
     design: Annotated[int, typer.Option("--design", metavar="N", help="Which design of the plan; 1 is the first.")] = 1,
     engine: Annotated[
         Literal["vllm", "sglang", "trtllm"] | None,

@@ -31,7 +31,9 @@ def forecast(
     ] = None,
     demand: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.csv", help="Columns month, peak_requests_per_s and mean_requests_per_s, for growth."),
+        typer.Option(
+            metavar="FILE.csv", help="Columns month, peak_requests_per_s and mean_requests_per_s, for growth."
+        ),
     ] = None,
     generation: Annotated[
         list[str] | None,
@@ -44,7 +46,9 @@ def forecast(
         str | None,
         typer.Option(metavar="IN,OUT[,CACHED]", help="USD per million tokens that an API asks, to compare with."),
     ] = None,
-    pue: Annotated[float, typer.Option(help="Power of the hall over that of what is in it.", callback=above_zero)] = 1.2,
+    pue: Annotated[
+        float, typer.Option(help="Power of the hall over that of what is in it.", callback=above_zero)
+    ] = 1.2,
     co2: Annotated[float, typer.Option(metavar="G/KWH", help="CO2 of the grid's power.", callback=above_zero)] = 373.0,
     replications: ReplicationsInput = 1,
     executor: ExecutorKind = "processes",

@@ -22,9 +22,7 @@ from app.commands.question_options import (
 
 def frontier(
     scenario: ScenarioInput = None,
-    gpu: Annotated[
-        list[str] | None, typer.Option(help="Accelerator, or accelerator@stack; may be repeated.")
-    ] = None,
+    gpu: Annotated[list[str] | None, typer.Option(help="Accelerator, or accelerator@stack; may be repeated.")] = None,
     model: Annotated[str | None, typer.Option(help="Model preset, or a Hugging Face config.json.")] = None,
     isl: Annotated[int | None, typer.Option(help="Prompt tokens.", callback=whole_above_zero)] = None,
     osl: Annotated[int | None, typer.Option(help="Output tokens.", callback=whole_above_zero)] = None,

@@ -99,9 +99,7 @@ def comparison_report(scenario: Scenario, answer: Comparison) -> RenderableType:
             "tok/s/user", *answer.sides, title=f"tok/s/GPU by speed, and as multiples of {answer.sides[0]}"
         )
         for level in answer.levels:
-            cells = [
-                f"{number(level.throughput[name], 0)} ({number(level.ratio[name], 2)})" for name in answer.sides
-            ]
+            cells = [f"{number(level.throughput[name], 0)} ({number(level.ratio[name], 2)})" for name in answer.sides]
             table.add_row(number(level.tok_s_per_user, 1), *cells)
         parts.append(table)
     for fall in answer.waterfalls:
@@ -117,13 +115,13 @@ def comparison_report(scenario: Scenario, answer: Comparison) -> RenderableType:
         table = simple_table("Published", "form", "tok/s/user", "tok/s/GPU", "drafts", title="Nearest measured points")
         at = answer.tok_s_per_user or 1.0
         nearest = sorted(answer.published, key=lambda p: abs(p.tok_s_per_user / at - 1))[:PUBLISHED_ROWS]
-        for point in nearest:
+        for row in nearest:
             table.add_row(
-                f"{point.gpu} {point.engine} {point.id}",
-                point.form,
-                number(point.tok_s_per_user, 1),
-                number(point.total_tok_s_per_gpu, 0),
-                point.drafts[:20],
+                f"{row.gpu} {row.engine} {row.id}",
+                row.form,
+                number(row.tok_s_per_user, 1),
+                number(row.total_tok_s_per_gpu, 0),
+                row.drafts[:20],
             )
         parts.append(table)
     said = (

@@ -21,9 +21,9 @@ from simulator.deploy.launch import (
 )
 from simulator.deploy.manifests import dynamo, kubernetes, llm_d
 from simulator.deploy.parts import OWN_LABEL, Role, model_id, roles
+from simulator.deploy.planned import PlannedDesign
 from simulator.deploy.text import toml_text, yaml_text
 from simulator.scenario import ScenarioError
-from simulator.deploy.planned import PlannedDesign
 
 Target = Literal["scenario", "vllm", "sglang", "trtllm", "dynamo", "llm-d", "kubernetes"]
 TARGETS: tuple[Target, ...] = get_args(Target)
@@ -214,8 +214,8 @@ def _readme(
         f"Traffic: {design.traffic}. {promise(design)[0].upper()}{promise(design)[1:]}.\n\n"
         "| role | instances | cut | accelerator | nodes x GPUs of one | GPUs | tokens a step and rank | sequences a rank |\n"
         f"|---|---|---|---|---|---|---|---|\n{rows}\n\n{total} accelerators in all.\n\n"
-        f"Files: {', '.join(f'`{name}`' for name in files)}. Images are tagged `latest`: pin them to the release that "
-        "the plan's stack was measured with. `benchmark.sh` measures what the plan promises; run it against the front "
+        f"Files: {', '.join(f'`{name}`' for name in files)}. Images are tagged `latest`: pin them to the release "
+        "that the plan's stack was measured with. `benchmark.sh` measures what the plan promises; run it against the front "
         "of all roles.\n\n"
         + ("A prefill and a decode role need a router in front that knows both: the engine's own (vLLM's proxy, "
            "sglang-router, `trtllm-serve disaggregated`).\n\n"

@@ -89,7 +89,16 @@ def command(engine: Engine, role: Role, model: str) -> list[str]:
     if engine == "vllm":
         return ["vllm", "serve", model, *vllm_flags(role), "--port", str(PORT)]
     if engine == "sglang":
-        return ["python3", "-m", "sglang.launch_server", "--model-path", model, *sglang_flags(role), "--port", str(PORT)]
+        return [
+            "python3",
+            "-m",
+            "sglang.launch_server",
+            "--model-path",
+            model,
+            *sglang_flags(role),
+            "--port",
+            str(PORT),
+        ]
     return ["trtllm-serve", model, "--extra_llm_api_options", config_name(role), "--port", str(PORT)]
 
 

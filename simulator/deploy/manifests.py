@@ -9,8 +9,16 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from simulator.deploy.launch import PORT, Engine, command, config_name, config_text, several_nodes, vllm_flags
-from simulator.deploy.launch import sglang_flags
+from simulator.deploy.launch import (
+    PORT,
+    Engine,
+    command,
+    config_name,
+    config_text,
+    several_nodes,
+    sglang_flags,
+    vllm_flags,
+)
 from simulator.deploy.parts import Role
 from simulator.scenario import ScenarioError
 

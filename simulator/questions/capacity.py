@@ -163,7 +163,9 @@ class _Search:
         while low > 0 and high > low * (1 + self.tolerance):
             thirds = (low + (high - low) / 3, high - (high - low) / 3)
             held = self._try(thirds, 1)
-            low, high = (low, thirds[0]) if not held[0] else (thirds[0], thirds[1]) if not held[1] else (thirds[1], high)
+            low, high = (
+                (low, thirds[0]) if not held[0] else (thirds[0], thirds[1]) if not held[1] else (thirds[1], high)
+            )
         if low > 0:
             self._settle(low, high)
 
@@ -204,11 +206,7 @@ class _Search:
 
     def _try(self, rates: Sequence[float], replications: int) -> list[bool]:
         """Whether each rate holds, in that many runs."""
-        wanted = [
-            (rate, seed)
-            for rate in rates
-            for seed in self.seeds[len(self.runs.get(rate, ())) : replications]
-        ]
+        wanted = [(rate, seed) for rate in rates for seed in self.seeds[len(self.runs.get(rate, ())) : replications]]
         self.progress(f"{' and '.join(f'{rate:.4g}' for rate in rates)} requests/s", len(self.runs), 0)
         tasks = [Trial(at_rate(self.scenario, rate, self.lifetime_s), seed) for rate, seed in wanted]
         for (rate, _), seen in zip(wanted, self.executor.all(measure, tasks), strict=True):
@@ -223,7 +221,7 @@ class _Search:
 
     @cached_property
     def lifetime_s(self) -> float:
-        """What a request may take inside the limits; one that meets no other, with the TTFT and TPOT that it may have."""
+        """What a request may take inside the limits: as one that meets no other, with the TTFT and TPOT it may have."""
         slo = self.scenario.slo
         if slo.e2e_s is not None:
             return slo.e2e_s
@@ -248,9 +246,7 @@ class _Search:
             {name: _mean([run.busy[name] for run in at_low]) for name in at_low[0].busy} if at_low else {},
             {name: _mean([run.kv[name] for run in at_low]) for name in at_low[0].kv} if at_low else {},
             gains,
-            tuple(
-                _point(rate, runs, holds(self.scenario, runs)) for rate, runs in sorted(self.runs.items())
-            ),
+            tuple(_point(rate, runs, holds(self.scenario, runs)) for rate, runs in sorted(self.runs.items())),
             len(self.seeds),
             complete,
         )
@@ -290,18 +286,23 @@ def _point(rate: float, runs: Sequence[Measurement], held: bool) -> RatePoint:
         found = [getattr(run.cost, kind) for run in runs if run.cost is not None]
         return _mean(found) if found else None
 
+    def tail(name: str) -> float | None:
+        return _mean_of_known([getattr(run, name) for run in runs])
+
     return RatePoint(
-        rate,
-        held,
-        _mean([run.attainment for run in runs]),
-        _mean([run.requests_per_s for run in runs]),
-        *(_mean_of_known([getattr(run, name) for run in runs]) for name in ("ttft_s", "tpot_s", "e2e_s")),
-        _mean_of_known([run.tok_s_per_user for run in runs]),
-        _mean([run.total_tok_s_per_gpu for run in runs]),
-        cost("usd_per_mtok_input"),
-        cost("usd_per_mtok_cached"),
-        cost("usd_per_mtok_output"),
-        cost("usd_per_mtok_blended"),
+        rate=rate,
+        holds=held,
+        attainment=_mean([run.attainment for run in runs]),
+        served_per_s=_mean([run.requests_per_s for run in runs]),
+        ttft_s=tail("ttft_s"),
+        tpot_s=tail("tpot_s"),
+        e2e_s=tail("e2e_s"),
+        tok_s_per_user=tail("tok_s_per_user"),
+        total_tok_s_per_gpu=_mean([run.total_tok_s_per_gpu for run in runs]),
+        usd_per_mtok_input=cost("usd_per_mtok_input"),
+        usd_per_mtok_cached=cost("usd_per_mtok_cached"),
+        usd_per_mtok_output=cost("usd_per_mtok_output"),
+        usd_per_mtok_blended=cost("usd_per_mtok_blended"),
     )
 
 

@@ -70,8 +70,7 @@ def comparison_chart(
             x=[*logs, "in all"],
             y=[*logs.values(), None],
             measure=["relative"] * len(logs) + ["total"],
-            text=[f"x {factor:.2f}" for factor in fall["factors"].values()]
-            + [f"x {10 ** sum(logs.values()):.2f}"],
+            text=[f"x {factor:.2f}" for factor in fall["factors"].values()] + [f"x {10 ** sum(logs.values()):.2f}"],
             showlegend=False,
             row=row,
             col=1,
@@ -134,7 +133,12 @@ def forecast_chart(months: pd.DataFrame, convention: str) -> go.Figure:
     figure = make_subplots(cols=2)
     figure.add_scatter(x=months["month"], y=months["gpus"], name="accelerators", line={"shape": "hv"}, row=1, col=1)
     figure.add_scatter(
-        x=months["month"], y=months["gpus_needed"], name="without spares", line={"shape": "hv", "dash": "dot"}, row=1, col=1
+        x=months["month"],
+        y=months["gpus_needed"],
+        name="without spares",
+        line={"shape": "hv", "dash": "dot"},
+        row=1,
+        col=1,
     )
     for column in months.columns[months.columns.str.startswith("usd_") & ~months.columns.str.startswith("usd_per")]:
         figure.add_scatter(

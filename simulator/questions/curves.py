@@ -76,10 +76,9 @@ def play(
         seen[i] = found
         if progress is not None:
             progress(f"simulating {side.name}", len(seen), len(tasks))
-    points = [
+    return [
         _point(side, design, clients, seen[i]) for i, (design, clients) in enumerate(wanted) if seen[i].tok_s_per_user
     ]
-    return points
 
 
 def ladder(deployment: Deployment) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 import re
 from dataclasses import dataclass
@@ -98,14 +99,16 @@ def read_demand(path: Path, scenario: Scenario) -> tuple[MonthlyDemand, ...]:
                 mean = _rate(row, "mean_requests_per_s", where)
                 if mean is not None and mean > peak:
                     raise ScenarioError(f"{where}: mean_requests_per_s={mean:g} is above the peak of {peak:g}")
-                found.append(MonthlyDemand(_month(row.get("month") or "", where), peak, peak * share if mean is None else mean))
+                found.append(
+                    MonthlyDemand(_month(row.get("month") or "", where), peak, peak * share if mean is None else mean)
+                )
     except (OSError, UnicodeDecodeError) as error:
         raise ScenarioError(f"demand file {path} cannot be read ({error}); give a CSV file") from None
     if not found:
         raise ScenarioError(f"demand file {path} has no rows; give columns month and peak_requests_per_s")
     if len(found) > MOST_MONTHS:
         raise ScenarioError(f"demand file {path} has {len(found)} months; give {MOST_MONTHS} at most")
-    for before, after in zip(found, found[1:], strict=False):
+    for before, after in itertools.pairwise(found):
         if after.month != later(before.month, 1):
             raise ScenarioError(f"demand file {path}: {after.month:%Y-%m} does not follow {before.month:%Y-%m}")
     return tuple(found)

@@ -168,7 +168,9 @@ class _Fleet:
 
     def _share(self, rate: float) -> Deployment:
         pools = {
-            name: pool.model_copy(update={"instances": max(1, math.ceil(pool.instances * rate / self.planned_rate - 1e-9))})
+            name: pool.model_copy(
+                update={"instances": max(1, math.ceil(pool.instances * rate / self.planned_rate - 1e-9))}
+            )
             for name, pool in self.planned.lone_pools.items()
         }
         return self.planned.model_copy(update=pools)
@@ -184,8 +186,8 @@ class _Fleet:
                 update={short: pool.model_copy(update={"instances": pool.instances + 1})}
             )
         raise ScenarioError(
-            f"{self.generation.name}: {MOST_MENDED} instances beyond the plan's share do not serve {rate:.4g} requests/s "
-            "inside the limits; relax them"
+            f"{self.generation.name}: {MOST_MENDED} instances beyond the plan's share do not serve {rate:.4g} "
+            "requests/s inside the limits; relax them"
         )
 
     def runs(self, deployment: Deployment, rate: float) -> list[Measurement]:
@@ -258,9 +260,7 @@ def forecast(
     )
 
 
-def _fleet(
-    scenario: Scenario, generation: Generation, most: float, seeds: Sequence[int], executor: Executor
-) -> _Fleet:
+def _fleet(scenario: Scenario, generation: Generation, most: float, seeds: Sequence[int], executor: Executor) -> _Fleet:
     search = scenario.search.model_copy(update={"gpus": (generation.gpu,), "stack": generation.stack})
     asked = at_rate(scenario, most, None).model_copy(update={"search": search, "deployment": None})
     answer = plan(asked)
@@ -397,7 +397,9 @@ def _per_token(kinds: Sequence[tuple[Any, float | None]]) -> tuple[float | None,
 def _break_even(scenario: Scenario, months: Sequence[Month]) -> BreakEven:
     own = [month.usd[scenario.price_convention] for month in months]
     asked = [month.api_usd or 0.0 for month in months]
-    cheaper = (m.month for m, mine, theirs in zip(months, own, asked, strict=True) if mine is not None and mine < theirs)
+    cheaper = (
+        m.month for m, mine, theirs in zip(months, own, asked, strict=True) if mine is not None and mine < theirs
+    )
     last = months[-1]
     rate = (own[-1] or 0.0) / asked[-1] * last.mean_rate if asked[-1] else math.inf
     return BreakEven(next(cheaper, None), rate, _sum(own) or 0.0, sum(asked))

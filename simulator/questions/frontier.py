@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hw_profiles.catalog import load
@@ -13,7 +13,7 @@ from simulator.planner.design import OperatingPoint
 from simulator.planner.search import plan
 from simulator.progress import Progress
 from simulator.questions.published import PublishedPoint
-from simulator.questions.trial import Trial, measure, with_clients
+from simulator.questions.trial import Measurement, Trial, measure, with_clients
 from simulator.scenario import Deployment, Scenario, ScenarioError
 from simulator.sweep.executor import Executor
 
@@ -107,22 +107,18 @@ def frontier(
             for form in dict.fromkeys(point.form for point in mine):
                 curve = [point for point in mine if point.form == form]
                 pools = {design.form: design.deployment for design in reversed(answer.designs)}
-                tasks += [(point, *made) for point in _spread(curve, verified) if (made := _made(point, pools.get(form)))]
-        trials = [Trial(with_clients(scenario, n).model_copy(update={"deployment": d}), scenario.seed) for _, d, n in tasks]
+                tasks += [
+                    (point, *made) for point in _spread(curve, verified) if (made := _made(point, pools.get(form)))
+                ]
+        trials = [
+            Trial(with_clients(scenario, n).model_copy(update={"deployment": d}), scenario.seed) for _, d, n in tasks
+        ]
         for done, (i, seen) in enumerate((executor or Executor()).each(measure, trials), 1):
             if progress is not None:
                 progress("simulating points", done, len(trials))
             if seen.tok_s_per_user is not None:
-                point, deployment, clients = tasks[i]
-                cost = seen.cost
-                points.append(
-                    FrontierPoint(
-                        point.name, point.gpu, point.stack, point.form, point.layout, clients, seen.tok_s_per_user,
-                        seen.total_tok_s_per_gpu, seen.output_tok_s_per_gpu,
-                        *((None,) * 4 if cost is None else (cost.usd_per_mtok_blended, cost.usd_per_mtok_input,
-                          cost.usd_per_mtok_cached, cost.usd_per_mtok_output)), True,
-                    )
-                )  # fmt: skip
+                point, _, clients = tasks[i]
+                points.append(_simulated(point, clients, seen))
     except KeyboardInterrupt:
         complete = False
     if not points and complete:
@@ -135,6 +131,23 @@ def _estimated(name: str, stack: str, point: OperatingPoint) -> FrontierPoint:
         name, point.gpu, stack, point.form, point.cut, point.sequences_per_instance, point.tok_s_per_user,
         point.total_tok_s_per_gpu, point.output_tok_s_per_gpu, point.usd_per_mtok_blended, None, None, None, False,
     )  # fmt: skip
+
+
+def _simulated(point: FrontierPoint, clients: int, seen: Measurement) -> FrontierPoint:
+    assert seen.tok_s_per_user is not None
+    cost = seen.cost
+    return replace(
+        point,
+        sequences=clients,
+        tok_s_per_user=seen.tok_s_per_user,
+        total_tok_s_per_gpu=seen.total_tok_s_per_gpu,
+        output_tok_s_per_gpu=seen.output_tok_s_per_gpu,
+        usd_per_mtok_blended=cost.usd_per_mtok_blended if cost else None,
+        usd_per_mtok_input=cost.usd_per_mtok_input if cost else None,
+        usd_per_mtok_cached=cost.usd_per_mtok_cached if cost else None,
+        usd_per_mtok_output=cost.usd_per_mtok_output if cost else None,
+        verified=True,
+    )
 
 
 def _spread(curve: list[FrontierPoint], wanted: int) -> list[FrontierPoint]:

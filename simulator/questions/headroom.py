@@ -11,8 +11,8 @@ from simulator.questions.trial import Trial, deployed, run
 from simulator.scenario import Deployment, Faults, Lengths, OpenLoop, Outages, Scenario, ScenarioError
 
 HOURS = 3600.0  # [s]
-# 419 unplanned interruptions of a job on 16,384 H100 in 54 days: one in 50,700 GPU-hours (Grattafiori et al., "The Llama
-# 3 herd of models", 2024, section 3.3.4). The instance that holds the GPU is down with it.
+# 419 unplanned interruptions of a job on 16,384 H100 in 54 days: one in 50,700 GPU-hours (Grattafiori et al., "The
+# Llama 3 herd of models", 2024, section 3.3.4). The instance that holds the GPU is down with it.
 GPU_HOURS_A_FAULT = 16_384 * 54 * 24 / 419
 REPAIR_S = 4 * HOURS  # until the instance starts again [s; assumed]
 SPAN_S = 9e8  # of a run, 28 years [s]: scenario keys go up to 1e9 s

@@ -93,9 +93,7 @@ def changed(scenario: Scenario, factors: Mapping[str, float]) -> tuple[Scenario,
     if workload.shared_prefix is not None:
         tokens = max(1, round(workload.shared_prefix.tokens * factors.get("shared_prefix", 1.0)))
         update["shared_prefix"] = workload.shared_prefix.model_copy(update={"tokens": tokens})
-    profiles = {
-        profile_key(group): _profile(load(group.gpu, group.stack), factors) for group in deployment.groups
-    }
+    profiles = {profile_key(group): _profile(load(group.gpu, group.stack), factors) for group in deployment.groups}
     placed = _each_pool(deployment, lambda pool: _pool(pool, factors))
     return scenario.model_copy(update={"workload": workload.model_copy(update=update), "deployment": placed}), profiles
 

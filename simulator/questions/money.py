@@ -41,8 +41,8 @@ class ApiPrice:
             return cls(*given, float(found[3]) if found[3] else given[0])
         except (AssertionError, ValueError):
             raise ScenarioError(
-                f"API price {text!r} is not understood; write USD per million tokens of input, output and cached input: "
-                "0.55,2.19,0.14"
+                f"API price {text!r} is not understood; write USD per million tokens of input, output and cached "
+                "input: 0.55,2.19,0.14"
             ) from None
 
     def usd_per_s(self, tokens: TokenCost) -> float:

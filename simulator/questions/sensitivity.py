@@ -177,7 +177,15 @@ def _swings(given: Sequence[Input], seen: Mapping[int, Measurement]) -> list[Swi
             continue
         prices = (one.low, one.high) if one.name == "price" else (1.0, 1.0)
         found.append(
-            Swing(one.name, one.low, one.high, _cost(low, prices[0]), _cost(high, prices[1]), low.attainment, high.attainment)
+            Swing(
+                one.name,
+                one.low,
+                one.high,
+                _cost(low, prices[0]),
+                _cost(high, prices[1]),
+                low.attainment,
+                high.attainment,
+            )
         )
     return found
 
@@ -193,14 +201,14 @@ def _mattering(given: Sequence[Input], swings: Sequence[Swing]) -> tuple[Input, 
     """Those that move cost or attainment most, in turns."""
     by_cost = sorted(swings, key=_width, reverse=True)
     by_share = sorted(swings, key=lambda s: -abs(s.attainment_high - s.attainment_low))
-    ranked = dict.fromkeys(name for pair in zip(by_cost, by_share, strict=True) for name in (pair[0].name, pair[1].name))
+    ranked = dict.fromkeys(
+        name for pair in zip(by_cost, by_share, strict=True) for name in (pair[0].name, pair[1].name)
+    )
     kept = list(ranked)[:MOST_INPUTS]
     return tuple(one for one in given if one.name in kept)
 
 
-def _columns(
-    chosen: Sequence[Input], points: Any, answers: Mapping[int, Measurement]
-) -> tuple[Any, Any]:
+def _columns(chosen: Sequence[Input], points: Any, answers: Mapping[int, Measurement]) -> tuple[Any, Any]:
     """Cost and attainment at the points that were played, in order."""
     price = next((i for i, one in enumerate(chosen) if one.name == "price"), None)
     order = sorted(answers)

@@ -2,8 +2,8 @@
 
 Estimates are those of `scipy.stats.sobol_indices` (Saltelli 2010), their intervals its bootstrap.
 
-References: Sobol', "Global sensitivity indices for nonlinear mathematical models", 2001; Saltelli et al., "Variance based
-sensitivity analysis of model output", Computer Physics Communications 181, 2010.
+References: Sobol', "Global sensitivity indices for nonlinear mathematical models", 2001; Saltelli et al., "Variance
+based sensitivity analysis of model output", Computer Physics Communications 181, 2010.
 """
 
 from __future__ import annotations

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from simulator.des.instance.spec import StepTimes
 from simulator.des.results.cost import MTOK, SECONDS_PER_HOUR, Cost, usd_per_mtok
 from simulator.des.results.reports import Throughput
-from simulator.model.latency import Chunk, StepLatency
+from simulator.model.latency import Chunk
 
 RULE = (
     "input bears the prefill pool (or prefill's share of busy time), output the rest; a cached input token bears what "
@@ -81,7 +82,7 @@ def split(
     )
 
 
-def cached_weight(times: StepLatency, prompt: float, cached: float, ranks: int) -> float:
+def cached_weight(times: StepTimes, prompt: float, cached: float, ranks: int) -> float:
     """Cost of a cached input token over that of a computed one, by an instance's step times.
 
     prompt, cached: mean tokens of a prompt, and how many of them are found in the cache (where none are, half a prompt

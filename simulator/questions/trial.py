@@ -192,8 +192,8 @@ def with_clients(scenario: Scenario, clients: int) -> Scenario:
     workload = scenario.one_workload()
     if not isinstance(workload, (OpenLoop, ClosedLoop)):
         raise ScenarioError(
-            f"workload.kind='{workload.kind}' of '{scenario.name}' has no lengths to compare designs at; use 'open_loop' "
-            "or 'closed_loop'"
+            f"workload.kind='{workload.kind}' of '{scenario.name}' has no lengths to compare designs at; use "
+            "'open_loop' or 'closed_loop'"
         )
     requests = max(FEWEST_OF_CLIENTS, FEWEST_WAVES * clients, min(WAVES * clients, MOST_OF_CLIENTS))
     loop = ClosedLoop(concurrency=clients, requests=requests, prompt=workload.prompt, output=workload.output)

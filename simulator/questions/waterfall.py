@@ -58,7 +58,7 @@ def waterfall(
         profiles = _hybrids(deployment, target, respects)
         (point,) = play(scenario, marked, [(0, start.clients)], executor, None, profiles)
         gains[respects] = math.log(point.total_tok_s_per_gpu / start.total_tok_s_per_gpu)
-    logs: dict[str, float] = dict(shapley(gains))
+    logs: dict[str, float] = {**shapley(gains)}
     swapped = gains[frozenset(SPEEDS)]
     whole = math.log(end.total_tok_s_per_gpu / start.total_tok_s_per_gpu)
     small = _within_memory(scenario, marked, deployment, target, (start, end), known, speed, executor)
@@ -88,11 +88,14 @@ def shapley(gains: Mapping[frozenset[Respect], float]) -> dict[Respect, float]:
     >>> shapley({frozenset(): 0.0, one: 1.0, two: 2.0, one | two: 5.0})
     {'compute': 2.0, 'memory': 3.0}
     """
-    players = sorted(max(gains, key=len))
+    players = sorted(max(gains, key=lambda coalition: len(coalition)))
     n = len(players)
     return {
         player: sum(
-            math.factorial(len(s)) * math.factorial(n - len(s) - 1) / math.factorial(n) * (gains[s | {player}] - gains[s])
+            math.factorial(len(s))
+            * math.factorial(n - len(s) - 1)
+            / math.factorial(n)
+            * (gains[s | {player}] - gains[s])
             for s in gains
             if player not in s
         )
@@ -116,9 +119,7 @@ def _renamed(pool: str, place: int, group: Pool) -> Pool:
     return group.model_copy(update={"gpu": f"{pool}-{place}"})
 
 
-def _hybrids(
-    deployment: Deployment, target: Deployment, respects: frozenset[Respect]
-) -> dict[str, HardwareProfile]:
+def _hybrids(deployment: Deployment, target: Deployment, respects: frozenset[Respect]) -> dict[str, HardwareProfile]:
     """By the names of `_marked`: A's accelerator of each group with respects of B's accelerator of the same pool, of
     B's decode pool where it has no such."""
     found = {}

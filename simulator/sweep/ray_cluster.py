@@ -1,4 +1,4 @@
-"""A sweep on a Ray cluster. Its nodes need the same moeplan, and the folder of one's own profiles under the same path."""
+"""A sweep on a Ray cluster. Its nodes need the same moeplan, and one's own profiles under the same path."""
 
 from __future__ import annotations
 
