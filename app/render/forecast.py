@@ -27,8 +27,8 @@ def forecast_report(scenario: Scenario, answer: Forecast) -> RenderableType:
             )
         )
     table = simple_table(
-        "Month", "peak\nreq/s", "mean", "GPUs", "spare", "buy", "used", "kUSD", "on\ndemand", "USD/Mtok\ninput", "cached",
-        "output", "MWh", "t CO2", "API\nkUSD",
+        "Month", "peak\nreq/s", "mean", "GPUs", "spare", "buy", "used", "kUSD", "on\ndemand", "USD/Mtok\ninput",
+        "cached", "output", "MWh", "t CO2", "API\nkUSD",
     )  # fmt: skip
     for month in answer.months:
         table.add_row(

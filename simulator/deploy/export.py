@@ -212,11 +212,11 @@ def _readme(
     return (
         f"# {model}: design {design.number} of a plan, for {target} ({engine})\n\n"
         f"Traffic: {design.traffic}. {promise(design)[0].upper()}{promise(design)[1:]}.\n\n"
-        "| role | instances | cut | accelerator | nodes x GPUs of one | GPUs | tokens a step and rank | sequences a rank |\n"
+        "| role | instances | cut | accelerator | nodes x GPUs | GPUs | tokens a step and rank | sequences a rank |\n"
         f"|---|---|---|---|---|---|---|---|\n{rows}\n\n{total} accelerators in all.\n\n"
         f"Files: {', '.join(f'`{name}`' for name in files)}. Images are tagged `latest`: pin them to the release "
-        "that the plan's stack was measured with. `benchmark.sh` measures what the plan promises; run it against the front "
-        "of all roles.\n\n"
+        "that the plan's stack was measured with. `benchmark.sh` measures what the plan promises; run it against the "
+        "front of all roles.\n\n"
         + ("A prefill and a decode role need a router in front that knows both: the engine's own (vLLM's proxy, "
            "sglang-router, `trtllm-serve disaggregated`).\n\n"
            if len(parts) > 1 and target in ("vllm", "sglang", "trtllm", "kubernetes") else "")

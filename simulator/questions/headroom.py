@@ -15,7 +15,9 @@ HOURS = 3600.0  # [s]
 # Llama 3 herd of models", 2024, section 3.3.4). The instance that holds the GPU is down with it.
 GPU_HOURS_A_FAULT = 16_384 * 54 * 24 / 419
 REPAIR_S = 4 * HOURS  # until the instance starts again [s; assumed]
-SPAN_S = 9e8  # of a run, 28 years [s]: scenario keys go up to 1e9 s
+LONGEST_S = 9e8  # of a run, 28 years [s]: scenario keys go up to 1e9 s
+FAULTS = 2000  # of a pool, after which a run is long enough: the share of time is then right to some percent [assumed]
+FEWEST_REQUESTS = 20  # of a run, which has to last as long as its arrivals
 RUNS = 2  # [assumed]
 REQUEST_RATE = 2e-6  # of the runs, which look at faults alone [requests/s]
 MOST_SPARE = 64  # instances of a pool, beyond which the target is out of reach [assumed]
@@ -90,9 +92,10 @@ def _share_up(model: str, deployment: str, name: str, needed: int, spare: int, f
         pool: group.model_copy(update={"instances": needed + spare if pool == name else 1, "autoscale": None})
         for pool, group in whole.lone_pools.items()
     }
-    work = OpenLoop(
-        rate=REQUEST_RATE, requests=round(SPAN_S * REQUEST_RATE), prompt=Lengths(value=16), output=Lengths(value=2)
-    )
+    often = min(outages.mtbf_s for outages in (given.instance, given.node) if outages is not None)
+    span_s = min(LONGEST_S, FAULTS * often / (needed + spare))
+    count = max(FEWEST_REQUESTS, round(span_s * REQUEST_RATE))
+    work = OpenLoop(rate=count / span_s, requests=count, prompt=Lengths(value=16), output=Lengths(value=2))
     scenario = Scenario(
         name="faults",
         model=model,
