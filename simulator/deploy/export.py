@@ -31,7 +31,7 @@ MS_PER_S = 1e3
 
 
 @dataclass(frozen=True)
-class Export:
+class ExportedDesign:
     """files: text by name. gpus: that they ask for, which is what the design has."""
 
     target: Target
@@ -50,14 +50,16 @@ class Export:
         return paths
 
 
-def export(design: PlannedDesign, target: Target, *, engine: Engine | None = None, model: str | None = None) -> Export:
+def export(
+    design: PlannedDesign, target: Target, *, engine: Engine | None = None, model: str | None = None
+) -> ExportedDesign:
     """Files for a target.
 
     engine: that manifests run; None: that of the design's stack, else vLLM. model: name of the checkpoint, where it
     is not what we take it to be. Raises ScenarioError for what the target cannot say.
     """
     if target == "scenario":
-        return Export(target, None, {"scenario.toml": scenario_text(design)}, design.deployment.gpus)
+        return ExportedDesign(target, None, {"scenario.toml": scenario_text(design)}, design.deployment.gpus)
     parts = roles(design.deployment)
     known, sure = model_id(design.model)
     name = model or known
@@ -71,7 +73,7 @@ def export(design: PlannedDesign, target: Target, *, engine: Engine | None = Non
         said.append(f"nodes are picked by a label of one's own, {OWN_LABEL}: put it on them")
     files["benchmark.sh"] = benchmark_script(design, name)
     files["README.md"] = _readme(design, target, chosen, name, parts, said, list(files))
-    return Export(target, chosen, files, sum(role.pool.gpus for role in parts))
+    return ExportedDesign(target, chosen, files, sum(role.pool.gpus for role in parts))
 
 
 def _engine(target: Target, parts: tuple[Role, ...], asked: Engine | None) -> Engine:

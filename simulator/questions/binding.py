@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from simulator.questions.trial import Measurement
+from simulator.questions.trial import RunFigures
 from simulator.scenario import Deployment, Pool
 
 Resource = Literal["time", "KV room", "places for sequences", "speed of a step"]
@@ -40,7 +40,7 @@ class Binding:
         return f"{what}; the {self.pool} pool binds: {how}"
 
 
-def binding_of(deployment: Deployment, runs: Sequence[Measurement]) -> Binding:
+def binding_of(deployment: Deployment, runs: Sequence[RunFigures]) -> Binding:
     """What binds in runs at a rate that is too high."""
     limits = {name: _mean([run.inside[name] for run in runs]) for name in runs[0].inside}
     served = _mean([run.requests_per_s for run in runs]) / max(1e-12, _mean([run.came_per_s for run in runs]))
@@ -62,7 +62,7 @@ def _resource(pool: str, busy: float, kv: float, places: float) -> Resource:
     return "time" if pool == "prefill" and busy >= FULL else "speed of a step"
 
 
-def _state(deployment: Deployment, pool: str, runs: Sequence[Measurement]) -> tuple[float, float, float]:
+def _state(deployment: Deployment, pool: str, runs: Sequence[RunFigures]) -> tuple[float, float, float]:
     """Busy, KV and places of a pool, weighed by the accelerators of its groups."""
     groups = deployment.pools[pool]
     names = [group_label(pool, group, len(groups)) for group in groups]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from simulator.des.replicate import seeds_of
 from simulator.progress import Progress
 from simulator.questions.binding import Binding, binding_of, group_label
-from simulator.questions.trial import Measurement, Trial, at_rate, deployed, measure, rate_of
+from simulator.questions.trial import RunFigures, Trial, at_rate, deployed, measure, rate_of
 from simulator.scenario import Deployment, OpenLoop, Scenario
 from simulator.sweep.executor import Executor
 
@@ -124,7 +124,7 @@ def capacity(
     """
     deployment = deployed(scenario)
     planned = rate_of(scenario.one_workload())
-    search = _Search(scenario, replications, tolerance, executor or Executor(), progress or (lambda *_: None))
+    search = _RateSearch(scenario, replications, tolerance, executor or Executor(), progress or (lambda *_: None))
     complete = True
     found: list[Gain] = []
     try:
@@ -139,7 +139,7 @@ def capacity(
     return search.answer(planned, tuple(found), complete)
 
 
-class _Search:
+class _RateSearch:
     """Rates that were tried, and the interval that holds the answer."""
 
     def __init__(
@@ -150,7 +150,7 @@ class _Search:
         self.tolerance = tolerance
         self.executor = executor
         self.progress = progress
-        self.runs: dict[float, list[Measurement]] = {}
+        self.runs: dict[float, list[RunFigures]] = {}
         self.low = 0.0
         self.high: float | None = None
 
@@ -252,7 +252,7 @@ class _Search:
         )
 
 
-def holds(scenario: Scenario, runs: Sequence[Measurement]) -> bool:
+def holds(scenario: Scenario, runs: Sequence[RunFigures]) -> bool:
     """Whether limits are kept, and no queue grows, in the mean over runs of a rate."""
     slo = scenario.slo
     if slo.limits and _mean([run.attainment for run in runs]) < slo.percentile / 100:
@@ -263,7 +263,7 @@ def holds(scenario: Scenario, runs: Sequence[Measurement]) -> bool:
     return _mean([run.requests_per_s for run in runs]) >= LEAST_SHARE_SERVED * _mean([run.came_per_s for run in runs])
 
 
-def _gain(search: _Search, deployment: Deployment, pool: str, place: int) -> Gain:
+def _gain(search: _RateSearch, deployment: Deployment, pool: str, place: int) -> Gain:
     """One instance more in a group of a pool."""
     groups = list(deployment.pools[pool])
     group = groups[place]
@@ -272,7 +272,7 @@ def _gain(search: _Search, deployment: Deployment, pool: str, place: int) -> Gai
     scenario = search.scenario.model_copy(update={"deployment": wider})
     one_more = 1 / group.instances
     tolerance = min(search.tolerance, TOLERANCE_OF_GAIN * one_more)
-    more = _Search(scenario, len(search.seeds), tolerance, search.executor, search.progress)
+    more = _RateSearch(scenario, len(search.seeds), tolerance, search.executor, search.progress)
     label, gpus = group_label(pool, group, len(groups)), group.gpus_per_instance
     assert search.high is not None
     if not more.holds(search.high):
@@ -281,7 +281,7 @@ def _gain(search: _Search, deployment: Deployment, pool: str, place: int) -> Gai
     return Gain(label, gpus, more.low, (more.low - search.low) / gpus)
 
 
-def _point(rate: float, runs: Sequence[Measurement], held: bool) -> RatePoint:
+def _point(rate: float, runs: Sequence[RunFigures], held: bool) -> RatePoint:
     def cost(kind: str) -> float | None:
         found = [getattr(run.cost, kind) for run in runs if run.cost is not None]
         return _mean(found) if found else None

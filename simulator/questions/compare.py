@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from hw_profiles.catalog import load
 from simulator.progress import Progress
 from simulator.questions.curves import Curve, CurvePoint, curve, point_at
 from simulator.questions.published import PublishedPoint
@@ -110,6 +111,12 @@ def compare(
     except KeyboardInterrupt:
         complete = False
     names = {side.name for side in named}
+    parts = {
+        load(group.gpu, group.stack).name
+        for side in named
+        for deployment in side.deployments
+        for group in deployment.groups
+    }
     return Comparison(
         scenario.name,
         tuple(side.name for side in named),
@@ -119,7 +126,7 @@ def compare(
         _levels(curves) if len(curves) == len(names) else (),
         tuple(falls),
         tuple(point for each in curves.values() for point in each.points),
-        tuple(published),
+        tuple(point for point in published if point.gpu in parts),
         complete,
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 from hw_profiles.profile import HardwareProfile
 from simulator.progress import Progress
 from simulator.questions.sides import Side
-from simulator.questions.trial import Measurement, Trial, measure, with_clients
+from simulator.questions.trial import RunFigures, Trial, measure, with_clients
 from simulator.scenario import Deployment, Scenario
 from simulator.sweep.executor import Executor
 
@@ -71,7 +71,7 @@ def play(
         )
         for design, clients in wanted
     ]
-    seen: dict[int, Measurement] = {}
+    seen: dict[int, RunFigures] = {}
     for i, found in executor.each(measure, tasks):
         seen[i] = found
         if progress is not None:
@@ -88,7 +88,7 @@ def ladder(deployment: Deployment) -> list[int]:
     return sorted({max(1, round(most / CLIENT_FACTOR**step)) for step in range(CLIENT_STEPS)})
 
 
-def _point(side: Side, design: int, clients: int, seen: Measurement) -> CurvePoint:
+def _point(side: Side, design: int, clients: int, seen: RunFigures) -> CurvePoint:
     deployment, cost = side.deployments[design], seen.cost
     assert seen.tok_s_per_user is not None
     return CurvePoint(

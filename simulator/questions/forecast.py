@@ -31,7 +31,7 @@ from simulator.questions.money import (
     usd_per_hour,
 )
 from simulator.questions.token_cost import split
-from simulator.questions.trial import Measurement, Trial, at_rate, measure
+from simulator.questions.trial import RunFigures, Trial, at_rate, measure
 from simulator.scenario import Deployment, Scenario, ScenarioError
 from simulator.sweep.executor import Executor
 
@@ -158,7 +158,7 @@ class _Fleet:
     lifetime_s: float  # of a request, by the plan
     seeds: Sequence[int]
     executor: Executor
-    known: dict[float, tuple[Deployment, list[Measurement]]] = field(default_factory=dict)
+    known: dict[float, tuple[Deployment, list[RunFigures]]] = field(default_factory=dict)
 
     def serving(self, rate: float) -> Deployment:
         """The pools of the planned deployment cut down to the rate, and instances added where simulation misses."""
@@ -175,7 +175,7 @@ class _Fleet:
         }
         return self.planned.model_copy(update=pools)
 
-    def _mended(self, rate: float, deployment: Deployment) -> tuple[Deployment, list[Measurement]]:
+    def _mended(self, rate: float, deployment: Deployment) -> tuple[Deployment, list[RunFigures]]:
         for _ in range(MOST_MENDED):
             runs = self.runs(deployment, rate)
             if holds(self.scenario, runs):
@@ -190,7 +190,7 @@ class _Fleet:
             "requests/s inside the limits; relax them"
         )
 
-    def runs(self, deployment: Deployment, rate: float) -> list[Measurement]:
+    def runs(self, deployment: Deployment, rate: float) -> list[RunFigures]:
         placed = self.scenario.model_copy(update={"deployment": deployment})
         at = at_rate(placed, rate, self.lifetime_s)
         return self.executor.all(measure, [Trial(at, seed) for seed in self.seeds])

@@ -13,7 +13,7 @@ from simulator.planner.design import OperatingPoint
 from simulator.planner.search import plan
 from simulator.progress import Progress
 from simulator.questions.published import PublishedPoint
-from simulator.questions.trial import Measurement, Trial, measure, with_clients
+from simulator.questions.trial import RunFigures, Trial, measure, with_clients
 from simulator.scenario import Deployment, Scenario, ScenarioError
 from simulator.sweep.executor import Executor
 
@@ -133,7 +133,7 @@ def _estimated(name: str, stack: str, point: OperatingPoint) -> FrontierPoint:
     )  # fmt: skip
 
 
-def _simulated(point: FrontierPoint, clients: int, seen: Measurement) -> FrontierPoint:
+def _simulated(point: FrontierPoint, clients: int, seen: RunFigures) -> FrontierPoint:
     assert seen.tok_s_per_user is not None
     cost = seen.cost
     return replace(

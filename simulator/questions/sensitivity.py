@@ -11,7 +11,7 @@ import numpy as np
 from simulator.progress import Progress
 from simulator.questions.inputs import Input, changed, inputs_of
 from simulator.questions.sobol import SobolIndex, base_samples, design, indices
-from simulator.questions.trial import Measurement, Trial, at_rate, deployed, measure, rate_of
+from simulator.questions.trial import RunFigures, Trial, at_rate, deployed, measure, rate_of
 from simulator.scenario import Scenario
 from simulator.sweep.executor import Executor
 
@@ -101,9 +101,9 @@ def sensitivity(
     work, report = executor or Executor(), progress or (lambda *_: None)
     lifetime_s = _lifetime_s(scenario) * LIFETIMES_SHARE
     ends = [((one.name, factor),) for one in given for factor in (one.low, one.high)]
-    seen: dict[int, Measurement] = {}
+    seen: dict[int, RunFigures] = {}
     points = np.empty((0, 0))
-    answers: dict[int, Measurement] = {}
+    answers: dict[int, RunFigures] = {}
     chosen: tuple[Input, ...] = ()
     n = 0
     complete = True
@@ -145,7 +145,7 @@ def sensitivity(
     )
 
 
-def play(task: _Run) -> Measurement:
+def play(task: _Run) -> RunFigures:
     """Measure one point; its price is put in afterwards."""
     scenario, profiles = changed(task.scenario, dict(task.factors))
     rate = rate_of(scenario.one_workload())
@@ -164,11 +164,11 @@ def _lifetime_s(scenario: Scenario) -> float:
     return alone.e2e_s or 1.0
 
 
-def _cost(seen: Measurement, price: float) -> float | None:
+def _cost(seen: RunFigures, price: float) -> float | None:
     return None if seen.cost is None else seen.cost.usd_per_mtok_blended * price
 
 
-def _swings(given: Sequence[Input], seen: Mapping[int, Measurement]) -> list[Swing]:
+def _swings(given: Sequence[Input], seen: Mapping[int, RunFigures]) -> list[Swing]:
     """Of the inputs both of whose ends were played."""
     found = []
     for i, one in enumerate(given):
@@ -208,7 +208,7 @@ def _mattering(given: Sequence[Input], swings: Sequence[Swing]) -> tuple[Input, 
     return tuple(one for one in given if one.name in kept)
 
 
-def _columns(chosen: Sequence[Input], points: Any, answers: Mapping[int, Measurement]) -> tuple[Any, Any]:
+def _columns(chosen: Sequence[Input], points: Any, answers: Mapping[int, RunFigures]) -> tuple[Any, Any]:
     """Cost and attainment at the points that were played, in order."""
     price = next((i for i, one in enumerate(chosen) if one.name == "price"), None)
     order = sorted(answers)

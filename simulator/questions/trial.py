@@ -44,7 +44,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Measurement:
+class RunFigures:
     """What one run says; latencies at the percentile of the limits, None where no request has one.
 
     attainment: share of the requests inside every limit; inside: of each limit alone. came_per_s: arrivals while the
@@ -91,7 +91,7 @@ def run(trial: Trial) -> SimulationResult:
     return play(scenario, deployment, model, profiles, requests, np.random.default_rng(router_seed))
 
 
-def measure(trial: Trial) -> Measurement:
+def measure(trial: Trial) -> RunFigures:
     """Play the trial and keep what the questions look at."""
     result = run(trial)
     summary = result.summary()
@@ -109,7 +109,7 @@ def measure(trial: Trial) -> Measurement:
     offered = result.arrival_s[~np.isnan(result.arrival_s)]
     length = float(offered.max() - offered.min()) if len(offered) > 1 else 0.0
     energy = summary.energy
-    return Measurement(
+    return RunFigures(
         offered_per_s=(len(offered) - 1) / length if length > 0 else 0.0,
         requests_per_s=throughput.requests_per_s,
         came_per_s=float(came.sum()) / span if span > 0 else 0.0,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from simulator import capacity, plan
-from simulator.questions.capacity import TOLERANCE, _Search, holds
+from simulator.questions.capacity import TOLERANCE, _RateSearch, holds
 from simulator.questions.trial import Trial, at_rate, measure
 from simulator.scenario import Deployment, Scenario, ScenarioError
 from simulator.sweep.executor import Executor
@@ -38,7 +38,7 @@ def test_capacity_is_where_brute_force_finds_it(small: Make, serial: Executor, s
     """Every rate on a ladder of 2% around the answer is played: those up to it hold, those from 2% above do not."""
     scenario = small(deployment=random_deployment(seed))
     found = capacity(scenario, replications=1, gains=False, executor=serial)
-    search = _Search(scenario, 1, 0.01, serial, lambda *_: None)
+    search = _RateSearch(scenario, 1, 0.01, serial, lambda *_: None)
 
     def tried(rate: float) -> bool:
         at = at_rate(scenario, rate, search.lifetime_s)

@@ -40,7 +40,7 @@ def test_each_stack_has_its_curve(small: Make, serial: Executor) -> None:
 
 def test_a_model_that_fits_nowhere_is_said(small: Make, serial: Executor) -> None:
     scenario = small(model="deepseek-v4-pro", deployment=None, search={"gpus": ["h200"], "max_gpus": 2})
-    with pytest.raises(ScenarioError, match="h200_sxm: .*max_gpus"):
+    with pytest.raises(ScenarioError, match=r"h200_sxm: .*max_gpus"):
         frontier(scenario, [("h200", None)], executor=serial)
 
 

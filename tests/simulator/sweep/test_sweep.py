@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.sweeps import die_once, doubled, fails, process_id, row_of
 
 from simulator.sweep import processes
 from simulator.sweep.executor import Executor
 from simulator.sweep.store import ResultStore, sweep
-from support.sweeps import die_once, doubled, fails, process_id, row_of
 
 
 @pytest.mark.parametrize("kind", ["serial", "processes"])
