@@ -11,7 +11,22 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from app.commands import calibrate, catalogue, dashboard, fits, imports, plan, simulate, validate
+from app.commands import (
+    calibrate,
+    capacity,
+    catalogue,
+    compare,
+    dashboard,
+    export,
+    fits,
+    forecast,
+    frontier,
+    imports,
+    plan,
+    sensitivity,
+    simulate,
+    validate,
+)
 from app.commands.trace_options import joined_columns
 from app.errors import EXIT_INTERRUPTED, OneSentenceGroup
 
@@ -33,6 +48,12 @@ cli = typer.Typer(
 cli.command("plan")(plan.plan)
 cli.command("simulate")(simulate.simulate)
 cli.command("fits")(fits.fits)
+cli.command("capacity")(capacity.capacity)
+cli.command("compare")(compare.compare)
+cli.command("frontier")(frontier.frontier)
+cli.command("forecast")(forecast.forecast)
+cli.command("sensitivity")(sensitivity.sensitivity)
+cli.command("export")(export.export)
 cli.command("validate")(validate.validate)
 cli.add_typer(catalogue.cli, name="catalogue")
 cli.add_typer(calibrate.cli, name="calibrate")

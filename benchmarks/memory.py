@@ -21,7 +21,7 @@ from typing import Any
 
 from hw_profiles.catalog import load
 from hw_profiles.units import GIB
-from simulator.model.capacity import Capacity, capacity
+from simulator.model.fits import Fits, fits
 from simulator.model.parallelism import Parallelism
 
 START_UPS = Path("/work/shared/data/hardware/memory_vllm.csv")
@@ -52,7 +52,7 @@ class Logged:
     model: str
     gpu: str
     cut: Parallelism
-    figure: str  # of Capacity
+    figure: str  # of Fits
     value: float
     source: str
     share: float | None = None
@@ -73,7 +73,7 @@ LOGGED = (
 )  # fmt: skip
 
 
-def planned(row: dict[str, str], folder: Path) -> Capacity | None:
+def planned(row: dict[str, str], folder: Path) -> Fits | None:
     """The deployment of a row as `fits` has it; None for a model whose configuration is not at hand."""
     name = row["model"]
     model = PRESETS.get(name) or ARCHITECTURES.get(row["architecture"] if not name else "")
@@ -84,7 +84,7 @@ def planned(row: dict[str, str], folder: Path) -> Capacity | None:
         model = str(path)
     if model is None or changed:
         return None
-    return capacity(
+    return fits(
         model,
         GPU,
         Parallelism(tp=int(row["tp"]), pp=int(row["pp"])),
@@ -106,7 +106,7 @@ def logged_parts(row: dict[str, str]) -> dict[str, float]:
     return said
 
 
-def parts_of(found: Capacity) -> dict[str, float]:
+def parts_of(found: Fits) -> dict[str, float]:
     return {
         "weights": found.weight_bytes / GIB,
         "working": found.working_bytes / GIB,
@@ -145,7 +145,7 @@ def score_logged() -> list[dict[str, Any]]:
     found = []
     for each in LOGGED:
         mine = getattr(
-            capacity(each.model, each.gpu, each.cut, stack="vllm", context=each.context, memory_share=each.share,
+            fits(each.model, each.gpu, each.cut, stack="vllm", context=each.context, memory_share=each.share,
                      dcp=each.dcp),
             each.figure,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Public names: read a scenario, simulate it, plan for it.
+"""Public names: read a scenario, simulate it, plan for it, and the questions around a plan.
 
 Each is imported when it is first asked for, so that `import simulator` costs nothing; `__init__.pyi` has their types.
 """
@@ -7,7 +7,19 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["Scenario", "capacity", "load_scenario", "plan", "simulate"]
+__all__ = [
+    "Scenario",
+    "capacity",
+    "compare",
+    "export",
+    "fits",
+    "forecast",
+    "frontier",
+    "load_scenario",
+    "plan",
+    "sensitivity",
+    "simulate",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -17,7 +29,19 @@ def __getattr__(name: str) -> Any:
         case "Scenario":
             from simulator.scenario import Scenario as found
         case "capacity":
-            from simulator.model.capacity import capacity as found
+            from simulator.questions.capacity import capacity as found
+        case "compare":
+            from simulator.questions.compare import compare as found
+        case "export":
+            from simulator.deploy.export import export as found
+        case "fits":
+            from simulator.model.fits import fits as found
+        case "forecast":
+            from simulator.questions.forecast import forecast as found
+        case "frontier":
+            from simulator.questions.frontier import frontier as found
+        case "sensitivity":
+            from simulator.questions.sensitivity import sensitivity as found
         case "load_scenario":
             from simulator.scenario import load_scenario as found
         case "plan":

@@ -45,13 +45,13 @@ def fits(
     Exit code 1: not one sequence of that length fits.
     """
     from app.output import STDOUT, check_writable, stdout_console, write_json
-    from app.render.capacity import capacity_report
-    from simulator.model.capacity import capacity
+    from app.render.fits import fits_report
+    from simulator.model.fits import fits
     from simulator.model.limits import TOKENS_PER_STEP
     from simulator.model.parallelism import Parallelism
 
     check_writable(json_file, "--json")
-    found = capacity(
+    found = fits(
         model,
         gpu,
         Parallelism(tp=tp, dp=dp, ep=ep, pp=pp),
@@ -66,6 +66,6 @@ def fits(
     )
     write_json(found.to_json(), json_file)
     if json_file != STDOUT:
-        stdout_console().print(capacity_report(found.to_json()))
+        stdout_console().print(fits_report(found.to_json()))
     if found.sequences_per_rank < 1:
         raise typer.Exit(EXIT_NO_ANSWER)

@@ -138,6 +138,7 @@ def plan(
 
             found = most_traffic(asked, gpus, progress)
     answer = found.to_json()
+    answer["scenario"] = asked.model_dump(mode="json", exclude_none=True)  # what `export` gives back
     write_json(answer, json_file)
     if csv_file is not None:
         from app.render.plan_frames import designs_csv

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.context import BaseContext
 from typing import TypeVar
@@ -87,3 +87,19 @@ def _interrupts_held() -> Iterator[None]:
             signal.signal(signal.SIGINT, handler)
     if waiting:
         raise KeyboardInterrupt
+
+
+@contextmanager
+def process_pool(
+    module: str, workers: int
+) -> Iterator[Callable[[Callable[[Task], Result], list[tuple[int, Task]]], dict[Future[Result], int]]]:
+    """Worker processes for functions of `module`. Yields what hands numbered tasks to them: (function, tasks) -> the
+    number of each future. Ctrl-C reaches the caller alone."""
+    initargs = (dict(os.environ),)
+    with ProcessPoolExecutor(workers, _context(module), initializer=_adopt, initargs=initargs) as pool:
+
+        def submit(function: Callable[[Task], Result], tasks: list[tuple[int, Task]]) -> dict[Future[Result], int]:
+            with _interrupts_held(), _main_left_alone(module):
+                return {pool.submit(function, task): i for i, task in tasks}
+
+        yield submit

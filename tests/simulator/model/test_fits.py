@@ -7,8 +7,8 @@ import re
 import pytest
 
 from hw_profiles.catalog import load
-from simulator.model.capacity import capacity
 from simulator.model.engine_memory import BY_STACK, OTHER, engine_memory, outside_bytes
+from simulator.model.fits import fits
 from simulator.model.memory import DoesNotFitError, plan_memory
 from simulator.model.parallelism import Parallelism, ParallelismError
 from simulator.model.presets import load_model
@@ -18,13 +18,13 @@ GIB = 2**30
 
 def test_llama_on_one_h100_as_vllm_logs_it() -> None:
     """vLLM 0.19.0, share 0.95: weights 14.99 GiB, working memory 1.89, outside 0.25, pool 58.11, 476,016 tokens."""
-    found = capacity("llama-3.1-8b", "h100", Parallelism(), stack="vllm", context=8192, memory_share=0.95)
+    found = fits("llama-3.1-8b", "h100", Parallelism(), stack="vllm", context=8192, memory_share=0.95)
     assert found.weight_bytes / GIB == pytest.approx(14.99, rel=0.01)
     assert found.working_bytes / GIB == pytest.approx(1.89, rel=0.02)
     assert found.outside_bytes / GIB == pytest.approx(0.25, rel=0.05)
     assert found.kv_bytes / GIB == pytest.approx(58.11, rel=0.005)
     assert found.tokens == pytest.approx(476_016, rel=0.005)
-    halved = capacity("llama-3.1-8b", "h100", Parallelism(), stack="vllm", memory_share=0.95, kv_dtype="fp8")
+    halved = fits("llama-3.1-8b", "h100", Parallelism(), stack="vllm", memory_share=0.95, kv_dtype="fp8")
     assert halved.tokens == pytest.approx(2 * found.tokens, rel=1e-4)
 
 
@@ -34,14 +34,14 @@ def test_llama_on_one_h100_as_vllm_logs_it() -> None:
     ids=str,
 )
 def test_million_token_sessions_of_v4_flash_as_vllm_logs_them(cut: Parallelism, logged: float) -> None:
-    found = capacity("deepseek-v4-flash", "b200", cut, stack="vllm", context=1_048_576, memory_share=0.95)
+    found = fits("deepseek-v4-flash", "b200", cut, stack="vllm", context=1_048_576, memory_share=0.95)
     assert found.sequences == pytest.approx(logged, rel=0.1)
     assert found.sequences_logged == pytest.approx(logged, rel=0.05)
 
 
 def test_a_log_that_counts_a_step_in_every_window_says_fewer_than_run() -> None:
     """gpt-oss-120b at 8k: 18 full layers of 2,048 B a token, 18 of windows of 128, or of 127 + 8,192 in the log."""
-    found = capacity("gpt-oss-120b", "b300", Parallelism(), stack="vllm", context=8192)
+    found = fits("gpt-oss-120b", "b300", Parallelism(), stack="vllm", context=8192)
     full, window = 18 * 8192 * 2048, 18 * 2048
     assert found.sequences == pytest.approx(found.kv_bytes / (full + window * 144), rel=0.01)
     assert found.sequences_logged == pytest.approx(found.kv_bytes / (full + window * (144 + 8192)), rel=0.01)
@@ -49,10 +49,10 @@ def test_a_log_that_counts_a_step_in_every_window_says_fewer_than_run() -> None:
 
 def test_kimi_k2_on_eight_h200_as_vllm_logs_it() -> None:
     """46.8 GiB a GPU and 715,072 tokens; eight times as many where eight ranks share the tokens."""
-    one = capacity("kimi-k2.5", "h200", Parallelism(tp=8), stack="vllm")
+    one = fits("kimi-k2.5", "h200", Parallelism(tp=8), stack="vllm")
     assert one.kv_bytes / GIB == pytest.approx(46.8, rel=0.1)
     assert one.tokens == pytest.approx(715_072, rel=0.1)
-    spread = capacity("kimi-k2.5", "h200", Parallelism(tp=8), stack="vllm", dcp=8)
+    spread = fits("kimi-k2.5", "h200", Parallelism(tp=8), stack="vllm", dcp=8)
     assert spread.tokens == pytest.approx(8 * one.tokens, rel=1e-4)
 
 
@@ -114,23 +114,23 @@ def test_buffers_by_cut() -> None:
 )
 def test_the_way_out_of_a_refusal_works(model: str, gpu: str, cut: Parallelism, stack: str) -> None:
     with pytest.raises(DoesNotFitError) as refusal:
-        capacity(model, gpu, cut, stack=stack)
+        fits(model, gpu, cut, stack=stack)
     text = str(refusal.value)
     if share := re.search(r"memory_share = ([0-9.]+) would do", text):
-        assert capacity(model, gpu, cut, stack=stack, memory_share=float(share[1])).tokens > 0
+        assert fits(model, gpu, cut, stack=stack, memory_share=float(share[1])).tokens > 0
         return
     hint = re.search(r"at least (\d+) \w+ would do, as ([A-Z0-9 ]+)$", text)
     assert hint is not None, text
     sizes = {name.lower(): int(size) for name, size in re.findall(r"([A-Z]+)(\d+)", hint[2])}
     better = Parallelism(**sizes)
     assert better.gpus == int(hint[1])
-    assert capacity(model, gpu, better, stack=stack).tokens > 0
+    assert fits(model, gpu, better, stack=stack).tokens > 0
 
 
 def test_both_cases_that_run_in_practice_fit() -> None:
     """V3 in FP8 on eight H20 (95 GiB each), and V4-Pro with data-parallel attention on eight H200."""
-    assert capacity("deepseek-v3", "h20", Parallelism(tp=8), context=5120).sequences > 1
-    pro = capacity(
+    assert fits("deepseek-v3", "h20", Parallelism(tp=8), context=5120).sequences > 1
+    pro = fits(
         "deepseek-v4-pro", "h200", Parallelism(dp=8, ep=8), stack="vllm", context=100_064, max_tokens_per_step=512
     )
     assert pro.sequences_per_rank > 1
@@ -138,6 +138,6 @@ def test_both_cases_that_run_in_practice_fit() -> None:
 
 def test_ranks_that_hold_other_heads_share_nothing() -> None:
     with pytest.raises(ParallelismError, match=r"dcp=4 does not divide the 2 .* use one of \[1, 2\]"):
-        capacity("qwen3-30b-a3b", "h100", Parallelism(tp=8), dcp=4)
+        fits("qwen3-30b-a3b", "h100", Parallelism(tp=8), dcp=4)
     with pytest.raises(ParallelismError, match="context=999999999 exceeds"):
-        capacity("qwen3-30b-a3b", "h100", Parallelism(tp=8), context=999_999_999)
+        fits("qwen3-30b-a3b", "h100", Parallelism(tp=8), context=999_999_999)

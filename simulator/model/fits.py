@@ -18,7 +18,7 @@ from simulator.model.presets import load_model
 
 
 @dataclass(frozen=True)
-class Capacity:
+class Fits:
     """Memory of one accelerator [B], and what one instance holds.
 
     Sequences of `context` tokens each, with fractions; beside them the tokens of one step are in the windows of a rank.
@@ -54,7 +54,7 @@ class Capacity:
         return asdict(self)
 
 
-def capacity(
+def fits(
     model: str,
     gpu: str,
     parallelism: Parallelism,
@@ -67,7 +67,7 @@ def capacity(
     max_tokens_per_step: int = TOKENS_PER_STEP,
     max_sequences: int | None = None,
     draft_tokens: int = 0,
-) -> Capacity:
+) -> Fits:
     """What an instance of `model` under `parallelism` holds. context: of each sequence, None for the model's longest.
     memory_share: None for the stack's usual one. max_sequences: of a rank.
 
@@ -97,7 +97,7 @@ def capacity(
     if engine.counts_chunks:
         logged = plan.kv_capacity_bytes / _counted_bytes(plan, length, max_tokens_per_step)
     tokens, tokens_logged = (_tokens(plan, length, count) for count in (sequences, logged))
-    return Capacity(
+    return Fits(
         model=spec.name,
         gpu=hardware.name,
         stack=stack,

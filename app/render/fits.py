@@ -12,7 +12,7 @@ from hw_profiles.units import GIB
 NOTICED = 1e-3  # share by which two counts differ visibly
 
 
-def capacity_report(found: dict[str, Any]) -> RenderableType:
+def fits_report(found: dict[str, Any]) -> RenderableType:
     """Memory of one accelerator in GiB, as engines log it, and what the instance holds."""
     title = f"{found['model']} as {found['cut']} on {found['gpus']} {found['gpu']}, stack {found['stack']}"
     table = simple_table("One accelerator", "GiB", title=title)
