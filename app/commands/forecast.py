@@ -66,6 +66,7 @@ def forecast(
     from simulator.questions.forecast import Generation
     from simulator.questions.forecast import forecast as ask
     from simulator.questions.money import ApiPrice
+    from simulator.questions.sides import usual_stack
     from simulator.scenario import load_scenario
 
     for path, flag in ((json_file, "--json"), (csv_file, "--csv"), (html_file, "--html")):
@@ -79,7 +80,9 @@ def forecast(
         name, _, month = text.partition("=")
         gpu, _, stack = name.partition("@")
         on_sale.append(
-            Generation(gpu, stack or asked.search.stack, month_of(month, f"--generation {text}") if month else None)
+            Generation(
+                gpu, stack or usual_stack(asked, gpu), month_of(month, f"--generation {text}") if month else None
+            )
         )
     api = None if api_price is None else ApiPrice.of(api_price)
     with progress_bar() as progress:

@@ -30,6 +30,7 @@ from simulator.questions.money import (
     stand_ins,
     usd_per_hour,
 )
+from simulator.questions.sides import usual_stack
 from simulator.questions.token_cost import split
 from simulator.questions.trial import RunFigures, Trial, at_rate, measure
 from simulator.scenario import Deployment, Scenario, ScenarioError
@@ -218,7 +219,7 @@ def forecast(
     if not demand:
         raise ScenarioError("a forecast needs at least one month of demand")
     work, report = executor or Executor(), progress or (lambda *_: None)
-    offered = list(generations) or [Generation(gpu, scenario.search.stack) for gpu in scenario.search.gpus]
+    offered = list(generations) or [Generation(gpu, usual_stack(scenario, gpu)) for gpu in scenario.search.gpus]
     most = max(month.peak_rate for month in demand)
     seeds = seeds_of(scenario.seed, replications)
     months: list[Month] = []
@@ -261,7 +262,7 @@ def forecast(
 
 
 def _fleet(scenario: Scenario, generation: Generation, most: float, seeds: Sequence[int], executor: Executor) -> _Fleet:
-    search = scenario.search.model_copy(update={"gpus": (generation.gpu,), "stack": generation.stack})
+    search = scenario.search.model_copy(update={"gpus": (generation.gpu,), "stacks": (generation.stack,)})
     asked = at_rate(scenario, most, None).model_copy(update={"search": search, "deployment": None})
     answer = plan(asked)
     best = next((design for design in answer.designs if design.meets_slo), None)

@@ -13,6 +13,7 @@ from simulator.planner.design import OperatingPoint
 from simulator.planner.search import plan
 from simulator.progress import Progress
 from simulator.questions.published import PublishedPoint
+from simulator.questions.sides import usual_stack
 from simulator.questions.trial import RunFigures, Trial, measure, with_clients
 from simulator.scenario import Deployment, Scenario, ScenarioError
 from simulator.sweep.executor import Executor
@@ -93,12 +94,12 @@ def frontier(
     complete = True
     try:
         for done, (gpu, stack) in enumerate(asked):
-            stack = stack or scenario.search.stack
+            stack = stack or usual_stack(scenario, gpu)
             part = load(gpu, stack)
             name = part.name if stack == "default" else f"{part.name}@{stack}"
             if progress is not None:
                 progress(f"estimating {name}", done, len(asked))
-            search = scenario.search.model_copy(update={"gpus": (gpu,), "stack": stack, "simulate_top": 0})
+            search = scenario.search.model_copy(update={"gpus": (gpu,), "stacks": (stack,), "simulate_top": 0})
             answer = plan(scenario.model_copy(update={"search": search}))
             mine = [_estimated(name, stack, point) for point in answer.frontier]
             if not mine:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from hw_profiles.catalog import load
+from hw_profiles.catalog import load, stacks_of
 from simulator.model.engine import Form
 from simulator.planner.search import plan
 from simulator.scenario import Deployment, Scenario, ScenarioError
@@ -22,17 +22,22 @@ class Side:
     deployments: tuple[Deployment, ...]
 
 
+def usual_stack(scenario: Scenario, gpu: str) -> str:
+    """Of an accelerator where a question names none: the first that the scenario names, or that is fitted to it."""
+    return (scenario.search.stacks or stacks_of(gpu)[0])[0]
+
+
 def accelerator_side(scenario: Scenario, gpu: str, stack: str | None, form: Form | None) -> Side:
     """Deployments on one accelerator (all pools on it) for the scenario's traffic at several limits of TPOT.
 
     form: of serving; None: the cheaper of both. Raises ScenarioError where nothing serves the model at any of them.
     """
-    stack = stack or scenario.search.stack
+    stack = stack or usual_stack(scenario, gpu)
     part = load(gpu, stack)
     name = part.name if stack == "default" else f"{part.name}@{stack}"
     forms = scenario.search.forms if form is None else (form,)
     search = scenario.search.model_copy(
-        update={"gpus": (gpu,), "stack": stack, "forms": forms, "simulate_top": 0, "confidence": None}
+        update={"gpus": (gpu,), "stacks": (stack,), "forms": forms, "simulate_top": 0, "confidence": None}
     )
     usual = scenario.slo.tpot_s or USUAL_TPOT_S
     found: list[Deployment] = []

@@ -58,7 +58,7 @@ def waterfall(
         profiles = _hybrids(deployment, target, respects)
         (point,) = play(scenario, marked, [(0, start.clients)], executor, None, profiles)
         gains[respects] = math.log(point.total_tok_s_per_gpu / start.total_tok_s_per_gpu)
-    logs: dict[str, float] = {**shapley(gains)}
+    logs: dict[str, float] = {str(part): log for part, log in shapley(gains).items()}
     swapped = gains[frozenset(SPEEDS)]
     whole = math.log(end.total_tok_s_per_gpu / start.total_tok_s_per_gpu)
     small = _within_memory(scenario, marked, deployment, target, (start, end), known, speed, executor)
@@ -88,7 +88,7 @@ def shapley(gains: Mapping[frozenset[Respect], float]) -> dict[Respect, float]:
     >>> shapley({frozenset(): 0.0, one: 1.0, two: 2.0, one | two: 5.0})
     {'compute': 2.0, 'memory': 3.0}
     """
-    players = sorted(max(gains, key=lambda coalition: len(coalition)))
+    players = sorted(frozenset().union(*gains))
     n = len(players)
     return {
         player: sum(

@@ -88,7 +88,7 @@ def test_without_limits_it_is_what_is_served(small: Make, serial: Executor) -> N
     found = capacity(small(slo={}), replications=1, gains=False, executor=serial)
     best = found.best
     assert best is not None
-    assert best.served_per_s > 0.95 * found.rate
+    assert best.served_per_s > 0.92 * found.rate  # arrivals of one run scatter by 3%
     assert found.above is not None
 
 
