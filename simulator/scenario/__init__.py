@@ -1,6 +1,6 @@
 """The scenario: model, traffic, limits, deployment. What command line, dashboard, notebooks and tests pass about."""
 
-from simulator.scenario.deployment import Deployment, Pool, PowerKeys, PrefixCacheKeys, Transfer
+from simulator.scenario.deployment import Deployment, FirstToken, Pool, PowerKeys, PrefixCacheKeys, Transfer
 from simulator.scenario.distributions import Lengths, Seconds
 from simulator.scenario.faults_and_scaling import Autoscale, Faults, Outages, PlannedFault, ScheduledCount, Startup
 from simulator.scenario.keys import ScenarioError
@@ -28,6 +28,7 @@ __all__ = [
     "Deployment",
     "Diurnal",
     "Faults",
+    "FirstToken",
     "Hardware",
     "Lengths",
     "Offline",
