@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from app.commands.options import JsonOutput
+
+
+class Model(str, Enum):
+    """What predicts points."""
+
+    STEADY = "steady"
+    DES = "des"
 
 
 def validate(
@@ -19,6 +27,10 @@ def validate(
         Path | None,
         typer.Option("--predictions", metavar="FILE.csv", help="Every predicted metric with its p10-p90 band."),
     ] = None,
+    by: Annotated[
+        Model,
+        typer.Option(help="steady: in equilibrium, in seconds. des: each point's benchmark is played, in minutes."),
+    ] = Model.STEADY,
     html: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Parity plot.")] = None,
 ) -> None:
     """Predict measured serving points one by one, and say how far the predictions are off.
@@ -28,6 +40,7 @@ def validate(
     """
     from app.output import STDOUT, check_writable, progress_bar, stdout_console, write_json
     from app.render.validation import parity_plot, validation_report
+    from calibration.serving.by_des.predictions import predictions_by_des
     from calibration.serving.engine_parameters import chosen
     from calibration.serving.points import read_points
     from calibration.serving.predict import predictions, prepare
@@ -39,7 +52,10 @@ def validate(
     fit = chosen()
     with progress_bar() as progress:
         prepared = prepare(frame, progress)
-    lines = predictions(prepared, fit)
+        if by is Model.DES:
+            prepared, lines = predictions_by_des(prepared, fit, progress)
+        else:
+            lines = predictions(prepared, fit)
     answer = report(prepared, lines)
     write_json(answer.to_json(), json_file)
     if predictions_file is not None:

@@ -121,7 +121,7 @@ def situations(gpu: str, stack: str, fit: StackFit, engines: Engines, drafting: 
                 add(when, effect)
         for level in sorted(standing - mine):
             add({"form": form}, -fit.effects.get(level, np.zeros(len(NAMES))))
-    found = [Situation(when=dict(when), factors=_factors(log)) for when, log in logs.items()]
+    found = [Situation(when=dict(when), factors=factors_of(log)) for when, log in logs.items()]
     always = Situation(when={}, factors={"drafting": round(drafting, 4)})
     return (always, *(one for one in found if one.factors))
 
@@ -154,7 +154,7 @@ def _when(value: str, fields: Sequence[str], fixed: Mapping[str, str]) -> dict[C
     return cast(dict[Condition, str], dict(zip(free, said, strict=True)))
 
 
-def _factors(log: Floats) -> dict[str, float]:
+def factors_of(log: Floats) -> dict[str, float]:
     """Of each figure that differs there."""
     found = {factor: round(float(np.exp(log[NAMES.index(name)])), 4) for factor, name in FITTED.items()}
     return {factor: value for factor, value in found.items() if value != 1.0}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -91,7 +91,16 @@ def predictions(prepared: PreparedPoints, fit: StackFit) -> pd.DataFrame:
         return pd.DataFrame(columns=COLUMNS)
     loop = prepared.loop
     found = balance(loop, fit.theta(prepared.levels))
-    everywhere, pools = found.metrics(loop), found.per_pool(loop)
+    return lines_of(prepared, fit, found.metrics(loop), found.per_pool(loop))
+
+
+def lines_of(
+    prepared: PreparedPoints, fit: StackFit, everywhere: Mapping[str, Floats], pools: Mapping[str, Floats]
+) -> pd.DataFrame:
+    """One line for each measured metric of each point; none where the prediction is not finite.
+
+    everywhere: predictions by metric, each over the points. pools: those of rates over the accelerators of one pool.
+    """
     lines = []
     for i, one in enumerate(prepared.steps):
         point = one.point
@@ -101,6 +110,8 @@ def predictions(prepared: PreparedPoints, fit: StackFit) -> pd.DataFrame:
         for metric, measured in point.measured.items():
             values = pools if per_pool and metric in pools else everywhere
             predicted = float(values[metric][i])
+            if not math.isfinite(predicted):
+                continue
             sigma = fit.sigma.get(situation, {}).get(metric, ASSUMED_SIGMA[metric])
             band = math.exp(Z90 * sigma)
             lines.append(

@@ -1,0 +1,141 @@
+"""The benchmark of a point as a scenario: a closed loop whose clients all start at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from calibration.serving.by_des.engine import FittedEngine
+from calibration.serving.engine_parameters import family_of
+from calibration.serving.equilibrium.points import POLICY, UNSAID_POLICY
+from calibration.serving.layouts import WorkerLayout
+from calibration.serving.point_steps import MOST_FILLED, parallelism_of
+from calibration.serving.points import Point, Unpredictable
+from calibration.serving.served_model import preset_of, variant
+from hw_profiles.profile import HardwareProfile
+from simulator.model.acceptance import tokens_per_step
+from simulator.model.architecture import ModelSpec
+from simulator.model.limits import TOKENS_PER_STEP
+from simulator.model.memory import DoesNotFitError, plan_memory
+from simulator.model.parallelism import Parallelism
+from simulator.model.presets import load_model
+from simulator.scenario import Pool, Scenario, parse_scenario
+
+# Published benchmarks draw lengths from 0.8 to 1 of nominal, so from 8/9 to 10/9 of their mean.
+SHORTEST, LONGEST = 8 / 9, 10 / 9
+GENERATIONS = 10  # requests of each client, as InferenceX sends them
+PLAYED_GENERATIONS = 3  # of them at least: the first wave, one in the middle, and the last
+# Requests beyond which no more than that are played, and below which more are than a benchmark has (both assumed): all
+# of 4,600 published rows then take ten minutes on two cores, and medians are of more than a handful.
+MOST_REQUESTS, FEWEST_REQUESTS = 1000, 40
+MOST_CLIENTS = 2**16  # twice what was ever published (36,864); ten seconds (assumed)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A point as a scenario of one closed loop, on hardware and a model that the scenario names."""
+
+    point: Point
+    scenario: Scenario
+    model: ModelSpec
+    hardware: HardwareProfile
+    clients: int
+    warm_up_s: float  # of FittedEngine
+
+    @property
+    def profiles(self) -> dict[str, HardwareProfile]:
+        return {f"{self.hardware.name}@{self.hardware.stack}": self.hardware}
+
+
+def benchmark_of(point: Point, engine: FittedEngine) -> Benchmark:
+    """Raises Unpredictable for what cannot be played."""
+    if point.phase == "decode":
+        raise Unpredictable("a decode pool alone: no prompts are sent to it, so there is nothing to play")
+    hardware = engine.hardware
+    policy = POLICY.get(family_of(point.engine), UNSAID_POLICY)
+    drafts = point.drafts if point.phase == "e2e" else 0
+    if drafts and load_model(preset_of(point.model)).draft is None:
+        raise Unpredictable(f"drafts by a head of which nothing is known: the preset of {point.model} has none")
+    clients = max(1, round(point.concurrency))
+    if clients > MOST_CLIENTS:
+        raise Unpredictable(f"{clients:,} requests in flight are more than are played ({MOST_CLIENTS:,})")
+    last = _pool(point, point.decode, hardware, clients) | {
+        "draft_tokens": drafts,
+        "acceptance_length": tokens_per_step(engine.acceptance, drafts),
+    }
+    if point.disaggregated and point.phase == "e2e":
+        pools = {"prefill": _pool(point, point.prefill, hardware, clients), "decode": last}
+    else:
+        pools = {"colocated": last | {"batching": policy}}
+    scenario = parse_scenario(
+        {
+            "name": point.id,
+            "model": preset_of(point.model),
+            "workload": {
+                "kind": "closed_loop",
+                "concurrency": clients,
+                "requests": requests_of(clients),
+                "prompt": _lengths(point.prompt),
+                "output": _lengths(point.output),
+            },
+            "deployment": pools,
+            "warmup_fraction": 0.0,
+        }
+    )
+    ep = max(parallelism_of(worker).ep for worker in (point.prefill, point.decode))
+    model = variant(point.model, point.precision, point.engine, hardware, ep)
+    assert scenario.deployment is not None
+    hardware = _roomy(hardware, model, scenario.deployment.groups)
+    return Benchmark(point, scenario, model, hardware, clients, engine.warm_up_s)
+
+
+def requests_of(clients: int) -> int:
+    """Requests that are played.
+
+    >>> requests_of(1), requests_of(64), requests_of(256), requests_of(1024)
+    (40, 640, 1000, 3072)
+    """
+    several = min(GENERATIONS * clients, MOST_REQUESTS)
+    return max(PLAYED_GENERATIONS * clients, several, FEWEST_REQUESTS)
+
+
+def _pool(point: Point, worker: WorkerLayout, hardware: HardwareProfile, clients: int) -> dict[str, Any]:
+    """With the limits that the row states; requests that run at once are not limited where it states none."""
+    cut = cut_of(point, worker)
+    stated = min(
+        (most for most in (point.most_running, (point.most_running_of_rank or 0) * cut.dp) if most), default=clients
+    )
+    return {
+        "gpu": hardware.name,
+        "stack": hardware.stack,
+        "instances": worker.count,
+        "tp": cut.tp,
+        "dp": cut.dp,
+        "ep": cut.ep,
+        "pp": cut.pp,
+        "cp": cut.cp,
+        "max_tokens_per_step": round(point.prefill_chunk or point.token_budget or TOKENS_PER_STEP),
+        "max_sequences": max(1, round(stated)),
+    }
+
+
+def cut_of(point: Point, worker: WorkerLayout) -> Parallelism:
+    """Attention that cannot be cut so is data-parallel: printed sizes such as TP12 are of such ranks."""
+    cut = parallelism_of(worker)
+    if load_model(preset_of(point.model)).layers[0].attention.heads % cut.tp:
+        return replace(cut, tp=1, dp=cut.tp)
+    return cut
+
+
+def _lengths(mean: float) -> dict[str, Any]:
+    return {"kind": "uniform", "low": max(1, round(SHORTEST * mean)), "high": max(1, round(LONGEST * mean))}
+
+
+def _roomy(hardware: HardwareProfile, model: ModelSpec, pools: tuple[Pool, ...]) -> HardwareProfile:
+    """As it is, or with as much of its memory filled as engines are ever set to: what was measured did fit."""
+    try:
+        for pool in pools:
+            plan_memory(model, hardware, pool.parallelism, pool.max_tokens_per_step, pool.draft_tokens)
+    except DoesNotFitError:
+        return replace(hardware, efficiency=hardware.efficiency.model_copy(update={"memory_utilisation": MOST_FILLED}))
+    return hardware
