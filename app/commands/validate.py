@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +11,7 @@ import typer
 from app.commands.options import JsonOutput
 
 
-class Model(str, Enum):
+class Predictor(StrEnum):
     """What predicts points."""
 
     STEADY = "steady"
@@ -28,9 +28,9 @@ def validate(
         typer.Option("--predictions", metavar="FILE.csv", help="Every predicted metric with its p10-p90 band."),
     ] = None,
     by: Annotated[
-        Model,
+        Predictor,
         typer.Option(help="steady: in equilibrium, in seconds. des: each point's benchmark is played, in minutes."),
-    ] = Model.STEADY,
+    ] = Predictor.STEADY,
     html: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Parity plot.")] = None,
 ) -> None:
     """Predict measured serving points one by one, and say how far the predictions are off.
@@ -52,7 +52,7 @@ def validate(
     fit = chosen()
     with progress_bar() as progress:
         prepared = prepare(frame, progress)
-        if by is Model.DES:
+        if by is Predictor.DES:
             prepared, lines = predictions_by_des(prepared, fit, progress)
         else:
             lines = predictions(prepared, fit)

@@ -17,6 +17,7 @@ from calibration.serving.point_steps import hardware_of
 from calibration.serving.points import Point
 from hw_profiles.efficiency import Efficiency, Situation
 from hw_profiles.profile import HardwareProfile
+from simulator.model.engine import Form
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def engines_of_rows(
         key = (hardware.name, point.engine)
         if key not in profiles:
             engine = point.engine
-            stands_for = {"colocated": engine, "disaggregated": engine}
+            stands_for: dict[Form, str] = {"colocated": engine, "disaggregated": engine}
             profiles[key] = in_engine(hardware.name, family_of(engine), fit, stands_for, "fit to serving points")
         given = {name: float(value[0]) for name, value in values(fit.theta([mine])).items()}
         profile = _of_its_month(profiles[key], point, mine, fit, given["renewal"])
