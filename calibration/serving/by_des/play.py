@@ -1,7 +1,7 @@
 """A benchmark played, and what it would have reported.
 
-Of many clients no more than a few requests each are played. Those of the first wave, of the middle and of the last
-wave then count as much as they would among ten of each client, and the middle goes on at the rate that it has.
+Of many clients a few requests each are played. The last but one of each then stands for those that it would have sent
+besides, which go on at the rate of these.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from calibration.serving.by_des.benchmark import GENERATIONS, Benchmark
 from calibration.serving.points import Point, Unpredictable
@@ -73,38 +74,38 @@ def reported_of(result: SimulationResult, benchmark: Benchmark) -> Reported:
         raise Unpredictable(f"a request does not fit: {next(iter(result.rejections), 'it was lost')}")
     clients = benchmark.clients
     weight = weights(result.arrival_s, clients)
-    e2e_s = result.e2e_s[_middle(result.arrival_s, clients)]
-    played, wanted = len(weight), GENERATIONS * clients
-    seconds = float(result.finish_s.max()) + (wanted - played) * float(e2e_s.mean()) / clients
+    e2e_s = result.e2e_s[_repeated(result.arrival_s, clients)]
+    played = len(weight)
+    requests = max(played, GENERATIONS * clients)
+    seconds = float(result.finish_s.max()) + (requests - played) * float(e2e_s.mean()) / clients
     ttft_s, several = result.ttft_s, np.isfinite(result.tpot_s)
     median = weighted_median(ttft_s, weight)
     # A simulated engine is warm; a tenth of the requests met one that was not.
     mean = float((ttft_s * weight).sum()) + benchmark.warm_up_s / GENERATIONS
     return Reported(
-        wanted / seconds,
+        requests / seconds,
         weighted_median(result.tpot_s[several], weight[several]) if several.any() else float("nan"),
         mean if benchmark.point.mean_ttft else median,
         median,
     )
 
 
-def _middle(arrival_s: Floats, clients: int) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
-    """Requests neither of the first wave nor of the last."""
-    order = np.argsort(arrival_s, kind="stable")
-    return order[clients : len(order) - clients]
-
-
 def weights(arrival_s: Floats, clients: int) -> Floats:
-    """Of each request: the first wave and the last are a tenth of a benchmark each, whatever share of the played ones
-    they are. At least three requests of each client.
+    """Of each request in a benchmark of ten for each client. Where fewer were played, the last but one of each client
+    stand for those that were not; the last ones have ever fewer beside them.
 
-    >>> weights(np.arange(4.0), 1).round(2).tolist()
-    [0.1, 0.4, 0.4, 0.1]
+    >>> weights(np.array([0.0, 1.0, 2.0]), 1).round(2).tolist()
+    [0.1, 0.8, 0.1]
     """
-    middle = _middle(arrival_s, clients)
-    weight = np.full(len(arrival_s), 1 / (GENERATIONS * clients))
-    weight[middle] = (1 - 2 / GENERATIONS) / len(middle)
+    played, wanted = len(arrival_s), GENERATIONS * clients
+    weight = np.full(played, 1 / max(played, wanted))
+    weight[_repeated(arrival_s, clients)] += max(0, wanted - played) / wanted / clients
     return weight
+
+
+def _repeated(arrival_s: Floats, clients: int) -> NDArray[np.intp]:
+    """The last request but one of each client."""
+    return np.argsort(arrival_s, kind="stable")[-2 * clients : -clients]
 
 
 def weighted_median(values: Floats, weight: Floats) -> float:

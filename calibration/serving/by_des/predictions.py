@@ -35,7 +35,7 @@ def predictions_by_des(
     `calibration.serving.predict.predictions` has them."""
     points = [steps.point for steps in prepared.steps]
     # Long ones first, so that no process ends long after the others.
-    order = sorted(range(len(points)), key=lambda i: -requests_of(max(1, round(points[i].concurrency))))
+    order = sorted(range(len(points)), key=lambda i: -requests_of(points[i]))
     rows = list(zip(points, engines_of_rows(points, prepared.levels, fit), strict=True))
     tasks = [[rows[i] for i in order[at : at + ROWS_TOGETHER]] for at in range(0, len(order), ROWS_TOGETHER)]
 
