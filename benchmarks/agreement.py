@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,7 +31,7 @@ from simulator.model.memory import DoesNotFitError
 from simulator.model.parallelism import ParallelismError
 from simulator.model.presets import load_model
 from simulator.model.step import StepOps
-from simulator.scenario import Scenario, Slo, parse_scenario
+from simulator.scenario import FirstToken, Scenario, Slo, parse_scenario
 from simulator.steady_state.closed_loop import closed_loop
 from simulator.steady_state.cluster import LIMITS, ClusterArrays, Equilibrium, PoolArrays
 from simulator.steady_state.open_loop import open_loop
@@ -153,7 +154,8 @@ def cluster_of(scenario: Scenario, requests: Requests) -> ClusterArrays:
         first.kv.sequences(_number(traffic.prompt)) * entry.instance.ranks,
     )
     second = _pool_of(decode, traffic, decodes=True, prefills=False)
-    return ClusterArrays(first, DemandArrays.of([traffic]), accepted, overhead, second, handover)
+    demand = DemandArrays.of([traffic])
+    return ClusterArrays(first, demand, accepted, overhead, second, handover, deployment.first_token_from)
 
 
 def _number(value: float) -> Floats:
@@ -176,10 +178,12 @@ def _pool_of(group: GroupSpec, traffic: TrafficSample, *, decodes: bool, prefill
     )
 
 
-def compare(seed: int) -> Comparison | None:
-    """None where the model does not fit the cut."""
+def compare(seed: int, first_token: FirstToken = "decode") -> Comparison | None:
+    """None where the model does not fit the cut. first_token: of disaggregated deployments."""
     keys = scenario_of(seed)
     share = keys.pop("load")
+    if "decode" in keys["deployment"]:
+        keys["deployment"]["first_token"] = first_token
     try:
         scenario = parse_scenario(keys)
         traffic, router = np.random.SeedSequence(seed).spawn(2)
@@ -234,13 +238,13 @@ def _steady(found: Equilibrium) -> dict[str, float]:
     return {"throughput": found.rate.item(), "tpot": found.tpot_s.item(), "ttft": found.ttft_s.item()}
 
 
-def comparisons(count: int, seed: int, workers: int) -> Iterator[Comparison]:
+def comparisons(count: int, seed: int, workers: int, first_token: FirstToken) -> Iterator[Comparison]:
     """The first `count` scenarios that fit."""
     seeds = range(seed, seed + 10 * count)
     left = count
     with ProcessPoolExecutor(workers) as pool:
         for start in range(0, len(seeds), 32):
-            for found in pool.map(compare, seeds[start : start + 32]):
+            for found in pool.map(partial(compare, first_token=first_token), seeds[start : start + 32]):
                 if found is not None and left:
                     left -= 1
                     yield found
@@ -269,10 +273,11 @@ def main() -> None:
     parser.add_argument("--scenarios", type=int, default=SCENARIOS)
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--first-token", choices=["decode", "prefill"], default="decode", help="who sends it")
     args = parser.parse_args()
     start = time.perf_counter()
-    found = list(comparisons(args.scenarios, args.seed, args.workers))
-    report: dict[str, Any] = {"scenarios": summary(found)}
+    found = list(comparisons(args.scenarios, args.seed, args.workers, args.first_token))
+    report: dict[str, Any] = {"first_token": args.first_token, "scenarios": summary(found)}
     report["by_kind"] = {
         kind: summary([c for c in found if c.kind == kind]) for kind in sorted({c.kind for c in found})
     }

@@ -58,7 +58,8 @@ STANDS_ON: dict[str, tuple[str, ...]] = {
     "calibration.serving": (
         "calibration.roofline_fit", "calibration.results", "simulator.steady_state", "simulator.progress",
     ),
-    "calibration": ("calibration.replay", "calibration.serving"),
+    "calibration.serving.by_des": ("calibration.serving", "simulator.planner"),
+    "calibration": ("calibration.replay", "calibration.serving.by_des"),
     "app.errors": (),
     "app.output": ("app.errors", "simulator.progress"),
     "app.imports": ("app.errors", "simulator"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,13 @@ from app.commands.setup_options import (
 )
 
 
+class Predictor(StrEnum):
+    """What predicts points."""
+
+    STEADY = "steady"
+    DES = "des"
+
+
 def validate(
     points: PointInputs,
     command: CommandInput = None,
@@ -41,6 +49,10 @@ def validate(
         Path | None,
         typer.Option("--predictions", metavar="FILE.csv", help="Every predicted metric with its p10-p90 band."),
     ] = None,
+    by: Annotated[
+        Predictor,
+        typer.Option(help="steady: in equilibrium, in seconds. des: each point's benchmark is played, in minutes."),
+    ] = Predictor.STEADY,
     html: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Parity plot.")] = None,
 ) -> None:
     """Predict measured serving points one by one, and say how far the predictions are off.
@@ -50,6 +62,7 @@ def validate(
     """
     from app.output import STDOUT, check_writable, progress_bar, stdout_console, write_json
     from app.render.validation import parity_plot, validation_report
+    from calibration.serving.by_des.predictions import predictions_by_des
     from calibration.serving.effects import chosen
     from calibration.serving.point_files import read_point_files
     from calibration.serving.predict import predictions, prepare
@@ -65,7 +78,10 @@ def validate(
     fit = chosen()
     with progress_bar() as progress:
         prepared = prepare(frame, progress)
-    lines = predictions(prepared, fit)
+        if by is Predictor.DES:
+            prepared, lines = predictions_by_des(prepared, fit, progress)
+        else:
+            lines = predictions(prepared, fit)
     answer = report(prepared, lines)
     write_json(answer.to_json() | {"unread": list(given.left_out)}, json_file)
     if predictions_file is not None:

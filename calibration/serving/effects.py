@@ -54,7 +54,8 @@ class ServingFit:
     own: frozenset[str] = frozenset()
     noise: Mapping[str, float] = field(default_factory=lambda: dict(ASSUMED_NOISE))
 
-    def _levels(self, mine: Sequence[str]) -> tuple[str, ...]:
+    def counted(self, mine: Sequence[str]) -> tuple[str, ...]:
+        """Of the levels of a point those that say something of it."""
         one_release = any(level in self.own for level in mine)
         return tuple(level for level in mine if not (one_release and kind_of(level) == RELEASE))
 
@@ -62,13 +63,13 @@ class ServingFit:
         """[points, parameters], most likely, for points of these levels."""
         base, none = assumed(), np.zeros(len(NAMES))
         return np.array(
-            [base + sum((self.effects.get(one, none) for one in self._levels(mine)), none) for mine in levels]
+            [base + sum((self.effects.get(one, none) for one in self.counted(mine)), none) for mine in levels]
         )
 
     def drawn(self, levels: Sequence[tuple[str, ...]]) -> Floats:
         """[points, DRAWS, parameters]"""
         base, none = assumed(), np.zeros((DRAWS, len(NAMES)))
-        return np.array([base + sum((self.draw(one) for one in self._levels(mine)), none) for mine in levels])
+        return np.array([base + sum((self.draw(one) for one in self.counted(mine)), none) for mine in levels])
 
     def draw(self, level: str) -> Floats:
         """[DRAWS, parameters] of one level."""

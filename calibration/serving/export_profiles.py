@@ -21,6 +21,7 @@ from calibration.serving.parameters import DATA, LEVELS, NAMES, OWN, WIDTHS, ker
 from calibration.serving.points import NEWEST
 from hw_profiles.catalog import load
 from hw_profiles.efficiency import LARGEST_STORED, Efficiency, Situation
+from simulator.model.arrays import Floats
 from simulator.model.engine import FACTORS, Condition, Factor, Form, When, driven
 
 PROFILES = Path(__file__).resolve().parents[2] / "hw_profiles" / "data" / "efficiency"
@@ -207,6 +208,12 @@ def _when(value: str, fields: Sequence[str], fixed: Mapping[str, str]) -> dict[C
     if len(said) != len(free):
         return None
     return cast(dict[Condition, str], dict(zip(free, said, strict=True)))
+
+
+def factors_of(log: Floats) -> dict[str, float]:
+    """Of each figure that differs there."""
+    found = {factor: round(float(np.exp(log[NAMES.index(factor)])), 4) for factor in FACTORS}
+    return {factor: value for factor, value in found.items() if value != 1.0}
 
 
 def as_text(profile: Efficiency) -> str:

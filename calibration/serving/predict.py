@@ -9,7 +9,7 @@ likely parameters give; draws are taken back to these, as a whole.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -153,6 +153,14 @@ def predictions(prepared: PreparedPoints, fit: ServingFit) -> pd.DataFrame:
     """One line for each measured metric of each point."""
     if not prepared.points:
         return pd.DataFrame(columns=COLUMNS)
+    return lines_of(prepared, fit)
+
+
+def lines_of(prepared: PreparedPoints, fit: ServingFit, instead: Mapping[str, Floats] | None = None) -> pd.DataFrame:
+    """One line for each measured metric of each point; none where the prediction is not finite.
+
+    instead: predictions of another model by metric, each over the points, to which the draws give their bands.
+    """
     bands = {name: np.percentile(drawn, BAND, axis=1) for name, drawn in drawn_metrics(prepared, fit).items()}
     lines = []
     for i, one in enumerate(prepared.points):
@@ -163,6 +171,11 @@ def predictions(prepared: PreparedPoints, fit: ServingFit) -> pd.DataFrame:
         for metric, measured in point.measured.items():
             name = POOL_OF.get(metric, metric) if per_pool else metric
             p10, predicted, p90 = (float(band[i]) for band in bands[name])
+            if instead is not None:
+                value = float(instead[metric][i])
+                if not math.isfinite(value):
+                    continue
+                p10, predicted, p90 = (end * value / predicted for end in (p10, predicted, p90))
             lines.append(
                 (
                     point.row, point.id, point.model, point.gpu, point.engine, point.disaggregated, metric, situation,

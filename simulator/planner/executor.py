@@ -17,18 +17,31 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
-def run_all(function: Callable[[Task], Result], tasks: Iterable[Task]) -> list[Result]:
-    """function(task) for every task, in order, on as many processes as there are cores."""
+def run_all(
+    function: Callable[[Task], Result], tasks: Iterable[Task], ended: Callable[[int], None] = lambda count: None
+) -> list[Result]:
+    """function(task) for every task, in order, on as many processes as there are cores.
+
+    ended: called with how many have ended, the first that have not left out.
+    """
     todo = list(tasks)
+    results: list[Result] = []
+
+    def collect(found: Iterable[Result]) -> list[Result]:
+        for result in found:
+            results.append(result)
+            ended(len(results))
+        return results
+
     workers = min(len(todo), os.cpu_count() or 1)
     if workers < 2:
-        return [function(task) for task in todo]
+        return collect(map(function, todo))
     context = _context(function.__module__)
     with ProcessPoolExecutor(workers, context, initializer=_adopt, initargs=(dict(os.environ),)) as pool:
         try:
             with _interrupts_held(), _main_left_alone(function.__module__):
-                results = pool.map(function, todo)
-            return list(results)
+                found = pool.map(function, todo)
+            return collect(found)
         except KeyboardInterrupt:
             for worker in multiprocessing.active_children():
                 worker.terminate()

@@ -1,7 +1,7 @@
 """The scenario: model, traffic, limits, deployment. What command line, dashboard, notebooks and tests pass about."""
 
 from simulator.scenario.costs import Costs
-from simulator.scenario.deployment import Deployment, Pool, PowerKeys, PrefixCacheKeys, Transfer
+from simulator.scenario.deployment import Deployment, FirstToken, Pool, PowerKeys, PrefixCacheKeys, Transfer
 from simulator.scenario.distributions import Lengths, Seconds
 from simulator.scenario.faults_and_scaling import Autoscale, Faults, Outages, PlannedFault, ScheduledCount, Startup
 from simulator.scenario.hardware import hardware_of, model_of, priced_knobs, profile_key, with_knobs
@@ -33,6 +33,7 @@ __all__ = [
     "Deployment",
     "Diurnal",
     "Faults",
+    "FirstToken",
     "Hardware",
     "Knobs",
     "Lengths",

@@ -27,6 +27,7 @@ from simulator.scenario.keys import (
 from simulator.scenario.knobs import Knobs, one_kv_dtype
 
 Share = Annotated[FiniteFloat, Field(ge=0, le=1, strict=True)]
+FirstToken = Literal["prefill", "decode"]
 # Share of the link's rate that KV transfers reach. NICs: eight transfers of 20 MB to 12.6 GB between nodes (Mooncake
 # under vLLM and SGLang, github.com/kvcache-ai/Mooncake). NVLink: point-to-point copies, 376 of 450 GB/s on H100 and
 # 747 of 900 on GB200 (github.com/stas00/ml-engineering, network).
@@ -238,6 +239,10 @@ class Deployment(Keys):
     ] = "least_loaded"
     # picks where a prompt is decoded; none: as `router`, or least_loaded where that looks at queues or caches
     decode_router: Literal["round_robin", "least_loaded", "power_of_two", "kv_aware"] | None = None
+    # Who sends a request's first token to the client. decode: its instance, with the end of its first step of the
+    # request, so that hand-over and waiting for room there count in TTFT (SGLang, vLLM, TensorRT-LLM, Dynamo, llm-d).
+    # prefill: at the end of the prompt. None: decode, or the one pool that there is
+    first_token: FirstToken | None = None
     # requests that may wait at each instance that takes arrivals (in all, under shared_queue); one that comes to a full
     # queue is refused. None: any number
     max_queue: Annotated[int, Field(ge=0, le=MOST, strict=True)] | None = None
@@ -258,6 +263,11 @@ class Deployment(Keys):
             raise ValueError(
                 f"decode_router={self.decode_router} has no pool to pick from; leave it out, or give "
                 "[deployment.prefill] and [deployment.decode]"
+            )
+        if self.first_token is not None and not disaggregated:
+            raise ValueError(
+                f"first_token={self.first_token} says which of two pools sends it, and a colocated pool is one; leave "
+                "it out, or give [deployment.prefill] and [deployment.decode]"
             )
         return self
 
@@ -309,6 +319,11 @@ class Deployment(Keys):
             for name, groups in named.items()
             if groups is not None
         }
+
+    @property
+    def first_token_from(self) -> FirstToken:
+        """The pool whose token a client sees first; of a colocated one, that which computes prompts."""
+        return self.first_token or ("prefill" if self.colocated is not None else "decode")
 
     @property
     def lone_pools(self) -> dict[str, Pool]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simulator.model.arrays import Floats
+from simulator.scenario import FirstToken
 from simulator.steady_state.stations import (
     WATERMARK,
     Arrivals,
@@ -23,7 +23,6 @@ from simulator.steady_state.step_table import StepSeconds
 from simulator.steady_state.waits import Response
 
 LIMITS = ("clients", "prefill", "kv", "sequences", "links")  # what binds, by number; the first: nothing but the load
-FirstToken = Literal["prefill", "decode"]
 
 
 @dataclass(frozen=True)

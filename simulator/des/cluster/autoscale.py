@@ -33,7 +33,8 @@ class GroupView:
     """What an autoscaler sees of a group.
 
     parked: requests that wait for any instance of the pool to serve. ended: requests of the cluster in order of
-    their end. limits_of: by metric ("ttft_s", "tpot_s", "e2e_s"), those that the group answers for. [s]
+    their end. first_s: of each request, when its first token is there as far as the group answers for it.
+    limits_of: by metric ("ttft_s", "tpot_s", "e2e_s"), those that the group answers for. [s]
     """
 
     def __init__(
@@ -42,12 +43,14 @@ class GroupView:
         parked: Sized,
         log: RequestLog,
         ended: Sequence[int],
+        first_s: Sequence[float],
         limits_of: Callable[[int], dict[str, float]],
     ) -> None:
         self._group = group
         self._parked = parked
         self._log = log
         self._ended = ended
+        self._first_s = first_s
         self._limits_of = limits_of
         self._seen = 0
 
@@ -79,7 +82,7 @@ class GroupView:
 
     def _missed(self, request: int, limits: dict[str, float]) -> bool:
         log = self._log
-        arrival, first, end = (t[request] for t in (log.arrival_s, log.first_token_s, log.finish_s))
+        arrival, first, end = (t[request] for t in (log.arrival_s, self._first_s, log.finish_s))
         seen = {"ttft_s": first - arrival, "e2e_s": end - arrival}
         if log.output_tokens[request] > 1:
             seen["tpot_s"] = (end - first) / (log.output_tokens[request] - 1)

@@ -45,6 +45,7 @@ def cluster_spec(
         decode=pools.get("decode", ()),
         router=deployment.router,
         decode_router=deployment.decode_router,
+        first_token=deployment.first_token_from,
         max_queue=deployment.max_queue,
         transfer=deployment.transfer,
         transfer_bytes=lambda tokens: transfer_bytes(model, tokens),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -87,7 +88,7 @@ class Cluster:
         self._total = sum(map(len, self.streams))
         paces = max(len(group.instance.rates) for group in spec.groups)
         pace = draws.integers(paces, size=self._total).tolist() if paces > 1 else ()
-        self.log = log = RequestLog(self.streams, pace)
+        self.log = log = RequestLog(self.streams, pace, spec.first_token == "decode")
         self._online = sum(len(stream) for stream in self.streams if not stream.offline)
         self._warmup = max(0, min(warmup, self._online - 1))
         self._progress = progress
@@ -284,20 +285,26 @@ class Cluster:
             return
         if keys.metric == "attainment":
             self._notes_ends = True
-        entry = self.spec.is_entry(group)
+        prefills = self.spec.is_entry(group) and bool(self.spec.decode)
         log = self.log
         numbers = {instance.index for instance in own.instances}
-        served_by = log.prefill_instance if entry and self.spec.decode else log.decode_instance
+        served_by = log.prefill_instance if prefills else log.decode_instance
         limits = self.spec.limits_of(group)
+        decodes_first = log.first_from_decode and not prefills
 
         def limits_of(request: int) -> dict[str, float]:
-            """Of a group beside others, those of requests that it has served."""
+            """Of a group beside others, those of requests that it has served. A first token is not late by decode where
+            its prompt was not in time."""
             if group.label and served_by[request] not in numbers:
                 return {}
-            return limits[0] if len(limits) == 1 else limits[self._stream_of(request)]
+            mine = limits[0] if len(limits) == 1 else limits[self._stream_of(request)]
+            if decodes_first and log.prompt_end_s[request] - log.arrival_s[request] > mine.get("ttft_s", math.inf):
+                return {name: limit for name, limit in mine.items() if name != "ttft_s"}
+            return mine
 
-        view = GroupView(own, self.serving.parked(group), log, self._ended, limits_of)
-        self.env.process(watch(self.env, own, keys, view, by_steps=entry and bool(self.spec.decode)))
+        first_s = log.prompt_end_s if prefills else log.first_token_s
+        view = GroupView(own, self.serving.parked(group), log, self._ended, first_s, limits_of)
+        self.env.process(watch(self.env, own, keys, view, by_steps=prefills))
 
 
 def play_together(clusters: Sequence[Cluster]) -> list[Run]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from simulator.des.cluster.power import PowerDraw
 from simulator.des.instance.spec import InstanceSpec
-from simulator.scenario import Autoscale, Faults, Slo, Transfer
+from simulator.scenario import Autoscale, Faults, FirstToken, Slo, Transfer
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class ClusterSpec:
     entry: the groups of the pool that takes arrivals (prefill or colocated); decode: those of the pool that it hands
         over to, if any. Instances of a pool are numbered through its groups.
     decode_router: none: as `router`, or least_loaded where that looks at queues or caches.
+    first_token: the pool that sends it to the client: at the end of the prompt, or of the first decode step.
     max_queue: requests that may wait in each queue of the entry pool; none: any number.
     transfer_bytes: KV and state that move with a sequence, from its prompt tokens. [B]
     max_positions: longest sequence of the model. [tokens]
@@ -58,6 +59,7 @@ class ClusterSpec:
     decode: tuple[GroupSpec, ...] = ()
     router: str = "least_loaded"
     decode_router: str | None = None
+    first_token: FirstToken = "prefill"
     max_queue: int | None = None
     transfer: Transfer = field(default_factory=Transfer)
     transfer_bytes: Callable[[int], float] = lambda tokens: 0.0
@@ -79,8 +81,14 @@ class ClusterSpec:
         return group.pool == self.entry[0].pool
 
     def limits_of(self, group: GroupSpec) -> list[dict[str, float]]:
-        """As `slos`, those that a pool answers for: prefill for TTFT, decode for TPOT, a colocated one for all. [s]"""
+        """As `slos`, those that a pool answers for. [s]
+
+        Prefill for TTFT, decode for TPOT and for TTFT where it sends first tokens, a colocated one for all.
+        """
         if not self.decode:
             return [slo.limits for slo in self.slos]
-        own = "ttft_s" if self.is_entry(group) else "tpot_s"
-        return [{name: limit for name, limit in slo.limits.items() if name == own} for slo in self.slos]
+        if self.is_entry(group):
+            own = ["ttft_s"]
+        else:
+            own = ["tpot_s", "ttft_s"] if self.first_token == "decode" else ["tpot_s"]
+        return [{name: limit for name, limit in slo.limits.items() if name in own} for slo in self.slos]

@@ -27,7 +27,7 @@ def decode_alone(instance: Instance) -> Generator[None, Alarm, None]:
     env, batch, scheduler, usage = instance.env, instance.batch, instance.scheduler, instance.usage_counter
     rank = batch.only
     assert rank is not None
-    awaiting_room, arrived = instance.awaiting_room, instance.arrived
+    awaiting_room, arrived, debuts = instance.awaiting_room, instance.arrived, instance.debuts
     waiting, recompute = scheduler.waiting, scheduler.recompute
     times, ring, alarm, cut = instance.times, env.ring, instance.step_ends, instance.cut
     line_of = times.decode_line if isinstance(times, StepLatency) and times.has_plain_lines else None
@@ -53,6 +53,8 @@ def decode_alone(instance: Instance) -> Generator[None, Alarm, None]:
             if (yield) is cut:
                 return
             now = env.now
+            if debuts:
+                instance.log.debut(debuts, now)
             tick += 1
             batch.tick = tick  # as RunningBatch.lengthen: saves 5%
             occupancy.byte_s -= grown * now

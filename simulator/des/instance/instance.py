@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence, Sized
 from dataclasses import dataclass
+from math import isnan
 from typing import NamedTuple
 
 from simulator.des.instance.handover import Handover, Losses, Streams
@@ -23,6 +24,7 @@ from simulator.des.primitives.links import Link
 from simulator.des.records.request_log import RequestLog
 from simulator.des.records.usage import Usage, UsageCounter
 
+NO_DEBUTS: list[int] = []
 Observe = Callable[["Instance", float, float, int, int], None]
 
 
@@ -178,6 +180,11 @@ class Instance:
         """Sequences whose KV has come here and that join the batch with the next step."""
         return ()
 
+    @property
+    def debuts(self) -> list[int]:
+        """Requests whose clients see their first token with the end of the next step that decodes."""
+        return NO_DEBUTS
+
     def take_in(self) -> None:
         """What has come in from elsewhere joins the batch."""
 
@@ -225,7 +232,7 @@ class Instance:
             self.cache.keep(request, log.blocks[request])
         log.emitted[request] = emitted = log.emitted[request] + 1
         if emitted == 1:
-            log.first_token_s[request] = self.env.now
+            log.prompt_end_s[request] = self.env.now
         remaining = log.output_tokens[request] - emitted
         if remaining:
             self._go_on(request, rank, prompt.tokens + 1, remaining)
@@ -431,8 +438,11 @@ class PrefillInstance(Instance):
 
     def end(self, request: int) -> None:
         """A request of one token ends here; who decodes it is not noted, as nobody does."""
+        log = self.log
         self.scheduler.leave()
-        self.log.emitted[request] = self.log.output_tokens[request]
+        log.emitted[request] = log.output_tokens[request]
+        if isnan(log.first_token_s[request]):
+            log.first_token_s[request] = self.env.now
         self._free_cached(request)
         self._ended(request)
 
@@ -503,6 +513,10 @@ class DecodeInstance(Instance):
     @property
     def arrived(self) -> Sized:
         return self.receiver.arrived
+
+    @property
+    def debuts(self) -> list[int]:
+        return self.receiver.debuts
 
     def take_in(self) -> None:
         receiver = self.receiver

@@ -7,6 +7,7 @@ host memory stages it, KV is fetched at once and waits there for room.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isnan
 
 from simulator.des.instance.handover import Handover, Losses
 from simulator.des.instance.rank import Rank
@@ -18,7 +19,8 @@ from simulator.des.records.request_log import RequestLog
 class KvReceiver:
     """fetch: starts a transfer to a rank of the instance, whose end is told by `arrive`. stages: by way of host memory.
 
-    waiting: for room. arrived: to join the rank that they were brought `into` with the next step.
+    waiting: for room. arrived: to join the rank that they were brought `into` with the next step. debuts: requests that
+    have joined, and whose clients see their first token with the end of the next step that decodes.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class KvReceiver:
         self.waiting: Queue[Handover] = queue_of(log.priority, lambda handover: handover.request)
         self.waiting_tokens = 0
         self.arrived: list[Handover] = []
+        self.debuts: list[int] = []
         self._under_way: dict[int, Handover] = {}  # by request
         self._scheduler = scheduler
         self._log = log
@@ -101,6 +104,8 @@ class KvReceiver:
             request = handover.request
             left = log.output_tokens[request] - log.emitted[request]
             batch.join(request, handover.into, handover.tokens, left)
+            if log.first_from_decode and isnan(log.first_token_s[request]):
+                self.debuts.append(request)
         self.arrived.clear()
 
     def forget_lost(self) -> int:
@@ -122,7 +127,7 @@ class KvReceiver:
             requests += [handover.request for handover in self.waiting]
         else:
             handovers += self.waiting
-        for held in (self.arrived, self._under_way, self.waiting):
+        for held in (self.arrived, self._under_way, self.waiting, self.debuts):
             held.clear()
         self.waiting_tokens = 0
         return Losses(requests, [handover for handover in handovers if not handover.is_lost])

@@ -23,7 +23,8 @@ def start(instance: Instance) -> None:
 
 def steps_of(instance: Instance) -> Generator[None, Alarm, None]:
     env, scheduler, batch, usage = instance.env, instance.scheduler, instance.batch, instance.usage_counter
-    arrived, awaiting_room, announces = instance.arrived, instance.awaiting_room, instance.announces
+    arrived, awaiting_room, debuts = instance.arrived, instance.awaiting_room, instance.debuts
+    announces = instance.announces
     cached, followed = instance.cache is not None, instance.observe is not None
     waiting, decodes_alone = scheduler.waiting, can_decode_alone(instance)
     yield  # until the clock runs
@@ -52,6 +53,8 @@ def steps_of(instance: Instance) -> Generator[None, Alarm, None]:
             continue
         usage.end(duration_s, prefill_s, sequences)
         if decodes:
+            if debuts:
+                instance.log.debut(debuts, env.now)
             for sequence in batch.emit():
                 instance.end(sequence.request)
         instance.advance(chunks)

@@ -27,11 +27,14 @@ class RequestLog:
     """Columns that whoever serves a request writes as it happens. Times are seconds of the simulated clock.
 
     pace: of each request, the index of its rate of decoding, where instances have several.
+    first_from_decode: the client sees no token before the end of the first decode step.
+    prompt_end_s: of the prompt's first computation, which emits a token; first_token_s: as the client sees it.
     Times are in arrays: a list of a million floats is one of a million objects, which Python's garbage collector walks.
     """
 
-    def __init__(self, streams: Sequence[Requests], pace: Sequence[int] = ()) -> None:
+    def __init__(self, streams: Sequence[Requests], pace: Sequence[int] = (), first_from_decode: bool = False) -> None:
         self.pace = pace
+        self.first_from_decode = first_from_decode
         self.prompt_tokens = _joined(stream.prompt_tokens for stream in streams)
         self.output_tokens = _joined(stream.output_tokens for stream in streams)
         count = len(self.prompt_tokens)
@@ -47,7 +50,8 @@ class RequestLog:
                 self.arrival_s[first : first + len(stream)] = array("d", stream.arrival_s)
             first += len(stream)
         self.prefill_start_s = _unknown(count)
-        self.first_token_s = _unknown(count)
+        self.prompt_end_s = _unknown(count)
+        self.first_token_s = _unknown(count) if first_from_decode else self.prompt_end_s
         self.delivered_s = _unknown(count)  # KV has reached the decode instance
         self.finish_s = _unknown(count)
         self.status = bytearray(count)  # one Status a request; all WAITING
@@ -60,6 +64,12 @@ class RequestLog:
         self.retries = [0] * count  # times that a fault took the request's KV or place in a queue
         self.prefill_instance = [-1] * count
         self.decode_instance = [-1] * count
+
+    def debut(self, requests: list[int], now: float) -> None:
+        """Clients see the first tokens of `requests`, which are struck off."""
+        for request in requests:
+            self.first_token_s[request] = now
+        requests.clear()
 
 
 def _unknown(count: int) -> array[float]:

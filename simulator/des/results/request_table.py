@@ -20,7 +20,7 @@ def request_table(result: Measured) -> pd.DataFrame:
     Tenant by tenant, each in order of arrival, sessions turn by turn.
     """
     log = result.run.log
-    first = np.array(log.first_token_s)
+    prompt_end = np.array(log.prompt_end_s)
     return pd.DataFrame(
         {
             **_tenant_column(result),
@@ -35,11 +35,12 @@ def request_table(result: Measured) -> pd.DataFrame:
             "ttft_s": result.ttft_s,
             "tpot_s": result.tpot_s,
             "e2e_s": result.e2e_s,
-            "first_token_s": first,
+            "prompt_end_s": prompt_end,
+            "first_token_s": np.array(log.first_token_s),
             "finish_s": result.finish_s,
             "prefill_instance": log.prefill_instance,
             "decode_instance": log.decode_instance,
-            "transfer_s": np.array(log.delivered_s) - first,
+            "transfer_s": np.array(log.delivered_s) - prompt_end,
             "preemptions": log.preemptions,
             "retries": log.retries,
             "cached_tokens": log.cached_tokens,

@@ -111,7 +111,7 @@ def _arrows(recorder: Recorder, run: Run, pids: dict[str, int], model: str) -> I
             continue
         numbers = (log.prefill_instance[request], log.decode_instance[request])
         source, taker = ((homes[pool, number], number) for pool, number in zip(pools, numbers, strict=True))
-        last = bisect_left(ends[source], log.first_token_s[request])
+        last = bisect_left(ends[source], log.prompt_end_s[request])
         first = bisect_left(starts[taker], delivered_s)
         for phase, key, i in (("s", source, last), ("f", taker, first)):
             step = steps[key][i]
@@ -160,9 +160,9 @@ def _stages(request: int, log: RequestLog, pid: int, model: str) -> Iterator[Eve
     """Begin and end of each stage of a finished request, as asynchronous events."""
     moments = [
         ("queue", log.arrival_s[request], log.prefill_start_s[request]),
-        ("prefill", log.prefill_start_s[request], log.first_token_s[request]),
+        ("prefill", log.prefill_start_s[request], log.prompt_end_s[request]),
     ]
-    decode_from = log.first_token_s[request]
+    decode_from = log.prompt_end_s[request]
     delivered = log.delivered_s[request]
     if not math.isnan(delivered):
         moments.append(("transfer", decode_from, delivered))

@@ -210,6 +210,7 @@ def scenarios(draw: st.DrawFn) -> Keys:
     }
     if len(names) > 1:
         deployment["decode_router"] = draw(st.sampled_from([None, "round_robin", "power_of_two", "kv_aware"]))
+        deployment["first_token"] = draw(st.sampled_from([None, "prefill"]))
         deployment["transfer"] = draw(transfers(deployment))
     if draw(st.booleans()):
         deployment["power"] = {"idle": draw(st.sampled_from([0.0, 0.3])), "prefill": 0.9, "decode": 0.5}
@@ -282,8 +283,14 @@ def requests_end_as_they_may(result: SimulationResult) -> None:
     done = table[table["status"] == "finished"]
     assert set(table["status"]) <= {"finished", "failed", "rejected"}
     assert (table["status"] == "rejected").sum() == sum(result.rejections.values())
-    assert (done["arrival_s"] <= done["first_token_s"] + EPS_S).all()
+    assert (done["arrival_s"] <= done["prompt_end_s"] + EPS_S).all()
+    assert (done["prompt_end_s"] <= done["first_token_s"]).all()
     assert (done["first_token_s"] <= done["finish_s"]).all()
+    once = done[(done["output_tokens"] > 1) & (done["retries"] == 0)]
+    if result.run.log.first_from_decode:
+        assert (once["first_token_s"] > once["prompt_end_s"] + once["transfer_s"]).all()
+    else:
+        assert (done["prompt_end_s"] == done["first_token_s"]).all()
     assert (done["queue_s"] >= -EPS_S).all()
     assert (table.loc[table["status"] == "failed", "retries"] > 0).all()
     keys = result.spec.faults
@@ -305,11 +312,11 @@ def tokens_are_accounted_for(result: SimulationResult, recorder: Recorder) -> No
     # Without drafts a step emits a token to each sequence, and so does each end of a prompt, also one computed again.
     if all(pool.instance.rates == (1.0,) for pool in result.spec.groups):
         decoded = sum(step.sequences for step in recorder.steps)
-        begun = int((~np.isnan(log.first_token_s)).sum())
+        begun = int((~np.isnan(log.prompt_end_s)).sum())
         again = sum(log.preemptions) + sum(log.retries)
         assert begun <= emitted.sum() - decoded <= begun + again
-    # Little's law: the time integral of running sequences is the sum of what each ran, all behind its first token.
-    decoded_s = float(np.nansum(result.finish_s - np.array(log.first_token_s)))
+    # Little's law: the time integral of running sequences is the sum of what each ran, all behind its prompt.
+    decoded_s = float(np.nansum(result.finish_s - np.array(log.prompt_end_s)))
     integral = sum(usage.sequence_s for pool in result.run.end.usage.values() for usage in pool)
     assert integral <= decoded_s * (1 + EPS_S) + EPS_S
 

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.clusters import FormulaTimes, colocated, disaggregated, make_instance, play
 
-from simulator.scenario import Transfer
+from simulator.scenario import FirstToken, Transfer
 
 
 @dataclass
@@ -31,6 +31,7 @@ class Row:
     target: int = 0  # its length: the prompt and what had been emitted before a preemption
     rank: int = 0
     start_s: float = inf
+    prompt_end_s: float = inf
     first_s: float = inf
     delivered_s: float = inf
     finish_s: float = inf
@@ -47,6 +48,7 @@ class Plain:
 
     spec: Any
     hands_over: bool = False
+    sends_first: bool = False  # the token that clients see first
     waiting: list[Row] = field(default_factory=list)
     preempted: list[Row] = field(default_factory=list)
     prefilling: list[Row] = field(default_factory=list)
@@ -178,6 +180,8 @@ class Plain:
             tokens = int(self.fraction)
             self.fraction -= tokens
             for row in list(self.running):
+                if row.first_s == row.prompt_end_s and self.sends_first:
+                    row.first_s = now
                 row.emitted = min(row.output, row.emitted + tokens)
                 if row.emitted == row.output:
                     row.finish_s = now
@@ -189,7 +193,7 @@ class Plain:
                 continue
             self.prefilling.remove(row)
             if not row.emitted:
-                row.first_s = now
+                row.prompt_end_s = row.first_s = now
             row.emitted += 1
             if row.emitted == row.output:
                 row.finish_s = now
@@ -208,10 +212,12 @@ class Plain:
         return leaving
 
 
-def step_through(entry: Any, decode: Any, handshake_s: float, rows: list[Row]) -> None:
-    """Play all rows on one entry instance and, where given, one decode instance; transfers take the handshake."""
+def step_through(entry: Any, decode: Any, handshake_s: float, rows: list[Row], sender: str = "prefill") -> None:
+    """Play all rows on one entry instance and, where given, one decode instance; transfers take the handshake.
+
+    sender: the instance whose token clients see first."""
     first = Plain(entry, hands_over=decode is not None)
-    plains = [first] if decode is None else [first, Plain(decode)]
+    plains = [first] if decode is None else [first, Plain(decode, sends_first=sender == "decode")]
     coming = list(rows)
     offered: list[Row] = []
     on_wire: list[tuple[float, Row]] = []
@@ -269,6 +275,7 @@ def limits(draw: st.DrawFn) -> dict[str, Any]:
     count=st.integers(1, 40),
     gap_s=st.sampled_from([0.01, 0.1, 0.5]),
     handshake_s=st.sampled_from([0.00137, 0.0731]),
+    sender=st.sampled_from(["prefill", "decode"]),
 )
 def test_the_cluster_equals_stepping_every_sequence(
     first: dict[str, Any],
@@ -278,6 +285,7 @@ def test_the_cluster_equals_stepping_every_sequence(
     count: int,
     gap_s: float,
     handshake_s: float,
+    sender: FirstToken,
 ) -> None:
     """Any policy, ranks, drafts, and KV room from just enough for the longest sequence to six times that."""
     rng = np.random.default_rng(seed)
@@ -299,18 +307,19 @@ def test_the_cluster_equals_stepping_every_sequence(
     entry = sized(first, tightness[0])
     decode = None if second is None else sized(second, tightness[1])
     link = Transfer(efficiency=1.0, handshake_s=handshake_s)
-    spec = colocated(entry) if decode is None else disaggregated(entry, decode, transfer=link)
+    spec = colocated(entry) if decode is None else disaggregated(entry, decode, transfer=link, first_token=sender)
     result = play(spec, *zip(*((row.prompt, row.output, row.arrival_s) for row in rows), strict=True))
-    step_through(entry, decode, handshake_s, rows)
+    step_through(entry, decode, handshake_s, rows, sender)
     table = result.requests
     for column, expected in [
+        ("prompt_end_s", [row.prompt_end_s for row in rows]),
         ("first_token_s", [row.first_s for row in rows]),
         ("finish_s", [row.finish_s for row in rows]),
         ("queue_s", [row.start_s - row.arrival_s for row in rows]),
     ]:
         np.testing.assert_allclose(table[column], expected, rtol=1e-9, atol=1e-9)
     assert table["preemptions"].tolist() == [row.preemptions for row in rows]
-    handed = [row.delivered_s - row.first_s if row.delivered_s < inf else np.nan for row in rows]
+    handed = [row.delivered_s - row.prompt_end_s if row.delivered_s < inf else np.nan for row in rows]
     np.testing.assert_allclose(table["transfer_s"], handed, rtol=1e-9, atol=1e-9)
 
 

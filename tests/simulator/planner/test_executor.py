@@ -39,3 +39,18 @@ def test_a_script_without_a_main_guard_runs_once(tmp_path: Path) -> None:
     script.write_text(PLAIN_SCRIPT, encoding="utf-8")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.stdout.split("\n") == ["once", "b d f", ""], done.stderr
+
+
+COUNTING = """
+import os
+from simulator.planner.executor import run_all
+
+seen = []
+run_all(os.path.basename, ["a/b", "c/d", "e/f"], seen.append)
+print(*seen)
+"""
+
+
+def test_who_waits_is_told_how_many_have_ended() -> None:
+    done = subprocess.run([sys.executable, "-c", COUNTING], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.stdout == "1 2 3\n", done.stderr

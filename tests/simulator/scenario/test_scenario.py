@@ -53,6 +53,7 @@ def test_paths_are_taken_from_the_folder_of_the_file(tmp_path: Path) -> None:
         ("tp = 8", "tp = 8\nep = 3", "ep=3 does not divide"),
         ("tp = 8", "acceptance_length = 2", "acceptance_length=2 exceeds"),
         ("[deployment.col", '[deployment]\ndecode_router = "kv_aware"\n[deployment.col', "kv_aware has no pool to"),
+        ("[deployment.col", '[deployment]\nfirst_token = "decode"\n[deployment.col', "a colocated pool is one"),
         ("tp = 8", "tp = = 8", "not valid TOML"),
         ("tp = 8", "tp = 8\nmax_long_partial_prefills = 1", "=1 needs long_prefill_token_threshold"),
         ("tp = 8", 'tp = 8\nlong_prefill_token_threshold = 9\nbatching = "inflight"', "=9 is of batching=chunked"),

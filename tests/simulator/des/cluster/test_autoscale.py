@@ -14,7 +14,7 @@ from simulator.des.cluster.group import Moment, integrate
 from simulator.des.cluster.spec import ClusterSpec
 from simulator.des.results.measured import GroupPrice
 from simulator.des.results.result import SimulationResult
-from simulator.scenario import Autoscale, ScheduledCount, Slo, Transfer
+from simulator.scenario import Autoscale, FirstToken, ScheduledCount, Slo, Transfer
 
 MS = 1e-3
 QUICK = Transfer(efficiency=1.0, handshake_s=0.001, half_rate_bytes=0.0)
@@ -163,6 +163,22 @@ def test_missed_limits_add_instances_until_they_are_kept() -> None:
     assert 4 <= allocated <= 6  # 3.5 / 0.7 is 5: the pool does not shrink below
 
 
+def test_pools_answer_for_the_part_of_a_late_first_token_that_is_theirs() -> None:
+    """One place to decode, 0.9 s a request, is too few for one request a second with hand-overs; prompts are quick. The
+    decode pool grows, the prefill pool does not."""
+    times = FormulaTimes(per_prompt_token_s=MS, decode_base_s=0.1)
+    server = make_instance(times, max_sequences=1, max_tokens_per_step=10**6)
+    keys = {"metric": "attainment", "target": 0.9, "maximum": 4, "window_s": 10.0, "cooldown_s": 1e6}
+    handover = Transfer(efficiency=1.0, handshake_s=0.5)
+    spec = disaggregated(server, server, (4, 4), transfer=handover, first_token="decode")
+    spec = scaled(spec, 1, slo=Slo(ttft_s=1.0), **keys)
+    spec = replace(spec, decode=(replace(spec.entry[0], pool="decode"),))
+    result = play(spec, [100] * 100, [10] * 100, np.arange(100) * 1.0)
+    assert [moment.allocated for moment in result.run.sizes["prefill"]] == [1]
+    assert result.run.sizes["decode"][-1].allocated > 1
+    assert result.ttft_s[-1] < 1.0 < np.max(result.ttft_s)
+
+
 def test_between_two_times_the_log_is_integrated_by_hand() -> None:
     log = [Moment(0.0, 4, 4, 0), Moment(10.0, 4, 3, 1), Moment(30.0, 5, 3, 1), Moment(40.0, 5, 5, 0)]
     assert integrate(log, 0.0, 50.0) == (40 + 80 + 50 + 50, 40 + 60 + 30 + 50, 20 + 10)
@@ -175,14 +191,14 @@ def test_between_two_times_the_log_is_integrated_by_hand() -> None:
     data=st.data(),
     metric=st.sampled_from(["queue", "utilization", "attainment", None]),
     router=st.sampled_from(["round_robin", "least_loaded", "power_of_two", "shared_queue"]),
-    split=st.booleans(),
+    split=st.sampled_from([None, "prefill", "decode"]),  # who sends first tokens
     startup_s=st.sampled_from([0.0, 0.3]),
 )
 def test_no_request_is_lost_however_pools_grow_and_shrink(
     data: st.DataObject,
     metric: Any,
     router: str,
-    split: bool,
+    split: FirstToken | None,
     startup_s: float,
 ) -> None:
     server = make_instance(
@@ -202,7 +218,13 @@ def test_no_request_is_lost_however_pools_grow_and_shrink(
     slo = Slo(ttft_s=0.2, tpot_s=0.02)
     if split:
         spec = disaggregated(
-            server, server, (4, 4), router=router, transfer_bytes=lambda tokens: 20.0 * tokens, transfer=QUICK
+            server,
+            server,
+            (4, 4),
+            router=router,
+            transfer_bytes=lambda tokens: 20.0 * tokens,
+            transfer=QUICK,
+            first_token=split,
         )
         spec = scaled(spec, begins, startup_s, slo, **keys)
         spec = replace(spec, decode=(replace(spec.entry[0], pool="decode"),))

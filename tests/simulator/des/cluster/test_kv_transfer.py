@@ -34,6 +34,36 @@ def test_a_transfer_takes_handshake_plus_bytes_over_rate() -> None:
     assert result.run.end.usage["decode"][0].kv_byte_s == pytest.approx(101 * (10.25 + 0.1) + 102 * 0.1)
 
 
+def test_first_tokens_from_decode_come_after_hand_over_and_a_step() -> None:
+    """As above: 0.1 s of prompt, 10.25 s of transfer, steps of 0.1 s. A request of one token ends with its prompt."""
+    spec = disaggregated(
+        make_instance(FormulaTimes(per_prompt_token_s=MS), gpus=2, nic_bandwidth=100.0),
+        make_instance(FormulaTimes(decode_base_s=0.1), gpus=4, nic_bandwidth=100.0),
+        transfer=Transfer(efficiency=0.5, handshake_s=0.25, half_rate_bytes=0.0),
+        transfer_bytes=lambda tokens: 10.0 * tokens,
+        first_token="decode",
+    )
+    result = play(spec, [100, 100, 100], [3, 1, 2], [0.0, 20.0, 40.0])
+    assert result.requests["prompt_end_s"].tolist() == pytest.approx([0.1, 20.1, 40.1])
+    assert result.requests["first_token_s"].tolist() == pytest.approx([10.45, 20.1, 50.45])
+    assert result.finish_s.tolist() == pytest.approx([10.55, 20.1, 50.45])
+    assert result.requests["transfer_s"].tolist() == pytest.approx([10.25, np.nan, 10.25], nan_ok=True)
+    assert result.tpot_s.tolist() == pytest.approx([0.1 / 2, np.nan, 0.0], nan_ok=True)
+
+
+def test_waiting_for_decode_room_is_before_the_first_token_from_decode() -> None:
+    """One place to decode: the second of two that arrive together begins after the first has had its nine steps."""
+    spec = disaggregated(
+        make_instance(FormulaTimes(per_prompt_token_s=MS)),
+        make_instance(FormulaTimes(decode_base_s=0.1), max_sequences=1),
+        transfer=PLAIN,
+        first_token="decode",
+    )
+    result = play(spec, [100, 100], [10, 10], [0.0, 0.0])
+    assert result.ttft_s.tolist() == pytest.approx([0.2 + 0.1, 0.2 + 9 * 0.1 + 0.1])
+    assert result.tpot_s.tolist() == pytest.approx([0.8 / 9] * 2)
+
+
 def test_transfers_of_one_prefill_instance_share_its_link() -> None:
     """Four prompts end prefill together; each is 1 s of the same link, whatever decode instance takes it."""
     spec = disaggregated(
