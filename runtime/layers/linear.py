@@ -29,12 +29,13 @@ class Factory:
 
 
 class Linear(nn.Module):
-    """y = x W^T (+ b). `scale` is set when the weight is stored as fp8 (128 x 128 blocks).
+    """y = x W^T (+ b). `scale` and `row_scale` are set when the weight is kept in fp8 or fp4 (see runtime.ops.linear).
 
     pieces: how many equal tensors a checkpoint keeps the rows in.
     """
 
     scale: Tensor | None
+    row_scale: Tensor | None
 
     def __init__(self, inputs: int, outputs: int, make: Factory, bias: bool = False, pieces: int = 1) -> None:
         super().__init__()
@@ -42,9 +43,10 @@ class Linear(nn.Module):
         self.weight = make.empty(outputs, inputs)
         self.bias = make.empty(outputs) if bias else None
         self.register_parameter("scale", None)
+        self.register_parameter("row_scale", None)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = ops.linear(x, self.weight, self.scale)
+        y = ops.linear(x, self.weight, self.scale, self.row_scale)
         return y if self.bias is None else y + self.bias
 
 

@@ -58,10 +58,12 @@ class Router(nn.Module):
 
 
 class Experts(nn.Module):
-    """This rank's routed experts, stored in floating point, fp8 blocks, or packed fp4 (see runtime.ops)."""
+    """This rank's routed experts, stored in floating point, fp8 or packed fp4 (see runtime.reference.grouped_gemm)."""
 
     w13_scale: Tensor | None
     w2_scale: Tensor | None
+    w13_row_scale: Tensor | None
+    w2_row_scale: Tensor | None
 
     def __init__(self, config: MoEConfig, hidden: int, make: Factory) -> None:
         super().__init__()
@@ -70,11 +72,22 @@ class Experts(nn.Module):
         inner = config.intermediate_size
         self.w13 = make.empty(len(self.local), 2 * inner, hidden)  # gate rows, then up rows
         self.w2 = make.empty(len(self.local), hidden, inner)
-        self.register_parameter("w13_scale", None)
-        self.register_parameter("w2_scale", None)
+        for name in ("w13_scale", "w2_scale", "w13_row_scale", "w2_row_scale"):
+            self.register_parameter(name, None)
 
     def _run(self, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
-        return ops.moe_experts(x, ids, weights, self.w13, self.w2, self.w13_scale, self.w2_scale, self.limit)
+        return ops.moe_experts(
+            x,
+            ids,
+            weights,
+            self.w13,
+            self.w2,
+            self.w13_scale,
+            self.w2_scale,
+            self.limit,
+            self.w13_row_scale,
+            self.w2_row_scale,
+        )
 
     def forward(self, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         if self.group.size == 1:

@@ -44,8 +44,9 @@ class Model(nn.Module, ABC):
 
     def project(self, hidden: Tensor) -> Tensor:
         """[rows, hidden] (normed) to logits [rows, vocab] float32."""
-        head = self.embed if self.lm_head is None else self.lm_head.weight
-        return nn.functional.linear(hidden, head).float()
+        if self.lm_head is None:
+            return nn.functional.linear(hidden, self.embed).float()
+        return self.lm_head(hidden).float()
 
     def _require_mtp(self) -> None:
         if self.config.num_mtp_layers == 0:
