@@ -51,7 +51,7 @@ class DecodeGraphs:
 
     @staticmethod
     def usable(model: Model, cache: KVCache) -> bool:
-        return cache.device.type == "cuda" and model.experts_group.size == 1
+        return cache.device.type == "cuda" and model.ranks.experts.size == 1
 
     def step(self, inputs: Sequence[SequenceInput]) -> tuple[StepBatch, Tensor, Tensor]:
         """Batch, carry and logits of a decode-only step; row i belongs to input i, further rows are padding."""

@@ -21,10 +21,12 @@ class GroupedOutput(nn.Module):
 
     def __init__(self, config: CompressedAttention, hidden: int, make: Factory) -> None:
         super().__init__()
-        self.groups = config.o_groups
+        tensor = make.ranks.tensor
+        self.groups = tensor.share("o_groups", config.o_groups)
         inputs = config.num_heads * config.head_dim // config.o_groups
-        self.wo_a = make.empty(config.o_groups, config.o_lora_rank, inputs)
-        self.wo_b = Linear(config.o_groups * config.o_lora_rank, hidden, make)
+        self.wo_a = make.empty(self.groups, config.o_lora_rank, inputs)
+        self.shards = {"wo_a": tensor.shard(0)}
+        self.wo_b = Linear(self.groups * config.o_lora_rank, hidden, make, shard=tensor.shard(1), summed=tensor)
 
     def forward(self, heads: Tensor) -> Tensor:
         """heads: [T, H, D] -> [T, hidden]."""
@@ -40,14 +42,17 @@ class CompressedSelfAttention(nn.Module):
         self, config: CompressedAttention, kind: AttentionKind, hidden: int, eps: float, make: Factory
     ) -> None:
         super().__init__()
-        self.num_heads, self.head_dim, self.eps = config.num_heads, config.head_dim, eps
+        tensor = make.ranks.tensor
+        self.num_heads = tensor.share("num_attention_heads", config.num_heads)
+        self.head_dim, self.eps = config.head_dim, eps
         self.scale = config.head_dim**-0.5
         self.wq_a = Linear(hidden, config.q_lora_rank, make)
         self.q_norm = RMSNorm(config.q_lora_rank, eps, make)
-        self.wq_b = Linear(config.q_lora_rank, config.num_heads * config.head_dim, make)
+        self.wq_b = Linear(config.q_lora_rank, self.num_heads * config.head_dim, make, shard=tensor.shard(0))
         self.wkv = Linear(hidden, config.head_dim, make)
         self.kv_norm = RMSNorm(config.head_dim, eps, make)
-        self.sinks = make.empty_float32(config.num_heads)
+        self.sinks = make.empty_float32(self.num_heads)
+        self.shards = {"sinks": tensor.shard(0)}
         self.output = GroupedOutput(config, hidden, make)
         self.compressor, self.indexer, self.ratio = None, None, 0
         if kind == "sparse":

@@ -23,7 +23,7 @@ class Model(nn.Module, ABC):
 
     def __init__(self, config: ModelConfig, make: Factory) -> None:
         super().__init__()
-        self.config, self.experts_group = config, make.experts
+        self.config, self.ranks = config, make.ranks
         self.embed = make.empty(config.vocab_size, config.hidden_size)
         self.lm_head = None if config.tied_embeddings else Linear(config.hidden_size, config.vocab_size, make)
 
