@@ -42,8 +42,12 @@ class Stored:
         *lead, columns = self.values.shape
         return (*lead, 2 * columns) if self.values.dtype == torch.uint8 else (*lead, columns)
 
+    @property
+    def is_coded(self) -> bool:
+        return self.scale is not None or self.row_scale is not None
+
     def dequantized(self, dtype: torch.dtype) -> Tensor:
-        if self.scale is None:
+        if not self.is_coded:
             return self.values.to(dtype)
         return dequantize_weight(self.values, self.scale, self.row_scale).to(dtype)
 
@@ -51,18 +55,18 @@ class Stored:
         """One rank's rows or columns; expanded where a cut would go through a scale."""
         if shard is None or shard.size == 1:
             return self
-        if self.scale is None:
-            return Stored(shard.of(self.values))
         share = self.shape[shard.dim] // shard.size
         group = self._group(shard.dim)
         if share % group or self.shape[shard.dim] % group:
             return Stored(shard.of(self.dequantized(torch.float32)))
         rows = self.row_scale if self.row_scale is None or shard.dim else shard.of(self.row_scale)
-        return Stored(shard.of(self.values).contiguous(), shard.of(self.scale).contiguous(), rows)
+        scale = None if self.scale is None else shard.of(self.scale).contiguous()
+        return Stored(shard.of(self.values).contiguous(), scale, rows)
 
     def _group(self, dim: int) -> int:
         """Rows or columns that share a scale."""
-        assert self.scale is not None
+        if self.scale is None:
+            return 1
         if self.values.dtype == torch.float8_e4m3fn:
             return SCALE_BLOCK
         return 1 if dim == 0 else self.shape[1] // self.scale.shape[1]
@@ -101,13 +105,10 @@ def _fp8(name: str, values: Tensor, scale: Tensor) -> Stored:
         spread = decode_ue8m0(scale.view(torch.uint8)).repeat_interleave(FP4_GROUP, 1)
         return Stored(values.float() * spread)
     number = decode_ue8m0(scale) if scale.dtype == torch.uint8 else scale.float()
-    if scale.numel() == 1:
-        return Stored(values, number.reshape(1, 1).expand(blocks).contiguous())
+    if scale.numel() == 1 or tuple(scale.shape) in ((rows, 1), (rows,)):
+        return Stored(values, None, number.reshape(-1).expand(rows).contiguous())
     if tuple(scale.shape) == blocks:
         return Stored(values, number)
-    if tuple(scale.shape) in ((rows, 1), (rows,)):
-        ones = torch.ones(blocks, device=values.device)
-        return Stored(values, ones, number.reshape(rows))
     raise _misfit(name, scale, f"{list(blocks)} (128 x 128 blocks), {[rows, 1]} (a row each) or one number")
 
 
@@ -152,12 +153,20 @@ def join(pieces: list[Stored], stacked: int) -> Stored:
         pieces = [Stored(p.dequantized(torch.float32)) for p in pieces]
     if any(p.row_scale is not None for p in pieces):
         pieces = [p if p.row_scale is not None else replace(p, row_scale=_ones(p)) for p in pieces]
-    return Stored(*(_stack([getattr(p, name) for p in pieces], stacked) for name in ("values", "scale", "row_scale")))  # type: ignore[arg-type]
+    values = _stack([p.values for p in pieces], stacked)
+    assert values is not None
+    scale, rows = (_stack([getattr(p, name) for p in pieces], stacked) for name in ("scale", "row_scale"))
+    if rows is not None and scale is None:  # kernels know fp8 with scales of blocks alone
+        scale = values.new_ones(
+            *values.shape[:-2], *(-(-n // SCALE_BLOCK) for n in values.shape[-2:]), dtype=torch.float32
+        )
+    return Stored(values, scale, rows)
 
 
 def _meet(pieces: list[Stored]) -> bool:
-    """Whether fp8 pieces meet at the edge of a block."""
-    return pieces[0].values.dtype != torch.float8_e4m3fn or len(pieces) == 1 or not pieces[0].shape[0] % SCALE_BLOCK
+    """Whether fp8 pieces with scales of blocks meet at the edge of one."""
+    blocks = pieces[0].values.dtype == torch.float8_e4m3fn and pieces[0].scale is not None
+    return not blocks or len(pieces) == 1 or not pieces[0].shape[0] % SCALE_BLOCK
 
 
 def _ones(piece: Stored) -> Tensor:

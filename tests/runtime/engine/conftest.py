@@ -137,6 +137,11 @@ def nano_v4_file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def nano_v4() -> dict[str, Any]:
+    return NANO["v4"]
+
+
+@pytest.fixture
 def nano_qwen3() -> dict[str, Any]:
     return NANO["qwen3"]
 
