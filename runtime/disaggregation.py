@@ -83,8 +83,8 @@ class DisaggregatedEngine:
         prefill: list[Role] = ["prefill"] * config.num_prefill
         decode: list[Role] = ["decode"] * config.num_decode
         try:
-            for i, role in [*enumerate(prefill), *enumerate(decode)]:
-                self.workers.append(WorkerHandle(role, i, spec))
+            for place, (i, role) in enumerate([*enumerate(prefill), *enumerate(decode)]):
+                self.workers.append(WorkerHandle(role, i, spec.of_instance(place)))
             ready = [worker.await_ready(config.start_timeout_s) for worker in self.workers]
         except BaseException:
             self._shut_down()

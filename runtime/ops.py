@@ -19,6 +19,7 @@ from runtime.reference import mhc as _mhc
 from runtime.reference import moe_align as _moe_align
 from runtime.reference import norm_rope_store as _norm_rope_store
 from runtime.reference import quantize as _quantize
+from runtime.reference import packed_rows as _packed_rows
 from runtime.reference import rms_norm as _rms_norm
 from runtime.reference import rope as _rope
 from runtime.reference import router_gate as _router_gate
@@ -57,6 +58,7 @@ def _dispatch(reference: Callable[P, R]) -> Callable[P, R]:
 
 rms_norm = _dispatch(_rms_norm.rms_norm)
 rope = _dispatch(_rope.rope)
+round_rows = _dispatch(_packed_rows.round_rows)
 store_rows = _dispatch(_store_rows.store_rows)
 norm_rope_store = _dispatch(_norm_rope_store.norm_rope_store)
 compress = _dispatch(_compressor.compress)

@@ -12,17 +12,39 @@ from runtime.config.spec import GroupedAttention, LatentAttention
 from runtime.layers.linear import Factory, Linear, RMSNorm
 from runtime.layers.rotary import Angles
 from runtime.layers.tensor_parallel import Shard, TensorGroup
+from runtime.reference.packed_rows import Packing
 
 
-def attend(q: Tensor, keys: Tensor, values: Tensor, batch: StepBatch, scale: float) -> Tensor:
-    """Decode rows and prefill rows by their own op. q: [T, H, Dk] -> [T, H, Dv]."""
+def attend(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    batch: StepBatch,
+    scale: float,
+    packing: Packing | None = None,
+    v_dim: int = 0,
+) -> Tensor:
+    """Decode rows and prefill rows by their own op. q: [T, H, Dk] -> [T, H, Dv]. v_dim: of packed keys, which are both."""
     parts = []
     if (part := batch.decode) is not None:
-        parts.append(ops.paged_attention_decode(q[part.rows], keys, values, part.block_table, part.context_lens, scale))
+        parts.append(
+            ops.paged_attention_decode(
+                q[part.rows], keys, values, part.block_table, part.context_lens, scale, packing, v_dim
+            )
+        )
     if (part := batch.prefill) is not None:
         parts.append(
             ops.paged_attention_prefill(
-                q[part.rows], keys, values, part.block_table, part.cu_seqlens, part.past, part.max_new, scale
+                q[part.rows],
+                keys,
+                values,
+                part.block_table,
+                part.cu_seqlens,
+                part.past,
+                part.max_new,
+                scale,
+                packing,
+                v_dim,
             )
         )
     return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -64,7 +86,11 @@ class GroupedSelfAttention(nn.Module):
         q = self.wq(x).unflatten(1, (self.heads, c.head_dim))
         q = ops.norm_rope_store(q, self.q_norm.weight, self.eps, *turn)
         k = self.wk(x).unflatten(1, (self.kv_heads, c.head_dim))
-        ops.norm_rope_store(k, self.k_norm.weight, self.eps, *turn, keys.flatten(0, 1), batch.block_rows)
+        if keys.dtype == torch.float8_e4m3fn:  # its store saturates
+            k = ops.norm_rope_store(k, self.k_norm.weight, self.eps, *turn)
+            ops.store_rows(k, keys.flatten(0, 1), batch.block_rows)
+        else:
+            ops.norm_rope_store(k, self.k_norm.weight, self.eps, *turn, keys.flatten(0, 1), batch.block_rows)
         v = self.wv(x).unflatten(1, (self.kv_heads, c.head_dim))
         ops.store_rows(v, values.flatten(0, 1), batch.block_rows)
         out = attend(q, keys, values, batch, c.head_dim**-0.5)
@@ -106,10 +132,10 @@ class LatentSelfAttention(nn.Module):
         latent, k_rope = self.wkv_a(x).split([c.kv_lora_rank, c.rope_dim], 1)
         k_rope = ops.rope(k_rope[:, None].contiguous(), *turn)
         row = torch.cat([self.kv_norm(latent)[:, None], k_rope], -1)
-        ops.store_rows(row, keys.flatten(0, 1), batch.block_rows)
+        ops.store_rows(row, keys.flatten(0, 1), batch.block_rows, cache.packing)
         to_key, to_value = self.wkv_b.split([c.nope_dim, c.v_dim], 1)
         absorbed = torch.einsum("thn,hnr->thr", q[..., : c.nope_dim], to_key)
         query = torch.cat([absorbed, q[..., c.nope_dim :]], -1)
-        out = attend(query, keys, values, batch, c.scale)
+        out = attend(query, keys, values, batch, c.scale, cache.packing, c.kv_lora_rank)
         heads = torch.einsum("thr,hvr->thv", out, to_value)
         return self.wo(heads.flatten(1))

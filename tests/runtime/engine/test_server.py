@@ -194,7 +194,7 @@ def test_a_broken_engine_answers_instead_of_hanging(
     def fail(*_: object) -> None:
         raise MemoryError("out of device memory")
 
-    monkeypatch.setattr(engine.runner, "step", fail)
+    monkeypatch.setattr(engine.executor.runner, "step", fail)
     response = client.post(URL, json=greedy("x", 4))
     assert response.status_code == 500
     assert "the engine broke: MemoryError: out of device memory" in response.json()["error"]["message"]

@@ -1,0 +1,129 @@
+"""What runs the steps that an engine has scheduled: a model and its cache in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from runtime import handover, models
+from runtime.block_manager import SlotCopy, SlotOp, SlotReset
+from runtime.cache import KVCache, SequenceInput
+from runtime.config.spec import GroupedAttention, ModelConfig
+from runtime.config.storage import CacheDtypes
+from runtime.handover import Handover
+from runtime.layers.attention_paged import kv_heads_of
+from runtime.model_runner import ModelRunner
+from runtime.sampler import sample_tokens
+from runtime.sequence import SamplingParams
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """One step of one replica: its inputs, and how to draw the next token after some of them."""
+
+    inputs: tuple[SequenceInput, ...]
+    rows: tuple[int, ...]  # inputs that reach the end of their sequence
+    sampling: tuple[SamplingParams, ...]  # of each of `rows`
+    positions: tuple[int, ...]  # of the wanted token within its output
+
+
+IDLE = StepPlan((), (), (), ())
+
+
+@dataclass(frozen=True)
+class PoolSizes:
+    num_blocks: int
+    num_slots: int
+    block_size: int
+    stored: CacheDtypes
+
+
+class Executor(Protocol):
+    """The device side of one replica of a model."""
+
+    device: torch.device
+    exports_aside: bool  # whether `write_out` may run in another thread, beside a step
+
+    def run(self, plan: StepPlan) -> list[int]:
+        """Make the step; next tokens of `plan.rows`."""
+
+    def apply(self, ops: Sequence[SlotOp]) -> None: ...
+
+    def write_out(self, segment: str, block_ids: Sequence[int], slot: int) -> Handover:
+        """Blocks and a slot into a new shared memory segment. Raises OSError where that is full."""
+
+    def import_from(self, source: Handover, block_ids: Sequence[int], slot: int) -> int:
+        """Fill blocks and a slot with what `write_out` of the same model wrote; bytes read. OSError if it is gone."""
+
+    def close(self) -> None: ...
+
+
+class LocalExecutor:
+    """One rank. Where several share a replica, all of them must be given the same calls."""
+
+    def __init__(self, model: models.Model, config: ModelConfig, sizes: PoolSizes) -> None:
+        embedding = model.embed  # the one weight that is never kept quantised
+        self._tensor = model.ranks.tensor
+        self._attention = config.attention
+        heads = kv_heads_of(config.attention, self._tensor) if isinstance(config.attention, GroupedAttention) else None
+        self.cache = KVCache(
+            config,
+            sizes.num_blocks,
+            sizes.num_slots,
+            sizes.block_size,
+            embedding.device,
+            embedding.dtype,
+            sizes.stored,
+            heads,
+        )
+        self.runner = ModelRunner(model, self.cache)
+        self.device = embedding.device
+        self.exports_aside = self._tensor.size == 1
+
+    def run(self, plan: StepPlan) -> list[int]:
+        logits = self.runner.step(plan.inputs)
+        if not plan.rows:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            return []
+        return sample_tokens(logits[list(plan.rows)], plan.sampling, plan.positions)
+
+    def apply(self, ops: Sequence[SlotOp]) -> None:
+        for op in ops:
+            if isinstance(op, SlotReset):
+                self.cache.reset_slot(op.slot)
+            elif isinstance(op, SlotCopy):
+                self.cache.copy_slot(op.source, op.target)
+
+    def exported(self, block_ids: Sequence[int], slot: int) -> list[Tensor]:
+        """Contents of blocks and a slot, KV heads of all ranks together."""
+        tensors = self.cache.export_blocks(block_ids, slot)
+        if self._tensor.size == 1 or not isinstance(self._attention, GroupedAttention):
+            return tensors  # other attentions keep the same on every rank
+        copies = max(1, self._tensor.size // self._attention.num_kv_heads)
+        return [self._all_heads(tensor, copies) for tensor in tensors]
+
+    def _all_heads(self, own: Tensor, copies: int) -> Tensor:
+        parts = [torch.empty_like(own) for _ in range(self._tensor.size)]
+        dist.all_gather(parts, own.contiguous(), group=self._tensor.group)
+        return torch.cat(parts[::copies], dim=-2)
+
+    def write_out(self, segment: str, block_ids: Sequence[int], slot: int) -> Handover:
+        return self.written(segment, self.exported(block_ids, slot))
+
+    @staticmethod
+    def written(segment: str, tensors: Sequence[Tensor]) -> Handover:
+        return handover.write(segment, tensors)
+
+    def import_from(self, source: Handover, block_ids: Sequence[int], slot: int) -> int:
+        with handover.opened(source) as tensors:
+            self.cache.import_blocks(block_ids, slot, tensors)
+        return source.num_bytes
+
+    def close(self) -> None:
+        """Nothing: memory goes with the object."""
