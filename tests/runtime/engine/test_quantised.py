@@ -7,18 +7,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from runtime import models, weights
+from runtime.cache import KVCache, SequenceInput
 from runtime.checkpoint import CheckpointError
 from runtime.config.reading import read_config
+from runtime.config.spec import ConfigError, ModelConfig
+from runtime.config.storage import CacheDtypes, cache_dtypes
 from runtime.engine import Engine, EngineConfig
+from runtime.model_runner import ModelRunner
 from runtime.sequence import SamplingParams
 
 E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
@@ -163,6 +169,78 @@ def tokens(raw: dict[str, Any], directory: Path, **changes: Any) -> list[tuple[i
     return [output.token_ids for output in outputs]
 
 
+def last_logits(config: ModelConfig, stored: CacheDtypes, prompt: int, steps: int) -> Tensor:
+    """Logits of a prompt in two chunks, and of decode steps after it, with keys kept as `stored`."""
+    model = models.build(config, seed=4)
+    with torch.no_grad():
+        for values in model.parameters():
+            if values.ndim >= 2 and values.is_floating_point():
+                values.copy_(torch.randn(values.shape, generator=Draw().manual_seed(values.numel())) / values.shape[-1] ** 0.5)
+    cache = KVCache(config, 8, 1, 16, "cpu", torch.float32, stored)
+    runner = ModelRunner(model, cache)
+    ids = torch.randint(0, 290, (prompt + steps,), generator=Draw().manual_seed(3)).tolist()
+    blocks = (3, 1, 6, 0, 2, 5, 7, 4)
+    cuts = [0, prompt // 2 + 1, *range(prompt, prompt + steps + 1)]
+    rows = [runner.step([SequenceInput(tuple(ids[a:b]), a, blocks, 0)]) for a, b in pairwise(cuts)]
+    return torch.cat(rows)
+
+
+@pytest.mark.parametrize("family", ["v4", "v3", "qwen3"])
+def test_quantised_keys_move_logits_little(family: str, nano: Callable[[str], dict[str, Any]]) -> None:
+    """Keys of e4m3 err by at most 1 in 16. With all experts chosen, so that no choice flips, the median row of logits
+    moves by under 6% of its norm; with fp4 index keys, which choose other entries now and then, by under 12%."""
+    config = read_config(nano(family))
+    config = replace(config, moe=replace(config.moe, top_k=config.moe.num_experts, top_groups=config.moe.num_groups))
+    plain = last_logits(config, CacheDtypes(), 61, 12)
+
+    def moved(stored: CacheDtypes) -> float:
+        rows = last_logits(config, stored, 61, 12)
+        return ((rows - plain).norm(dim=1) / plain.norm(dim=1)).median().item()
+
+    assert 0 < moved(CacheDtypes("fp8")) < 0.06
+    if family == "v4":
+        assert 0 < moved(CacheDtypes("fp8", "fp4")) < 0.12
+
+
+def test_quantised_keys_do_not_depend_on_how_a_prompt_is_cut(nano_v4: dict[str, Any]) -> None:
+    """A chunk reads its own keys as later steps will: rounded."""
+    config, draw = read_config(nano_v4), Draw().manual_seed(3)
+    prompts = [torch.randint(0, 290, (length,), generator=draw).tolist() for length in (21, 70)]
+    said = []
+    for step_tokens in (7, 40, 128):
+        limits = {"max_num_batched_tokens": step_tokens, "kv_cache_dtype": "fp8", "index_dtype": "fp4"}
+        settings = {"num_blocks": 24, "block_size": 16, "max_num_seqs": 4} | limits
+        engine = Engine.build(config, EngineConfig(**settings), seed=4)
+        said.append([output.token_ids for output in engine.generate(prompts, SamplingParams(12, ignore_eos=True))])
+        engine.close()
+    assert said[0] == said[1] == said[2]
+
+
+def test_auto_keeps_keys_as_the_checkpoint_says(nano: Callable[[str], dict[str, Any]], tmp_path: Path) -> None:
+    v4, v3 = read_config(nano("v4")), read_config(nano("v3"))
+    assert cache_dtypes("auto", "auto", v4, None) == CacheDtypes("model", "model")
+
+    def with_config(section: dict[str, Any]) -> Path:
+        (tmp_path / "config.json").write_text(json.dumps(section))
+        return tmp_path
+
+    native = with_config({"quantization_config": {"quant_method": "fp8"}})
+    assert cache_dtypes("auto", "auto", v4, native) == CacheDtypes("fp8", "fp4")
+    assert cache_dtypes("model", "auto", v4, native) == CacheDtypes("model", "fp4")
+    assert cache_dtypes("auto", "auto", v3, native) == CacheDtypes("model", "model")
+    for section in (
+        {"kv_cache_scheme": {"num_bits": 8, "type": "float"}},
+        {"kv_cache_scheme": "FP8"},
+        {"kv_cache_quant_algo": "FP8"},
+    ):
+        assert cache_dtypes("auto", "auto", v3, with_config({"quantization_config": section})) == CacheDtypes("fp8")
+    with_config({})
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps({"quantization": {"kv_cache_quant_algo": "FP8"}}))
+    assert cache_dtypes("auto", "auto", v3, tmp_path) == CacheDtypes("fp8")
+    with pytest.raises(ConfigError, match="index_dtype=fp4 needs a model with an indexer"):
+        cache_dtypes("auto", "fp4", v3, None)
+
+
 @pytest.mark.parametrize(
     ("experts", "linears"),
     [("mxfp4", "fp8_blocks"), ("nvfp4_compressed_tensors", "fp8_whole"), ("nvfp4_modelopt", "nvfp4_modelopt"),
@@ -179,7 +257,7 @@ def test_tokens_equal_those_of_the_dequantised_twin(
         torch.testing.assert_close(expanded[name], values, rtol=1e-6, atol=0)
     for name, form in (("layers.1.ffn.experts.w13", experts), ("layers.1.attn.wq_b.weight", linears)):
         assert (kept[name].element_size() == 1) == (form in AS_STORED), name
-    exact: dict[str, Any] = {}
+    exact = {"kv_cache_dtype": "model", "index_dtype": "model"}
     assert tokens(nano_v4, stored, **exact) == tokens(nano_v4, plain, **exact)
 
 
@@ -191,8 +269,6 @@ def test_formats_that_are_not_read_are_named(nano_v4: dict[str, Any], tmp_path: 
 
 def test_a_scale_of_the_wrong_shape_is_named(nano_v4: dict[str, Any], tmp_path: Path) -> None:
     stored, _ = write(nano_v4, tmp_path, "mxfp4", "fp8_blocks")
-    from safetensors.torch import load_file
-
     held = load_file(stored / "model.safetensors")
     held["layers.1.attn.wq_b.weight_scale_inv"] = torch.ones(3, 5)
     save_file(held, stored / "model.safetensors")
