@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from runtime.config.storage import CacheDtypes
 from runtime.config.spec import (
     AttentionKind,
     CompressedAttention,
@@ -22,6 +21,7 @@ from runtime.config.spec import (
     LatentAttention,
     ModelConfig,
 )
+from runtime.config.storage import CacheDtypes
 from runtime.reference.packed_rows import Packing, index_key, latent, pack, shared_kv
 
 
@@ -50,6 +50,13 @@ class LayerCache:
     values: Tensor | None = None  # [blocks, block_size, kv_heads, Dv]
 
 
+def check_block_size(config: ModelConfig, block_size: int) -> None:
+    """ConfigError for blocks that would cut entries."""
+    if block_size < 1 or block_size % config.block_multiple:
+        multiple = config.block_multiple
+        raise ConfigError(f"block_size={block_size} must be a multiple of {multiple} for this model; use that")
+
+
 class KVCache:
     def __init__(
         self,
@@ -66,9 +73,7 @@ class KVCache:
 
         stored: how keys and values are kept; by default in dtype. kv_heads: of grouped attention, those of this rank.
         """
-        if block_size < 1 or block_size % config.block_multiple:
-            multiple = config.block_multiple
-            raise ConfigError(f"block_size={block_size} must be a multiple of {multiple} for this model; use that")
+        check_block_size(config, block_size)
         self.config = config
         self.num_blocks, self.num_slots, self.block_size = num_blocks, num_slots, block_size
         self.device, self.dtype = torch.device(device), dtype
@@ -160,7 +165,9 @@ class KVCache:
         packing = shared_kv(dim, attention.rope.dim) if self.stored.kv == "fp8" else None
         index_packing = index_key(index_dim) if self.stored.index == "fp4" else None
         width = () if packing else (dim,)
-        window = iter(self._slot_pool("window", len(kinds), attention.window, *width, dtype=self.dtype, packing=packing))
+        window = iter(
+            self._slot_pool("window", len(kinds), attention.window, *width, dtype=self.dtype, packing=packing)
+        )
         # An overlapping entry pools two windows of two series; each row holds values and gate scores.
         csa = iter(self._block_pool("sparse_entries", sparse, per_block, *width, packing=packing))
         index_width = () if index_packing else (index_dim,)

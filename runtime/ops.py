@@ -18,8 +18,8 @@ from runtime.reference import indexer as _indexer
 from runtime.reference import mhc as _mhc
 from runtime.reference import moe_align as _moe_align
 from runtime.reference import norm_rope_store as _norm_rope_store
-from runtime.reference import quantize as _quantize
 from runtime.reference import packed_rows as _packed_rows
+from runtime.reference import quantize as _quantize
 from runtime.reference import rms_norm as _rms_norm
 from runtime.reference import rope as _rope
 from runtime.reference import router_gate as _router_gate

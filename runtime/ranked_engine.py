@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import torch
 
+from runtime.cache import check_block_size
+from runtime.config.storage import cache_dtypes
 from runtime.engine import Engine, Importer, StepRecord
 from runtime.handover import Handover
 from runtime.rank_group import RankGroup, RankSpec
@@ -19,11 +21,12 @@ class RankedEngine:
 
     def __init__(self, spec: RankSpec) -> None:
         self.device = torch.device(spec.devices[0])
-        self._group = RankGroup(spec)
         config, limits = spec.source.config, spec.engine_config
-        self.replicas = [
-            Engine(self._group.replica(index), config, limits) for index in range(spec.parallel.data)
-        ]
+        spec.parallel.check(config)  # here, where an error is one sentence and not a dead rank
+        check_block_size(config, limits.block_size)
+        cache_dtypes(limits.kv_cache_dtype, limits.index_dtype, config, spec.source.weights_directory)
+        self._group = RankGroup(spec)
+        self.replicas = [Engine(self._group.replica(index), config, limits) for index in range(spec.parallel.data)]
         first = self.replicas[0]
         self.vocab_size, self.eos_token_ids = first.vocab_size, first.eos_token_ids
         self.max_model_len, self.capacity_tokens = first.max_model_len, first.capacity_tokens

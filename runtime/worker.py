@@ -60,7 +60,6 @@ class WorkerSpec:
         if self.parallel.num_ranks == 1:
             executor = build_executor(self.source, self.engine_config, self.device)
             return Engine(executor, self.model_config, self.engine_config)
-        self.parallel.check(self.model_config)
         devices = self.devices or (self.device,) * self.parallel.num_ranks
         ranks = RankSpec(self.source, self.engine_config, self.parallel, devices, self.num_threads)
         return RankedEngine(ranks)

@@ -28,8 +28,8 @@ class Parallelism:
                 raise ConfigError(f"{flag} {value} cannot serve; use 1 or more")
         if self.expert not in (1, self.num_ranks):
             raise ConfigError(
-                f"--ep {self.expert} is neither 1 nor --tp x --dp = {self.num_ranks}; experts are spread over all ranks "
-                "of an instance or over none"
+                f"--ep {self.expert} is neither 1 nor --tp x --dp = {self.num_ranks}; experts are spread over all "
+                "ranks of an instance or over none"
             )
         _divides("--tp", self.tensor, "num_attention_heads", config.attention.num_heads)
         if isinstance(config.attention, CompressedAttention):

@@ -101,7 +101,16 @@ def _window_decode_kernel(
                 seen = entry >= 0
             block = tl.load(block_table + batch * table_width + entry // per_block, mask=seen, other=0).to(tl.int64)
             keys = load_keys(
-                entries, block * per_block + entry % per_block, seen, column, dim, query.dtype, CODED, ROPE, BYTES, GROUP
+                entries,
+                block * per_block + entry % per_block,
+                seen,
+                column,
+                dim,
+                query.dtype,
+                CODED,
+                ROPE,
+                BYTES,
+                GROUP,
             )
             scores = tl.dot(query, keys.T, input_precision=PRECISION) * scale
             peak, total, acc = attend(scores, keys, seen[None, :], peak, total, acc, PRECISION)
@@ -240,9 +249,7 @@ def _paged_decode_kernel(
             values = keys
         else:
             value_row = block * v_block_stride + within * v_token_stride + kv_head * v_head_stride
-            values = load_cached(
-                v_cache, value_row, seen, value_column, v_dim, query.dtype, CODED, ROPE, BYTES, GROUP
-            )
+            values = load_cached(v_cache, value_row, seen, value_column, v_dim, query.dtype, CODED, ROPE, BYTES, GROUP)
         peak, total, acc = attend(scores * scale, values, seen[None, :], peak, total, acc, PRECISION)
     row = (batch * tl.num_programs(2) + split) * heads
     store_split(partial, lse, row, head, valid, v_dim, peak, total, acc, BV)

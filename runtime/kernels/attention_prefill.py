@@ -97,7 +97,16 @@ def _window_prefill_kernel(
                 seen = entry >= 0
             block = tl.load(block_table + seq * table_width + entry // per_block, mask=seen, other=0).to(tl.int64)
             keys = load_keys(
-                entries, block * per_block + entry % per_block, seen, column, dim, query.dtype, CODED, ROPE, BYTES, GROUP
+                entries,
+                block * per_block + entry % per_block,
+                seen,
+                column,
+                dim,
+                query.dtype,
+                CODED,
+                ROPE,
+                BYTES,
+                GROUP,
             )
             scores = tl.dot(query, keys.T, input_precision=PRECISION) * scale
             peak, total, acc = attend(scores, keys, seen[None, :], peak, total, acc, PRECISION)
@@ -231,9 +240,7 @@ def _paged_prefill_kernel(
             values = keys
         else:
             value_row = block * v_block_stride + within * v_token_stride + head // group * v_head_stride
-            values = load_cached(
-                v_cache, value_row, known, value_column, v_dim, query.dtype, CODED, ROPE, BYTES, GROUP
-            )
+            values = load_cached(v_cache, value_row, known, value_column, v_dim, query.dtype, CODED, ROPE, BYTES, GROUP)
         seen = token[None, :] <= (before + local)[:, None]
         peak, total, acc = attend(scores * scale, values, seen & known[None, :], peak, total, acc, PRECISION)
     place = ((first + local).to(tl.int64)[:, None] * heads + head) * v_dim + value_column[None, :]

@@ -28,7 +28,7 @@ def load_keys(
     base, row, seen, column, dim, dtype: tl.constexpr,
     CODED: tl.constexpr, ROPE: tl.constexpr, BYTES: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """Rows `row` [T] of `dim` values each, plain or packed with exponent bytes: [T, D] in `dtype`, zero where unseen."""
+    """Rows `row` [T] of `dim` values, plain or packed with exponent bytes: [T, D] in `dtype`, zero where unseen."""
     if BYTES > 0:
         keys = load_packed(base, row.to(tl.int64), seen, column, CODED, ROPE, BYTES, GROUP, False).to(dtype)
     else:

@@ -170,7 +170,9 @@ def _weight_source(weight: Tensor, scale: Tensor | None, tile: Tile) -> tuple[An
     form = weight_format(weight, scale)
     experts, rows, columns = weight.shape
     descriptor = (
-        weight.dtype != torch.uint8 and uses_descriptors(weight.device) and columns * weight.element_size() % BULK_COPY_BYTES == 0
+        weight.dtype != torch.uint8
+        and uses_descriptors(weight.device)
+        and columns * weight.element_size() % BULK_COPY_BYTES == 0
     )
     if not descriptor:
         return weight, form, False

@@ -29,9 +29,7 @@ def decode_fp4(code, exponent):
 
 
 @triton.jit
-def load_fp4(
-    w, w_scale, first, row, rows, column, K, FORMAT: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr
-):
+def load_fp4(w, w_scale, first, row, rows, column, K, FORMAT: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
     """Tile [BK, BN] bfloat16 of packed fp4 rows first + row ..., each group's scale read once and spread in registers.
 
     An e4m3 scale (4 significant bits) times a code (2) is exact in bfloat16 (8).

@@ -24,7 +24,7 @@ def attend(
     packing: Packing | None = None,
     v_dim: int = 0,
 ) -> Tensor:
-    """Decode rows and prefill rows by their own op. q: [T, H, Dk] -> [T, H, Dv]. v_dim: of packed keys, which are both."""
+    """Decode rows and prefill rows by their own op. q: [T, H, Dk] -> [T, H, Dv]; v_dim: Dv of packed keys."""
     parts = []
     if (part := batch.decode) is not None:
         parts.append(

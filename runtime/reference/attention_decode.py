@@ -49,8 +49,14 @@ def window_attention_decode(
 
 
 def paged_attention_decode(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, context_lens: Tensor, scale: float,
-    packing: Packing | None = None, v_dim: int = 0,
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_table: Tensor,
+    context_lens: Tensor,
+    scale: float,
+    packing: Packing | None = None,
+    v_dim: int = 0,
 ) -> Tensor:
     """As `paged_attention_prefill` for one token a sequence, which the cache already holds.
 

@@ -18,10 +18,10 @@ def indexer_scores(
 ) -> Tensor:
     """score[t, s] = sum_h weights[t, h] * relu(q[t, h] . key[s]) for the entries of the token's own sequence.
 
-    q: [T, H, D]; weights: [T, H] float32, all scales folded in; keys: [num_blocks, entries_per_block, D];
-    block_table: [B, max_blocks] int32; token_seq: [T] int32 ascending; visible: [T] int32, entries that token
-    may see; packing: of the keys, [..., bytes] uint8 then. Returns [T, num_entries] float32; columns from visible[t] on are unspecified. Reference:
-    DeepSeek-V3.2 report, equation 1; compressed keys as in DeepSeek V4.
+    q: [T, H, D]; weights: [T, H] float32, all scales folded in; keys: [num_blocks, entries_per_block, D], or bytes of
+    `packing`; block_table: [B, max_blocks] int32; token_seq: [T] int32 ascending; visible: [T] int32, entries that
+    token may see. Returns [T, num_entries] float32; columns from visible[t] on are unspecified. Reference: DeepSeek-V3.2
+    report, equation 1; compressed keys as in DeepSeek V4.
     """
     scores = torch.zeros(q.shape[0], num_entries, device=q.device)
     if num_entries == 0:

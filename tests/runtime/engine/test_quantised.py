@@ -175,7 +175,9 @@ def last_logits(config: ModelConfig, stored: CacheDtypes, prompt: int, steps: in
     with torch.no_grad():
         for values in model.parameters():
             if values.ndim >= 2 and values.is_floating_point():
-                values.copy_(torch.randn(values.shape, generator=Draw().manual_seed(values.numel())) / values.shape[-1] ** 0.5)
+                values.copy_(
+                    torch.randn(values.shape, generator=Draw().manual_seed(values.numel())) / values.shape[-1] ** 0.5
+                )
     cache = KVCache(config, 8, 1, 16, "cpu", torch.float32, stored)
     runner = ModelRunner(model, cache)
     ids = torch.randint(0, 290, (prompt + steps,), generator=Draw().manual_seed(3)).tolist()
@@ -263,7 +265,7 @@ def test_tokens_equal_those_of_the_dequantised_twin(
 
 def test_formats_that_are_not_read_are_named(nano_v4: dict[str, Any], tmp_path: Path) -> None:
     save_file({"layers.0.ffn.experts.0.w1.qweight": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match="quantised by AWQ or GPTQ .* take it in bf16, fp8, MXFP4 or NVFP4"):
+    with pytest.raises(CheckpointError, match=r"quantised by AWQ or GPTQ .* take it in bf16, fp8, MXFP4 or NVFP4"):
         weights.load(read_config(nano_v4), tmp_path)
 
 

@@ -52,13 +52,9 @@ def alone(config: ModelConfig, requests: list[Request], **changes: Any) -> Token
 @pytest.mark.parametrize(
     ("nano_config", "parallel"),
     [
-        ("v4", Parallelism(2, 1, 1)),
-        ("v4", Parallelism(1, 2, 2)),
         ("v4", Parallelism(2, 2, 4)),
-        ("v3", Parallelism(4, 1, 4)),
         ("v3", Parallelism(1, 2, 2)),
         ("qwen3", Parallelism(4, 1, 1)),  # more ranks than KV heads
-        ("qwen3", Parallelism(2, 2, 4)),
     ],
     indirect=["nano_config"],
 )
@@ -93,7 +89,7 @@ def test_disaggregated_ranks_say_the_same(
 def test_ranks_keep_packed_caches(nano_v4: dict[str, Any], make_requests: MakeRequests) -> None:
     config, requests = read_config(nano_v4), load(make_requests)
     packed = {"kv_cache_dtype": "fp8", "index_dtype": "fp4"}
-    engine = spec_of(config, Parallelism(2, 1, 2), **packed).build()
+    engine = spec_of(config, Parallelism(2, 1, 1), **packed).build()
     try:
         tokens = tokens_of(engine, requests)
     finally:
@@ -109,8 +105,7 @@ def test_a_rank_that_dies_ends_the_engine(nano_qwen3: dict[str, Any], make_reque
             engine.add_request(request)
         engine._group._processes[0].kill()
         with pytest.raises(RuntimeError, match="rank 0 ended"):
-            for _ in range(50):
-                engine.step()
+            run_requests(engine, [])
     finally:
         engine.close()
 

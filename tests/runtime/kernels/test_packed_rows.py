@@ -20,7 +20,9 @@ def test_rows_take_the_bytes_that_the_simulator_prices() -> None:
 
 @pytest.mark.parametrize("packing", SMALL, ids=str)
 def test_kernels_pack_the_bytes_of_the_reference(packing: Packing, device: torch.device) -> None:
-    values = torch.randn(5, packing.dim, device=device) * torch.tensor([[1e-3], [1.0], [0.0], [300.0], [7.0]]).to(device)
+    values = torch.randn(5, packing.dim, device=device) * torch.tensor([[1e-3], [1.0], [0.0], [300.0], [7.0]]).to(
+        device
+    )
     values[1, :4] = torch.tensor([0.25, -0.75, 1.25, -6.0])
     rows = torch.tensor([3, -1, 0, 5, 6], dtype=torch.int32, device=device)
     ours = torch.zeros(7, packing.num_bytes, dtype=torch.uint8, device=device)
