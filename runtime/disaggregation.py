@@ -16,6 +16,7 @@ from multiprocessing.connection import wait
 from typing import Literal
 
 from runtime import handover
+from runtime.backend import Load
 from runtime.engine import StepRecord
 from runtime.flight import Flight
 from runtime.sequence import (
@@ -139,6 +140,11 @@ class DisaggregatedEngine:
         self._dispatch()
         events, self._events = self._events, []
         return events
+
+    def load(self) -> Load:
+        """Requests with a first token run, others wait; workers do not tell the use of their blocks."""
+        running = sum(bool(flight.tokens) for flight in self._flights.values())
+        return Load(running, len(self._flights) - running, None)
 
     def close(self) -> None:
         """Stop all workers. Raises if one of them found that it had leaked blocks or slots."""

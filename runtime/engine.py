@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from runtime import models, weights
-from runtime.backend import run_requests
+from runtime.backend import Load, run_requests
 from runtime.block_manager import BlockManager
 from runtime.cache import SequenceInput
 from runtime.config.spec import CompressedAttention, ModelConfig
@@ -19,6 +19,7 @@ from runtime.config.storage import cache_dtypes
 from runtime.executor import Executor, LocalExecutor, PoolSizes, StepPlan
 from runtime.handover import Handover
 from runtime.layers.ranks import Ranks
+from runtime.logit_changes import change_of
 from runtime.scheduler import ScheduledStep, Scheduler, SchedulerConfig
 from runtime.sequence import (
     Request,
@@ -247,6 +248,12 @@ class Engine:
         """A sequence that waits for its hand-over."""
         return self.scheduler.held.get(request_id)
 
+    def load(self) -> Load:
+        """What is inside now, for whoever watches."""
+        used = self.blocks.num_blocks - self.blocks.num_free_blocks
+        running = len(self.scheduler.running) + len(self.scheduler.held)
+        return Load(running, len(self.scheduler.waiting), used / self.blocks.num_blocks)
+
     @property
     def load_tokens(self) -> int:
         """Tokens of all requests inside."""
@@ -288,7 +295,14 @@ class Engine:
         )
         rows = tuple(row for row, chunk in enumerate(step.chunks) if chunk.samples)
         sequences = [step.chunks[row].sequence for row in rows]
-        return StepPlan(inputs, rows, tuple(s.sampling for s in sequences), tuple(s.num_output for s in sequences))
+        changes = tuple(change_of(sequence, self.eos_token_ids) for sequence in sequences)
+        return StepPlan(
+            inputs,
+            rows,
+            tuple(s.sampling for s in sequences),
+            tuple(s.num_output for s in sequences),
+            changes if any(change is not None for change in changes) else (),
+        )
 
     def _postprocess(self, step: ScheduledStep, tokens: Sequence[int], now_s: float) -> list[TokenEvent]:
         events = []

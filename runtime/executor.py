@@ -17,6 +17,7 @@ from runtime.config.spec import GroupedAttention, ModelConfig
 from runtime.config.storage import CacheDtypes
 from runtime.handover import Handover
 from runtime.layers.attention_paged import kv_heads_of
+from runtime.logit_changes import LogitChange, apply_changes
 from runtime.model_runner import ModelRunner
 from runtime.sampler import sample_tokens
 from runtime.sequence import SamplingParams
@@ -30,6 +31,7 @@ class StepPlan:
     rows: tuple[int, ...]  # inputs that reach the end of their sequence
     sampling: tuple[SamplingParams, ...]  # of each of `rows`
     positions: tuple[int, ...]  # of the wanted token within its output
+    changes: tuple[LogitChange | None, ...] = ()  # of the logits of each of `rows`; empty: of none
 
 
 IDLE = StepPlan((), (), (), ())
@@ -91,7 +93,10 @@ class LocalExecutor:
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
             return []
-        return sample_tokens(logits[list(plan.rows)], plan.sampling, plan.positions)
+        wanted = logits[list(plan.rows)]
+        if plan.changes:
+            wanted = apply_changes(wanted, plan.changes)
+        return sample_tokens(wanted, plan.sampling, plan.positions)
 
     def apply(self, ops: Sequence[SlotOp]) -> None:
         for op in ops:

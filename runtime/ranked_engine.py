@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
+from runtime.backend import Load
 from runtime.cache import check_block_size
 from runtime.config.storage import cache_dtypes
 from runtime.engine import Engine, Importer, StepRecord
@@ -69,6 +70,12 @@ class RankedEngine:
 
     def write_out(self, request_id: str, segment: str) -> Handover:
         return self._of_request[request_id].write_out(request_id, segment)
+
+    def load(self) -> Load:
+        """Of all replicas together."""
+        loads = [replica.load() for replica in self.replicas]
+        usage = sum(load.kv_usage or 0.0 for load in loads) / len(loads)
+        return Load(sum(load.running for load in loads), sum(load.waiting for load in loads), usage)
 
     def step(self, timeout_s: float = 0.0) -> list[TokenEvent]:
         """One step of every replica that has work."""

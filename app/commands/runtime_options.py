@@ -105,6 +105,38 @@ def parse_disaggregated(text: str | None) -> tuple[int, int] | None:
     return int(parts[0]), int(parts[1])
 
 
+def weights_directory(options: EngineOptions) -> Path | None:
+    """--weights, else --model where it is a directory with safetensors."""
+    if options.weights is None and any(Path(options.model).glob("*.safetensors")):
+        return Path(options.model)
+    return options.weights
+
+
+def tokenizer_directory(options: EngineOptions, given: Path | None) -> Path | None:
+    """--tokenizer, else the folder of the weights or of the model if a tokenizer lies there."""
+    from runtime.tokenizer import has_tokenizer
+
+    model = Path(options.model)
+    beside = (weights_directory(options), model if model.is_dir() else model.parent if model.is_file() else None)
+    return given or next((folder for folder in beside if folder is not None and has_tokenizer(folder)), None)
+
+
+def say_what_is_missing(options: EngineOptions, tokenizer: Path | None) -> None:
+    """On stderr, what of a real model is made up; presets are made up throughout, and say so in their name."""
+    if not Path(options.model).exists():
+        return
+    if weights_directory(options) is None:
+        typer.echo(
+            f"moeplan: no safetensors beside {options.model} and no --weights: weights are random "
+            f"(seed {options.weights_seed}) and so is what they say",
+            err=True,
+        )
+    if tokenizer is None:
+        typer.echo(
+            f"moeplan: no tokenizer beside {options.model} and no --tokenizer: bytes of text are token ids", err=True
+        )
+
+
 def worker_spec(options: EngineOptions) -> WorkerSpec:
     import torch
 
@@ -124,9 +156,6 @@ def worker_spec(options: EngineOptions) -> WorkerSpec:
         dtype = "float32" if device == "cpu" else "bfloat16"
     if options.weights is not None and not options.weights.is_dir():
         raise InputError(f"--weights {options.weights} is not a directory; give the folder of the safetensors files")
-    weights = options.weights
-    if weights is None and any(Path(options.model).glob("*.safetensors")):
-        weights = Path(options.model)
     config = load_model_config(options.model)
     parallel.check(config)
     return WorkerSpec(
@@ -142,7 +171,7 @@ def worker_spec(options: EngineOptions) -> WorkerSpec:
             kv_cache_dtype=options.kv_cache_dtype,
             index_dtype=options.index_dtype,
         ),
-        weights,
+        weights_directory(options),
         options.weights_seed,
         device,
         getattr(torch, dtype),

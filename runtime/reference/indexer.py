@@ -20,8 +20,8 @@ def indexer_scores(
 
     q: [T, H, D]; weights: [T, H] float32, all scales folded in; keys: [num_blocks, entries_per_block, D], or bytes of
     `packing`; block_table: [B, max_blocks] int32; token_seq: [T] int32 ascending; visible: [T] int32, entries that
-    token may see. Returns [T, num_entries] float32; columns from visible[t] on are unspecified. Reference: DeepSeek-V3.2
-    report, equation 1; compressed keys as in DeepSeek V4.
+    token may see. Returns [T, num_entries] float32; columns from visible[t] on are unspecified. Reference:
+    DeepSeek-V3.2 report, equation 1; compressed keys as in DeepSeek V4.
     """
     scores = torch.zeros(q.shape[0], num_entries, device=q.device)
     if num_entries == 0:

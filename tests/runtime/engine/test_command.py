@@ -52,10 +52,27 @@ def test_generate_from_a_checkpoint_equals_transformers(nano_qwen3: dict[str, An
 def test_generate_reports_a_bad_prompt_and_serves_the_good_one(nano_v4_file: Path) -> None:
     result = run("generate", "--model", nano_v4_file, *SMALL, "--prompt", "ok", "--prompt-ids", "1,999")
     assert result.exit_code == 2
-    assert result.stderr.strip() == (
+    assert result.stderr.splitlines()[-1] == (
         "moeplan: prompt 2: prompt token 999 at position 1 is out of range; the vocabulary is 0 to 299"
     )
     assert result.stdout.strip()
+
+
+def test_the_tokenizer_beside_a_model_is_used_and_missing_weights_are_said(nano_v4_file: Path, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    call = ["generate", "--model", nano_v4_file, *SMALL, "--prompt", "seven", "--max-tokens", "2", "--json", "-"]
+    bare = run(*call)
+    assert "no safetensors beside" in bare.stderr
+    assert "weights are random (seed 0)" in bare.stderr
+    assert "bytes of text are token ids" in bare.stderr
+    words = Tokenizer(models.WordLevel({"unknown": 0, "seven": 7}, unk_token="unknown"))
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="unknown").save_pretrained(nano_v4_file.parent)
+    told = run(*call)
+    assert json.loads(told.stdout)[0]["prompt_token_ids"] == [7]
+    assert "bytes of text" not in told.stderr
+    assert not run("generate", "--model", "tiny-qwen3-moe", "--prompt", "x", "--max-tokens", "1").stderr
 
 
 def test_bench_replays_a_trace(nano_v4_file: Path, tmp_path: Path) -> None:
