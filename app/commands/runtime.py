@@ -34,7 +34,7 @@ TokenizerOption = Annotated[
     typer.Option(
         "--tokenizer",
         metavar="DIR",
-        help="Tokenizer directory; else that beside the weights, else bytes are token ids.",
+        help="Tokenizer directory; else that beside the weights, else bytes are ids.",
     ),
 ]
 
