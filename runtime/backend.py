@@ -12,11 +12,13 @@ from runtime.sequence import Request, RequestError, RequestOutput, TokenEvent, f
 
 @dataclass(frozen=True)
 class Load:
-    """Requests inside, and the used share of the KV blocks (None where it is not known)."""
+    """Requests inside, the used share of the KV blocks (None where it is not known), draft tokens checked so far."""
 
     running: int
     waiting: int
     kv_usage: float | None
+    num_drafts: int = 0
+    num_accepted: int = 0
 
 
 class Backend(Protocol):

@@ -16,12 +16,13 @@ from runtime.block_manager import BlockManager
 from runtime.cache import SequenceInput
 from runtime.config.spec import CompressedAttention, ModelConfig
 from runtime.config.storage import cache_dtypes
-from runtime.executor import Executor, LocalExecutor, PoolSizes, StepPlan
+from runtime.executor import Executor, LocalExecutor, PoolSizes, StepPlan, StepResult
 from runtime.handover import Handover
 from runtime.layers.ranks import Ranks
 from runtime.logit_changes import change_of
-from runtime.scheduler import ScheduledStep, Scheduler, SchedulerConfig
+from runtime.scheduler import Chunk, ScheduledStep, Scheduler, SchedulerConfig
 from runtime.sequence import (
+    FinishReason,
     Request,
     RequestError,
     RequestOutput,
@@ -40,7 +41,8 @@ MAX_STEP_RECORDS = 1_000_000  # kept, the newest (assumed)
 class EngineConfig:
     """num_blocks, block_size: KV pool.  num_snapshots: spare slots for resumable state (V4).
     max_model_len: longest prompt and output together; 0 takes what the model allows.
-    kv_cache_dtype, index_dtype: see runtime.config.storage.
+    kv_cache_dtype, index_dtype: see runtime.config.storage. draft_tokens: guessed by the MTP layer for each step, and
+    checked in the next: the same tokens in fewer steps.
     Sizes are assumed: what a scaled-down model needs on a laptop.
     """
 
@@ -53,6 +55,7 @@ class EngineConfig:
     prefix_caching: bool = True
     kv_cache_dtype: str = "auto"
     index_dtype: str = "auto"
+    draft_tokens: int = 0
 
     @property
     def num_slots(self) -> int:
@@ -101,6 +104,7 @@ class StepRecord:
 
     duration_s: model and sampling.  setup_s: scheduling, slot copies and imports before it.
     prefills: (new, past) tokens of each prompt chunk.  decode_contexts: tokens each decode attends to.
+    num_drafts, num_accepted: decodes that checked a draft token, and those whose draft held.
     """
 
     start_s: float
@@ -109,6 +113,8 @@ class StepRecord:
     prefills: tuple[tuple[int, int], ...]
     decode_contexts: tuple[int, ...]
     num_imported: int
+    num_drafts: int = 0
+    num_accepted: int = 0
 
 
 Importer = Callable[[Executor, Sequence[int], int], int]
@@ -126,10 +132,25 @@ class PendingStep:
     start_s: float
 
 
+def _guess(chunk: Chunk) -> tuple[int, ...]:
+    return () if chunk.draft is None else (chunk.draft,)
+
+
+def _following(chunk: Chunk) -> int:
+    """The token after a chunk of a prompt; -1 where the step itself will say."""
+    return -1 if chunk.samples else chunk.sequence.token_ids[chunk.past + chunk.new]
+
+
 class Engine:
     def __init__(self, executor: Executor, model_config: ModelConfig, config: EngineConfig) -> None:
         scheduler_config = SchedulerConfig(config.max_num_seqs, config.max_num_batched_tokens)
+        if config.draft_tokens not in (0, model_config.num_mtp_layers and 1):
+            raise SettingError(
+                f"draft_tokens={config.draft_tokens} is not possible: this model has {model_config.num_mtp_layers} MTP "
+                "layers, each good for one; use 0"
+            )
         self.config, self.executor = config, executor
+        self.num_drafts = self.num_accepted = 0
         self.device = executor.device
         has_state = isinstance(model_config.attention, CompressedAttention)
         self.blocks = BlockManager(
@@ -221,12 +242,25 @@ class Engine:
         plan = self._plan(step) if step.chunks else None
         return PendingStep(events, step, plan, begin_s, time.monotonic())
 
-    def finish_step(self, pending: PendingStep, tokens: Sequence[int]) -> list[TokenEvent]:
-        """Account for a step that has run; tokens: of the plan's rows."""
+    def finish_step(self, pending: PendingStep, result: StepResult) -> list[TokenEvent]:
+        """Account for a step that has run."""
         end_s = time.monotonic()
-        self._record(pending.step, pending.begin_s, pending.start_s, end_s)
-        self.executor.apply(self.scheduler.complete(pending.step))
-        return pending.events + self._postprocess(pending.step, tokens, end_s)
+        step = pending.step
+        said = dict(zip((id(chunk) for chunk in step.chunks if chunk.samples), result.tokens, strict=True))
+        step.rejected = {
+            chunk.sequence.request_id for chunk in step.chunks if chunk.draft is not None and len(said[id(chunk)]) == 1
+        }
+        self._record(step, pending.begin_s, pending.start_s, end_s)
+        sequences = [chunk.sequence for chunk in step.chunks if chunk.samples]
+        ends = [self._append(s, tokens, end_s) for s, tokens in zip(sequences, result.tokens, strict=True)]
+        self.executor.apply(self.scheduler.complete(step))
+        drafts = result.drafts or (None,) * len(sequences)
+        events = pending.events
+        for sequence, (news, reason), draft in zip(sequences, ends, drafts, strict=True):
+            events += self._settle(sequence, news, reason, end_s)
+            if reason is None and sequence.num_output + 2 <= sequence.sampling.max_tokens:
+                sequence.draft = None if sequence.sampling.changes_logits else draft
+        return events
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: SamplingParams | Sequence[SamplingParams]
@@ -252,7 +286,9 @@ class Engine:
         """What is inside now, for whoever watches."""
         used = self.blocks.num_blocks - self.blocks.num_free_blocks
         running = len(self.scheduler.running) + len(self.scheduler.held)
-        return Load(running, len(self.scheduler.waiting), used / self.blocks.num_blocks)
+        return Load(
+            running, len(self.scheduler.waiting), used / self.blocks.num_blocks, self.num_drafts, self.num_accepted
+        )
 
     @property
     def load_tokens(self) -> int:
@@ -286,7 +322,7 @@ class Engine:
     def _plan(self, step: ScheduledStep) -> StepPlan:
         inputs = tuple(
             SequenceInput(
-                tuple(chunk.sequence.token_ids[chunk.past : chunk.past + chunk.new]),
+                (*chunk.sequence.token_ids[chunk.past : chunk.past + chunk.new], *_guess(chunk)),
                 chunk.past,
                 tuple(chunk.sequence.block_ids[: self.blocks.blocks_for(chunk.past + chunk.new)]),
                 chunk.sequence.slot or 0,
@@ -302,28 +338,45 @@ class Engine:
             tuple(s.sampling for s in sequences),
             tuple(s.num_output for s in sequences),
             changes if any(change is not None for change in changes) else (),
+            tuple(step.chunks[row].draft for row in rows),
+            tuple(_following(chunk) for chunk in step.chunks) if self.config.draft_tokens else (),
         )
 
-    def _postprocess(self, step: ScheduledStep, tokens: Sequence[int], now_s: float) -> list[TokenEvent]:
-        events = []
-        finished = [chunk.sequence for chunk in step.chunks if chunk.samples]
-        for sequence, token in zip(finished, tokens, strict=True):
+    def _append(
+        self, sequence: TokenSequence, tokens: Sequence[int], now_s: float
+    ) -> tuple[list[int], FinishReason | None]:
+        """Give a sequence its new tokens until one ends it; those, and why it ends."""
+        news = []
+        for token in tokens:
             sequence.token_ids.append(token)
             sequence.timing.token_times_s.append(now_s)
+            news.append(token)
             reason = sequence.finish_reason_after(self.eos_token_ids)
-            output = None
             if reason is not None:
-                output = sequence.output(reason)
-                self._forget(sequence)
-            elif sequence.prefill_only:
-                self.scheduler.hold(sequence)
-            events.append(TokenEvent(sequence.request_id, token, now_s, output))
-        return events
+                return news, reason
+        return news, None
+
+    def _settle(
+        self, sequence: TokenSequence, news: list[int], reason: FinishReason | None, now_s: float
+    ) -> list[TokenEvent]:
+        """The events of new tokens; a sequence that has ended is forgotten, one that was only to be prefilled held."""
+        output = None
+        if reason is not None:
+            output = sequence.output(reason)
+            self._forget(sequence)
+        elif sequence.prefill_only:
+            self.scheduler.hold(sequence)
+        *first, last = news
+        events = [TokenEvent(sequence.request_id, token, now_s) for token in first]
+        return [*events, TokenEvent(sequence.request_id, last, now_s, output)]
 
     def _record(self, step: ScheduledStep, begin_s: float, start_s: float, end_s: float) -> None:
         for chunk in step.chunks:
             if chunk.sequence.timing.scheduled_s is None:
                 chunk.sequence.timing.scheduled_s = start_s
+        drafted = sum(chunk.draft is not None for chunk in step.chunks)
+        self.num_drafts += drafted
+        self.num_accepted += drafted - len(step.rejected)
         self.step_records.append(
             StepRecord(
                 start_s,
@@ -332,6 +385,8 @@ class Engine:
                 tuple((chunk.new, chunk.past) for chunk in step.chunks if not chunk.is_decode),
                 tuple(chunk.past + 1 for chunk in step.chunks if chunk.is_decode),
                 len(step.imports),
+                drafted,
+                drafted - len(step.rejected),
             )
         )
 

@@ -32,6 +32,16 @@ class StepPlan:
     sampling: tuple[SamplingParams, ...]  # of each of `rows`
     positions: tuple[int, ...]  # of the wanted token within its output
     changes: tuple[LogitChange | None, ...] = ()  # of the logits of each of `rows`; empty: of none
+    guesses: tuple[int | None, ...] = ()  # of each of `rows`: the last token of its input, if that is to be checked
+    following: tuple[int, ...] = ()  # of each input: the token after it, -1: yet to be drawn; empty: no drafts
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """tokens: of each of the plan's rows: one, or two where the guess held. drafts: guesses at what follows those."""
+
+    tokens: tuple[tuple[int, ...], ...]
+    drafts: tuple[int, ...] = ()
 
 
 IDLE = StepPlan((), (), (), ())
@@ -51,7 +61,7 @@ class Executor(Protocol):
     device: torch.device
     exports_aside: bool  # whether `write_out` may run in another thread, beside a step
 
-    def run(self, plan: StepPlan) -> list[int]:
+    def run(self, plan: StepPlan) -> StepResult:
         """Make the step; next tokens of `plan.rows`."""
 
     def apply(self, ops: Sequence[SlotOp]) -> None: ...
@@ -87,16 +97,46 @@ class LocalExecutor:
         self.device = embedding.device
         self.exports_aside = self._tensor.size == 1
 
-    def run(self, plan: StepPlan) -> list[int]:
-        logits = self.runner.step(plan.inputs)
-        if not plan.rows:
+    def run(self, plan: StepPlan) -> StepResult:
+        guessed = [at for at, guess in enumerate(plan.guesses) if guess is not None]
+        earlier = [plan.rows[at] for at in guessed]
+        logits = self.runner.step(plan.inputs, earlier)
+        if not plan.rows and not plan.following:
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
-            return []
-        wanted = logits[list(plan.rows)]
+            return StepResult(())
+        # Where a guess is checked, the row before it says whether it holds, and its own what follows if it does.
+        places = [*plan.rows, *range(len(plan.inputs), len(plan.inputs) + len(earlier))]
+        sampling = [*plan.sampling, *(plan.sampling[at] for at in guessed)]
+        positions = [place + (plan.guesses[at] is not None) if plan.guesses else place
+                     for at, place in enumerate(plan.positions)]  # fmt: skip
+        positions += [plan.positions[at] for at in guessed]
+        wanted = logits[places]
         if plan.changes:
-            wanted = apply_changes(wanted, plan.changes)
-        return sample_tokens(wanted, plan.sampling, plan.positions)
+            wanted = apply_changes(wanted, [*plan.changes, *(plan.changes[at] for at in guessed)])
+        drawn = sample_tokens(wanted, sampling, positions) if places else []
+        checked = dict(zip(guessed, drawn[len(plan.rows) :], strict=True))
+        tokens = []
+        for at, token in enumerate(drawn[: len(plan.rows)]):
+            if at not in checked:
+                tokens.append((token,))
+            else:
+                tokens.append((checked[at], token) if checked[at] == plan.guesses[at] else (checked[at],))
+        return StepResult(tuple(tokens), self._draft(plan, tokens, checked) if plan.following else ())
+
+    def _draft(self, plan: StepPlan, tokens: list[tuple[int, ...]], checked: dict[int, int]) -> tuple[int, ...]:
+        """A guess for each row of the plan, drawn as the model itself will draw: the same share of chance."""
+        following = list(plan.following)
+        corrected = {}
+        for at, (row, said) in enumerate(zip(plan.rows, tokens, strict=True)):
+            following[row] = said[-1]
+            if at in checked and len(said) == 1:
+                corrected[row] = said[0]
+        logits = self.runner.draft(following, corrected)
+        if not plan.rows:
+            return ()
+        positions = [place + len(said) for place, said in zip(plan.positions, tokens, strict=True)]
+        return tuple(sample_tokens(logits[list(plan.rows)], plan.sampling, positions))
 
     def apply(self, ops: Sequence[SlotOp]) -> None:
         for op in ops:

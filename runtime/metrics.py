@@ -107,6 +107,10 @@ class Metrics:
         if size is not None and blocks is not None:
             pool = f'block_size="{size}",num_gpu_blocks="{blocks}"'
             put("vllm:cache_config_info", "gauge", f"vllm:cache_config_info{{{pool},{label}}} 1")
+        drafts = {"num_drafts": load.num_drafts, "num_draft_tokens": load.num_drafts}
+        for stem, count in (drafts | {"num_accepted_tokens": load.num_accepted}).items():
+            name = f"vllm:spec_decode_{stem}_total"
+            put(name, "counter", f"{name}{{{label}}} {count}")
         with self._lock:
             for stem in (
                 "prompt_tokens",

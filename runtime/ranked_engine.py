@@ -11,8 +11,8 @@ from runtime.cache import check_block_size
 from runtime.config.storage import cache_dtypes
 from runtime.engine import Engine, Importer, StepRecord
 from runtime.handover import Handover
-from runtime.rank_group import RankGroup, RankSpec
-from runtime.sequence import Request, RequestError, Sequence, TokenEvent
+from runtime.rank_processes import RankProcesses, RankSpec
+from runtime.sequence import Request, RequestError, Sequence, SettingError, TokenEvent
 
 
 class RankedEngine:
@@ -26,7 +26,9 @@ class RankedEngine:
         spec.parallel.check(config)  # here, where an error is one sentence and not a dead rank
         check_block_size(config, limits.block_size)
         cache_dtypes(limits.kv_cache_dtype, limits.index_dtype, config, spec.source.weights_directory)
-        self._group = RankGroup(spec)
+        if limits.draft_tokens:
+            raise SettingError("draft_tokens needs one rank an instance; use 0 with --tp or --dp")
+        self._group = RankProcesses(spec)
         self.replicas = [Engine(self._group.replica(index), config, limits) for index in range(spec.parallel.data)]
         first = self.replicas[0]
         self.vocab_size, self.eos_token_ids = first.vocab_size, first.eos_token_ids
@@ -83,9 +85,9 @@ class RankedEngine:
         plans = [each.plan for each in pending]
         events = []
         if any(plan is not None for plan in plans):
-            tokens = self._group.run(plans)
-            for replica, each, drawn in zip(self.replicas, pending, tokens, strict=True):
-                events += each.events if each.plan is None else replica.finish_step(each, drawn)
+            results = self._group.run(plans)
+            for replica, each, result in zip(self.replicas, pending, results, strict=True):
+                events += each.events if each.plan is None else replica.finish_step(each, result)
         else:
             events = [event for each in pending for event in each.events]
         for event in events:

@@ -229,6 +229,7 @@ class Sequence:
         self.num_imported = 0  # tokens whose cache entries wait to be imported from another worker
         self.num_cached = 0  # prompt tokens found in the cache when the sequence was first admitted
         self.num_preemptions = 0
+        self.draft: int | None = None  # a guess at the token after the newest
         self.snapshot_ends: tuple[int, ...] = ()  # token counts at which a prefill chunk should end
         self._block_size = block_size
         self._block_hashes: list[bytes] = []

@@ -20,7 +20,7 @@ from runtime.config.spec import ModelConfig
 from runtime.engine import Engine, EngineConfig, Importer, ModelSource, StepRecord, build_executor
 from runtime.executor import Executor
 from runtime.handover import Handover
-from runtime.rank_group import RankSpec
+from runtime.rank_processes import RankSpec
 from runtime.ranked_engine import RankedEngine
 from runtime.sequence import Request, RequestError, TokenEvent, failed
 

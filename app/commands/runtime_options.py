@@ -59,6 +59,9 @@ class EngineOptions:
         str | None,
         typer.Option("--disaggregated", metavar="P,D", help="P prefill and D decode worker processes."),
     ] = None
+    draft_tokens: Annotated[
+        int, typer.Option("--draft-tokens", min=0, help="Guessed by the MTP layer for each step: 0 or 1.")
+    ] = 0
     num_blocks: Annotated[int, _count("--num-blocks", "KV blocks in the pool.")] = 256
     block_size: Annotated[int, _count("--block-size", "Tokens in a block.")] = 128
     max_num_seqs: Annotated[int, _count("--max-num-seqs", "Sequences in one step.")] = 16
@@ -170,6 +173,7 @@ def worker_spec(options: EngineOptions) -> WorkerSpec:
             prefix_caching=options.prefix_caching,
             kv_cache_dtype=options.kv_cache_dtype,
             index_dtype=options.index_dtype,
+            draft_tokens=options.draft_tokens,
         ),
         weights_directory(options),
         options.weights_seed,

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from runtime.block_manager import SlotOp
 from runtime.config.parallel import Parallelism
 from runtime.engine import EngineConfig, ModelSource, build_executor
-from runtime.executor import IDLE, LocalExecutor, StepPlan
+from runtime.executor import IDLE, LocalExecutor, StepPlan, StepResult
 from runtime.handover import Handover
 from runtime.layers.expert_parallel import ExpertGroup
 from runtime.layers.ranks import Ranks
@@ -72,7 +72,7 @@ class RankError(RuntimeError):
     """A rank that is gone, and with it its instance."""
 
 
-class RankGroup:
+class RankProcesses:
     def __init__(self, spec: RankSpec) -> None:
         self.spec = spec
         self._directory = tempfile.TemporaryDirectory(prefix="moeplan-ranks-")
@@ -101,7 +101,7 @@ class RankGroup:
     def replica(self, index: int) -> RankedExecutor:
         return RankedExecutor(self, index)
 
-    def run(self, plans: Sequence[StepPlan | None]) -> list[list[int]]:
+    def run(self, plans: Sequence[StepPlan | None]) -> list[StepResult]:
         """One step of all replicas: their next tokens. Those without a plan idle along where ranks share experts."""
         parallel = self.spec.parallel
         answering = []
@@ -110,10 +110,10 @@ class RankGroup:
                 continue
             answering.append(index)
             self.tell(index, _Run(plan or IDLE))
-        tokens: list[list[int]] = [[] for _ in plans]
+        results = [StepResult(()) for _ in plans]
         for index in answering:
-            tokens[index] = self._receive(index * parallel.tensor)
-        return tokens
+            results[index] = self._receive(index * parallel.tensor)
+        return results
 
     def tell(self, replica: int, message: object) -> None:
         for rank in self._ranks(replica):
@@ -155,15 +155,15 @@ class RankGroup:
 
 
 class RankedExecutor:
-    """One replica of a rank group, as an engine sees it. Its steps go through `RankGroup.run`."""
+    """One replica of a rank group, as an engine sees it. Its steps go through `RankProcesses.run`."""
 
     exports_aside = False  # ranks take their orders one after another
 
-    def __init__(self, group: RankGroup, index: int) -> None:
+    def __init__(self, group: RankProcesses, index: int) -> None:
         self._group, self._index = group, index
         self.device = torch.device(group.spec.devices[0])
 
-    def run(self, plan: StepPlan) -> list[int]:
+    def run(self, plan: StepPlan) -> StepResult:
         plans: list[StepPlan | None] = [None] * self._group.spec.parallel.data
         plans[self._index] = plan
         return self._group.run(plans)[self._index]
@@ -202,8 +202,8 @@ def _answer(executor: LocalExecutor, message: object, first: bool) -> Any:
     if isinstance(message, _Run):
         plan = message.plan
         # Only the first rank's draw counts; the others need not make one.
-        tokens = executor.run(plan if first else StepPlan(plan.inputs, (), (), ()))
-        return tokens if first else None
+        result = executor.run(plan if first else StepPlan(plan.inputs, (), (), ()))
+        return result if first else None
     if isinstance(message, _Apply):
         executor.apply(message.ops)
         return None
