@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Protocol
 
 from runtime.sequence import Request, RequestError, RequestOutput, TokenEvent, failed
+
+
+@dataclass(frozen=True)
+class Load:
+    """Requests inside, the used share of the KV blocks (None where it is not known), draft tokens checked so far."""
+
+    running: int
+    waiting: int
+    kv_usage: float | None
+    num_drafts: int = 0
+    num_accepted: int = 0
 
 
 class Backend(Protocol):
@@ -30,6 +42,8 @@ class Backend(Protocol):
 
     def step(self, timeout_s: float = 0.0) -> list[TokenEvent]:
         """Make progress; wait at most `timeout_s` for news from elsewhere."""
+
+    def load(self) -> Load: ...
 
     def close(self) -> None: ...
 

@@ -148,9 +148,9 @@ class BlockManager:
         # The snapshot itself may have been the only slot left to take: then its state is already in place.
         return [SlotCopy(source, slot)] if source != slot else []
 
-    def append_block(self, sequence: Sequence) -> bool:
-        """Make room for the newest token; False when all blocks are in use."""
-        if len(sequence) <= len(sequence.block_ids) * self.block_size:
+    def append_block(self, sequence: Sequence, ahead: int = 0) -> bool:
+        """Make room for the newest token and `ahead` (0 or 1) more; False when all blocks are in use."""
+        if len(sequence) + ahead <= len(sequence.block_ids) * self.block_size:
             return True
         if not self._free_blocks:
             return False

@@ -1,11 +1,11 @@
-"""What `/v1/completions` takes and gives: OpenAI's fields, and those that public load generators add."""
+"""What `/v1/completions` takes and gives: OpenAI's fields, and those that other servers and load generators add."""
 
 from __future__ import annotations
 
 import time
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from runtime.sequence import RequestError, RequestOutput, SamplingParams, random_seed
 
@@ -18,33 +18,98 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class CompletionRequest(BaseModel):
-    """Unknown fields are ignored, as other servers do; known ones that this server lacks are refused."""
+class SamplingFields(BaseModel):
+    """What both endpoints take. Unknown fields are ignored, as other servers do; known ones that this server lacks are
+    refused unless they ask for what it does anyway."""
 
     model_config = ConfigDict(extra="ignore", strict=False)
-    prompt: Prompt
     model: str | None = None
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
+    min_p: float | None = None
+    min_tokens: int | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[int, float] | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
-    stop_token_ids: list[int] = Field(default_factory=list)
-    ignore_eos: bool = False
-    stream: bool = False
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+    stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: int | None = None
-    best_of: int | None = None
-    echo: bool | None = None
-    logprobs: int | None = None
-    suffix: str | None = None
+    n: Any = None
+    best_of: Any = None
+    logprobs: Any = None
+    prompt_logprobs: Any = None
+    use_beam_search: Any = None
+    length_penalty: Any = None
+    allowed_token_ids: Any = None
+    bad_words: Any = None
+    response_format: Any = None
+    structured_outputs: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
 
     def refuse_unsupported(self) -> None:
-        for name, default in (("n", 1), ("best_of", 1), ("echo", False), ("logprobs", None), ("suffix", None)):
+        for name, plain in self.unsupported().items():
             value = getattr(self, name)
-            if value is not None and value != default:
+            if value is not None and value not in plain:
                 raise RequestError(f"{name}={value!r} is not supported; leave it out")
+
+    def unsupported(self) -> dict[str, tuple[Any, ...]]:
+        """Fields that are refused, with the values that ask for nothing."""
+        nothing: tuple[Any, ...] = (False, [], {})
+        names = ("prompt_logprobs", "use_beam_search", "allowed_token_ids", "bad_words", "structured_outputs")
+        guided = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
+        return {
+            "n": (1,),
+            "best_of": (1,),
+            "logprobs": (False,),
+            "length_penalty": (1.0,),
+            "response_format": ({"type": "text"},),
+            **dict.fromkeys((*names, *guided), nothing),
+        }
+
+    def stop_strings(self) -> tuple[str, ...]:
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        if "" in stops:
+            raise RequestError("stop holds an empty string; leave it out")
+        return tuple(stops)
+
+    def sampling(self, index: int, tokens: int) -> SamplingParams:
+        """Parameters for prompt `index`; OpenAI's defaults (temperature 1). tokens: of an answer, unless said."""
+        seed = random_seed() if self.seed is None else self.seed + index
+        return SamplingParams(
+            max_tokens=tokens if self.max_tokens is None else self.max_tokens,
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_k=max(self.top_k or 0, 0),  # other servers write -1 for "all tokens"
+            top_p=1.0 if self.top_p is None else self.top_p,
+            seed=seed,
+            stop_token_ids=tuple(self.stop_token_ids or ()),
+            ignore_eos=bool(self.ignore_eos),
+            min_p=self.min_p or 0.0,
+            min_tokens=self.min_tokens or 0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            repetition_penalty=1.0 if self.repetition_penalty is None else self.repetition_penalty,
+            logit_bias=tuple((self.logit_bias or {}).items()),
+        )
+
+
+class CompletionRequest(SamplingFields):
+    """`/v1/completions`."""
+
+    prompt: Prompt
+    echo: Any = None
+    suffix: Any = None
+
+    def unsupported(self) -> dict[str, tuple[Any, ...]]:
+        return super().unsupported() | {"echo": (False,), "suffix": ("",)}
 
     def prompts(self) -> list[str | list[int]]:
         if isinstance(self.prompt, str):
@@ -54,25 +119,6 @@ class CompletionRequest(BaseModel):
         if isinstance(self.prompt[0], int):
             return [[token for token in self.prompt if isinstance(token, int)]]
         return [item for item in self.prompt if not isinstance(item, int)]
-
-    def stop_strings(self) -> tuple[str, ...]:
-        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        if "" in stops:
-            raise RequestError("stop holds an empty string; leave it out")
-        return tuple(stops)
-
-    def sampling(self, index: int) -> SamplingParams:
-        """Parameters for prompt `index`; OpenAI's defaults (temperature 1, 16 tokens)."""
-        seed = random_seed() if self.seed is None else self.seed + index
-        return SamplingParams(
-            max_tokens=DEFAULT_TOKENS if self.max_tokens is None else self.max_tokens,
-            temperature=1.0 if self.temperature is None else self.temperature,
-            top_k=max(self.top_k or 0, 0),  # other servers write -1 for "all tokens"
-            top_p=1.0 if self.top_p is None else self.top_p,
-            seed=seed,
-            stop_token_ids=tuple(self.stop_token_ids),
-            ignore_eos=self.ignore_eos,
-        )
 
 
 class StopText:

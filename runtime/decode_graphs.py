@@ -1,8 +1,8 @@
 """Decode steps replayed as CUDA graphs: one capture a batch shape, so that launches cost nothing.
 
 Shapes are rounded up (sequences, and blocks a sequence); rows beyond the inputs read block and slot 0 and write
-nothing. Needs kernels that never wait for the device, so it is off on the CPU and with expert parallelism, whose
-exchange asks for counts.
+nothing. Needs kernels that never wait for the device, so it is off on the CPU and with several ranks: the exchange of
+expert parallelism asks for counts, and captured sums between ranks have not been tried.
 """
 
 from __future__ import annotations
@@ -51,16 +51,18 @@ class DecodeGraphs:
 
     @staticmethod
     def usable(model: Model, cache: KVCache) -> bool:
-        return cache.device.type == "cuda" and model.experts_group.size == 1
+        return cache.device.type == "cuda" and model.ranks.experts.size == 1 and model.ranks.tensor.size == 1
 
     def step(self, inputs: Sequence[SequenceInput]) -> tuple[StepBatch, Tensor, Tensor]:
         """Batch, carry and logits of a decode-only step; row i belongs to input i, further rows are padding."""
         shape = fixed_shape(inputs)
-        if shape not in self._captures:
-            self._captures[shape] = self._capture(shape)
-        capture = self._captures[shape]
-        refill(capture.batch, build_batch(inputs, self.model.config, self.cache.block_size, self.cache.device, shape))
-        capture.graph.replay()
+        with torch.cuda.device(self.cache.device):  # streams and graphs belong to the current device
+            if shape not in self._captures:
+                self._captures[shape] = self._capture(shape)
+            capture = self._captures[shape]
+            batch = build_batch(inputs, self.model.config, self.cache.block_size, self.cache.device, shape)
+            refill(capture.batch, batch)
+            capture.graph.replay()
         return capture.batch, capture.carry, capture.logits
 
     def _capture(self, shape: FixedShape) -> _Capture:

@@ -16,6 +16,7 @@ from multiprocessing.connection import wait
 from typing import Literal
 
 from runtime import handover
+from runtime.backend import Load
 from runtime.engine import StepRecord
 from runtime.flight import Flight
 from runtime.sequence import (
@@ -83,8 +84,8 @@ class DisaggregatedEngine:
         prefill: list[Role] = ["prefill"] * config.num_prefill
         decode: list[Role] = ["decode"] * config.num_decode
         try:
-            for i, role in [*enumerate(prefill), *enumerate(decode)]:
-                self.workers.append(WorkerHandle(role, i, spec))
+            for place, (i, role) in enumerate([*enumerate(prefill), *enumerate(decode)]):
+                self.workers.append(WorkerHandle(role, i, spec.of_instance(place)))
             ready = [worker.await_ready(config.start_timeout_s) for worker in self.workers]
         except BaseException:
             self._shut_down()
@@ -139,6 +140,11 @@ class DisaggregatedEngine:
         self._dispatch()
         events, self._events = self._events, []
         return events
+
+    def load(self) -> Load:
+        """Requests with a first token run, others wait; workers do not tell the use of their blocks."""
+        running = sum(bool(flight.tokens) for flight in self._flights.values())
+        return Load(running, len(self._flights) - running, None)
 
     def close(self) -> None:
         """Stop all workers. Raises if one of them found that it had leaked blocks or slots."""

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import AsyncIterator, Callable
 
 from runtime.backend import Backend
+from runtime.metrics import Metrics
 from runtime.sequence import Request, RequestError, TokenEvent, UnavailableError, failed
 
 _WAIT_S = 0.005  # longest time a new request waits while workers of the backend are silent (assumed)
@@ -53,8 +54,8 @@ class _RequestEvents:
 class Driver:
     """`submit` and `abort` from event loops; the thread alone touches the backend."""
 
-    def __init__(self, backend: Backend) -> None:
-        self.backend = backend
+    def __init__(self, backend: Backend, metrics: Metrics) -> None:
+        self.backend, self.metrics = backend, metrics
         self.failure: str | None = None
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._streams: dict[str, _RequestEvents] = {}
@@ -90,6 +91,7 @@ class Driver:
     def abort(self, request_id: str) -> None:
         def forget() -> None:
             if self._streams.pop(request_id, None) is not None:
+                self.metrics.aborted()
                 self.backend.abort(request_id)
 
         self._commands.put(forget)
@@ -130,6 +132,8 @@ class Driver:
                     return
                 command()
             for event in self.backend.step(timeout_s=_WAIT_S):
+                if event.output is not None:
+                    self.metrics.finished(event.output)
                 stream = self._streams.get(event.request_id)
                 if stream is not None:
                     stream.put(event)

@@ -11,14 +11,18 @@ from pathlib import Path
 import torch
 
 from runtime import models, weights
-from runtime.backend import run_requests
-from runtime.block_manager import BlockManager, SlotCopy, SlotOp, SlotReset
-from runtime.cache import KVCache, SequenceInput
-from runtime.config.spec import ModelConfig
-from runtime.model_runner import ModelRunner
-from runtime.sampler import sample_tokens
-from runtime.scheduler import ScheduledStep, Scheduler, SchedulerConfig
+from runtime.backend import Load, run_requests
+from runtime.block_manager import BlockManager
+from runtime.cache import SequenceInput
+from runtime.config.spec import CompressedAttention, ModelConfig
+from runtime.config.storage import cache_dtypes
+from runtime.executor import Executor, LocalExecutor, PoolSizes, StepPlan, StepResult
+from runtime.handover import Handover
+from runtime.layers.ranks import Ranks
+from runtime.logit_changes import change_of
+from runtime.scheduler import Chunk, ScheduledStep, Scheduler, SchedulerConfig
 from runtime.sequence import (
+    FinishReason,
     Request,
     RequestError,
     RequestOutput,
@@ -37,6 +41,8 @@ MAX_STEP_RECORDS = 1_000_000  # kept, the newest (assumed)
 class EngineConfig:
     """num_blocks, block_size: KV pool.  num_snapshots: spare slots for resumable state (V4).
     max_model_len: longest prompt and output together; 0 takes what the model allows.
+    kv_cache_dtype, index_dtype: see runtime.config.storage. draft_tokens: guessed by the MTP layer for each step, and
+    checked in the next: the same tokens in fewer steps.
     Sizes are assumed: what a scaled-down model needs on a laptop.
     """
 
@@ -47,6 +53,49 @@ class EngineConfig:
     max_num_batched_tokens: int = 1024
     max_model_len: int = 0
     prefix_caching: bool = True
+    kv_cache_dtype: str = "auto"
+    index_dtype: str = "auto"
+    draft_tokens: int = 0
+
+    @property
+    def num_slots(self) -> int:
+        return self.max_num_seqs + self.num_snapshots
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Which weights a model takes: a checkpoint's, or random ones from `seed`."""
+
+    config: ModelConfig
+    weights_directory: Path | None = None
+    seed: int = 0
+    dtype: torch.dtype = torch.float32
+    dequantize: bool = False
+
+
+def build_executor(source: ModelSource, config: EngineConfig, device: str, ranks: Ranks | None = None) -> LocalExecutor:
+    """A model on one device, whole or one rank's share, with its cache."""
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
+    directory = source.weights_directory
+    if directory is None:
+        model = models.build(source.config, source.seed, device, source.dtype, ranks)
+    else:
+        model = weights.load(source.config, directory, device, source.dtype, source.dequantize, ranks)
+    stored = cache_dtypes(config.kv_cache_dtype, config.index_dtype, source.config, directory)
+    return LocalExecutor(
+        model, source.config, PoolSizes(config.num_blocks, config.num_slots, config.block_size, stored)
+    )
+
+
+def longest(model_config: ModelConfig, config: EngineConfig) -> int:
+    """Most tokens of one request."""
+    if config.max_model_len > model_config.max_position_embeddings:
+        raise SettingError(
+            f"max_model_len={config.max_model_len} exceeds the model's "
+            f"{model_config.max_position_embeddings} positions; use at most that"
+        )
+    return config.max_model_len or model_config.max_position_embeddings
 
 
 @dataclass(frozen=True)
@@ -55,6 +104,7 @@ class StepRecord:
 
     duration_s: model and sampling.  setup_s: scheduling, slot copies and imports before it.
     prefills: (new, past) tokens of each prompt chunk.  decode_contexts: tokens each decode attends to.
+    num_drafts, num_accepted: decodes that checked a draft token, and those whose draft held.
     """
 
     start_s: float
@@ -63,39 +113,57 @@ class StepRecord:
     prefills: tuple[tuple[int, int], ...]
     decode_contexts: tuple[int, ...]
     num_imported: int
+    num_drafts: int = 0
+    num_accepted: int = 0
 
 
-Importer = Callable[[KVCache, Sequence[int], int], int]
-"""Fills blocks and a slot of a cache; returns the bytes moved."""
+Importer = Callable[[Executor, Sequence[int], int], int]
+"""Fills blocks and a slot; returns the bytes moved."""
+
+
+@dataclass(frozen=True)
+class PendingStep:
+    """A step between scheduling and its end. plan: None if nothing can run."""
+
+    events: list[TokenEvent]
+    step: ScheduledStep
+    plan: StepPlan | None
+    begin_s: float
+    start_s: float
+
+
+def _guess(chunk: Chunk) -> tuple[int, ...]:
+    return () if chunk.draft is None else (chunk.draft,)
+
+
+def _following(chunk: Chunk) -> int:
+    """The token after a chunk of a prompt; -1 where the step itself will say."""
+    return -1 if chunk.samples else chunk.sequence.token_ids[chunk.past + chunk.new]
 
 
 class Engine:
-    def __init__(self, model: models.Model, model_config: ModelConfig, config: EngineConfig) -> None:
-        parameter = next(model.parameters())
+    def __init__(self, executor: Executor, model_config: ModelConfig, config: EngineConfig) -> None:
         scheduler_config = SchedulerConfig(config.max_num_seqs, config.max_num_batched_tokens)
-        num_slots = config.max_num_seqs + config.num_snapshots
-        self.config = config
-        self.device = parameter.device
-        self.cache = KVCache(
-            model_config, config.num_blocks, num_slots, config.block_size, parameter.device, parameter.dtype
-        )
+        if config.draft_tokens not in (0, model_config.num_mtp_layers and 1):
+            raise SettingError(
+                f"draft_tokens={config.draft_tokens} is not possible: this model has {model_config.num_mtp_layers} MTP "
+                "layers, each good for one; use 0"
+            )
+        self.config, self.executor = config, executor
+        self.num_drafts = self.num_accepted = 0
+        self.device = executor.device
+        has_state = isinstance(model_config.attention, CompressedAttention)
         self.blocks = BlockManager(
             config.num_blocks,
             config.block_size,
-            num_slots if self.cache.has_state else 0,
+            config.num_slots if has_state else 0,
             config.prefix_caching,
         )
         self.scheduler = Scheduler(scheduler_config, self.blocks)
-        self.runner = ModelRunner(model, self.cache)
         self.vocab_size = model_config.vocab_size
         self.eos_token_ids = model_config.eos_token_ids
         self.capacity_tokens = config.num_blocks * config.block_size
-        if config.max_model_len > model_config.max_position_embeddings:
-            raise SettingError(
-                f"max_model_len={config.max_model_len} exceeds the model's "
-                f"{model_config.max_position_embeddings} positions; use at most that"
-            )
-        self.max_model_len = config.max_model_len or model_config.max_position_embeddings
+        self.max_model_len = longest(model_config, config)
         self.step_records: deque[StepRecord] = deque(maxlen=MAX_STEP_RECORDS)
         self.blocked = True  # the last step found nothing that it could run
         self._sequences: dict[str, TokenSequence] = {}
@@ -111,13 +179,15 @@ class Engine:
         seed: int = 0,
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
+        dequantize: bool = False,
     ) -> Engine:
         """Weights from a checkpoint, or random ones from `seed`."""
-        if weights_directory is not None:
-            model = weights.load(model_config, weights_directory, device=device, dtype=dtype)
-        else:
-            model = models.build(model_config, seed=seed, device=device, dtype=dtype)
-        return cls(model, model_config, config)
+        source = ModelSource(model_config, weights_directory, seed, dtype, dequantize)
+        return cls(build_executor(source, config, device), model_config, config)
+
+    @property
+    def exports_aside(self) -> bool:
+        return self.executor.exports_aside
 
     @property
     def problem(self) -> str | None:
@@ -155,21 +225,42 @@ class Engine:
 
     def step(self, timeout_s: float = 0.0) -> list[TokenEvent]:
         """Run one step. Never waits: nothing comes from elsewhere."""
+        pending = self.begin_step()
+        if pending.plan is None:
+            return pending.events
+        return self.finish_step(pending, self.executor.run(pending.plan))
+
+    def begin_step(self) -> PendingStep:
+        """Schedule, and do what must be done before the model runs."""
         begin_s = time.monotonic()
         step = self.scheduler.schedule()
         self.blocked = not step.chunks
         if self.blocked:
             assert self.scheduler.held or not self.has_work, "work is waiting, but nothing can run"
-            return []
+            return PendingStep([], step, None, begin_s, begin_s)
         events = self._prepare(step)
-        if not step.chunks:
-            return events
-        start_s = time.monotonic()
-        tokens = self._run(step)
+        plan = self._plan(step) if step.chunks else None
+        return PendingStep(events, step, plan, begin_s, time.monotonic())
+
+    def finish_step(self, pending: PendingStep, result: StepResult) -> list[TokenEvent]:
+        """Account for a step that has run."""
         end_s = time.monotonic()
-        self._record(step, begin_s, start_s, end_s)
-        self._apply(self.scheduler.complete(step))
-        return events + self._postprocess(step, tokens, end_s)
+        step = pending.step
+        said = dict(zip((id(chunk) for chunk in step.chunks if chunk.samples), result.tokens, strict=True))
+        step.rejected = {
+            chunk.sequence.request_id for chunk in step.chunks if chunk.draft is not None and len(said[id(chunk)]) == 1
+        }
+        self._record(step, pending.begin_s, pending.start_s, end_s)
+        sequences = [chunk.sequence for chunk in step.chunks if chunk.samples]
+        ends = [self._append(s, tokens, end_s) for s, tokens in zip(sequences, result.tokens, strict=True)]
+        self.executor.apply(self.scheduler.complete(step))
+        drafts = result.drafts or (None,) * len(sequences)
+        events = pending.events
+        for sequence, (news, reason), draft in zip(sequences, ends, drafts, strict=True):
+            events += self._settle(sequence, news, reason, end_s)
+            if reason is None and sequence.num_output + 2 <= sequence.sampling.max_tokens:
+                sequence.draft = None if sequence.sampling.changes_logits else draft
+        return events
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: SamplingParams | Sequence[SamplingParams]
@@ -182,25 +273,43 @@ class Engine:
             [Request(f"generate-{i}", tuple(p), s, now) for i, (p, s) in enumerate(zip(prompts, each, strict=True))],
         )
 
-    def export(self, request_id: str) -> list[torch.Tensor]:
-        """Cache contents of a held sequence, for another engine's importer."""
+    def write_out(self, request_id: str, segment: str) -> Handover:
+        """Cache contents of a held sequence, into shared memory for another engine's importer."""
         sequence = self.scheduler.held[request_id]
-        return self.cache.export_blocks(self._computed_blocks(sequence), sequence.slot or 0)
+        return self.executor.write_out(segment, self._computed_blocks(sequence), sequence.slot or 0)
+
+    def held(self, request_id: str) -> TokenSequence | None:
+        """A sequence that waits for its hand-over."""
+        return self.scheduler.held.get(request_id)
+
+    def load(self) -> Load:
+        """What is inside now, for whoever watches."""
+        used = self.blocks.num_blocks - self.blocks.num_free_blocks
+        running = len(self.scheduler.running) + len(self.scheduler.held)
+        return Load(
+            running, len(self.scheduler.waiting), used / self.blocks.num_blocks, self.num_drafts, self.num_accepted
+        )
+
+    @property
+    def load_tokens(self) -> int:
+        """Tokens of all requests inside."""
+        return sum(len(sequence) for sequence in self._sequences.values())
 
     def close(self) -> None:
         for sequence in list(self._sequences.values()):
             self._forget(sequence)
         self.blocks.check_idle()
+        self.executor.close()
 
     def _prepare(self, step: ScheduledStep) -> list[TokenEvent]:
         """Slot operations and imports before a step; a failed import ends its request alone."""
-        self._apply(step.slot_ops)
+        self.executor.apply(step.slot_ops)
         events = []
         for sequence in step.imports:
             begin_s = time.monotonic()
             importer = self._importers.pop(sequence.request_id)
             try:
-                moved = importer(self.cache, self._computed_blocks(sequence), sequence.slot or 0)
+                moved = importer(self.executor, self._computed_blocks(sequence), sequence.slot or 0)
             except OSError as error:
                 step.drop(sequence)
                 self._forget(sequence)
@@ -210,46 +319,64 @@ class Engine:
             sequence.timing.import_s = time.monotonic() - begin_s
         return events
 
-    def _run(self, step: ScheduledStep) -> list[int]:
-        """Next token of each chunk that reaches the end of its sequence, in order of chunks."""
-        inputs = [
+    def _plan(self, step: ScheduledStep) -> StepPlan:
+        inputs = tuple(
             SequenceInput(
-                tuple(chunk.sequence.token_ids[chunk.past : chunk.past + chunk.new]),
+                (*chunk.sequence.token_ids[chunk.past : chunk.past + chunk.new], *_guess(chunk)),
                 chunk.past,
                 tuple(chunk.sequence.block_ids[: self.blocks.blocks_for(chunk.past + chunk.new)]),
                 chunk.sequence.slot or 0,
             )
             for chunk in step.chunks
-        ]
-        logits = self.runner.step(inputs)
-        rows = [row for row, chunk in enumerate(step.chunks) if chunk.samples]
-        if not rows:
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            return []
+        )
+        rows = tuple(row for row, chunk in enumerate(step.chunks) if chunk.samples)
         sequences = [step.chunks[row].sequence for row in rows]
-        return sample_tokens(logits[rows], [s.sampling for s in sequences], [s.num_output for s in sequences])
+        changes = tuple(change_of(sequence, self.eos_token_ids) for sequence in sequences)
+        return StepPlan(
+            inputs,
+            rows,
+            tuple(s.sampling for s in sequences),
+            tuple(s.num_output for s in sequences),
+            changes if any(change is not None for change in changes) else (),
+            tuple(step.chunks[row].draft for row in rows),
+            tuple(_following(chunk) for chunk in step.chunks) if self.config.draft_tokens else (),
+        )
 
-    def _postprocess(self, step: ScheduledStep, tokens: list[int], now_s: float) -> list[TokenEvent]:
-        events = []
-        finished = [chunk.sequence for chunk in step.chunks if chunk.samples]
-        for sequence, token in zip(finished, tokens, strict=True):
+    def _append(
+        self, sequence: TokenSequence, tokens: Sequence[int], now_s: float
+    ) -> tuple[list[int], FinishReason | None]:
+        """Give a sequence its new tokens until one ends it; those, and why it ends."""
+        news = []
+        for token in tokens:
             sequence.token_ids.append(token)
             sequence.timing.token_times_s.append(now_s)
+            news.append(token)
             reason = sequence.finish_reason_after(self.eos_token_ids)
-            output = None
             if reason is not None:
-                output = sequence.output(reason)
-                self._forget(sequence)
-            elif sequence.prefill_only:
-                self.scheduler.hold(sequence)
-            events.append(TokenEvent(sequence.request_id, token, now_s, output))
-        return events
+                return news, reason
+        return news, None
+
+    def _settle(
+        self, sequence: TokenSequence, news: list[int], reason: FinishReason | None, now_s: float
+    ) -> list[TokenEvent]:
+        """The events of new tokens; a sequence that has ended is forgotten, one that was only to be prefilled held."""
+        output = None
+        if reason is not None:
+            output = sequence.output(reason)
+            self._forget(sequence)
+        elif sequence.prefill_only:
+            self.scheduler.hold(sequence)
+        *first, last = news
+        events = [TokenEvent(sequence.request_id, token, now_s) for token in first]
+        return [*events, TokenEvent(sequence.request_id, last, now_s, output)]
 
     def _record(self, step: ScheduledStep, begin_s: float, start_s: float, end_s: float) -> None:
         for chunk in step.chunks:
             if chunk.sequence.timing.scheduled_s is None:
                 chunk.sequence.timing.scheduled_s = start_s
+        drafted = sum(chunk.draft is not None for chunk in step.chunks)
+        self.num_drafts += drafted
+        self.num_accepted += drafted - len(step.rejected)
         self.step_records.append(
             StepRecord(
                 start_s,
@@ -258,19 +385,14 @@ class Engine:
                 tuple((chunk.new, chunk.past) for chunk in step.chunks if not chunk.is_decode),
                 tuple(chunk.past + 1 for chunk in step.chunks if chunk.is_decode),
                 len(step.imports),
+                drafted,
+                drafted - len(step.rejected),
             )
         )
 
     def _computed_blocks(self, sequence: TokenSequence) -> list[int]:
         """Blocks with contents; a block for the newest token alone is not among them."""
         return sequence.block_ids[: self.blocks.blocks_for(sequence.num_computed)]
-
-    def _apply(self, ops: list[SlotOp]) -> None:
-        for op in ops:
-            if isinstance(op, SlotReset):
-                self.cache.reset_slot(op.slot)
-            elif isinstance(op, SlotCopy):
-                self.cache.copy_slot(op.source, op.target)
 
     def _forget(self, sequence: TokenSequence) -> None:
         self.scheduler.finish(sequence)

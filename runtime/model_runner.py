@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,32 +29,44 @@ class ModelRunner:
         self._last: _LastStep | None = None
 
     @torch.inference_mode()
-    def step(self, inputs: Sequence[SequenceInput]) -> Tensor:
-        """Logits [len(inputs), vocab] float32 of each sequence's last new token; writes the cache.
+    def step(self, inputs: Sequence[SequenceInput], earlier: Sequence[int] = ()) -> Tensor:
+        """Logits [len(inputs) + len(earlier), vocab] float32: of each sequence's last new token, then of the token
+        before it in the inputs `earlier`; writes the cache.
 
         An empty step runs a dummy token: with expert parallelism an idle rank must still take part.
         """
         count = len(inputs)
         decode_only = 0 < count <= MAX_SEQUENCES and all(len(i.token_ids) == 1 for i in inputs)
-        if self._graphs is not None and decode_only:
+        if self._graphs is not None and decode_only and not earlier:
             batch, carry, logits = self._graphs.step(inputs)
             self._last = _LastStep(batch, carry, torch.arange(count, device=carry.device))
             return logits[:count].clone()  # the next replay overwrites them
         batch = build_batch(inputs, self.model.config, self.cache.block_size, self.cache.device)
         carry = self.model(batch, self.cache)
         self._last = _LastStep(batch, carry, batch.last_rows.long())
-        return self.model.logits(carry[self._last.rows])
+        rows = self._last.rows
+        if earlier:
+            rows = torch.cat([rows, rows[list(earlier)] - 1])
+        return self.model.logits(carry[rows])
 
     @torch.inference_mode()
-    def draft(self, next_tokens: Sequence[int]) -> Tensor:
+    def draft(self, next_tokens: Sequence[int], corrected: Mapping[int, int] | None = None) -> Tensor:
         """MTP logits [sequences, vocab] of the step just made, for the token after `next_tokens`.
 
-        next_tokens: for each input of that step, the token that follows its last new one. Call it after every step
-        or not at all: the MTP layer keeps keys of its own.
+        next_tokens: for each input of that step, the token that follows its last new one. corrected: inputs whose last
+        new token was a wrong guess, and the token in its place; their logits are for the token after that. Call it
+        after every step or not at all: the MTP layer keeps keys of its own.
         """
         assert self._last is not None, "draft follows a step"
         batch, rows = self._last.batch, self._last.rows
         following = torch.roll(batch.token_ids, -1)
         following[rows] = torch.tensor(next_tokens, dtype=following.dtype, device=following.device)
+        if corrected:
+            wrong = torch.tensor(list(corrected), device=rows.device)
+            rows = rows.clone()
+            rows[wrong] -= 1
+            following[rows[wrong]] = torch.tensor(
+                list(corrected.values()), dtype=following.dtype, device=following.device
+            )
         hidden = self.model.draft(self._last.carry, following, batch, self.cache)
         return self.model.project(hidden[rows])

@@ -38,11 +38,12 @@ class Chunk:
     past: int
     new: int
     is_decode: bool
+    draft: int | None = None  # a guess that follows the newest token as one of `new`, to be checked
 
     @property
     def samples(self) -> bool:
         """The chunk reaches the newest token, so its logits give the next one."""
-        return self.past + self.new == len(self.sequence)
+        return self.past + self.new >= len(self.sequence)
 
 
 @dataclass
@@ -54,6 +55,7 @@ class ScheduledStep:
     imports: list[Sequence] = field(default_factory=list)
     preempted: list[Sequence] = field(default_factory=list)
     num_tokens: int = 0
+    rejected: set[str] = field(default_factory=set)  # requests whose draft was wrong, known once the step has run
 
     def add(self, chunk: Chunk) -> None:
         self.chunks.append(chunk)
@@ -96,8 +98,9 @@ class Scheduler:
         return step
 
     def _schedule_decodes(self, step: ScheduledStep) -> None:
-        for sequence in list(self.running):
-            if not sequence.is_decode or sequence.status is not SequenceStatus.RUNNING:
+        decodes = [sequence for sequence in self.running if sequence.is_decode]
+        for place, sequence in enumerate(decodes):
+            if sequence.status is not SequenceStatus.RUNNING:
                 continue
             while not self.blocks.append_block(sequence):
                 victim = self.running[-1]
@@ -105,7 +108,12 @@ class Scheduler:
                 if victim is sequence:
                     break
             else:
-                step.add(Chunk(sequence, sequence.num_computed, 1, is_decode=True))
+                draft, sequence.draft = sequence.draft, None
+                left = self.config.max_num_batched_tokens - step.num_tokens - (len(decodes) - place - 1)
+                if draft is not None and (left < 2 or not self.blocks.append_block(sequence, ahead=1)):
+                    draft = None  # no room to check it: later sequences come first
+                new = 1 if draft is None else 2
+                step.add(Chunk(sequence, sequence.num_computed, new, is_decode=True, draft=draft))
 
     def _schedule_prefills(self, step: ScheduledStep) -> None:
         for sequence in self.running:
@@ -156,12 +164,17 @@ class Scheduler:
         self.blocks.free(victim)
         victim.status = SequenceStatus.WAITING
         victim.num_preemptions += 1
+        victim.draft = None
         self.waiting.appendleft(victim)
         step.preempted.append(victim)
 
     def complete(self, step: ScheduledStep) -> list[SlotOp]:
         """The step has run. The returned slot operations (snapshots) must run before the next step."""
-        return [op for chunk in step.chunks for op in self.blocks.commit(chunk.sequence, chunk.past + chunk.new)]
+        ops: list[SlotOp] = []
+        for chunk in step.chunks:
+            wrong = chunk.sequence.request_id in step.rejected
+            ops += self.blocks.commit(chunk.sequence, chunk.past + chunk.new - wrong)
+        return ops
 
     def hold(self, sequence: Sequence) -> None:
         """A prefilled sequence leaves the batch but keeps its blocks until `finish`."""

@@ -39,6 +39,11 @@ class SamplingParams:
     seed: drawn once when none is given, so that a request repeated after a preemption or on another worker
         draws the same tokens again.
     stop_sequences: token sequences that end the output; they stay in it.
+    min_p: least probability, as a share of the likeliest token's; 0 keeps all tokens.
+    min_tokens: before which nothing ends the output but its length.
+    frequency_penalty, presence_penalty: taken off a logit for each time, and once, its token is in the output.
+    repetition_penalty: divides positive logits of tokens seen in prompt or output, multiplies negative ones.
+    logit_bias: (token, what is added to its logit).
     """
 
     max_tokens: int = 16
@@ -49,8 +54,36 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     stop_sequences: tuple[tuple[int, ...], ...] = ()
     ignore_eos: bool = False
+    min_p: float = 0.0
+    min_tokens: int = 0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+
+    @property
+    def changes_logits(self) -> bool:
+        return bool(
+            self.min_p
+            or self.min_tokens
+            or self.frequency_penalty
+            or self.presence_penalty
+            or self.repetition_penalty != 1.0
+            or self.logit_bias
+        )
 
     def __post_init__(self) -> None:
+        if not 0.0 <= self.min_p <= 1.0:
+            raise RequestError(f"min_p={self.min_p} is out of range; use 0 (off) to 1")
+        if not 0 <= self.min_tokens <= self.max_tokens:
+            raise RequestError(f"min_tokens={self.min_tokens} is out of range; use 0 to max_tokens={self.max_tokens}")
+        for name in ("frequency_penalty", "presence_penalty"):
+            if not -2.0 <= getattr(self, name) <= 2.0:
+                raise RequestError(f"{name}={getattr(self, name)} is out of range; use -2 to 2")
+        if not 0.0 < self.repetition_penalty < float("inf"):
+            raise RequestError(f"repetition_penalty={self.repetition_penalty} is out of range; use a value above 0")
+        if any(not -100.0 <= bias <= 100.0 for _, bias in self.logit_bias):
+            raise RequestError("logit_bias holds a value out of range; use -100 to 100")
         if self.max_tokens < 1:
             raise RequestError(f"max_tokens={self.max_tokens} asks for no output; use 1 or more")
         if not 0.0 <= self.temperature < float("inf"):
@@ -89,6 +122,11 @@ def validate_request(request: Request, *, vocab_size: int, max_model_len: int, c
         if not 0 <= token < vocab_size:
             raise RequestError(
                 f"prompt token {token} at position {position} is out of range; the vocabulary is 0 to {vocab_size - 1}"
+            )
+    for token in (*(token for token, _ in request.sampling.logit_bias), *request.sampling.stop_token_ids):
+        if not 0 <= token < vocab_size:
+            raise RequestError(
+                f"token {token} of logit_bias or stop_token_ids is out of range; use 0 to {vocab_size - 1}"
             )
     if prompt >= max_model_len:
         raise RequestError(
@@ -191,6 +229,7 @@ class Sequence:
         self.num_imported = 0  # tokens whose cache entries wait to be imported from another worker
         self.num_cached = 0  # prompt tokens found in the cache when the sequence was first admitted
         self.num_preemptions = 0
+        self.draft: int | None = None  # a guess at the token after the newest
         self.snapshot_ends: tuple[int, ...] = ()  # token counts at which a prefill chunk should end
         self._block_size = block_size
         self._block_hashes: list[bytes] = []
@@ -237,6 +276,8 @@ class Sequence:
     def finish_reason_after(self, eos_token_ids: tuple[int, ...]) -> FinishReason | None:
         """Does the output end with its newest token?"""
         token, sampling = self.token_ids[-1], self.sampling
+        if self.num_output < sampling.min_tokens:
+            return None
         if token in sampling.stop_token_ids or (token in eos_token_ids and not sampling.ignore_eos):
             return "stop"
         if any(self._ends_with(stop) for stop in sampling.stop_sequences):

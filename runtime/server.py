@@ -1,4 +1,4 @@
-"""OpenAI-compatible completions over HTTP, streaming by server-sent events."""
+"""OpenAI-compatible completions and chats over HTTP, streaming by server-sent events; metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from runtime.backend import Backend
-from runtime.completions import CompletionRequest, StopText, body, choice, error_body, usage
+from runtime.chat import ChatRequest, chat_body, chat_choice, chat_delta
+from runtime.completions import DEFAULT_TOKENS, CompletionRequest, StopText, body, choice, error_body, usage
 from runtime.driver import Driver
+from runtime.metrics import CONTENT_TYPE, Metrics
 from runtime.sequence import Request, RequestError, RequestOutput, RequestTiming, TokenEvent, UnavailableError
 from runtime.tokenizer import Tokenizer
 
@@ -39,9 +41,12 @@ class _Piece:
 class _Completion:
     """The requests behind one HTTP call."""
 
-    def __init__(self, call: CompletionRequest, tokenizer: Tokenizer, driver: Driver) -> None:
+    def __init__(
+        self, call: CompletionRequest | ChatRequest, prompts: list[list[int]], tokenizer: Tokenizer, driver: Driver
+    ) -> None:
         call.refuse_unsupported()
-        self.identity = f"cmpl-{uuid.uuid4().hex}"
+        self.is_chat = isinstance(call, ChatRequest)
+        self.identity = f"{'chatcmpl' if self.is_chat else 'cmpl'}-{uuid.uuid4().hex}"
         self._stops = call.stop_strings()
         self._tokenizer = tokenizer
         self._driver = driver
@@ -49,13 +54,27 @@ class _Completion:
         self._requests = [
             Request(
                 f"{self.identity}-{index}",
-                tuple(tokenizer.encode(prompt) if isinstance(prompt, str) else prompt),
-                call.sampling(index),
+                tuple(prompt),
+                call.sampling(index, self._default_tokens(prompt)),
                 now_s,
             )
-            for index, prompt in enumerate(call.prompts())
+            for index, prompt in enumerate(prompts)
         ]
         self._accepted: list[AsyncIterator[TokenEvent]] = []
+
+    def _default_tokens(self, prompt: list[int]) -> int:
+        """Of an answer: OpenAI's 16, in a chat all that there is room for."""
+        backend = self._driver.backend
+        room = min(backend.max_model_len, backend.capacity_tokens + 1) - len(prompt)
+        return max(1, room) if self.is_chat else DEFAULT_TOKENS
+
+    def choice(self, index: int, text: str, reason: str | None) -> dict[str, Any]:
+        return (chat_choice if self.is_chat else choice)(index, text, reason)
+
+    def body(self, model: str, choices: list[dict[str, Any]], *, chunk: bool = False, **extra: Any) -> dict[str, Any]:
+        if self.is_chat:
+            return chat_body(self.identity, model, choices, chunk=chunk, **extra)
+        return body(self.identity, model, choices, **extra)
 
     async def start(self) -> None:
         """Hand all requests in; RequestError if one of them cannot be served."""
@@ -125,7 +144,8 @@ class _Completion:
 
 def create_app(backend: Backend, tokenizer: Tokenizer, model_name: str) -> FastAPI:
     """The application owns the backend: it starts a thread for it, and closes it at shutdown."""
-    driver = Driver(backend)
+    metrics = Metrics(model_name, *pool_of(backend))
+    driver = Driver(backend, metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -164,12 +184,15 @@ def create_app(backend: Backend, tokenizer: Tokenizer, model_name: str) -> FastA
         card = {"id": model_name, "object": "model", "created": created, "owned_by": "moeplan", **limits}
         return {"object": "list", "data": [card]}
 
-    @app.post("/v1/completions", response_model=None)
-    async def completions(call: CompletionRequest, http: HttpRequest) -> Response:
+    @app.get("/metrics")
+    async def scrape() -> Response:
+        return Response(metrics.text(backend.load()), media_type=CONTENT_TYPE)
+
+    async def answer(call: CompletionRequest | ChatRequest, prompts: list[list[int]], http: HttpRequest) -> Response:
         if call.model not in (None, model_name):
             message = f"model {call.model!r} does not exist; use {model_name!r}"
             return JSONResponse(error_body(message, "invalid_request_error"), 404)
-        completion = _Completion(call, tokenizer, driver)
+        completion = _Completion(call, prompts, tokenizer, driver)
         await completion.start()
         if call.stream:
             wants_usage = call.stream_options is not None and call.stream_options.include_usage
@@ -177,11 +200,23 @@ def create_app(backend: Backend, tokenizer: Tokenizer, model_name: str) -> FastA
             return StreamingResponse(lines, media_type="text/event-stream")
         return await _whole(completion, model_name, http.is_disconnected)
 
+    @app.post("/v1/completions", response_model=None)
+    async def completions(call: CompletionRequest, http: HttpRequest) -> Response:
+        given = call.prompts()
+        prompts = [tokenizer.encode(prompt) if isinstance(prompt, str) else prompt for prompt in given]
+        return await answer(call, prompts, http)
+
+    @app.post("/v1/chat/completions", response_model=None)
+    async def chat(call: ChatRequest, http: HttpRequest) -> Response:
+        prompt = tokenizer.encode_chat(call.conversation(), call.chat_template_kwargs or {})
+        return await answer(call, [prompt], http)
+
     return app
 
 
 async def _stream(completion: _Completion, model: str, wants_usage: bool) -> AsyncIterator[str]:
     outputs = []
+    begun: set[int] = set()
     async with aclosing(completion.pieces()) as pieces:
         async for piece in pieces:
             reason = None
@@ -190,14 +225,25 @@ async def _stream(completion: _Completion, model: str, wants_usage: bool) -> Asy
                 reason = piece.output.finish_reason
                 if piece.output.error is not None:
                     yield _line(error_body(piece.output.error, "server_error"))
-            yield _line(body(completion.identity, model, [choice(piece.index, piece.text, reason)]))
+            if completion.is_chat:
+                part = chat_delta(piece.index, piece.text, reason, first=piece.index not in begun)
+                begun.add(piece.index)
+            else:
+                part = choice(piece.index, piece.text, reason)
+            yield _line(completion.body(model, [part], chunk=True))
     if wants_usage:
-        yield _line(body(completion.identity, model, [], usage=usage(outputs)))
+        yield _line(completion.body(model, [], chunk=True, usage=usage(outputs)))
     yield _LAST_LINE
 
 
 def _line(data: dict[str, Any]) -> str:
     return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
+
+
+def pool_of(backend: Backend) -> tuple[int | None, int | None]:
+    """Block size and blocks of the KV pool, where the backend tells them."""
+    limits = getattr(backend, "config", None)
+    return getattr(limits, "block_size", None), getattr(limits, "num_blocks", None)
 
 
 async def _whole(completion: _Completion, model: str, is_disconnected: Callable[[], Any]) -> Response:
@@ -213,9 +259,10 @@ async def _whole(completion: _Completion, model: str, is_disconnected: Callable[
     if broken is not None:
         return JSONResponse(error_body(broken, "server_error"), 500)
     choices = [
-        choice(i, text, output.finish_reason) for i, (text, output) in enumerate(zip(texts, outputs, strict=True))
+        completion.choice(i, text, output.finish_reason)
+        for i, (text, output) in enumerate(zip(texts, outputs, strict=True))
     ]
-    return JSONResponse(body(completion.identity, model, choices, usage=usage(outputs)))
+    return JSONResponse(completion.body(model, choices, usage=usage(outputs)))
 
 
 async def _collect(completion: _Completion) -> tuple[list[str], list[RequestOutput]]:

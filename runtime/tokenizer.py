@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from runtime.sequence import SettingError
+from runtime.sequence import RequestError, SettingError
 
 UNKNOWN = "\ufffd"
 
@@ -23,6 +23,12 @@ class TextStream(Protocol):
 class Tokenizer(Protocol):
     def encode(self, text: str) -> list[int]: ...
 
+    def encode_chat(self, messages: list[dict[str, Any]], settings: dict[str, Any]) -> list[int]:
+        """A conversation by the model's template, up to where the answer begins. RequestError without one.
+
+        settings: variables of the template (`chat_template_kwargs`).
+        """
+
     def stream(self) -> TextStream: ...
 
 
@@ -36,6 +42,9 @@ class ByteTokenizer:
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
+
+    def encode_chat(self, messages: list[dict[str, Any]], settings: dict[str, Any]) -> list[int]:
+        raise RequestError("bytes have no chat template; use /v1/completions, or serve with a --tokenizer that has one")
 
     def stream(self) -> TextStream:
         return _ByteStream()
@@ -74,6 +83,15 @@ class DirectoryTokenizer:
     def encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text))
 
+    def encode_chat(self, messages: list[dict[str, Any]], settings: dict[str, Any]) -> list[int]:
+        if not self._tokenizer.chat_template:
+            raise RequestError("this model's tokenizer has no chat template; use /v1/completions")
+        try:
+            text = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **settings)
+        except Exception as error:  # templates are programs of their own and raise what they like
+            raise RequestError(f"the chat template refuses these messages: {error}") from None
+        return list(self._tokenizer.encode(text, add_special_tokens=False))  # the template wrote them
+
     def stream(self) -> TextStream:
         return _DirectoryStream(self._tokenizer)
 
@@ -101,6 +119,10 @@ class _DirectoryStream:
     def _new_text(self) -> str:
         known = self._tokenizer.decode(self._context)
         return self._tokenizer.decode(self._context + self._new)[len(known) :]
+
+
+def has_tokenizer(directory: Path) -> bool:
+    return any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
 
 
 def load_tokenizer(directory: Path | None) -> Tokenizer:

@@ -30,7 +30,10 @@ def _rules(*pairs: tuple[str, str]) -> _Rules:
 
 _SHARED = _rules(
     (r"^model\.", ""),
-    (r"\.weight_scale_inv$", ".scale"),
+    (r"\.weight_packed$", ".weight"),
+    (r"\.weight_scale(_inv)?$", ".scale"),
+    (r"\.weight_scale_2$", ".whole"),
+    (r"\.weight_global_scale$", ".divisor"),
     (r"^(embed|embed_tokens)\.weight$", "embed"),
     (r"^head\.", "lm_head."),
     (r"\.self_attn\.", ".attn."),
@@ -44,9 +47,9 @@ _SHARED = _rules(
     (r"(experts\.\d+|shared|ffn)\.(w3|up_proj)\.", r"\1.gate_up#1."),
     (r"(experts\.\d+|shared|ffn)\.(w2|down_proj)\.", r"\1.down."),
     (r"experts\.(\d+)\.gate_up#(\d)\.weight$", r"experts.w13@\1#\2"),
-    (r"experts\.(\d+)\.gate_up#(\d)\.scale$", r"experts.w13_scale@\1#\2"),
+    (r"experts\.(\d+)\.gate_up#(\d)\.(scale|whole|divisor)$", r"experts.w13_\3@\1#\2"),
     (r"experts\.(\d+)\.down\.weight$", r"experts.w2@\1"),
-    (r"experts\.(\d+)\.down\.scale$", r"experts.w2_scale@\1"),
+    (r"experts\.(\d+)\.down\.(scale|whole|divisor)$", r"experts.w2_\2@\1"),
 )
 _V4 = _rules(
     (r"hc_head[._](?:hc_)?(fn|base|scale)$", r"hc_head.\1"),
@@ -67,7 +70,7 @@ _V4 = _rules(
     (r"\.attn\.q_a_norm\.", ".attn.q_norm."),
     (r"\.attn\.attn_sink$", ".attn.sinks"),
     (r"\.attn\.(wo_a|o_a_proj)\.weight$", ".attn.output.wo_a"),
-    (r"\.attn\.(wo_a|o_a_proj)\.scale$", ".attn.output.wo_a_scale"),
+    (r"\.attn\.(wo_a|o_a_proj)\.(scale|whole|divisor)$", r".attn.output.wo_a_\2"),
     (r"\.attn\.(wo_b|o_b_proj)\.", ".attn.output.wo_b."),
 )
 _V3 = _rules(
@@ -78,7 +81,7 @@ _V3 = _rules(
     (r"\.attn\.kv_a_proj_with_mqa\.", ".attn.wkv_a."),
     (r"\.attn\.kv_a_layernorm\.", ".attn.kv_norm."),
     (r"\.attn\.kv_b_proj\.weight$", ".attn.wkv_b"),
-    (r"\.attn\.kv_b_proj\.scale$", ".attn.wkv_b_scale"),
+    (r"\.attn\.kv_b_proj\.(scale|whole|divisor)$", r".attn.wkv_b_\1"),
     (r"\.attn\.o_proj\.", ".attn.wo."),
 )
 _QWEN3 = _rules((r"\.attn\.([qkvo])_proj\.", r".attn.w\1."))

@@ -1,42 +1,26 @@
-"""Load a checkpoint: floating point, fp8 in 128 x 128 blocks, or fp4 experts, dequantised or kept as stored."""
+"""Load a checkpoint: what it keeps in fp8 or fp4 is served as stored, unless asked otherwise."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from runtime import models
 from runtime.checkpoint import Checkpoint, CheckpointError
 from runtime.config.spec import ModelConfig
-from runtime.layers.expert_parallel import ExpertGroup
 from runtime.layers.linear import Linear
 from runtime.layers.moe import Experts
+from runtime.layers.ranks import Ranks
+from runtime.layers.tensor_parallel import Shard
 from runtime.models import Model
-from runtime.reference.quantize import FP4_GROUP, SCALE_BLOCK, dequantize_weight
+from runtime.stored_weight import Sides, Stored, join, read_stored
 from runtime.weight_names import WeightPlace, place_of
 
-_PACKED = (torch.uint8, torch.int8)  # two e2m1 codes a byte, the even column in the low bits
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A tensor as the file has it; `scale` is float32 per block (fp8) or exponent bytes per group (fp4)."""
-
-    values: Tensor
-    scale: Tensor | None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the numbers it stands for."""
-        *lead, columns = self.values.shape
-        return (*lead, 2 * columns) if self.values.dtype == torch.uint8 else (*lead, columns)
-
-    def dequantized(self, dtype: torch.dtype) -> Tensor:
-        return self.values.to(dtype) if self.scale is None else dequantize_weight(self.values, self.scale).to(dtype)
+# Endings of tensors whose formats are not read, and what writes them.
+_FOREIGN = {".qweight": "AWQ or GPTQ", ".quant_map": "bitsandbytes", ".absmax": "bitsandbytes", ".SCB": "bitsandbytes"}
 
 
 def load(
@@ -44,22 +28,21 @@ def load(
     directory: str | Path,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.bfloat16,
-    dequantize: bool = True,
-    experts: ExpertGroup | None = None,
+    dequantize: bool = False,
+    ranks: Ranks | None = None,
 ) -> Model:
     """The model with a checkpoint's weights.
 
     dtype: of linears and embeddings that are not kept quantised (norms, router and mHC are float32).
-    dequantize: False keeps fp8 linears and fp8 or fp4 experts as stored, to be decoded inside the kernels.
-    experts: with expert parallelism, only this rank's experts are read.
+    dequantize: True expands fp8 and fp4 weights to dtype; else the kernels decode them (see runtime.stored_weight).
+    ranks: with several, only this rank's share is kept.
     """
-    group = experts or ExpertGroup()
     checkpoint = Checkpoint(directory, torch.device(device))
     names: dict[WeightPlace, str] = {}
     for name in checkpoint.names:
         if (place := place_of(name, config)) is not None:
             names[place] = name
-    model = models.empty(config, "meta", dtype, group)
+    model = models.empty(config, "meta", dtype, ranks)
     loader = _Loader(checkpoint, names, dtype, dequantize)
     loader.check_complete(model)
     for prefix, module in model.named_modules():
@@ -86,6 +69,12 @@ class _Loader:
     def check_complete(self, model: Model) -> None:
         missing = [place for place in _all_pieces(model) if place not in self.names]
         if missing:
+            for name in self.checkpoint.names:
+                if (ending := next((e for e in _FOREIGN if name.endswith(e)), None)) is not None:
+                    raise CheckpointError(
+                        f"{self.checkpoint.directory} is quantised by {_FOREIGN[ending]} ({name!r}), which is not "
+                        "read; take it in bf16, fp8, MXFP4 or NVFP4"
+                    )
             first = missing[0]
             expert = "" if first.expert is None else f" of expert {first.expert}"
             raise CheckpointError(
@@ -96,50 +85,41 @@ class _Loader:
 
     def fill(self, prefix: str, module: nn.Module) -> None:
         """Give every parameter of this module (not of those inside it) its values."""
+        shards: dict[str, Shard] = getattr(module, "shards", {})
         for leaf, parameter in list(module.named_parameters(recurse=False)):
             places = _pieces(prefix, module, leaf)
             pieces = [self._read(place) for place in places]
             stacked = len(module.local) if isinstance(module, Experts) else 0
-            self._check_shape(places, pieces, parameter.shape, stacked)
-            kept = None
-            if isinstance(module, Linear | Experts) and leaf != "bias" and not self.dequantize:
-                kept = _keep(pieces, stacked)
-            if kept is None:
-                rows = [piece.dequantized(parameter.dtype) for piece in pieces]
-                values = _join(rows, stacked).reshape(parameter.shape)
+            shard = shards.get(leaf)
+            self._check_shape(places, pieces, parameter.shape, stacked, shard)
+            whole = join([piece.part(shard) for piece in pieces], stacked)
+            keeps = isinstance(module, Linear | Experts) and leaf != "bias" and not self.dequantize
+            values = whole.values if keeps and whole.scale is not None else whole.dequantized(parameter.dtype)
+            if keeps and whole.scale is not None:
+                stem = "" if isinstance(module, Linear) else f"{leaf}_"
+                for name, tensor in (("scale", whole.scale), ("row_scale", whole.row_scale)):
+                    if tensor is not None:
+                        setattr(module, stem + name, nn.Parameter(tensor, requires_grad=False))
             else:
-                values, scale = kept
-                name = "scale" if isinstance(module, Linear) else f"{leaf}_scale"
-                setattr(module, name, nn.Parameter(scale, requires_grad=False))
-            setattr(module, leaf, nn.Parameter(values, requires_grad=False))
+                values = values.reshape(parameter.shape)
+            setattr(module, leaf, nn.Parameter(values.contiguous(), requires_grad=False))
 
     def _read(self, place: WeightPlace) -> Stored:
-        values = self.checkpoint.tensor(self.names[place])
-        if values.dtype not in (torch.float8_e4m3fn, *_PACKED):
-            return Stored(values, None)
-        name = self.names.get(_scale_place(place))
-        if name is None:
-            raise CheckpointError(
-                f"{self.names[place]!r} is {values.dtype} but the checkpoint has no scale for it; fetch it again"
-            )
-        scale = self.checkpoint.tensor(name)
-        if values.dtype == torch.float8_e4m3fn:
-            expected = (-(-values.shape[-2] // SCALE_BLOCK), -(-values.shape[-1] // SCALE_BLOCK))
-            stored = Stored(values, scale.float())
-        else:
-            expected = (values.shape[-2], values.shape[-1] * 2 // FP4_GROUP)
-            stored = Stored(values.view(torch.uint8), scale.view(torch.uint8))
-        if tuple(scale.shape) != expected:
-            raise CheckpointError(f"{name!r} has shape {list(scale.shape)}; its weight needs {list(expected)}")
-        return stored
+        name = self.names[place]
+        beside = (self.names.get(_side(place, kind)) for kind in ("scale", "whole", "divisor"))
+        sides = Sides(*(None if other is None else self.checkpoint.tensor(other) for other in beside))
+        return read_stored(name, self.checkpoint.tensor(name), sides)
 
-    def _check_shape(self, places: list[WeightPlace], pieces: list[Stored], shape: torch.Size, stacked: int) -> None:
+    def _check_shape(
+        self, places: list[WeightPlace], pieces: list[Stored], shape: torch.Size, stacked: int, shard: Shard | None
+    ) -> None:
         """Each piece is an equal share of the rows; parameters kept as [groups, rows, K] are flat in files."""
         lead = shape[1:] if stacked else shape
         share = len(pieces) // max(stacked, 1)
-        columns = lead[-1]
+        over = [shard.size if shard is not None and shard.dim == dim else 1 for dim in (0, 1)]
+        columns = lead[-1] * over[1 if len(lead) > 1 else 0]
         for place, piece in zip(places, pieces, strict=True):
-            rows = lead[:-1].numel() // share
+            rows = lead[:-1].numel() // share * over[0]
             expected = (rows, columns) if len(lead) > 1 else (columns,)
             if piece.shape != expected:
                 raise CheckpointError(
@@ -148,28 +128,13 @@ class _Loader:
                 )
 
 
-def _scale_place(place: WeightPlace) -> WeightPlace:
+def _side(place: WeightPlace, kind: str) -> WeightPlace:
     if place.parameter.endswith(".weight"):
-        return WeightPlace(place.parameter.removesuffix("weight") + "scale", place.expert, place.part)
-    return WeightPlace(f"{place.parameter}_scale", place.expert, place.part)
+        return WeightPlace(place.parameter.removesuffix("weight") + kind, place.expert, place.part)
+    return WeightPlace(f"{place.parameter}_{kind}", place.expert, place.part)
 
 
 def _all_pieces(model: Model) -> Iterator[WeightPlace]:
     for prefix, module in model.named_modules():
         for leaf, _ in module.named_parameters(recurse=False):
             yield from _pieces(prefix, module, leaf)
-
-
-def _join(rows: list[Tensor], stacked: int) -> Tensor:
-    joined = rows[0] if len(rows) == 1 else torch.cat(rows)
-    return joined.unflatten(0, (stacked, -1)) if stacked else joined
-
-
-def _keep(pieces: list[Stored], stacked: int) -> tuple[Tensor, Tensor] | None:
-    """Values and scales as stored; None if there are none, or if fp8 pieces do not meet at a block's edge."""
-    scales = [piece.scale for piece in pieces if piece.scale is not None]
-    if len(scales) < len(pieces):
-        return None
-    if pieces[0].values.dtype == torch.float8_e4m3fn and len(pieces) > 1 and pieces[0].shape[0] % SCALE_BLOCK:
-        return None
-    return _join([piece.values for piece in pieces], stacked), _join(scales, stacked)

@@ -8,18 +8,20 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from runtime import handover
-from runtime.cache import KVCache
+from runtime.config.parallel import Parallelism
 from runtime.config.spec import ModelConfig
-from runtime.engine import Engine, EngineConfig, Importer, StepRecord
+from runtime.engine import Engine, EngineConfig, Importer, ModelSource, StepRecord, build_executor
+from runtime.executor import Executor
 from runtime.handover import Handover
+from runtime.rank_processes import RankSpec
+from runtime.ranked_engine import RankedEngine
 from runtime.sequence import Request, RequestError, TokenEvent, failed
 
 Role = Literal["prefill", "decode"]
@@ -27,7 +29,10 @@ Role = Literal["prefill", "decode"]
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """What a worker builds. Every worker of a deployment holds the same weights."""
+    """What a worker builds. Every worker of a deployment holds the same weights.
+
+    devices: of its ranks in turn, or one for all of them.
+    """
 
     model_config: ModelConfig
     engine_config: EngineConfig
@@ -36,17 +41,28 @@ class WorkerSpec:
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
     num_threads: int = 1
+    parallel: Parallelism = field(default_factory=Parallelism)
+    devices: tuple[str, ...] = ()
+    dequantize: bool = False
 
-    def build(self) -> Engine:
+    def of_instance(self, index: int) -> WorkerSpec:
+        """For the index-th of several workers, each on devices of its own."""
+        count = self.parallel.num_ranks
+        own = self.devices[index * count : (index + 1) * count]
+        return replace(self, devices=own, device=own[0]) if own else self
+
+    @property
+    def source(self) -> ModelSource:
+        return ModelSource(self.model_config, self.weights_directory, self.seed, self.dtype, self.dequantize)
+
+    def build(self) -> Engine | RankedEngine:
         torch.set_num_threads(self.num_threads)
-        return Engine.build(
-            self.model_config,
-            self.engine_config,
-            weights_directory=self.weights_directory,
-            seed=self.seed,
-            device=self.device,
-            dtype=self.dtype,
-        )
+        if self.parallel.num_ranks == 1:
+            executor = build_executor(self.source, self.engine_config, self.device)
+            return Engine(executor, self.model_config, self.engine_config)
+        devices = self.devices or (self.device,) * self.parallel.num_ranks
+        ranks = RankSpec(self.source, self.engine_config, self.parallel, devices, self.num_threads)
+        return RankedEngine(ranks)
 
 
 # To a worker.
@@ -146,6 +162,9 @@ class _Release:
     request_id: str
 
 
+Message = Submit | Receive | Export | Abort | Stop | _Release
+
+
 class Worker:
     """The loop of a worker process: take messages, make a step, tell what came of it.
 
@@ -153,12 +172,12 @@ class Worker:
     more, and a hand-over that waited for a long prefill step would delay the tokens of its request.
     """
 
-    def __init__(self, connection: Connection, role: Role, engine: Engine) -> None:
+    def __init__(self, connection: Connection, role: Role, engine: Engine | RankedEngine) -> None:
         self.connection = connection
         self.role = role
         self.engine = engine
         self._imported: list[Imported] = []
-        self._inbox: queue.SimpleQueue[Submit | Receive | Abort | Stop | _Release | Exception] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Message | Exception] = queue.SimpleQueue()
         self._sending = threading.Lock()
 
     def run(self) -> None:
@@ -188,7 +207,7 @@ class Worker:
         try:
             while not isinstance(message, Stop):
                 message = self.connection.recv()
-                if isinstance(message, Export):
+                if isinstance(message, Export) and self.engine.exports_aside:
                     self._export(message.request_id, message.segment)
                 else:
                     self._inbox.put(message)
@@ -200,21 +219,21 @@ class Worker:
             self.connection.send(message)
 
     def _progress(self, events: list[TokenEvent]) -> Progress:
-        held = self.engine.scheduler.held
         prefilled = tuple(
-            Prefilled(event.request_id, held[event.request_id].timing.scheduled_s or event.time_s,
-                      held[event.request_id].num_cached)
+            Prefilled(event.request_id, held.timing.scheduled_s or event.time_s, held.num_cached)
             for event in events
-            if event.request_id in held
-        )  # fmt: skip
+            if (held := self.engine.held(event.request_id)) is not None
+        )
         imported, self._imported = tuple(self._imported), []
         return Progress(tuple(events), prefilled, imported)
 
-    def _handle(self, message: Submit | Receive | Abort | _Release) -> None:
+    def _handle(self, message: Submit | Receive | Export | Abort | _Release) -> None:
         if isinstance(message, Submit):
             self._add(message.request)
         elif isinstance(message, Receive):
             self._add(message.request, self._importer(message.request.request_id, message.handover))
+        elif isinstance(message, Export):
+            self._export(message.request_id, message.segment)
         else:
             self.engine.abort(message.request_id)
 
@@ -227,7 +246,7 @@ class Worker:
     def _export(self, request_id: str, segment: str) -> None:
         begin_s = time.monotonic()
         try:
-            written = handover.write(segment, self.engine.export(request_id))
+            written = self.engine.write_out(request_id, segment)
         except OSError as error:
             self._send(ExportFailed(request_id, segment, str(error)))
         else:
@@ -235,13 +254,12 @@ class Worker:
         self._inbox.put(_Release(request_id))
 
     def _importer(self, request_id: str, source: Handover) -> Importer:
-        def fill(cache: KVCache, block_ids: Sequence[int], slot: int) -> int:
+        def fill(target: Executor, block_ids: Sequence[int], slot: int) -> int:
             begin_s = time.monotonic()
-            with handover.opened(source) as tensors:
-                cache.import_blocks(block_ids, slot, tensors)
+            moved = target.import_from(source, block_ids, slot)
             end_s = time.monotonic()
-            self._imported.append(Imported(request_id, end_s, end_s - begin_s, source.num_bytes))
-            return source.num_bytes
+            self._imported.append(Imported(request_id, end_s, end_s - begin_s, moved))
+            return moved
 
         return fill
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import queue
 import threading
@@ -20,8 +21,11 @@ class WorkerHandle:
         self.name = f"{role} worker {index}"
         self.role = role
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=worker_main, args=(theirs, role, spec), daemon=True, name=self.name)
+        alone = spec.parallel.num_ranks == 1
+        self.process = context.Process(target=worker_main, args=(theirs, role, spec), daemon=alone, name=self.name)
         self.process.start()
+        if not alone:  # a daemon may have no ranks; others must be let go before Python waits for them
+            atexit.register(self.connection.close)
         theirs.close()  # or its death would not close the pipe
         self.load_tokens = 0
         self.staged: set[str] = set()
@@ -49,6 +53,7 @@ class WorkerHandle:
             self.process.join()
         self._sender.join()
         self.connection.close()
+        atexit.unregister(self.connection.close)
         return self.process.exitcode
 
     def await_ready(self, timeout_s: float) -> Ready:

@@ -40,7 +40,7 @@ STANDS_ON: dict[str, tuple[str, ...]] = {
     "runtime.reference": (),
     "runtime.kernels": ("runtime.reference",),
     "runtime.ops": ("runtime.kernels",),
-    "runtime.cache": ("runtime.config",),
+    "runtime.cache": ("runtime.config", "runtime.reference"),
     "runtime.batch": ("runtime.cache",),
     "runtime.layers": ("runtime.ops", "runtime.batch"),
     "runtime.models": ("runtime.layers",),

@@ -12,7 +12,13 @@ from typing import Annotated, Any
 import typer
 
 from app.commands.options import LAST_PORT, JsonOutput, above_zero, whole_above_zero
-from app.commands.runtime_options import EngineOptions, build_backend, with_engine_options
+from app.commands.runtime_options import (
+    EngineOptions,
+    build_backend,
+    say_what_is_missing,
+    tokenizer_directory,
+    with_engine_options,
+)
 from app.errors import EXIT_BAD_INPUT, EXIT_NO_ANSWER, InputError, OneSentenceGroup
 
 runtime_app = typer.Typer(
@@ -25,7 +31,11 @@ runtime_app = typer.Typer(
 
 TokenizerOption = Annotated[
     Path | None,
-    typer.Option("--tokenizer", metavar="DIR", help="Tokenizer directory; without it bytes are token ids."),
+    typer.Option(
+        "--tokenizer",
+        metavar="DIR",
+        help="Tokenizer directory; else that beside the weights, else bytes are ids.",
+    ),
 ]
 
 
@@ -76,6 +86,8 @@ def generate(
     check_writable(json_file, "--json")
     if not prompt and not prompt_ids:
         raise InputError("there is nothing to continue; give --prompt TEXT or --prompt-ids 1,2,3")
+    tokenizer = tokenizer_directory(options, tokenizer)
+    say_what_is_missing(options, tokenizer)
     words = load_tokenizer(tokenizer)
     prompts = [words.encode(text) for text in prompt or ()] + [_token_ids(text) for text in prompt_ids or ()]
     with _backend(options) as backend:
@@ -191,13 +203,15 @@ def serve(
     ] = None,
     tokenizer: TokenizerOption = None,
 ) -> None:
-    """Serve an OpenAI-compatible /v1/completions endpoint."""
+    """Serve OpenAI-compatible /v1/completions and /v1/chat/completions, and /metrics for Prometheus."""
     _require("torch", "fastapi", "uvicorn")
     import uvicorn
 
     from runtime.server import create_app
     from runtime.tokenizer import load_tokenizer
 
+    tokenizer = tokenizer_directory(options, tokenizer)
+    say_what_is_missing(options, tokenizer)
     words = load_tokenizer(tokenizer)
     name = served_name or Path(options.model).name
     app = create_app(build_backend(options), words, name)  # closes the backend when it shuts down

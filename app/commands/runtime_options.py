@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import wraps
@@ -37,13 +38,30 @@ class EngineOptions:
         typer.Option("--weights", metavar="DIR", help="Safetensors; else those beside --model, else random."),
     ] = None
     weights_seed: Annotated[int, typer.Option("--weights-seed", min=0, help="Seed of random weights.")] = 0
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; auto takes a GPU if there is one.")] = "auto"
+    dequantize: Annotated[
+        bool, typer.Option("--dequantize", help="Expand fp8 and fp4 weights instead of serving them as stored.")
+    ] = False
+    kv_cache_dtype: Annotated[
+        str, typer.Option("--kv-cache-dtype", help="auto (as the checkpoint says), model or fp8.")
+    ] = "auto"
+    index_dtype: Annotated[
+        str, typer.Option("--index-dtype", help="Keys of V4's indexer: auto (as the checkpoint says), model or fp4.")
+    ] = "auto"
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda, cuda:N or cuda:N-M, one a rank in turn; auto takes GPUs if there are any.")
+    ] = "auto"
+    tp: Annotated[int, _count("--tp", "Tensor-parallel ranks of each replica.")] = 1
+    dp: Annotated[int, _count("--dp", "Replicas of an instance, each with requests and KV of its own.")] = 1
+    ep: Annotated[int, _count("--ep", "Ranks that share the experts: 1, or all of an instance (tp x dp).")] = 1
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto"
     threads: Annotated[int, _count("--threads", "CPU threads of each worker.")] = 1
     disaggregated: Annotated[
         str | None,
         typer.Option("--disaggregated", metavar="P,D", help="P prefill and D decode worker processes."),
     ] = None
+    draft_tokens: Annotated[
+        int, typer.Option("--draft-tokens", min=0, help="Guessed by the MTP layer for each step: 0 or 1.")
+    ] = 0
     num_blocks: Annotated[int, _count("--num-blocks", "KV blocks in the pool.")] = 256
     block_size: Annotated[int, _count("--block-size", "Tokens in a block.")] = 128
     max_num_seqs: Annotated[int, _count("--max-num-seqs", "Sequences in one step.")] = 16
@@ -90,29 +108,61 @@ def parse_disaggregated(text: str | None) -> tuple[int, int] | None:
     return int(parts[0]), int(parts[1])
 
 
+def weights_directory(options: EngineOptions) -> Path | None:
+    """--weights, else --model where it is a directory with safetensors."""
+    if options.weights is None and any(Path(options.model).glob("*.safetensors")):
+        return Path(options.model)
+    return options.weights
+
+
+def tokenizer_directory(options: EngineOptions, given: Path | None) -> Path | None:
+    """--tokenizer, else the folder of the weights or of the model if a tokenizer lies there."""
+    from runtime.tokenizer import has_tokenizer
+
+    model = Path(options.model)
+    beside = (weights_directory(options), model if model.is_dir() else model.parent if model.is_file() else None)
+    return given or next((folder for folder in beside if folder is not None and has_tokenizer(folder)), None)
+
+
+def say_what_is_missing(options: EngineOptions, tokenizer: Path | None) -> None:
+    """On stderr, what of a real model is made up; presets are made up throughout, and say so in their name."""
+    if not Path(options.model).exists():
+        return
+    if weights_directory(options) is None:
+        typer.echo(
+            f"moeplan: no safetensors beside {options.model} and no --weights: weights are random "
+            f"(seed {options.weights_seed}) and so is what they say",
+            err=True,
+        )
+    if tokenizer is None:
+        typer.echo(
+            f"moeplan: no tokenizer beside {options.model} and no --tokenizer: bytes of text are token ids", err=True
+        )
+
+
 def worker_spec(options: EngineOptions) -> WorkerSpec:
     import torch
 
+    from runtime.config.parallel import Parallelism
     from runtime.engine import EngineConfig
     from runtime.presets import load_model_config
     from runtime.worker import WorkerSpec
 
     if options.dtype not in ("auto", *DTYPES):
         raise InputError(f"--dtype {options.dtype!r} is not known; use auto, {', '.join(DTYPES)}")
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    _check_device(device)
+    instances = parse_disaggregated(options.disaggregated) or (1, 0)
+    parallel = Parallelism(options.tp, options.dp, options.ep)
+    devices = _devices(options.device, sum(instances) * parallel.num_ranks)
+    device = devices[0]
     dtype = options.dtype
     if dtype == "auto":
         dtype = "float32" if device == "cpu" else "bfloat16"
     if options.weights is not None and not options.weights.is_dir():
         raise InputError(f"--weights {options.weights} is not a directory; give the folder of the safetensors files")
-    weights = options.weights
-    if weights is None and any(Path(options.model).glob("*.safetensors")):
-        weights = Path(options.model)
+    config = load_model_config(options.model)
+    parallel.check(config)
     return WorkerSpec(
-        load_model_config(options.model),
+        config,
         EngineConfig(
             num_blocks=options.num_blocks,
             block_size=options.block_size,
@@ -121,26 +171,41 @@ def worker_spec(options: EngineOptions) -> WorkerSpec:
             max_num_batched_tokens=options.max_num_batched_tokens,
             max_model_len=options.max_model_len or 0,
             prefix_caching=options.prefix_caching,
+            kv_cache_dtype=options.kv_cache_dtype,
+            index_dtype=options.index_dtype,
+            draft_tokens=options.draft_tokens,
         ),
-        weights,
+        weights_directory(options),
         options.weights_seed,
         device,
         getattr(torch, dtype),
         options.threads,
+        parallel,
+        devices,
+        options.dequantize,
     )
 
 
-def _check_device(device: str) -> None:
+def _devices(text: str, count: int) -> tuple[str, ...]:
+    """A device for each of `count` ranks: the CPU for all, or GPUs in turn."""
     import torch
 
-    try:
-        parsed = torch.device(device)
-    except RuntimeError:
-        raise InputError(f"--device {device!r} is not known; use cpu, cuda or cuda:N") from None
-    if parsed.type not in ("cpu", "cuda"):
-        raise InputError(f"--device {device!r} is not supported; use cpu, cuda or cuda:N")
-    if parsed.type == "cuda" and (parsed.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device {device} is not there: this machine has {torch.cuda.device_count()} GPUs; use cpu")
+    present = torch.cuda.device_count()
+    if text == "cpu" or (text == "auto" and not present):
+        return ("cpu",) * count
+    match = re.fullmatch(r"(?:auto|cuda)|cuda:(\d+)(?:-(\d+))?", text)
+    if match is None:
+        raise InputError(f"--device {text!r} is not known; use cpu, cuda, cuda:N or cuda:N-M")
+    first = int(match[1] or 0)
+    last = int(match[2]) if match[2] else first if match[1] and count == 1 else first + count - 1
+    if last - first + 1 != count:
+        raise InputError(
+            f"--device {text} names {max(0, last - first + 1)} GPUs, but {count} ranks need one each; "
+            f"use cuda:{first}-{first + count - 1}, or change --tp, --dp or --disaggregated"
+        )
+    if last >= present:
+        raise InputError(f"--device {text} is not there: this machine has {present} GPUs; use cpu")
+    return tuple(f"cuda:{index}" for index in range(first, last + 1))
 
 
 def build_backend(options: EngineOptions) -> Backend:

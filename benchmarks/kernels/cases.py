@@ -28,6 +28,7 @@ from benchmarks.kernels.case import (
     normal,
     positive,
 )
+from runtime.kernels.fp4_gemm import fp4_gemm
 from runtime.kernels.fp8_gemm import fp8_gemm
 from runtime.kernels.grouped_gemm import grouped_gemm1, grouped_gemm2_combine
 from runtime.kernels.mhc import mhc_head, mhc_post, mhc_pre
@@ -97,6 +98,8 @@ def expert_weight(device: torch.device, form: str, rows: int, columns: int) -> t
     if form == "fp8":
         return codes(device, EXPERTS, rows, columns), positive(device, EXPERTS, rows // 128, columns // 128)
     packed = torch.randint(0, 256, (EXPERTS, rows, columns // 2), device=device, dtype=torch.uint8)
+    if form == "nvfp4":
+        return packed, positive(device, EXPERTS, rows, columns // 16).to(torch.float8_e4m3fn)
     return packed, torch.full((EXPERTS, rows, columns // 32), 127, device=device, dtype=torch.uint8)
 
 
@@ -121,7 +124,8 @@ def moe_cases(tokens: int) -> list[Case]:
             fp8 = form == "fp8"
             x = codes(device, tokens, HIDDEN) if fp8 else normal(device, tokens, HIDDEN)
             x_scale = positive(device, tokens, HIDDEN // 128) if fp8 else None
-            return lambda: grouped_gemm1(x, x_scale, w13, scale, alignment, TOP_K, 10.0, fp8)
+            rows = positive(device, EXPERTS, 2 * INTER) if form == "nvfp4" else None
+            return lambda: grouped_gemm1(x, x_scale, w13, scale, alignment, TOP_K, 10.0, fp8, rows)
 
         return build
 
@@ -133,15 +137,17 @@ def moe_cases(tokens: int) -> list[Case]:
             fp8 = form == "fp8"
             h = codes(device, pairs, INTER) if fp8 else normal(device, pairs, INTER)
             h_scale = positive(device, pairs, INTER // 128) if fp8 else None
-            return lambda: grouped_gemm2_combine(h, h_scale, w2, scale, alignment, weights, ids, torch.bfloat16)
+            rows = positive(device, EXPERTS, HIDDEN) if form == "nvfp4" else None
+            return lambda: grouped_gemm2_combine(h, h_scale, w2, scale, alignment, weights, ids, torch.bfloat16, rows)
 
         return build
 
     cases = [
         Case(f"moe_align_{tokens}", build_align, 0, pairs * 8),
     ]
-    for form, weight_bytes, act_bytes in (("bf16", 2.0, 2.0), ("fp8", 1.0, 1.0), ("fp4", 17 / 32, 2.0)):
-        fp8, dtype = form == "fp8", "fp8" if form == "fp8" else "bf16"
+    forms = (("bf16", 2.0, 2.0), ("fp8", 1.0, 1.0), ("fp4", 17 / 32, 2.0), ("nvfp4", 9 / 16, 2.0))
+    for form, weight_bytes, act_bytes in forms:
+        fp8, dtype = form in ("fp8", "nvfp4"), "fp8" if form == "fp8" else "bf16"
         gemm1_bytes = touched * 2 * INTER * HIDDEN * weight_bytes + (tokens * HIDDEN + pairs * INTER) * act_bytes
         # The combine reads what the product wrote: pairs rows of bf16, twice over the memory.
         gemm2_bytes = (
@@ -156,6 +162,19 @@ def moe_cases(tokens: int) -> list[Case]:
             ),
         ]
     return cases
+
+
+def fp4_cases(tokens: int) -> list[Case]:
+    """The down projection of a shared expert, in MXFP4."""
+
+    def build(device: torch.device) -> Callable[[], object]:
+        x = normal(device, tokens, INTER)
+        weight = torch.randint(0, 256, (HIDDEN, INTER // 2), device=device, dtype=torch.uint8)
+        scale = torch.full((HIDDEN, INTER // 32), 127, device=device, dtype=torch.uint8)
+        return lambda: fp4_gemm(x, weight, scale)
+
+    traffic = tokens * (INTER + HIDDEN) * 2 + HIDDEN * INTER * 17 / 32
+    return [Case(f"fp4_gemm_{tokens}", build, 2 * tokens * HIDDEN * INTER, traffic)]
 
 
 def mhc_cases(tokens: int) -> list[Case]:
@@ -217,7 +236,7 @@ def sample_cases(rows: int) -> list[Case]:
 
 
 PREFILL, DECODE = 8192, 64  # tokens of a step: of one chunk, and of as many sequences (assumed)
-_BOTH = (norm_cases, fp8_cases, moe_cases, mhc_cases, choice_cases)
+_BOTH = (norm_cases, fp8_cases, fp4_cases, moe_cases, mhc_cases, choice_cases)
 CASES: list[Case] = [
     *(case for tokens in (PREFILL, DECODE) for make in _BOTH for case in make(tokens)),
     *attention_cases(PREFILL, decode=False),
@@ -235,5 +254,7 @@ _LARGE = (
 _SMALL = (
     *("grouped_gemm1_fp8", "grouped_gemm2_fp8", "grouped_gemm1_fp4"),
     *("window_decode_swa", "paged_decode_mla", "indexer_scores", "sample"),
+    *("fp4_gemm", "grouped_gemm2_nvfp4", "store_packed_index", "store_packed_kv", "round_rows"),
+    *("window_decode_csa_packed", "paged_decode_mla_packed", "indexer_scores_packed"),
 )
 REPRESENTATIVE = frozenset([*(f"{name}_{PREFILL}" for name in _LARGE), *(f"{name}_{DECODE}" for name in _SMALL)])

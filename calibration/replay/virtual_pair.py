@@ -15,8 +15,8 @@ from calibration.microbench.timer import clock_of
 from calibration.microbench.virtual_clock import ReplayedRequests, TimedStep, VirtualReplay, timed_step
 
 if TYPE_CHECKING:
-    from runtime.cache import KVCache
     from runtime.engine import Engine, Importer
+    from runtime.executor import Executor
     from runtime.handover import Handover
     from runtime.trace import TraceRequest
 
@@ -100,11 +100,9 @@ def _segment(name: str) -> str:
 
 
 def _write_out(engine: Engine, name: str) -> tuple[Handover, float]:
-    from runtime import handover
-
     clock = clock_of(engine.device)
     begin_s = clock()
-    written = handover.write(_segment(name), engine.export(name))
+    written = engine.write_out(name, _segment(name))
     seconds = clock() - begin_s
     engine.abort(name)
     return written, seconds
@@ -113,12 +111,10 @@ def _write_out(engine: Engine, name: str) -> tuple[Handover, float]:
 def _importer(source: Handover) -> Importer:
     from runtime import handover
 
-    def fill(cache: KVCache, block_ids: Sequence[int], slot: int) -> int:
+    def fill(target: Executor, block_ids: Sequence[int], slot: int) -> int:
         try:
-            with handover.opened(source) as tensors:
-                cache.import_blocks(block_ids, slot, tensors)
+            return target.import_from(source, block_ids, slot)
         finally:
             handover.remove(source.segment)
-        return source.num_bytes
 
     return fill

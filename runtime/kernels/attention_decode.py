@@ -10,8 +10,18 @@ import triton.language as tl
 from torch import Tensor
 
 from runtime.kernels.attention_prefill import key_blocks, shares_storage
-from runtime.kernels.attention_step import LOG2_E, attend, combine_splits_kernel, dot_precision, store_split
+from runtime.kernels.attention_step import (
+    LOG2_E,
+    attend,
+    combine_splits_kernel,
+    dot_precision,
+    key_layout,
+    load_cached,
+    load_keys,
+    store_split,
+)
 from runtime.kernels.configs import LEAST_ROWS, WIDE_VALUES, attention_tile, compute_units
+from runtime.reference.packed_rows import Packing
 
 MIN_KEYS_PER_SPLIT = 128  # below, merging costs more than a split saves (assumed)
 MAX_SPLITS = 64  # so that merging reads little (assumed)
@@ -42,6 +52,10 @@ def _window_decode_kernel(
     per_block: tl.constexpr,
     table_width,
     k,
+    CODED: tl.constexpr,
+    ROPE: tl.constexpr,
+    BYTES: tl.constexpr,
+    GROUP: tl.constexpr,
     ENTRIES: tl.constexpr,
     SELECTED: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -69,12 +83,12 @@ def _window_decode_kernel(
     peak = tl.full((BH,), float("-inf"), tl.float32)
     total = tl.zeros((BH,), tl.float32)
     acc = tl.zeros((BH, BD), tl.float32)
-    ring = window + tl.load(slots + batch).to(tl.int64) * size * dim
+    ring = tl.load(slots + batch).to(tl.int64) * size
     ring_end = tl.minimum(last, near)
     for start in range(first, ring_end, BT):
         place = start + offset
         seen = place < ring_end
-        keys = tl.load(ring + place[:, None] * dim + column[None, :], mask=seen[:, None] & wide, other=0.0)
+        keys = load_keys(window, ring + place, seen, column, dim, query.dtype, CODED, ROPE, BYTES, GROUP)
         scores = tl.dot(query, keys.T, input_precision=PRECISION) * scale
         peak, total, acc = attend(scores, keys, seen[None, :], peak, total, acc, PRECISION)
     if ENTRIES:
@@ -86,8 +100,18 @@ def _window_decode_kernel(
                 entry = tl.load(selected + batch * k + entry, mask=seen, other=-1)
                 seen = entry >= 0
             block = tl.load(block_table + batch * table_width + entry // per_block, mask=seen, other=0).to(tl.int64)
-            source = entries + (block * per_block + entry % per_block)[:, None] * dim + column[None, :]
-            keys = tl.load(source, mask=seen[:, None] & wide, other=0.0)
+            keys = load_keys(
+                entries,
+                block * per_block + entry % per_block,
+                seen,
+                column,
+                dim,
+                query.dtype,
+                CODED,
+                ROPE,
+                BYTES,
+                GROUP,
+            )
             scores = tl.dot(query, keys.T, input_precision=PRECISION) * scale
             peak, total, acc = attend(scores, keys, seen[None, :], peak, total, acc, PRECISION)
     row = (batch * tl.num_programs(2) + split) * heads
@@ -105,6 +129,7 @@ def window_attention_decode(
     block_table: Tensor | None = None,
     visible: Tensor | None = None,
     selected: Tensor | None = None,
+    packing: Packing | None = None,
 ) -> Tensor:
     """See runtime.reference.attention_decode."""
     q, window = q.contiguous(), window.contiguous()
@@ -141,6 +166,7 @@ def window_attention_decode(
         entries.shape[1] if entries is not None else 1,
         block_table.shape[1] if block_table is not None else 0,
         selected.shape[1] if selected is not None else 0,
+        **key_layout(packing),
         ENTRIES=entries is not None and block_table is not None and visible is not None,
         SELECTED=selected is not None,
         PRECISION=dot_precision(q.dtype),
@@ -185,6 +211,10 @@ def _paged_decode_kernel(
     BK: tl.constexpr,
     BR: tl.constexpr,
     BV: tl.constexpr,
+    CODED: tl.constexpr,
+    ROPE: tl.constexpr,
+    BYTES: tl.constexpr,
+    GROUP: tl.constexpr,
     SHARED: tl.constexpr,
 ):
     batch, split = tl.program_id(0).to(tl.int64), tl.program_id(2)
@@ -209,32 +239,36 @@ def _paged_decode_kernel(
         seen = token < last
         block = tl.load(block_table + batch * table_width + token // block_size, mask=seen, other=0).to(tl.int64)
         within = token % block_size
-        key_row = k_cache + block * k_block_stride + within * k_token_stride + kv_head * k_head_stride
-        seen_columns = seen[:, None] & (column < k_dim)[None, :]
-        keys = tl.load(key_row[:, None] + column[None, :], mask=seen_columns, other=0.0)
+        key_row = block * k_block_stride + within * k_token_stride + kv_head * k_head_stride
+        keys = load_cached(k_cache, key_row, seen, column, k_dim, query.dtype, CODED, ROPE, BYTES, GROUP)
         scores = tl.dot(query, keys.T, input_precision=PRECISION)
         if BR > 0:
-            more_columns = seen[:, None] & (rest < k_dim)[None, :]
-            more = tl.load(key_row[:, None] + rest[None, :], mask=more_columns, other=0.0)
+            more = load_cached(k_cache, key_row, seen, rest, k_dim, query.dtype, CODED, ROPE, BYTES, GROUP)
             scores = tl.dot(query_rest, more.T, scores, input_precision=PRECISION)
         if SHARED:
             values = keys
         else:
-            value_row = v_cache + block * v_block_stride + within * v_token_stride + kv_head * v_head_stride
-            value_columns = seen[:, None] & (value_column < v_dim)[None, :]
-            values = tl.load(value_row[:, None] + value_column[None, :], mask=value_columns, other=0.0)
+            value_row = block * v_block_stride + within * v_token_stride + kv_head * v_head_stride
+            values = load_cached(v_cache, value_row, seen, value_column, v_dim, query.dtype, CODED, ROPE, BYTES, GROUP)
         peak, total, acc = attend(scores * scale, values, seen[None, :], peak, total, acc, PRECISION)
     row = (batch * tl.num_programs(2) + split) * heads
     store_split(partial, lse, row, head, valid, v_dim, peak, total, acc, BV)
 
 
 def paged_attention_decode(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, context_lens: Tensor, scale: float
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_table: Tensor,
+    context_lens: Tensor,
+    scale: float,
+    packing: Packing | None = None,
+    v_dim: int = 0,
 ) -> Tensor:
     """See runtime.reference.attention_decode."""
     q = q.contiguous()
     (batch, heads, k_dim), (block_size, kv_heads) = q.shape, k_cache.shape[1:3]
-    v_dim, group = v_cache.shape[3], heads // kv_heads
+    v_dim, group = v_dim if packing else v_cache.shape[3], heads // kv_heads
     out = torch.empty(batch, heads, v_dim, dtype=q.dtype, device=q.device)
     if batch == 0:
         return out
@@ -269,6 +303,7 @@ def paged_attention_decode(
         BK=main,
         BR=rest,
         BV=block,
+        **key_layout(packing),
         SHARED=shares_storage(k_cache, v_cache) and v_dim == main,
         num_warps=tile.warps,
         num_stages=tile.stages,

@@ -9,8 +9,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from runtime.kernels.attention_step import LOG2_E, LOG2_E_IN_KERNELS, attend, dot_precision
+from runtime.kernels.attention_step import (
+    LOG2_E,
+    LOG2_E_IN_KERNELS,
+    attend,
+    dot_precision,
+    key_layout,
+    load_cached,
+    load_keys,
+)
 from runtime.kernels.configs import LEAST_ROWS, WIDE_VALUES, attention_tile
+from runtime.reference.packed_rows import Packing
 
 
 @triton.jit
@@ -35,6 +44,10 @@ def _window_prefill_kernel(
     per_block: tl.constexpr,
     table_width,
     k,
+    CODED: tl.constexpr,
+    ROPE: tl.constexpr,
+    BYTES: tl.constexpr,
+    GROUP: tl.constexpr,
     ENTRIES: tl.constexpr,
     SELECTED: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -52,7 +65,7 @@ def _window_prefill_kernel(
     seq = tl.load(token_seq + row)
     position = tl.load(positions + row)
     before = tl.load(past + seq)
-    ring = window + tl.load(slots + seq).to(tl.int64) * size * dim
+    ring = tl.load(slots + seq).to(tl.int64) * size
 
     # The sink is a logit that was seen first and has no value.
     peak = tl.load(sinks + head, mask=head < heads, other=0.0).to(tl.float32) * LOG2_E_IN_KERNELS
@@ -62,7 +75,7 @@ def _window_prefill_kernel(
     for start in range(oldest, before, BT):
         token = start + offset
         seen = token < before
-        keys = tl.load(ring + (token % size)[:, None] * dim + column[None, :], mask=seen[:, None] & wide, other=0.0)
+        keys = load_keys(window, ring + token % size, seen, column, dim, query.dtype, CODED, ROPE, BYTES, GROUP)
         scores = tl.dot(query, keys.T, input_precision=PRECISION) * scale
         peak, total, acc = attend(scores, keys, seen[None, :], peak, total, acc, PRECISION)
     chunk = kv + (row - position) * dim  # row of token 0, were it in the chunk
@@ -83,8 +96,18 @@ def _window_prefill_kernel(
                 entry = tl.load(selected + row * k + entry, mask=seen, other=-1)
                 seen = entry >= 0
             block = tl.load(block_table + seq * table_width + entry // per_block, mask=seen, other=0).to(tl.int64)
-            source = entries + (block * per_block + entry % per_block)[:, None] * dim + column[None, :]
-            keys = tl.load(source, mask=seen[:, None] & wide, other=0.0)
+            keys = load_keys(
+                entries,
+                block * per_block + entry % per_block,
+                seen,
+                column,
+                dim,
+                query.dtype,
+                CODED,
+                ROPE,
+                BYTES,
+                GROUP,
+            )
             scores = tl.dot(query, keys.T, input_precision=PRECISION) * scale
             peak, total, acc = attend(scores, keys, seen[None, :], peak, total, acc, PRECISION)
     tl.store(out + place, (acc / total[:, None]).to(out.dtype.element_ty), mask=inside)
@@ -104,6 +127,7 @@ def window_attention_prefill(
     block_table: Tensor | None = None,
     visible: Tensor | None = None,
     selected: Tensor | None = None,
+    packing: Packing | None = None,
 ) -> Tensor:
     """See runtime.reference.attention_prefill."""
     q, kv, window = q.contiguous(), kv.contiguous(), window.contiguous()
@@ -134,6 +158,7 @@ def window_attention_prefill(
         entries.shape[1] if entries is not None else 1,
         block_table.shape[1] if block_table is not None else 0,
         selected.shape[1] if selected is not None else 0,
+        **key_layout(packing),
         ENTRIES=has_entries,
         SELECTED=selected is not None,
         PRECISION=dot_precision(q.dtype),
@@ -174,6 +199,10 @@ def _paged_prefill_kernel(
     BK: tl.constexpr,
     BR: tl.constexpr,
     BV: tl.constexpr,
+    CODED: tl.constexpr,
+    ROPE: tl.constexpr,
+    BYTES: tl.constexpr,
+    GROUP: tl.constexpr,
     SHARED: tl.constexpr,
 ):
     """Keys of BK columns (a power of two) and a rest of BR more, so that 576 needs no padding to 1024."""
@@ -201,20 +230,17 @@ def _paged_prefill_kernel(
         known = token < end
         block = tl.load(block_table + seq * table_width + token // block_size, mask=known, other=0).to(tl.int64)
         within = token % block_size
-        key_row = k_cache + block * k_block_stride + within * k_token_stride + head // group * k_head_stride
-        seen_columns = known[:, None] & (column < k_dim)[None, :]
-        keys = tl.load(key_row[:, None] + column[None, :], mask=seen_columns, other=0.0)
+        key_row = block * k_block_stride + within * k_token_stride + head // group * k_head_stride
+        keys = load_cached(k_cache, key_row, known, column, k_dim, query.dtype, CODED, ROPE, BYTES, GROUP)
         scores = tl.dot(query, keys.T, input_precision=PRECISION)
         if BR > 0:
-            more_columns = known[:, None] & (rest < k_dim)[None, :]
-            more = tl.load(key_row[:, None] + rest[None, :], mask=more_columns, other=0.0)
+            more = load_cached(k_cache, key_row, known, rest, k_dim, query.dtype, CODED, ROPE, BYTES, GROUP)
             scores = tl.dot(query_rest, more.T, scores, input_precision=PRECISION)
         if SHARED:
             values = keys
         else:
-            value_row = v_cache + block * v_block_stride + within * v_token_stride + head // group * v_head_stride
-            value_columns = known[:, None] & (value_column < v_dim)[None, :]
-            values = tl.load(value_row[:, None] + value_column[None, :], mask=value_columns, other=0.0)
+            value_row = block * v_block_stride + within * v_token_stride + head // group * v_head_stride
+            values = load_cached(v_cache, value_row, known, value_column, v_dim, query.dtype, CODED, ROPE, BYTES, GROUP)
         seen = token[None, :] <= (before + local)[:, None]
         peak, total, acc = attend(scores * scale, values, seen & known[None, :], peak, total, acc, PRECISION)
     place = ((first + local).to(tl.int64)[:, None] * heads + head) * v_dim + value_column[None, :]
@@ -243,11 +269,13 @@ def paged_attention_prefill(
     past: Tensor,
     max_new: int,
     scale: float,
+    packing: Packing | None = None,
+    v_dim: int = 0,
 ) -> Tensor:
     """See runtime.reference.attention_prefill."""
     q = q.contiguous()
     (tokens, heads, k_dim), (block_size, kv_heads) = q.shape, k_cache.shape[1:3]
-    v_dim, batch = v_cache.shape[3], past.shape[0]
+    v_dim, batch = v_dim if packing else v_cache.shape[3], past.shape[0]
     out = torch.empty(tokens, heads, v_dim, dtype=q.dtype, device=q.device)
     if tokens == 0:
         return out
@@ -276,6 +304,7 @@ def paged_attention_prefill(
         BK=main,
         BR=rest,
         BV=max(LEAST_ROWS, triton.next_power_of_2(v_dim)),
+        **key_layout(packing),
         SHARED=shares_storage(k_cache, v_cache) and v_dim == main,
         num_warps=tile.warps,
         num_stages=tile.stages,

@@ -4,6 +4,9 @@ import torch
 import triton
 import triton.language as tl
 
+from runtime.kernels.packed_rows import load_packed
+from runtime.reference.packed_rows import Packing
+
 LOG2_E = 1.4426950408889634  # log2(e), for exponentials in base 2
 LOG2_E_IN_KERNELS = tl.constexpr(LOG2_E)
 
@@ -11,6 +14,41 @@ LOG2_E_IN_KERNELS = tl.constexpr(LOG2_E)
 def dot_precision(dtype: torch.dtype) -> str:
     """float32 inputs keep float32 products; narrower ones are exact in the matrix unit anyway."""
     return "ieee" if dtype == torch.float32 else "tf32"
+
+
+def key_layout(packing: Packing | None) -> dict[str, int]:
+    """Constants of the kernels that read keys; BYTES is 0 for plain ones."""
+    if packing is None:
+        return {"CODED": 0, "ROPE": 0, "BYTES": 0, "GROUP": 1}
+    return {"CODED": packing.coded, "ROPE": packing.rope, "BYTES": packing.num_bytes, "GROUP": packing.group}
+
+
+@triton.jit
+def load_keys(
+    base, row, seen, column, dim, dtype: tl.constexpr,
+    CODED: tl.constexpr, ROPE: tl.constexpr, BYTES: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """Rows `row` [T] of `dim` values, plain or packed with exponent bytes: [T, D] in `dtype`, zero where unseen."""
+    if BYTES > 0:
+        keys = load_packed(base, row.to(tl.int64), seen, column, CODED, ROPE, BYTES, GROUP, False).to(dtype)
+    else:
+        inside = seen[:, None] & (column < dim)[None, :]
+        keys = tl.load(base + row[:, None] * dim + column[None, :], mask=inside, other=0.0).to(dtype)
+    return keys
+
+
+@triton.jit
+def load_cached(
+    base, place, seen, column, dim, dtype: tl.constexpr,
+    CODED: tl.constexpr, ROPE: tl.constexpr, BYTES: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """As `load_keys`, from offsets `place` [T] into the cache; packed rows have float32 scales."""
+    if BYTES > 0:
+        keys = load_packed(base + place, tl.zeros_like(place), seen, column, CODED, ROPE, BYTES, GROUP, True).to(dtype)
+    else:
+        inside = seen[:, None] & (column < dim)[None, :]
+        keys = tl.load(base + place[:, None] + column[None, :], mask=inside, other=0.0).to(dtype)
+    return keys
 
 
 @triton.jit

@@ -136,6 +136,13 @@ def dense_fp8_tile(device: torch.device, rows: int) -> Tile:
     return table[architecture_of(device)]
 
 
+def weight_format(weight: torch.Tensor, scale: torch.Tensor | None) -> str:
+    """float, fp8, fp4 (MXFP4: exponent bytes) or nvfp4 (e4m3 scales), by the dtypes of values and scales."""
+    if weight.dtype == torch.uint8:
+        return "fp4" if scale is None or scale.dtype == torch.uint8 else "nvfp4"
+    return "fp8" if weight.dtype == torch.float8_e4m3fn else "float"
+
+
 def grouped_tile(device: torch.device, weight: torch.Tensor, block_m: int) -> Tile:
     """Tile of a grouped product for a stored weight, shrunk to the alignment's rows."""
     form = {torch.uint8: "fp4", torch.float8_e4m3fn: "fp8"}.get(weight.dtype, "float")

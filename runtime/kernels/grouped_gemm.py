@@ -14,7 +14,14 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from runtime.kernels.configs import BULK_COPY_BYTES, Tile, compute_units, grouped_tile, uses_descriptors
+from runtime.kernels.configs import (
+    BULK_COPY_BYTES,
+    Tile,
+    compute_units,
+    grouped_tile,
+    uses_descriptors,
+    weight_format,
+)
 from runtime.kernels.fp8_gemm import GROUP_M, tile_coordinates
 from runtime.kernels.grouped_gemm_step import accumulate, load_left
 from runtime.kernels.quantize import group_scale, to_fp8
@@ -30,6 +37,7 @@ def _gemm1_kernel(
     x_scale,
     w,
     w_scale,
+    row_scale,
     out,
     out_scale,
     pairs,
@@ -46,6 +54,7 @@ def _gemm1_kernel(
     SCALED: tl.constexpr,
     DESCRIPTOR: tl.constexpr,
     ONE_SCALE: tl.constexpr,
+    ROW_SCALED: tl.constexpr,
     CLAMP: tl.constexpr,
     QUANTIZE: tl.constexpr,
     BM: tl.constexpr,
@@ -72,10 +81,14 @@ def _gemm1_kernel(
                 up, left, scale, w, w_scale, expert, inter + row, 2 * inter, step, K, k_blocks,
                 FORMAT, DESCRIPTOR, ONE_SCALE, BN, BK,
             )  # fmt: skip
+        column = row + tl.arange(0, BN)
+        if ROW_SCALED:
+            own = row_scale + expert * 2 * inter + column
+            gate *= tl.load(own, mask=column < inter, other=0.0)[None, :]
+            up *= tl.load(own + inter, mask=column < inter, other=0.0)[None, :]
         if CLAMP:
             gate = tl.minimum(gate, limit)
             up = tl.minimum(tl.maximum(up, -limit), limit)
-        column = row + tl.arange(0, BN)
         inside = valid[:, None] & (column < inter)[None, :]
         hidden = tl.where((column < inter)[None, :], gate * tl.sigmoid(gate) * up, 0.0)
         place = pair.to(tl.int64)[:, None] * inter + column[None, :]
@@ -93,6 +106,7 @@ def _gemm2_kernel(
     h_scale,
     w,
     w_scale,
+    row_scale,
     weights,
     out,
     pairs,
@@ -106,6 +120,7 @@ def _gemm2_kernel(
     SCALED: tl.constexpr,
     DESCRIPTOR: tl.constexpr,
     ONE_SCALE: tl.constexpr,
+    ROW_SCALED: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
@@ -126,6 +141,8 @@ def _gemm2_kernel(
             )  # fmt: skip
         acc *= tl.load(weights + pair, mask=valid, other=0.0)[:, None]
         column = tile_n * BN + tl.arange(0, BN)
+        if ROW_SCALED:
+            acc *= tl.load(row_scale + expert * N + column, mask=column < N, other=0.0)[None, :]
         place = pair.to(tl.int64)[:, None] * N + column[None, :]
         tl.store(out + place, acc.to(out.dtype.element_ty), mask=valid[:, None] & (column < N)[None, :])
 
@@ -144,16 +161,18 @@ def _combine_kernel(y, ids, out, num_experts, columns, TOP_K: tl.constexpr, BLOC
     tl.store(out + token * columns + column, acc.to(out.dtype.element_ty), mask=column < columns)
 
 
-def _weight_source(weight: Tensor, tile: Tile) -> tuple[Any, str, bool]:
+def _weight_source(weight: Tensor, scale: Tensor | None, tile: Tile) -> tuple[Any, str, bool]:
     """The kernel's view of a stored weight [E, N, K]: (pointer or descriptor, format, whether a
     descriptor).
     """
     if not weight.is_contiguous():
         raise ValueError(f"expert weights with strides {weight.stride()} must be contiguous")
-    form = {torch.uint8: "fp4", torch.float8_e4m3fn: "fp8"}.get(weight.dtype, "float")
+    form = weight_format(weight, scale)
     experts, rows, columns = weight.shape
     descriptor = (
-        form != "fp4" and uses_descriptors(weight.device) and columns * weight.element_size() % BULK_COPY_BYTES == 0
+        weight.dtype != torch.uint8
+        and uses_descriptors(weight.device)
+        and columns * weight.element_size() % BULK_COPY_BYTES == 0
     )
     if not descriptor:
         return weight, form, False
@@ -170,6 +189,7 @@ def grouped_gemm1(
     top_k: int,
     limit: float | None = None,
     quantize: bool = False,
+    row_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """See runtime.reference.grouped_gemm."""
     (tokens, k), inter, device = x.shape, w13.shape[1] // 2, x.device
@@ -177,7 +197,7 @@ def grouped_gemm1(
     tile = grouped_tile(device, w13, alignment.block_m)
     if quantize:
         tile = replace(tile, n=SCALE_BLOCK)
-    source, form, descriptor = _weight_source(w13, tile)
+    source, form, descriptor = _weight_source(w13, w13_scale, tile)
     float_dtype = x.dtype if x_scale is None else torch.bfloat16
     out_dtype = torch.float8_e4m3fn if quantize else float_dtype
     out = torch.empty(num_pairs, inter, dtype=out_dtype, device=device)
@@ -190,6 +210,7 @@ def grouped_gemm1(
             x_scale,
             source,
             w13_scale,
+            row_scale,
             out,
             out_scale,
             alignment.pairs,
@@ -206,6 +227,7 @@ def grouped_gemm1(
             SCALED=x_scale is not None,
             DESCRIPTOR=descriptor,
             ONE_SCALE=SCALE_BLOCK % tile.n == 0 and inter % tile.n == 0,
+            ROW_SCALED=row_scale is not None,
             CLAMP=limit is not None,
             QUANTIZE=quantize,
             BM=tile.m,
@@ -227,12 +249,13 @@ def grouped_gemm2_combine(
     weights: Tensor,
     expert_ids: Tensor,
     out_dtype: torch.dtype,
+    row_scale: Tensor | None = None,
 ) -> Tensor:
     """See runtime.reference.grouped_gemm. Each choice is rounded to out_dtype before the sum."""
     (tokens, top_k), (experts, columns, _) = weights.shape, w2.shape
     (num_pairs, k), device = h.shape, h.device
     tile = grouped_tile(device, w2, alignment.block_m)
-    source, form, descriptor = _weight_source(w2, tile)
+    source, form, descriptor = _weight_source(w2, w2_scale, tile)
     y = torch.empty(num_pairs, columns, dtype=out_dtype, device=device)
     out = torch.empty(tokens, columns, dtype=out_dtype, device=device)
     if tokens == 0:
@@ -243,6 +266,7 @@ def grouped_gemm2_combine(
         h_scale,
         source,
         w2_scale,
+        row_scale,
         weights.contiguous(),
         y,
         alignment.pairs,
@@ -256,6 +280,7 @@ def grouped_gemm2_combine(
         SCALED=h_scale is not None,
         DESCRIPTOR=descriptor,
         ONE_SCALE=SCALE_BLOCK % tile.n == 0,
+        ROW_SCALED=row_scale is not None,
         BM=tile.m,
         BN=tile.n,
         BK=tile.k,

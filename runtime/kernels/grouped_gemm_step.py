@@ -4,10 +4,11 @@ import triton
 import triton.language as tl
 
 from runtime.kernels.fp8_gemm import load_rows
-from runtime.reference.quantize import FP4_GROUP, SCALE_BLOCK, UE8M0_BIAS
+from runtime.reference.quantize import FP4_GROUP, NVFP4_GROUP, SCALE_BLOCK, UE8M0_BIAS
 
 _SCALE_BLOCK = tl.constexpr(SCALE_BLOCK)
 _FP4_GROUP = tl.constexpr(FP4_GROUP)
+_NVFP4_GROUP = tl.constexpr(NVFP4_GROUP)
 _NO_SCALE = tl.constexpr(UE8M0_BIAS)  # the exponent byte of one
 
 
@@ -25,6 +26,34 @@ def decode_fp4(code, exponent):
     mantissa = tl.where(subnormal, 0, half << 22)
     bits = ((code & 8) << 28) | (field << 23) | mantissa
     return bits.to(tl.float32, bitcast=True).to(tl.bfloat16)
+
+
+@triton.jit
+def load_fp4(w, w_scale, first, row, rows, column, K, FORMAT: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    """Tile [BK, BN] bfloat16 of packed fp4 rows first + row ..., each group's scale read once and spread in registers.
+
+    An e4m3 scale (4 significant bits) times a code (2) is exact in bfloat16 (8).
+    """
+    GROUP: tl.constexpr = _FP4_GROUP if FORMAT == "fp4" else _NVFP4_GROUP
+    r, byte = row + tl.arange(0, BN), column // 2 + tl.arange(0, BK // 2)
+    group = column // GROUP + tl.arange(0, BK // GROUP)
+    known = (r < rows)[:, None]
+    flat = first + r.to(tl.int64)[:, None]
+    packed = tl.load(w + flat * (K // 2) + byte[None, :], mask=known & (byte * 2 < K)[None, :], other=0).to(tl.int32)
+    place, there = flat * (K // GROUP) + group[None, :], known & (group * GROUP < K)[None, :]
+    if FORMAT == "fp4":
+        scale = tl.load(w_scale + place, mask=there, other=_NO_SCALE).to(tl.int32)
+    else:
+        scale = tl.load(w_scale + place, mask=there, other=0.0).to(tl.float32)
+    spread = tl.broadcast_to(scale[:, :, None], (BN, BK // GROUP, GROUP // 2))
+    spread = tl.reshape(spread, (BN, BK // 2))
+    if FORMAT == "fp4":
+        low, high = decode_fp4(packed & 15, spread), decode_fp4(packed >> 4, spread)
+    else:
+        one = tl.full((BN, BK // 2), _NO_SCALE, tl.int32)
+        low = (decode_fp4(packed & 15, one).to(tl.float32) * spread).to(tl.bfloat16)
+        high = (decode_fp4(packed >> 4, one).to(tl.float32) * spread).to(tl.bfloat16)
+    return tl.reshape(tl.permute(tl.join(low, high), (1, 2, 0)), (BK, BN))
 
 
 @triton.jit
@@ -51,15 +80,8 @@ def accumulate(
     rows: rows of one expert's weight; ONE_SCALE: the tile's rows lie within one fp8 scale block.
     """
     column = step * BK
-    if FORMAT == "fp4":
-        r, byte = row + tl.arange(0, BN), column // 2 + tl.arange(0, BK // 2)
-        inside = (r < rows)[:, None] & (byte * 2 < K)[None, :]
-        flat = expert * rows + r.to(tl.int64)[:, None]
-        packed = tl.load(w + flat * (K // 2) + byte[None, :], mask=inside, other=0).to(tl.int32)
-        scale_place = flat * (K // _FP4_GROUP) + (byte * 2 // _FP4_GROUP)[None, :]
-        exponent = tl.load(w_scale + scale_place, mask=inside, other=_NO_SCALE).to(tl.int32)
-        pair = tl.join(decode_fp4(packed & 15, exponent), decode_fp4(packed >> 4, exponent))
-        right = tl.reshape(tl.permute(pair, (1, 2, 0)), (BK, BN))
+    if FORMAT == "fp4" or FORMAT == "nvfp4":
+        right = load_fp4(w, w_scale, expert * rows, row, rows, column, K, FORMAT, BN, BK)
         acc += tl.dot(left.to(tl.bfloat16), right) * left_scale[:, None]
     else:
         if DESCRIPTOR:

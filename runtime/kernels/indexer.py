@@ -11,6 +11,8 @@ from torch import Tensor
 
 from runtime.kernels.attention_step import dot_precision
 from runtime.kernels.configs import LEAST_ROWS, architecture_of
+from runtime.kernels.packed_rows import load_packed_fp4
+from runtime.reference.packed_rows import Packing
 
 # Tokens and keys of one program (assumed). The interpreter pays for each operation; in a decode step, of up to
 # DECODE_TOKENS, every token has keys of its own.
@@ -30,10 +32,12 @@ def _indexer_kernel(
     out,
     tokens,
     heads,
-    dim,
+    dim: tl.constexpr,
     per_block,
     table_width,
     num_entries,
+    BYTES: tl.constexpr,
+    GROUP: tl.constexpr,
     PRECISION: tl.constexpr,
     TOKENS: tl.constexpr,
     BS: tl.constexpr,
@@ -47,15 +51,18 @@ def _indexer_kernel(
     first = tl.program_id(1) * TOKENS
     out_rows = out + first.to(tl.int64) * num_entries + entry
     loaded = -1
-    key = tl.zeros((BS, BD), keys.dtype.element_ty)
+    key = tl.zeros((BS, BD), q.dtype.element_ty)
     for token in range(first, tl.minimum(first + TOKENS, tokens)):
         if tl.load(visible + token) > first_entry:
             seq = tl.load(token_seq + token)
             if seq != loaded:
                 block = tl.load(block_table + seq * table_width + entry // per_block, mask=known, other=0)
                 row = tl.maximum(block, 0).to(tl.int64) * per_block + entry % per_block
-                inside = known[:, None] & (column < dim)[None, :]
-                key = tl.load(keys + row[:, None] * dim + column[None, :], mask=inside, other=0.0)
+                if BYTES > 0:
+                    key = load_packed_fp4(keys, row, known, dim, BYTES, GROUP, BD).to(key.dtype)
+                else:
+                    inside = known[:, None] & (column < dim)[None, :]
+                    key = tl.load(keys + row[:, None] * dim + column[None, :], mask=inside, other=0.0).to(key.dtype)
                 loaded = seq
             inside = (head < heads)[:, None] & (column < dim)[None, :]
             place = (token * heads + head).to(tl.int64)
@@ -74,6 +81,7 @@ def indexer_scores(
     token_seq: Tensor,
     visible: Tensor,
     num_entries: int,
+    packing: Packing | None = None,
 ) -> Tensor:
     """See runtime.reference.indexer."""
     q, weights, keys = q.contiguous(), weights.contiguous(), keys.contiguous()
@@ -98,6 +106,8 @@ def indexer_scores(
         keys.shape[1],
         block_table.shape[1],
         num_entries,
+        BYTES=packing.num_bytes if packing else 0,
+        GROUP=packing.group if packing else 1,
         PRECISION=dot_precision(q.dtype),
         TOKENS=each,
         BS=block,

@@ -14,6 +14,7 @@ from runtime.config.spec import AttentionKind, CompressedAttention
 from runtime.layers.compressor import CompressionStep, Compressor, Indexer
 from runtime.layers.linear import Factory, Linear, RMSNorm
 from runtime.layers.rotary import Angles
+from runtime.reference.packed_rows import Packing
 
 
 class GroupedOutput(nn.Module):
@@ -21,10 +22,12 @@ class GroupedOutput(nn.Module):
 
     def __init__(self, config: CompressedAttention, hidden: int, make: Factory) -> None:
         super().__init__()
-        self.groups = config.o_groups
+        tensor = make.ranks.tensor
+        self.groups = tensor.share("o_groups", config.o_groups)
         inputs = config.num_heads * config.head_dim // config.o_groups
-        self.wo_a = make.empty(config.o_groups, config.o_lora_rank, inputs)
-        self.wo_b = Linear(config.o_groups * config.o_lora_rank, hidden, make)
+        self.wo_a = make.empty(self.groups, config.o_lora_rank, inputs)
+        self.shards = {"wo_a": tensor.shard(0)}
+        self.wo_b = Linear(self.groups * config.o_lora_rank, hidden, make, shard=tensor.shard(1), summed=tensor)
 
     def forward(self, heads: Tensor) -> Tensor:
         """heads: [T, H, D] -> [T, hidden]."""
@@ -40,14 +43,17 @@ class CompressedSelfAttention(nn.Module):
         self, config: CompressedAttention, kind: AttentionKind, hidden: int, eps: float, make: Factory
     ) -> None:
         super().__init__()
-        self.num_heads, self.head_dim, self.eps = config.num_heads, config.head_dim, eps
+        tensor = make.ranks.tensor
+        self.num_heads = tensor.share("num_attention_heads", config.num_heads)
+        self.head_dim, self.eps = config.head_dim, eps
         self.scale = config.head_dim**-0.5
         self.wq_a = Linear(hidden, config.q_lora_rank, make)
         self.q_norm = RMSNorm(config.q_lora_rank, eps, make)
-        self.wq_b = Linear(config.q_lora_rank, config.num_heads * config.head_dim, make)
+        self.wq_b = Linear(config.q_lora_rank, self.num_heads * config.head_dim, make, shard=tensor.shard(0))
         self.wkv = Linear(hidden, config.head_dim, make)
         self.kv_norm = RMSNorm(config.head_dim, eps, make)
-        self.sinks = make.empty_float32(config.num_heads)
+        self.sinks = make.empty_float32(self.num_heads)
+        self.shards = {"sinks": tensor.shard(0)}
         self.output = GroupedOutput(config, hidden, make)
         self.compressor, self.indexer, self.ratio = None, None, 0
         if kind == "sparse":
@@ -73,36 +79,36 @@ class CompressedSelfAttention(nn.Module):
         q = self.wq_b(q_low).unflatten(1, (self.num_heads, self.head_dim))
         q = ops.norm_rope_store(q, None, self.eps, angles.cos, angles.sin)
         ring = window.flatten(0, 1)[:, None]
-        kv = ops.norm_rope_store(
-            self.wkv(x)[:, None],
-            self.kv_norm.weight,
-            self.eps,
-            angles.cos,
-            angles.sin,
-            cache=ring,
-            rows=batch.window_rows,
-        )
+        new, packing = self.wkv(x)[:, None], cache.packing
+        turn = (self.kv_norm.weight, self.eps, angles.cos, angles.sin)
+        if packing is None:
+            kv = ops.norm_rope_store(new, *turn, cache=ring, rows=batch.window_rows)
+        else:
+            kv = ops.norm_rope_store(new, *turn)
+            ops.store_rows(kv, ring, batch.window_rows, packing)
         selected = None
         if self.compressor is not None:
             step = compressions[self.ratio]
             assert cache.entries is not None
             assert cache.state is not None
-            self.compressor(x, batch, step, cache.entries, cache.state)
+            self.compressor(x, batch, step, cache.entries, cache.state, packing)
             if self.indexer is not None:
                 assert cache.index_keys is not None
                 assert cache.index_state is not None
-                selected = self.indexer(x, q_low, batch, angles, step, cache.index_keys, cache.index_state)
+                selected = self.indexer(
+                    x, q_low, batch, angles, step, cache.index_keys, cache.index_state, cache.index_packing
+                )
         visible = compressions[self.ratio].plan.visible if self.compressor is not None else None
         out = torch.empty_like(q)
         if batch.decode is not None:
             rows = batch.decode.rows
-            out[rows] = self._decode(q[rows], batch.decode, window, cache.entries, visible, selected)
+            out[rows] = self._decode(q[rows], batch.decode, window, cache.entries, visible, selected, packing)
         if batch.prefill is not None:
             rows = batch.prefill.rows
-            out[rows] = self._prefill(
-                q[rows], kv[rows, 0], batch.prefill, window, cache.entries, visible, selected
-            )  # Only now: early queries of a chunk still read what its last tokens overwrite.
-            ops.store_rows(kv[rows], ring, batch.late_window_rows[rows])
+            own = kv[rows, 0] if packing is None else ops.round_rows(kv[rows, 0], packing)
+            out[rows] = self._prefill(q[rows], own, batch.prefill, window, cache.entries, visible, selected, packing)
+            # Only now: early queries of a chunk still read what its last tokens overwrite.
+            ops.store_rows(kv[rows], ring, batch.late_window_rows[rows], packing)
         return self.output(ops.rope(out, angles.cos, angles.sin, inverse=True))
 
     def _decode(
@@ -113,6 +119,7 @@ class CompressedSelfAttention(nn.Module):
         entries: Tensor | None,
         visible: Tensor | None,
         selected: Tensor | None,
+        packing: Packing | None,
     ) -> Tensor:
         return ops.window_attention_decode(
             q,
@@ -125,6 +132,7 @@ class CompressedSelfAttention(nn.Module):
             run.block_table,
             None if visible is None else visible[run.rows],
             None if selected is None else selected[run.rows],
+            packing,
         )
 
     def _prefill(
@@ -136,6 +144,7 @@ class CompressedSelfAttention(nn.Module):
         entries: Tensor | None,
         visible: Tensor | None,
         selected: Tensor | None,
+        packing: Packing | None,
     ) -> Tensor:
         return ops.window_attention_prefill(
             q,
@@ -151,4 +160,5 @@ class CompressedSelfAttention(nn.Module):
             run.block_table,
             None if visible is None else visible[run.rows],
             None if selected is None else selected[run.rows],
+            packing,
         )

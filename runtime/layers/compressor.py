@@ -12,6 +12,7 @@ from runtime.batch import Compression, StepBatch
 from runtime.config.spec import CompressedAttention
 from runtime.layers.linear import Factory, Linear, RMSNorm
 from runtime.layers.rotary import Angles
+from runtime.reference.packed_rows import Packing
 
 MAX_SCORES = 1 << 26  # scores held at once (256 MiB in float32); longer prefills go in slices of queries
 
@@ -35,10 +36,18 @@ class Compressor(nn.Module):
         self.bias = make.empty_float32(ratio, width)  # on the gate, by position within the window
         self.norm = RMSNorm(dim, eps, make)
 
-    def forward(self, x: Tensor, batch: StepBatch, step: CompressionStep, entries: Tensor, state: Tensor) -> None:
+    def forward(
+        self,
+        x: Tensor,
+        batch: StepBatch,
+        step: CompressionStep,
+        entries: Tensor,
+        state: Tensor,
+        packing: Packing | None,
+    ) -> None:
         """Store the entries that this step closes, then remember the rows later entries need.
 
-        entries: [blocks, entries_per_block, dim]; state: [slots, rows, 2 width].
+        entries: [blocks, entries_per_block, dim], or bytes with packing; state: [slots, rows, 2 width].
         """
         plan, whole = step.plan, batch.whole
         new = self.proj(x)
@@ -58,7 +67,7 @@ class Compressor(nn.Module):
                 step.angles.sin,
                 self.ratio,
             )
-            ops.store_rows(closed, entries.flatten(0, 1), plan.entry_rows)
+            ops.store_rows(closed, entries.flatten(0, 1), plan.entry_rows, packing)
         ops.store_rows(new, state.flatten(0, 1), plan.state_rows)
 
 
@@ -81,9 +90,10 @@ class Indexer(nn.Module):
         step: CompressionStep,
         keys: Tensor,
         state: Tensor,
+        packing: Packing | None,
     ) -> Tensor | None:
         """Entries each token reads, [T, k] int32 ascending, padded with -1; None: all it may see."""
-        self.compressor(x, batch, step, keys, state)
+        self.compressor(x, batch, step, keys, state, packing)
         plan = step.plan
         if plan.max_visible <= self.top_k:
             return None
@@ -101,6 +111,7 @@ class Indexer(nn.Module):
                 batch.whole.token_seq[part],
                 plan.visible[part],
                 plan.max_visible,
+                packing,
             )
             chosen.append(ops.top_k(scores, plan.visible[part], self.top_k))
         return torch.cat(chosen)

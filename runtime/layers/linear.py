@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from runtime import ops
-from runtime.layers.expert_parallel import ExpertGroup
+from runtime.layers.ranks import Ranks
+from runtime.layers.tensor_parallel import Shard, TensorGroup
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Factory:
 
     device: torch.device
     dtype: torch.dtype
-    experts: ExpertGroup = field(default_factory=ExpertGroup)
+    ranks: Ranks = field(default_factory=Ranks)
 
     def empty(self, *shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
         values = torch.empty(*shape, device=self.device, dtype=dtype or self.dtype)
@@ -29,22 +30,38 @@ class Factory:
 
 
 class Linear(nn.Module):
-    """y = x W^T (+ b). `scale` is set when the weight is stored as fp8 (128 x 128 blocks).
+    """y = x W^T (+ b). `scale` and `row_scale` are set when the weight is kept in fp8 or fp4 (see runtime.ops.linear).
 
-    pieces: how many equal tensors a checkpoint keeps the rows in.
+    pieces: how many equal tensors a checkpoint keeps the rows in. inputs, outputs: of this rank.
+    shard: which part of each of those tensors this rank holds; with columns, y is a partial sum unless `summed` over
+    the ranks that hold the others.
     """
 
     scale: Tensor | None
+    row_scale: Tensor | None
 
-    def __init__(self, inputs: int, outputs: int, make: Factory, bias: bool = False, pieces: int = 1) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        make: Factory,
+        bias: bool = False,
+        pieces: int = 1,
+        shard: Shard | None = None,
+        summed: TensorGroup | None = None,
+    ) -> None:
         super().__init__()
-        self.pieces = pieces
+        self.pieces, self.summed = pieces, summed
+        self.shards = {} if shard is None else {"weight": shard} | ({"bias": shard} if shard.dim == 0 else {})
         self.weight = make.empty(outputs, inputs)
         self.bias = make.empty(outputs) if bias else None
         self.register_parameter("scale", None)
+        self.register_parameter("row_scale", None)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = ops.linear(x, self.weight, self.scale)
+        y = ops.linear(x, self.weight, self.scale, self.row_scale)
+        if self.summed is not None:
+            y = self.summed.sum(y)
         return y if self.bias is None else y + self.bias
 
 

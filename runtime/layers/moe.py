@@ -16,11 +16,17 @@ class SwiGLU(nn.Module):
 
     def __init__(self, hidden: int, inner: int, make: Factory, limit: float | None = None) -> None:
         super().__init__()
-        self.gate_up = Linear(hidden, 2 * inner, make, pieces=2)
-        self.down = Linear(inner, hidden, make)
-        self.limit = limit
+        tensor = make.ranks.tensor
+        inner = tensor.share("the inner width of a dense layer", inner)
+        self.gate_up = Linear(hidden, 2 * inner, make, pieces=2, shard=tensor.shard(0))
+        self.down = Linear(inner, hidden, make, shard=tensor.shard(1))
+        self.limit, self.tensor = limit, tensor
 
     def forward(self, x: Tensor, token_ids: Tensor) -> Tensor:
+        return self.tensor.sum(self.partial(x))
+
+    def partial(self, x: Tensor) -> Tensor:
+        """This rank's term of the sum over tensor-parallel ranks."""
         gate, up = self.gate_up(x).chunk(2, -1)
         if self.limit is not None:
             gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
@@ -58,28 +64,52 @@ class Router(nn.Module):
 
 
 class Experts(nn.Module):
-    """This rank's routed experts, stored in floating point, fp8 blocks, or packed fp4 (see runtime.ops)."""
+    """This rank's routed experts, stored in floating point, fp8 or packed fp4 (see runtime.reference.grouped_gemm)."""
 
     w13_scale: Tensor | None
     w2_scale: Tensor | None
+    w13_row_scale: Tensor | None
+    w2_row_scale: Tensor | None
 
     def __init__(self, config: MoEConfig, hidden: int, make: Factory) -> None:
         super().__init__()
-        self.num_experts, self.limit, self.group = config.num_experts, config.swiglu_limit, make.experts
-        self.local = make.experts.local(config.num_experts)
-        inner = config.intermediate_size
+        self.num_experts, self.limit = config.num_experts, config.swiglu_limit
+        self.group, self.tensor = make.ranks.experts, make.ranks.tensor
+        self.local = self.group.local(config.num_experts)
+        inner, self.shards = config.intermediate_size, {}
+        if self.group.size == 1:  # experts that are not spread are cut
+            inner = self.tensor.share("moe_intermediate_size", inner)
+            self.shards = {"w13": self.tensor.shard(0), "w2": self.tensor.shard(1)}
         self.w13 = make.empty(len(self.local), 2 * inner, hidden)  # gate rows, then up rows
         self.w2 = make.empty(len(self.local), hidden, inner)
-        self.register_parameter("w13_scale", None)
-        self.register_parameter("w2_scale", None)
+        for name in ("w13_scale", "w2_scale", "w13_row_scale", "w2_row_scale"):
+            self.register_parameter(name, None)
 
     def _run(self, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
-        return ops.moe_experts(x, ids, weights, self.w13, self.w2, self.w13_scale, self.w2_scale, self.limit)
+        return ops.moe_experts(
+            x,
+            ids,
+            weights,
+            self.w13,
+            self.w2,
+            self.w13_scale,
+            self.w2_scale,
+            self.limit,
+            self.w13_row_scale,
+            self.w2_row_scale,
+        )
 
     def forward(self, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        """This rank's term of the sum over tensor-parallel ranks."""
         if self.group.size == 1:
             return self._run(x, ids, weights)
-        return parallel_experts(x, ids, weights, self.num_experts, self.group, self._run)
+        if self.tensor.size == 1:
+            return parallel_experts(x, ids, weights, self.num_experts, self.group, self._run)
+        # Ranks that hold the same tokens send each every n-th of them.
+        own = slice(self.tensor.rank, None, self.tensor.size)
+        out = torch.zeros_like(x)
+        out[own] = parallel_experts(x[own], ids[own], weights[own], self.num_experts, self.group, self._run)
+        return out
 
 
 class MoE(nn.Module):
@@ -90,11 +120,12 @@ class MoE(nn.Module):
         self.experts = Experts(moe, hidden, make)
         inner = moe.intermediate_size * moe.num_shared
         self.shared = SwiGLU(hidden, inner, make, moe.swiglu_limit) if moe.num_shared else None
+        self.tensor = make.ranks.tensor
 
     def forward(self, x: Tensor, token_ids: Tensor) -> Tensor:
         weights, ids = self.gate(x, token_ids)
-        routed = self.experts(x, ids, weights)
-        return routed if self.shared is None else routed + self.shared(x, token_ids)
+        partial = self.experts(x, ids, weights)
+        return self.tensor.sum(partial if self.shared is None else partial + self.shared.partial(x))
 
 
 def feed_forward(config: ModelConfig, kind: MlpKind, make: Factory) -> SwiGLU | MoE:

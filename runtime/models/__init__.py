@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from runtime.config.spec import ModelConfig
-from runtime.layers.expert_parallel import ExpertGroup
 from runtime.layers.linear import Factory
+from runtime.layers.ranks import Ranks
 from runtime.models.base import Model
 from runtime.models.deepseek_v4 import DeepseekV4
 from runtime.models.initialise import initialise
@@ -19,10 +19,10 @@ def empty(
     config: ModelConfig,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    experts: ExpertGroup | None = None,
+    ranks: Ranks | None = None,
 ) -> Model:
     """The model with uninitialised weights."""
-    make = Factory(torch.device(device), dtype, experts or ExpertGroup())
+    make = Factory(torch.device(device), dtype, ranks or Ranks())
     family = DeepseekV4 if config.family == "deepseek_v4" else PlainResidual
     return family(config, make).eval()
 
@@ -32,9 +32,9 @@ def build(
     seed: int = 0,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    experts: ExpertGroup | None = None,
+    ranks: Ranks | None = None,
 ) -> Model:
-    """Random weights: the same for the same seed and kind of device, however experts are spread."""
-    model = empty(config, device, dtype, experts)
+    """Random weights: the same for the same seed and kind of device, however they are spread over ranks."""
+    model = empty(config, device, dtype, ranks)
     initialise(model, seed)
     return model

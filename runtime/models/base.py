@@ -23,7 +23,7 @@ class Model(nn.Module, ABC):
 
     def __init__(self, config: ModelConfig, make: Factory) -> None:
         super().__init__()
-        self.config, self.experts_group = config, make.experts
+        self.config, self.ranks = config, make.ranks
         self.embed = make.empty(config.vocab_size, config.hidden_size)
         self.lm_head = None if config.tied_embeddings else Linear(config.hidden_size, config.vocab_size, make)
 
@@ -44,8 +44,9 @@ class Model(nn.Module, ABC):
 
     def project(self, hidden: Tensor) -> Tensor:
         """[rows, hidden] (normed) to logits [rows, vocab] float32."""
-        head = self.embed if self.lm_head is None else self.lm_head.weight
-        return nn.functional.linear(hidden, head).float()
+        if self.lm_head is None:
+            return nn.functional.linear(hidden, self.embed).float()
+        return self.lm_head(hidden).float()
 
     def _require_mtp(self) -> None:
         if self.config.num_mtp_layers == 0:

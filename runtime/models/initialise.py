@@ -7,7 +7,9 @@ import hashlib
 import torch
 from torch import Tensor
 
+from runtime.layers.linear import Linear
 from runtime.layers.moe import Experts, Router
+from runtime.layers.tensor_parallel import Shard
 from runtime.models.base import Model
 
 STD = 0.02  # initializer_range of the supported families
@@ -29,6 +31,21 @@ def _fill(name: str, values: Tensor, seed: int) -> None:
         values.normal_(0.0, STD, generator=_generator(seed, name, values.device))
 
 
+def _fill_share(name: str, values: Tensor, seed: int, shard: Shard | None, pieces: int) -> None:
+    """One rank's part of the tensor that a rank alone would draw."""
+    if shard is None or shard.size == 1:
+        _fill(name, values, seed)
+        return
+    axis = 0 if shard.dim == 0 else values.ndim - 1
+    shape = list(values.shape)
+    shape[axis] *= shard.size
+    whole = values.new_empty(shape)
+    _fill(name, whole, seed)
+    parts = whole.chunk(pieces) if shard.dim == 0 else (whole,)
+    share = [part.narrow(axis, shard.rank * (n := part.shape[axis] // shard.size), n) for part in parts]
+    values.copy_(torch.cat(share))
+
+
 def initialise(model: Model, seed: int) -> None:
     """Fill every parameter: normal with STD; norms and mHC scales 1, mHC bases 0; hash tables uniform."""
     with torch.no_grad():
@@ -37,7 +54,8 @@ def initialise(model: Model, seed: int) -> None:
                 for name in ("w13", "w2"):
                     weight: Tensor = getattr(module, name)
                     for row, expert in enumerate(module.local):
-                        _fill(f"{prefix}.{expert}.{name}", weight[row], seed)
+                        pieces = 2 if name == "w13" else 1
+                        _fill_share(f"{prefix}.{expert}.{name}", weight[row], seed, module.shards.get(name), pieces)
                 continue
             for leaf, values in module.named_parameters(recurse=False):
                 name = f"{prefix}.{leaf}"
@@ -46,4 +64,6 @@ def initialise(model: Model, seed: int) -> None:
                     ties = torch.rand(len(values), module.config.num_experts, generator=generator, device=values.device)
                     values.copy_(ties.argsort(-1)[:, : values.shape[1]])
                 else:
-                    _fill(name, values, seed)
+                    shards: dict[str, Shard] = getattr(module, "shards", {})
+                    pieces = module.pieces if isinstance(module, Linear) else 1
+                    _fill_share(name, values, seed, shards.get(leaf), pieces)

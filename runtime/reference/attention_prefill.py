@@ -5,6 +5,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from runtime.reference.packed_rows import Packing, read_rows
+
 TILE = 128  # queries handled at once; bounds the score matrix
 
 
@@ -35,6 +37,7 @@ def window_attention_prefill(
     block_table: Tensor | None = None,
     visible: Tensor | None = None,
     selected: Tensor | None = None,
+    packing: Packing | None = None,
 ) -> Tensor:
     """DeepSeek V4 attention: the last W tokens and compressed entries; one KV head is both key and value.
 
@@ -43,8 +46,9 @@ def window_attention_prefill(
     ring (token j at row j % W of the sequence's slot) that the step has not yet overwritten. token_seq
     (ascending), positions: [T]; past, slots: [B]; sinks: [H] float32. entries: [num_blocks,
     entries_per_block, D] through block_table [B, max_blocks]; a token sees entries selected[t] ([T, k],
-    ascending, padded with -1), or the first visible[t] when selected is None. Integers are int32. Returns [T,
-    H, D] in q's dtype.
+    ascending, padded with -1), or the first visible[t] when selected is None. packing: of window and entries, [...,
+    bytes] uint8 then; kv must hold what they will give (round_rows). Integers are int32. Returns [T, H, D] in
+    q's dtype.
     """
     out = torch.empty_like(q)
     size = window.shape[1]
@@ -53,7 +57,7 @@ def window_attention_prefill(
     for seq, count in zip(sequences.tolist(), counts.tolist(), strict=True):
         before = int(past[seq])
         kept = torch.arange(max(0, before - size + 1), before, device=q.device)
-        keys = torch.cat([window[int(slots[seq]), kept % size].float(), kv[start : start + count].float()])
+        keys = torch.cat([read_rows(window[int(slots[seq]), kept % size], packing), kv[start : start + count].float()])
         first_key = before - kept.numel()
         for tile in range(start, start + count, TILE):
             rows = slice(tile, min(tile + TILE, start + count))
@@ -67,7 +71,7 @@ def window_attention_prefill(
             far, far_scores = None, None
             if entries is not None and block_table is not None and visible is not None:
                 count_seen = int(visible[rows].max())
-                pool = gather_blocks(entries, block_table[seq], count_seen).float()
+                pool = read_rows(gather_blocks(entries, block_table[seq], count_seen), packing)
                 if selected is None:
                     hidden = torch.arange(count_seen, device=q.device) >= visible[rows, None]
                     far, far_scores = pool, query @ pool.T
@@ -95,22 +99,26 @@ def paged_attention_prefill(
     past: Tensor,
     max_new: int,
     scale: float,
+    packing: Packing | None = None,
+    v_dim: int = 0,
 ) -> Tensor:
     """Causal attention over paged keys and values, grouped heads; the new tokens are already in the cache.
 
     q: [T, H, Dk]; k_cache: [num_blocks, block_size, Hkv, Dk]; v_cache: [num_blocks, block_size, Hkv, Dv] (for
     MLA both are views of one latent cache); block_table: [B, max_blocks]; cu_seqlens: [B + 1]; past: [B], all
-    int32; max_new: the longest chunk, for launch grids. Head h reads KV head h // (H / Hkv). Returns [T, H,
-    Dv].
+    int32; max_new: the longest chunk, for launch grids. Head h reads KV head h // (H / Hkv). packing: of k_cache,
+    [..., bytes] uint8 then, whose first v_dim values are the values too. Returns [T, H, Dv].
     """
     num_heads, kv_heads = q.shape[1], k_cache.shape[2]
-    out = q.new_empty(q.shape[0], num_heads, v_cache.shape[3])
+    out = q.new_empty(q.shape[0], num_heads, v_dim if packing else v_cache.shape[3])
     bounds = cu_seqlens.tolist()
     for seq, (start, end) in enumerate(pairwise(bounds)):
         before = int(past[seq])
         total = before + end - start
-        keys = gather_blocks(k_cache, block_table[seq], total).float().permute(1, 2, 0)  # [Hkv, Dk, S]
-        values = gather_blocks(v_cache, block_table[seq], total).float().transpose(0, 1)  # [Hkv, S, Dv]
+        held = read_rows(gather_blocks(k_cache, block_table[seq], total), packing)
+        keys = held.permute(1, 2, 0)  # [Hkv, Dk, S]
+        given = held[..., :v_dim] if packing else gather_blocks(v_cache, block_table[seq], total).float()
+        values = given.transpose(0, 1)  # [Hkv, S, Dv]
         for tile in range(start, end, TILE):
             rows = slice(tile, min(tile + TILE, end))
             position = before + torch.arange(rows.start - start, rows.stop - start, device=q.device)

@@ -1,7 +1,8 @@
 """The two matrix products of a routed expert, each over all experts at once.
 
-Weights come in one of three stored formats, told by dtype: floating point (no scale), float8_e4m3fn with
-float32 scales per 128 x 128 block, or packed fp4 (uint8) with ue8m0 scales per 32 along K.
+Weights come in one of four stored formats, told by dtype: floating point (no scale), float8_e4m3fn with float32
+scales per 128 x 128 block, or packed fp4 (uint8) with scales along K: ue8m0 bytes per 32 (MXFP4) or e4m3 per 16
+(NVFP4). A scale of each row, [E, rows] float32, may multiply on top.
 """
 
 import torch
@@ -28,6 +29,7 @@ def grouped_gemm1(
     top_k: int,
     limit: float | None = None,
     quantize: bool = False,
+    row_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """silu(gate) * up of every pair, gate clamped from above and up on both sides by `limit`.
 
@@ -43,7 +45,8 @@ def grouped_gemm1(
     out = torch.zeros(num_pairs, inter, dtype=torch.float32 if quantize else out_dtype, device=x.device)
     for expert, pairs in _expert_pairs(alignment, num_pairs):
         scale = None if w13_scale is None else w13_scale[expert]
-        gate_up = tokens[pairs // top_k] @ dequantize_weight(w13[expert], scale).T
+        rows = None if row_scale is None else row_scale[expert]
+        gate_up = tokens[pairs // top_k] @ dequantize_weight(w13[expert], scale, rows).T
         gate, up = gate_up[:, :inter], gate_up[:, inter:]
         if limit is not None:
             gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
@@ -60,6 +63,7 @@ def grouped_gemm2_combine(
     weights: Tensor,
     expert_ids: Tensor,
     out_dtype: torch.dtype,
+    row_scale: Tensor | None = None,
 ) -> Tensor:
     """Project every pair back and sum each token's choices by their routing weight.
 
@@ -72,6 +76,7 @@ def grouped_gemm2_combine(
     out = torch.zeros(num_tokens, w2.shape[1], dtype=torch.float32, device=h.device)
     for expert, pairs in _expert_pairs(alignment, num_tokens * top_k):
         scale = None if w2_scale is None else w2_scale[expert]
-        result = rows[pairs] @ dequantize_weight(w2[expert], scale).T
+        over = None if row_scale is None else row_scale[expert]
+        result = rows[pairs] @ dequantize_weight(w2[expert], scale, over).T
         out.index_add_(0, pairs // top_k, result * flat_weights[pairs])
     return out.to(out_dtype)

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from runtime.reference.packed_rows import Packing, read_rows
+
 
 def indexer_scores(
     q: Tensor,
@@ -12,12 +14,13 @@ def indexer_scores(
     token_seq: Tensor,
     visible: Tensor,
     num_entries: int,
+    packing: Packing | None = None,
 ) -> Tensor:
     """score[t, s] = sum_h weights[t, h] * relu(q[t, h] . key[s]) for the entries of the token's own sequence.
 
-    q: [T, H, D]; weights: [T, H] float32, all scales folded in; keys: [num_blocks, entries_per_block, D];
-    block_table: [B, max_blocks] int32; token_seq: [T] int32 ascending; visible: [T] int32, entries that token
-    may see. Returns [T, num_entries] float32; columns from visible[t] on are unspecified. Reference:
+    q: [T, H, D]; weights: [T, H] float32, all scales folded in; keys: [num_blocks, entries_per_block, D], or bytes of
+    `packing`; block_table: [B, max_blocks] int32; token_seq: [T] int32 ascending; visible: [T] int32, entries that
+    token may see. Returns [T, num_entries] float32; columns from visible[t] on are unspecified. Reference:
     DeepSeek-V3.2 report, equation 1; compressed keys as in DeepSeek V4.
     """
     scores = torch.zeros(q.shape[0], num_entries, device=q.device)
@@ -31,7 +34,7 @@ def indexer_scores(
         start += count
         entries = int(visible[rows].max())
         blocks = block_table[seq, : -(-entries // per_block)].long()
-        key = keys[blocks].flatten(0, 1)[:entries].float()
+        key = read_rows(keys[blocks].flatten(0, 1)[:entries], packing)
         hit = torch.relu(q[rows].float() @ key.T)  # [t, H, entries]
         scores[rows, :entries] = (weights[rows].float()[:, None] @ hit)[:, 0]
     return scores

@@ -1,6 +1,7 @@
-"""Block-scaled number formats: fp8 e4m3 activations and weights, fp4 e2m1 expert weights.
+"""Block-scaled number formats: fp8 e4m3 activations and weights, fp4 e2m1 weights (MXFP4 and NVFP4).
 
-Scales multiply: value = code * scale. A ue8m0 scale is a power of two stored as its biased exponent byte.
+Scales multiply: value = code * scale. A ue8m0 scale is a power of two stored as its biased exponent byte; a scale of
+each row, float32, may multiply on top (NVFP4's scale of the whole tensor, fp8 with one scale a channel).
 """
 
 import torch
@@ -20,7 +21,8 @@ FP4_VALUES = (
 FP4_MAX = FP4_VALUES[-1]
 UE8M0_BIAS = 127  # of exponent bytes (OCP Microscaling Formats 1.0)
 SCALE_BLOCK = 128  # columns that share an fp8 scale, of weights rows too (DeepSeek-V3 report, section 3.3.2)
-FP4_GROUP = 32  # columns that share an fp4 scale (OCP Microscaling Formats 1.0)
+FP4_GROUP = 32  # columns that share an MXFP4 scale (OCP Microscaling Formats 1.0)
+NVFP4_GROUP = 16  # columns that share an NVFP4 scale, of e4m3 (NVIDIA Blackwell architecture brief)
 TINY = 1e-10  # keeps the scale of an all-zero group finite
 
 
@@ -86,6 +88,21 @@ def decode_ue8m0(exponent: Tensor) -> Tensor:
     return torch.ldexp(torch.ones_like(power, dtype=torch.float32), power)
 
 
+def _nearest_fp4(grouped: Tensor, scale: Tensor) -> Tensor:
+    """e2m1 codes [..., K] uint8 of values [..., groups, group size] under scales [..., groups]."""
+    magnitude = (grouped / scale[..., None]).abs()
+    # Midpoints between neighbouring e2m1 values; a tie goes to the even code, as round-to-nearest-even does.
+    values = torch.tensor(FP4_VALUES, device=grouped.device)
+    middle = (values[1:] + values[:-1]) / 2
+    above, reached = torch.bucketize(magnitude, middle), torch.bucketize(magnitude, middle, right=True)
+    code = torch.where(above % 2 == 0, above, reached) + 8 * torch.signbit(grouped).int()
+    return code.flatten(-2).to(torch.uint8)
+
+
+def _pack_fp4(code: Tensor) -> Tensor:
+    return code[..., 0::2] | (code[..., 1::2] << 4)
+
+
 def quantize_fp4(weight: Tensor, group_size: int = FP4_GROUP) -> tuple[Tensor, Tensor]:
     """Expert weights in e2m1 with one ue8m0 scale per group of the last axis.
 
@@ -94,32 +111,43 @@ def quantize_fp4(weight: Tensor, group_size: int = FP4_GROUP) -> tuple[Tensor, T
     """
     grouped = weight.float().unflatten(-1, (-1, group_size))
     scale = power_of_two_ceiling(grouped.abs().amax(-1).clamp_min(TINY) / FP4_MAX)
-    magnitude = (grouped / scale[..., None]).abs()
-    # Midpoints between neighbouring e2m1 values; a tie goes to the even code, as round-to-nearest-even does.
-    values = torch.tensor(FP4_VALUES, device=weight.device)
-    middle = (values[1:] + values[:-1]) / 2
-    above, reached = torch.bucketize(magnitude, middle), torch.bucketize(magnitude, middle, right=True)
-    code = torch.where(above % 2 == 0, above, reached) + 8 * torch.signbit(grouped).int()
-    code = code.flatten(-2).to(torch.uint8)
     exponent = (torch.frexp(scale).exponent - 1 + UE8M0_BIAS).to(torch.uint8)
-    return code[..., 0::2] | (code[..., 1::2] << 4), exponent
+    return _pack_fp4(_nearest_fp4(grouped, scale)), exponent
 
 
-def dequantize_fp4(packed: Tensor, exponent: Tensor) -> Tensor:
-    """Inverse of quantize_fp4: float32 [..., K]. The group size follows from the two shapes."""
+def quantize_nvfp4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """NVFP4: e2m1 codes, an e4m3 scale a group of 16, and one float32 scale a matrix that fills e4m3's range.
+
+    weight: [..., N, K] with K a multiple of 16. Returns packed codes [..., N, K / 2] uint8, scales [..., N, K / 16]
+    float8_e4m3fn and the matrix's scale [...] float32.
+    """
+    grouped = weight.float().unflatten(-1, (-1, NVFP4_GROUP))
+    largest = grouped.abs().amax(-1)
+    whole = largest.amax((-2, -1)).clamp_min(TINY) / (FP4_MAX * FP8_MAX)
+    scale = (largest / FP4_MAX / whole[..., None, None]).clamp_max(FP8_MAX).to(torch.float8_e4m3fn)
+    spread = scale.float() * whole[..., None, None]
+    return _pack_fp4(_nearest_fp4(grouped, spread.clamp_min(TINY))), scale, whole
+
+
+def dequantize_fp4(packed: Tensor, scale: Tensor) -> Tensor:
+    """float32 [..., K] of packed codes under exponent bytes (uint8) or e4m3 scales; shapes tell the group size."""
     codes = torch.stack([packed & 15, packed >> 4], -1).flatten(-2).long()
     table = torch.tensor([*FP4_VALUES, *(-v for v in FP4_VALUES)], device=packed.device)
-    group_size = codes.shape[-1] // exponent.shape[-1]
-    return table[codes] * decode_ue8m0(exponent).repeat_interleave(group_size, -1)
+    group_size = codes.shape[-1] // scale.shape[-1]
+    factor = decode_ue8m0(scale) if scale.dtype == torch.uint8 else scale.float()
+    return table[codes] * factor.repeat_interleave(group_size, -1)
 
 
-def dequantize_weight(weight: Tensor, scale: Tensor | None) -> Tensor:
+def dequantize_weight(weight: Tensor, scale: Tensor | None, row_scale: Tensor | None = None) -> Tensor:
     """A stored weight [..., N, K] to float32, its format read from its dtype.
 
-    Floating point without scale: as it is. float8_e4m3fn: 128 x 128 block scales. uint8: packed fp4.
+    Floating point without scale: as it is. float8_e4m3fn: 128 x 128 block scales. uint8: packed fp4. row_scale:
+    [..., N] float32, on top of those.
     """
     if scale is None:
-        return weight.float()
-    if weight.dtype == torch.uint8:
-        return dequantize_fp4(weight, scale)
-    return dequantize_fp8_blocks(weight, scale)
+        values = weight.float()
+    elif weight.dtype == torch.uint8:
+        values = dequantize_fp4(weight, scale)
+    else:
+        values = dequantize_fp8_blocks(weight, scale)
+    return values if row_scale is None else values * row_scale[..., None]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +134,17 @@ def nano_v4_file(tmp_path: Path) -> Path:
     path = tmp_path / "nano-v4.json"
     path.write_text(json.dumps(NANO["v4"]))
     return path
+
+
+@pytest.fixture
+def nano() -> Callable[[str], dict[str, Any]]:
+    """config.json of a family: v4, v3 or qwen3."""
+    return NANO.__getitem__
+
+
+@pytest.fixture
+def nano_v4() -> dict[str, Any]:
+    return NANO["v4"]
 
 
 @pytest.fixture

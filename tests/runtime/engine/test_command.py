@@ -12,6 +12,7 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
+from app.commands import runtime_options
 from app.commands.runtime import runtime_app
 
 SMALL = ["--block-size", "16", "--num-blocks", "48", "--max-num-seqs", "4", "--max-num-batched-tokens", "64"]
@@ -51,10 +52,27 @@ def test_generate_from_a_checkpoint_equals_transformers(nano_qwen3: dict[str, An
 def test_generate_reports_a_bad_prompt_and_serves_the_good_one(nano_v4_file: Path) -> None:
     result = run("generate", "--model", nano_v4_file, *SMALL, "--prompt", "ok", "--prompt-ids", "1,999")
     assert result.exit_code == 2
-    assert result.stderr.strip() == (
+    assert result.stderr.splitlines()[-1] == (
         "moeplan: prompt 2: prompt token 999 at position 1 is out of range; the vocabulary is 0 to 299"
     )
     assert result.stdout.strip()
+
+
+def test_the_tokenizer_beside_a_model_is_used_and_missing_weights_are_said(nano_v4_file: Path, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    call = ["generate", "--model", nano_v4_file, *SMALL, "--prompt", "seven", "--max-tokens", "2", "--json", "-"]
+    bare = run(*call)
+    assert "no safetensors beside" in bare.stderr
+    assert "weights are random (seed 0)" in bare.stderr
+    assert "bytes of text are token ids" in bare.stderr
+    words = Tokenizer(models.WordLevel({"unknown": 0, "seven": 7}, unk_token="unknown"))
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="unknown").save_pretrained(nano_v4_file.parent)
+    told = run(*call)
+    assert json.loads(told.stdout)[0]["prompt_token_ids"] == [7]
+    assert "bytes of text" not in told.stderr
+    assert not run("generate", "--model", "tiny-qwen3-moe", "--prompt", "x", "--max-tokens", "1").stderr
 
 
 def test_bench_replays_a_trace(nano_v4_file: Path, tmp_path: Path) -> None:
@@ -76,6 +94,34 @@ def test_bench_replays_a_trace(nano_v4_file: Path, tmp_path: Path) -> None:
         assert report["summary"][name]["p50"] > 0
 
 
+def test_ranks_generate_what_one_process_does(tmp_path: Path) -> None:
+    said = []
+    for flags in ((), ("--tp", "2", "--ep", "2")):
+        target = tmp_path / f"{len(flags)}.json"
+        arguments = ["--prompt", "Two ranks", "--prompt-ids", "5,6,7", "--max-tokens", "6", "--json", str(target)]
+        result = run("generate", "--model", "tiny-v3", *arguments, *flags)
+        assert result.exit_code == 0, result.output
+        said.append([row["token_ids"] for row in json.loads(target.read_text())])
+    assert said[0] == said[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "devices"),
+    [
+        ("cpu", 3, ("cpu", "cpu", "cpu")),
+        ("auto", 2, ("cuda:0", "cuda:1")),
+        ("cuda", 1, ("cuda:0",)),
+        ("cuda:2", 1, ("cuda:2",)),
+        ("cuda:4-7", 4, ("cuda:4", "cuda:5", "cuda:6", "cuda:7")),
+    ],
+)
+def test_every_rank_gets_a_device(
+    text: str, count: int, devices: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    assert runtime_options._devices(text, count) == devices
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -87,6 +133,11 @@ def test_bench_replays_a_trace(nano_v4_file: Path, tmp_path: Path) -> None:
         (["generate", "--prompt-ids", "a,b"], "--prompt-ids 'a,b' is not a list of numbers"),
         (["generate", "--prompt", "x", "--model", "gpt-9"], "model 'gpt-9' is neither a preset (tiny-"),
         (["generate", "--prompt", "x", "--device", "tpu9"], "--device 'tpu9' is not known"),
+        (["generate", "--prompt", "x", "--device", "cuda:0-3"], "--device cuda:0-3 names 4 GPUs, but 1 ranks need one"),
+        (["generate", "--prompt", "x", "--device", "cuda:0"], "--device cuda:0 is not there: this machine has 0 GPUs"),
+        (["generate", "--prompt", "x", "--tp", "3"], "--tp 3 does not divide num_attention_heads"),
+        (["generate", "--prompt", "x", "--dp", "2", "--block-size", "100"], "block_size=100 must be a multiple of 128"),
+        (["generate", "--prompt", "x", "--kv-cache-dtype", "int3"], "kv_cache_dtype='int3' is not known; use auto"),
         (["generate", "--prompt", "x", "--dtype", "int3"], "--dtype 'int3' is not known"),
         (["generate", "--prompt", "x", "--block-size", "100"], "block_size=100 must be a multiple of 128"),
         (["generate", "--prompt", "x", "--weights", "nowhere"], "--weights nowhere is not a directory"),

@@ -79,7 +79,7 @@ def test_reused_prefixes_change_nothing(nano_config: ModelConfig) -> None:
     assert sum(output.num_cached_tokens for output in expected) == 0
     # 40 common tokens are two full blocks; the last two prompts share three blocks with the first.
     cached = [output.num_cached_tokens for output in outputs]
-    if reusing.cache.has_state:
+    if reusing.executor.cache.has_state:
         # The first keeps a snapshot at 48 alone, the second makes one at 32 where the third resumes.
         assert cached == [0, 0, 32, 48, 48]
     else:

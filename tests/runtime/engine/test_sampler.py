@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
+from runtime.logit_changes import apply_changes, change_of
 from runtime.sampler import sample_tokens
-from runtime.sequence import RequestError, SamplingParams
+from runtime.sequence import Request, RequestError, SamplingParams
+from runtime.sequence import Sequence as TokenSequence
 
 
 def test_greedy_takes_the_largest_logit() -> None:
@@ -53,3 +57,28 @@ def test_without_a_seed_requests_differ() -> None:
 def test_bad_parameters_are_named(field: str, value: object) -> None:
     with pytest.raises(RequestError, match=field):
         SamplingParams(**{field: value})  # type: ignore[arg-type]
+
+
+def changed(sampling: SamplingParams, prompt: list[int], output: list[int], logits: list[float]) -> list[float]:
+    request = Request("r", tuple(prompt), sampling, 0.0, tuple(output))
+    change = change_of(TokenSequence(request, 16), (3,))
+    return apply_changes(torch.tensor([logits]), [change])[0].tolist()
+
+
+def test_penalties_by_hand() -> None:
+    """Prompt 0, output 1 1 2: repetition divides 0, 1 and 2 (multiplies where negative); frequency counts outputs."""
+    sampling = SamplingParams(8, frequency_penalty=0.5, presence_penalty=0.25, repetition_penalty=2.0)
+    assert changed(sampling, [0], [1, 1, 2], [4.0, 2.0, -1.0, 8.0]) == [2.0, 1.0 - 1.25, -2.0 - 0.75, 8.0]
+    assert change_of(TokenSequence(Request("r", (0,), SamplingParams(8), 0.0), 16), (3,)) is None
+
+
+def test_nothing_ends_before_min_tokens() -> None:
+    sampling = SamplingParams(8, min_tokens=2, stop_token_ids=(1,))
+    assert changed(sampling, [0], [2], [4.0, 2.0, -1.0, 8.0]) == [4.0, -math.inf, -1.0, -math.inf]
+    assert changed(sampling, [0], [2, 2], [4.0, 2.0, -1.0, 8.0]) == [4.0, 2.0, -1.0, 8.0]
+
+
+def test_min_p_keeps_a_share_of_the_likeliest() -> None:
+    """At temperature 2, exp((x - 8) / 2) >= 0.2 needs x >= 8 + 2 ln 0.2 = 4.78."""
+    sampling = SamplingParams(8, temperature=2.0, min_p=0.2, logit_bias=((1, 1.0),))
+    assert changed(sampling, [0], [], [4.7, 4.0, 4.8, 8.0]) == pytest.approx([-math.inf, 5.0, 4.8, 8.0])

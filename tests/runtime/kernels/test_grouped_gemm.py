@@ -15,12 +15,23 @@ def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
     return ((got.float() - expected.float()).norm() / expected.float().norm()).item()
 
 
-def stored(weight: torch.Tensor, form: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+Stored = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
+
+
+def stored(weight: torch.Tensor, form: str) -> Stored:
+    """Values, scales and row scales: NVFP4's scale of a whole matrix is one a row."""
     if form == "fp8":
-        return quantize.quantize_fp8_blocks(weight)
+        return *quantize.quantize_fp8_blocks(weight), None
+    if form == "fp8 channels":
+        rows = weight.abs().amax(-1) / quantize.FP8_MAX
+        blocks = torch.ones(len(weight), *(-(-n // quantize.SCALE_BLOCK) for n in weight.shape[1:]))
+        return (weight / rows[..., None]).to(torch.float8_e4m3fn), blocks.to(weight.device), rows
     if form == "fp4":
-        return quantize.quantize_fp4(weight)
-    return weight.to({"float32": torch.float32, "bfloat16": torch.bfloat16}[form]), None
+        return *quantize.quantize_fp4(weight), None
+    if form == "nvfp4":
+        codes, scale, whole = quantize.quantize_nvfp4(weight)
+        return codes, scale, whole[:, None].expand(-1, weight.shape[1]).contiguous()
+    return weight.to({"float32": torch.float32, "bfloat16": torch.bfloat16}[form]), None, None
 
 
 @pytest.mark.parametrize(
@@ -31,7 +42,9 @@ def stored(weight: torch.Tensor, form: str) -> tuple[torch.Tensor, torch.Tensor 
         ("bfloat16", 70, 35, 0.5, False, 1e-2),  # and pointers
         ("fp8", 160, 136, 0.5, True, 2e-2),
         ("fp8", 144, 256, None, True, 2e-2),
+        ("fp8 channels", 144, 136, 0.5, True, 2e-2),
         ("fp4", 96, 64, 0.5, False, 1e-2),
+        ("nvfp4", 96, 48, 0.5, False, 1e-2),
     ],
 )
 def test_both_products_match_reference(
@@ -42,13 +55,15 @@ def test_both_products_match_reference(
     weights = torch.rand(TOKENS, TOP_K, device=device)
     dtype = torch.float32 if form == "float32" else torch.bfloat16
     x = torch.randn(TOKENS, hidden, device=device).to(dtype)
-    w13, w13_scale = stored(torch.randn(EXPERTS, 2 * inter, hidden, device=device) / 8, form)
-    w2, w2_scale = stored(torch.randn(EXPERTS, hidden, inter, device=device) / 8, form)
+    w13, w13_scale, rows13 = stored(torch.randn(EXPERTS, 2 * inter, hidden, device=device) / 8, form)
+    w2, w2_scale, rows2 = stored(torch.randn(EXPERTS, hidden, inter, device=device) / 8, form)
     codes, x_scale = quantize.quantize_fp8(x) if quantized else (x, None)
     alignment = moe_align(ids, EXPERTS, 16)
 
-    h, h_scale = kernels.grouped_gemm1(codes, x_scale, w13, w13_scale, alignment, TOP_K, limit, quantized)
-    want, want_scale = reference.grouped_gemm1(codes, x_scale, w13, w13_scale, alignment, TOP_K, limit, quantized)
+    h, h_scale = kernels.grouped_gemm1(codes, x_scale, w13, w13_scale, alignment, TOP_K, limit, quantized, rows13)
+    want, want_scale = reference.grouped_gemm1(
+        codes, x_scale, w13, w13_scale, alignment, TOP_K, limit, quantized, rows13
+    )
     held = (ids >= 0).flatten()
     if quantized:
         assert h_scale is not None
@@ -58,7 +73,7 @@ def test_both_products_match_reference(
     else:
         assert relative_error(h[held], want[held]) < tolerance
 
-    arguments = (want, want_scale, w2, w2_scale, alignment, weights, ids, dtype)
+    arguments = (want, want_scale, w2, w2_scale, alignment, weights, ids, dtype, rows2)
     out = kernels.grouped_gemm2_combine(*arguments)
     assert relative_error(out, reference.grouped_gemm2_combine(*arguments)) < tolerance
 

@@ -14,6 +14,7 @@ import torch
 from runtime import models, ops
 from runtime.cache import KVCache, SequenceInput
 from runtime.config.spec import CompressedAttention, ModelConfig
+from runtime.config.storage import CacheDtypes
 from runtime.model_runner import ModelRunner
 from runtime.presets import load_model_config
 
@@ -39,10 +40,10 @@ def tiny(preset: str) -> ModelConfig:
     return config
 
 
-def serve(model: models.Model, config: ModelConfig) -> list[torch.Tensor]:
+def serve(model: models.Model, config: ModelConfig, stored: CacheDtypes) -> list[torch.Tensor]:
     """Two sequences: a prompt in two chunks beside another's decode, then a step of both."""
     block = 16
-    runner = ModelRunner(model, KVCache(config, 8, 2, block, "cpu", torch.float32), cuda_graphs=False)
+    runner = ModelRunner(model, KVCache(config, 8, 2, block, "cpu", torch.float32, stored), cuda_graphs=False)
     first, second = tuple(range(1, 22)), tuple(range(60, 66))
     steps = [
         [SequenceInput(first[:13], 0, (5, 2), 1)],
@@ -52,9 +53,19 @@ def serve(model: models.Model, config: ModelConfig) -> list[torch.Tensor]:
     return [runner.step(step) for step in steps]
 
 
-@pytest.mark.parametrize("preset", ["tiny-v4", "tiny-v3", "tiny-qwen3-moe"])
+@pytest.mark.parametrize(
+    ("preset", "stored"),
+    [
+        ("tiny-v4", CacheDtypes()),
+        ("tiny-v4", CacheDtypes("fp8", "fp4")),
+        ("tiny-v3", CacheDtypes()),
+        ("tiny-v3", CacheDtypes("fp8")),
+        ("tiny-qwen3-moe", CacheDtypes()),
+        ("tiny-qwen3-moe", CacheDtypes("fp8")),
+    ],
+)
 def test_logits_on_kernels_equal_those_on_references(
-    preset: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    preset: str, stored: CacheDtypes, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if device.type == "cuda":
         pytest.skip("the references run on the CPU; test_gpu.py compares devices")
@@ -64,9 +75,9 @@ def test_logits_on_kernels_equal_those_on_references(
         for values in model.parameters():
             if values.ndim >= 2 and values.is_floating_point():  # weights that let every branch show
                 values.copy_(torch.randn_like(values) / values.shape[-1] ** 0.5)
-    expected = serve(model, config)
+    expected = serve(model, config, stored)
     monkeypatch.setattr(ops, "uses_kernels", lambda tensor: True)
-    got = serve(model, config)
+    got = serve(model, config, stored)
     for ours, theirs in zip(got, expected, strict=True):
         assert theirs.abs().max() > 0.1
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)

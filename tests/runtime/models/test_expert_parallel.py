@@ -17,6 +17,7 @@ from runtime import models
 from runtime.cache import KVCache, SequenceInput
 from runtime.config.reading import read_config
 from runtime.layers.expert_parallel import ExpertGroup
+from runtime.layers.ranks import Ranks
 from runtime.model_runner import ModelRunner
 
 V3: dict[str, Any] = {
@@ -82,7 +83,7 @@ STEPS = ((37, 5), (1, 11), (0, 1), (1, 0), (1, 1))
 
 def run_rank(raw: dict[str, Any], sequence: int, group: ExpertGroup) -> torch.Tensor:
     """Logits of one sequence's steps, [steps in which it had tokens, vocab]."""
-    model = models.build(read_config(raw), seed=11, experts=group)
+    model = models.build(read_config(raw), seed=11, ranks=Ranks(experts=group))
     for name, parameter in model.named_parameters():
         if "norm" not in name and parameter.is_floating_point():
             parameter.mul_(6.0)  # from the usual 0.02 to something that shows

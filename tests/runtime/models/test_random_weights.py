@@ -10,6 +10,7 @@ import torch
 from runtime import models
 from runtime.cache import KVCache, SequenceInput
 from runtime.layers.expert_parallel import ExpertGroup
+from runtime.layers.ranks import Ranks
 from runtime.model_runner import ModelRunner
 
 
@@ -22,7 +23,7 @@ def test_weights_depend_on_the_seed_alone(pair: Any) -> None:
 
 def test_a_rank_gets_its_share_of_the_same_experts(pair: Any) -> None:
     whole = dict(models.build(pair.config, 3).named_parameters())
-    share = dict(models.build(pair.config, 3, experts=ExpertGroup(1, 4)).named_parameters())
+    share = dict(models.build(pair.config, 3, ranks=Ranks(experts=ExpertGroup(1, 4))).named_parameters())
     name = "layers.2.ffn.experts.w13"
     quarter = len(whole[name]) // 4
     assert torch.equal(share[name], whole[name][quarter : 2 * quarter])
