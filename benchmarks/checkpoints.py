@@ -19,6 +19,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +235,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=RESULTS)
     asked = parser.parse_args()
     report: dict[str, Any] = circumstances()
+    report["libraries"]["transformers"] = version("transformers")
     if asked.configs is not None:
         paths = sorted(path for path in asked.configs.glob("*" + CONFIG) if not path.name.endswith(SIDE_FILE))
         report["configs"] = part([judged(path) for path in paths])
