@@ -93,6 +93,8 @@ def _are_metrics(files: list[Path]) -> bool:
 
     kinds = []
     for path in files:
+        if not path.is_file():
+            raise InputError(f"{path} is no file; give the path of a trace, or of a dump of /metrics")
         with path.open("rb") as file:
             kinds.append(looks_like_metrics(file.read(HEAD_CHARACTERS).decode("utf-8", errors="replace")))
     if any(kinds) and not all(kinds):

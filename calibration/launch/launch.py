@@ -55,10 +55,6 @@ class Launch:
                 raise LaunchError(f"{self.engine}: {name}={size} is not between 1 and {MOST_RANKS}; correct the sizes")
 
     @property
-    def is_router(self) -> bool:
-        return self.prefill_servers is not None or self.decode_servers is not None
-
-    @property
     def gpus_of_instance(self) -> int | None:
         return None if self.gpus is None else self.gpus // self.replicas
 

@@ -56,7 +56,7 @@ class Setup:
     def launches(self) -> tuple[Launch, ...]:
         """Raises LaunchError."""
         found = tuple(read_launch(command, self.folder) for command in self.commands)
-        if any(launch.is_router for launch in found):
+        if any(launch.gpus is None for launch in found):
             raise LaunchError("a router starts no engine; give the launch lines of its prefill and decode servers")
         return found
 
