@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 
 from simulator.des.simulate import simulate
+from simulator.planner.capacity import most_traffic
 from simulator.planner.design import Plan
 from simulator.planner.search import plan
 from simulator.scenario import ScenarioError, parse_scenario
@@ -226,3 +227,20 @@ def test_each_design_is_a_scenario_that_can_be_simulated() -> None:
     assert best.simulated is not None
     again = simulate(answer.scenarios[0]).summary().metrics["tpot_s"].p90
     assert again == pytest.approx(best.simulated["tpot_s"]["p90"], rel=1e-9)
+
+
+def test_a_budget_is_used_whole_at_the_highest_rate_that_holds() -> None:
+    asked = parse_scenario(
+        {
+            "model": "qwen3-30b-a3b",
+            "workload": {"kind": "open_loop", "rate": 10.0, "prompt": 1000, "output": 100},
+            "slo": {"ttft_s": 2.0, "tpot_s": 0.05},
+            "search": {"gpus": ["h200"], "stacks": ["vllm"], "simulate_top": 1, "forms": ["colocated"]},
+        }
+    )
+    answer = most_traffic(asked, 2)
+    best = answer.designs[0]
+    assert best.meets_slo
+    assert best.simulated is not None
+    assert best.deployment.gpus == 2 or answer.idle
+    assert best.simulated["requests_per_s"] > 20
