@@ -125,7 +125,7 @@ def with_name(base: Scenario, name: str, model: str | None, gpus: Sequence[str],
     if model is not None:
         # the scenario may lie elsewhere than where the command runs
         changes["model"] = str(Path(model).resolve()) if Path(model).exists() else model
-    search = {key: value for key, value in (("gpus", list(gpus)), ("stack", stack)) if value}
+    search = {key: value for key, value in (("gpus", list(gpus)), ("stacks", [stack] if stack else [])) if value}
     if search:
         changes["search"] = base.search.model_dump() | search
     if model is not None or search:

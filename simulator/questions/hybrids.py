@@ -22,8 +22,8 @@ PART_FIELDS: dict[Respect, tuple[str, ...]] = {
 STACK_FIELDS: dict[Respect, tuple[str, ...]] = {
     "compute": (),
     "memory": (),
-    "network": (),
-    "host": ("step_overhead_s", "kernel_overhead_s", "request_overhead_s"),
+    "network": ("exit_latency_s",),
+    "host": ("step_overhead_s", "kernel_overhead_s", "sequence_overhead_s", "request_overhead_s", "acceptance"),
     "capacity": ("memory_utilisation",),
 }
 CLASS_FIELDS: dict[Respect, tuple[str, ...]] = {
@@ -37,8 +37,8 @@ CLASS_FIELDS: dict[Respect, tuple[str, ...]] = {
 FACTORS: dict[Respect, tuple[str, ...]] = {
     "compute": ("matrix", "attention", "experts"),
     "memory": ("memory",),
-    "network": ("network",),
-    "host": ("launch", "kernel_overhead_s", "drafting", "request_overhead_s"),
+    "network": ("network", "exit_latency_s"),
+    "host": ("kernel_overhead_s", "sequence_overhead_s", "request_overhead_s", "acceptance"),
     "capacity": (),
 }
 

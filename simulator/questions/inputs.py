@@ -50,8 +50,9 @@ USUAL = {
     "fit.network": (0.7, 1.4),
     "fit.attention": (0.8, 1.25),
     "fit.experts": (0.8, 1.25),
-    "fit.launch": (0.7, 1.4),
     "fit.kernel_overhead_s": (0.6, 1.6),
+    "fit.sequence_overhead_s": (0.6, 1.6),
+    "fit.exit_latency_s": (0.6, 1.6),
     "fit.request_overhead_s": (0.5, 2.0),
 }
 BANDWIDTHS = ("memory_bandwidth", "scale_up_bandwidth", "scale_out_bandwidth")

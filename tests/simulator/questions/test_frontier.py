@@ -16,7 +16,7 @@ Make = Callable[..., Scenario]
 
 def test_simulated_points_lie_near_their_estimates(small: Make, serial: Executor) -> None:
     """Of colocated serving, whose points are of one instance in both; the estimate leaves waves and bunching out."""
-    scenario = small(search={"gpus": ["h200"], "forms": ["colocated"]})
+    scenario = small(search={"gpus": ["h200"], "forms": ["colocated"], "stacks": ["default"]})
     found = frontier(scenario, verified=3, executor=serial)
     simulated = [point for point in found.points if point.verified]
     assert len(simulated) == 3
@@ -24,7 +24,7 @@ def test_simulated_points_lie_near_their_estimates(small: Make, serial: Executor
         twin = next(
             p for p in found.points if not p.verified and (p.layout, p.sequences) == (point.layout, point.sequences)
         )
-        assert point.total_tok_s_per_gpu == pytest.approx(twin.total_tok_s_per_gpu, rel=0.35)
+        assert point.total_tok_s_per_gpu == pytest.approx(twin.total_tok_s_per_gpu, rel=0.45)
         assert point.usd_per_mtok_blended == pytest.approx(
             1.59 / 3600 / point.total_tok_s_per_gpu * 1e6, rel=1e-6
         )  # a colocated pool of one price: USD/h over tok/s
@@ -40,7 +40,7 @@ def test_each_stack_has_its_curve(small: Make, serial: Executor) -> None:
 
 def test_a_model_that_fits_nowhere_is_said(small: Make, serial: Executor) -> None:
     scenario = small(model="deepseek-v4-pro", deployment=None, search={"gpus": ["h200"], "max_gpus": 2})
-    with pytest.raises(ScenarioError, match=r"h200_sxm: .*max_gpus"):
+    with pytest.raises(ScenarioError, match=r"h200_sxm@sglang: .*at least 8 h200_sxm would do"):
         frontier(scenario, [("h200", None)], executor=serial)
 
 
