@@ -30,6 +30,7 @@ GENERATIONS = 10  # requests of each client, as InferenceX sends them
 MOST_REQUESTS = 5000
 FEWEST_OF_CLIENT = {"colocated": 5, "disaggregated": 3}
 FEWEST_REQUESTS = 40  # so that medians of few clients are of more than a handful (assumed)
+DECODED = 64.0  # tokens that a request is decoded for where a row states a context alone (assumed)
 MOST_CLIENTS = 2**16  # twice what was ever published (36,864); ten seconds (assumed)
 
 
@@ -51,11 +52,9 @@ class Benchmark:
 
 def benchmark_of(point: Point, engine: FittedEngine) -> Benchmark:
     """Raises Unpredictable for what cannot be played."""
-    if point.phase == "decode":
-        raise Unpredictable("a decode pool alone: no prompts are sent to it, so there is nothing to play")
     hardware = engine.hardware
     policy = batching_of(family_of(point.engine))
-    drafts = point.drafts if point.phase == "e2e" else 0
+    drafts = point.drafts if point.phase != "prefill" else 0
     if drafts and load_model(preset_of(point.model)).draft is None:
         raise Unpredictable(f"drafts by a head of which nothing is known: the preset of {point.model} has none")
     clients = clients_of(point)
@@ -65,7 +64,11 @@ def benchmark_of(point: Point, engine: FittedEngine) -> Benchmark:
         "draft_tokens": drafts,
         "acceptance_length": tokens_per_step(engine.acceptance, drafts),
     }
-    if point.disaggregated and point.phase == "e2e":
+    pools: dict[str, Any]
+    if point.phase == "decode":
+        prompts = _pool(point, point.decode, hardware, clients, clients)  # computed in no time: see decode_alone
+        pools = {"prefill": prompts, "decode": last, "transfer": {"handshake_s": 0.0}, "first_token": "prefill"}
+    elif point.disaggregated and point.phase == "e2e":
         pools = {"prefill": _pool(point, point.prefill, hardware, clients, clients), "decode": last}
     else:
         pools = {"colocated": last | {"batching": policy}}
@@ -78,7 +81,7 @@ def benchmark_of(point: Point, engine: FittedEngine) -> Benchmark:
                 "concurrency": clients,
                 "requests": requests_of(point),
                 "prompt": _lengths(point.prompt, point.spread),
-                "output": _lengths(point.output, point.spread),
+                "output": _lengths(output_of(point), point.spread),
             },
             "deployment": pools,
             "warmup_fraction": 0.0,
@@ -93,6 +96,11 @@ def benchmark_of(point: Point, engine: FittedEngine) -> Benchmark:
 
 def clients_of(point: Point) -> int:
     return max(1, round(point.concurrency))
+
+
+def output_of(point: Point) -> float:
+    """Tokens of an answer: of a decode pool alone at a context, as many as hardly lengthen it."""
+    return DECODED if point.phase == "decode" and point.output <= 1 else point.output
 
 
 def requests_of(point: Point) -> int:

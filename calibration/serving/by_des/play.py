@@ -6,12 +6,14 @@ besides, which go on at the rate of these.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from calibration.serving.by_des.benchmark import GENERATIONS, Benchmark
+from calibration.serving.by_des.decode_alone import decoded
 from calibration.serving.points import Point, Unpredictable
 from simulator.des.results.result import SimulationResult
 from simulator.des.simulate import play
@@ -22,7 +24,8 @@ from simulator.model.arrays import Floats
 @dataclass(frozen=True)
 class Reported:
     """rate: requests/s of the cluster. tpot_s: of the median request, NaN where none has several tokens. ttft_s: the
-    statistic of the point, a mean over all requests or the median; median_ttft_s stands beside it."""
+    statistic of the point, a mean over all requests or the median; median_ttft_s stands beside it. NaN of a decode pool
+    alone."""
 
     rate: float
     tpot_s: float
@@ -33,10 +36,11 @@ class Reported:
         """Every metric of a points file. Where a disaggregated row has both, output is by decode accelerators and input
         by prefill ones; else both are by all."""
         total = by_prefill = by_decode = point.gpus
-        if point.disaggregated and point.phase == "prefill":
-            total = by_prefill = by_decode = point.prefill.count * point.prefill.gpus
-        elif point.disaggregated and "input_tok_s_per_gpu" in point.measured:
-            by_prefill, by_decode = (pool.count * pool.gpus for pool in (point.prefill, point.decode))
+        if point.phase != "e2e":
+            pool = point.prefill if point.phase == "prefill" else point.decode
+            total = by_prefill = by_decode = pool.count * pool.gpus
+        elif point.disaggregated and point.phase == "e2e" and "input_tok_s_per_gpu" in point.measured:
+            by_prefill, by_decode = (p.count * p.gpus for p in (point.prefill, point.decode))
         return {
             "total_tok_s_per_gpu": self.rate * (point.prompt + point.output) / total,
             "output_tok_s_per_gpu": self.rate * point.output / by_decode,
@@ -54,6 +58,8 @@ def reported(benchmark: Benchmark) -> Reported:
     Raises Unpredictable where requests find no room; ScenarioError, CatalogError, ParallelismError or DoesNotFitError
     where there is nothing to play them on.
     """
+    if benchmark.point.phase == "decode":
+        return reported_of(decoded(benchmark), benchmark)
     scenario = benchmark.scenario
     traffic, router = np.random.SeedSequence(scenario.seed).spawn(2)
     assert scenario.deployment is not None
@@ -82,9 +88,13 @@ def reported_of(result: SimulationResult, benchmark: Benchmark) -> Reported:
     median = weighted_median(ttft_s, weight)
     # A simulated engine is warm; a tenth of the requests met one that was not.
     mean = float((ttft_s * weight).sum()) + benchmark.warm_up_s / GENERATIONS
+    if benchmark.point.phase == "decode":  # the first token is not its own
+        tokens = float(((result.output_tokens - 1) * weight).sum())
+        rate = requests / seconds * tokens / benchmark.point.output
+        return Reported(rate, weighted_median(result.tpot_s, weight), math.nan, math.nan)
     return Reported(
         requests / seconds,
-        weighted_median(result.tpot_s[several], weight[several]) if several.any() else float("nan"),
+        weighted_median(result.tpot_s[several], weight[several]) if several.any() else math.nan,
         mean if benchmark.point.mean_ttft else median,
         median,
     )

@@ -27,6 +27,9 @@ from calibration.serving.predict import prepare
 from simulator import simulate
 from simulator.des.results.measured import Measured
 from simulator.model.acceptance import tokens_per_step
+from simulator.model.engine import in_service
+from simulator.model.latency import DecodeLoad, StepLatency
+from simulator.model.parallelism import Parallelism
 from simulator.scenario import parse_scenario
 
 ROW: dict[str, Any] = {
@@ -202,7 +205,6 @@ def test_a_release_of_its_own_and_older_software_move_host_times() -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"phase": "decode"}, "a decode pool alone"),
         ({"concurrency": MOST_CLIENTS + 1}, "in flight are more than are played"),
         ({"n_gpu": 1, "decode_parallel": "TP1"}, "needs"),
         ({"isl": 10**6}, "does not fit"),
@@ -223,6 +225,21 @@ def test_a_prefill_pool_alone_is_sent_prompts_of_one_token() -> None:
     found = reported(benchmark_of(point, engine_of(point)))
     assert math.isnan(found.tpot_s)
     assert found.metrics(point)["input_tok_s_per_gpu"] == pytest.approx(found.rate * 1000 / 8)
+
+
+@pytest.mark.parametrize("alone", [{"disaggregated": 0}, {"disaggregated": 1, "n_decode_gpu": 8}])
+def test_a_decode_pool_alone_is_at_its_context(alone: dict[str, Any]) -> None:
+    """Eight sequences of 4,000 tokens: TPOT is a step of the op model there, and the rate eight tokens a step."""
+    point = point_of(phase="decode", isl=4000, osl=None, workload="", **alone)
+    engine = engine_of(point)
+    benchmark = benchmark_of(point, engine)
+    found = reported(benchmark)
+    cut = Parallelism(tp=8)
+    hardware = in_service(benchmark.hardware, benchmark.model, cut, 0, "disaggregated")
+    step_s = StepLatency(benchmark.model, hardware, cut, 0).decode_s(DecodeLoad.alike(8, 4032, (), 8))
+    assert found.tpot_s == pytest.approx(step_s, rel=0.01)
+    assert found.metrics(point)["output_tok_s_per_gpu"] == pytest.approx(8 / step_s / 8, rel=0.04)  # its drain
+    assert math.isnan(found.ttft_s)
 
 
 def test_few_clients_send_more_than_ten_and_many_fewer() -> None:
