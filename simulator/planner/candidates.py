@@ -15,7 +15,7 @@ from simulator.model.arrays import Floats
 from simulator.model.engine import Form
 from simulator.model.memory import DoesNotFitError
 from simulator.model.parallelism import Parallelism
-from simulator.planner.engines import Choice, ServingEngine, Offer
+from simulator.planner.engines import Choice, Offer, ServingEngine
 from simulator.planner.pools import PoolTable, Pricing, layout, most_at
 from simulator.planner.rejections import Rejections
 from simulator.planner.sizing import Limits, Sized, size_colocated, size_decode, size_prefill

@@ -21,7 +21,7 @@ from simulator.model.engine import Form
 from simulator.model.kv import transfer_bytes
 from simulator.model.memory import DoesNotFitError, MemoryPlan
 from simulator.model.parallelism import Parallelism
-from simulator.planner.engines import MAX_SEQUENCES_PER_RANK, Choice, ServingEngine, Offer
+from simulator.planner.engines import MAX_SEQUENCES_PER_RANK, Choice, Offer, ServingEngine
 from simulator.planner.traffic import Traffic
 from simulator.scenario import Pool, Transfer
 from simulator.steady_state.cluster import ClusterArrays, PoolArrays
