@@ -145,7 +145,7 @@ def plan(
 
         csv_file.write_text(designs_csv(answer), encoding="utf-8")
     if save is not None:
-        from app.plan_files import save_designs
+        from app.commands.plan_files import save_designs
 
         save_designs(found.scenarios, save)
     if json_file != STDOUT:

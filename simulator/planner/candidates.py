@@ -16,7 +16,7 @@ from simulator.model.arrays import Floats
 from simulator.model.engine import Form
 from simulator.model.memory import DoesNotFitError
 from simulator.model.parallelism import Parallelism
-from simulator.planner.engines import Choice, Engine, Offer
+from simulator.planner.engines import Choice, Offer, ServingEngine
 from simulator.planner.pools import PoolTable, Pricing, layout, most_at
 from simulator.planner.rejections import Rejections
 from simulator.planner.sizing import Limits, Sized, size_colocated, size_decode, size_prefill
@@ -122,7 +122,7 @@ class Candidates:
             return min(both, default=np.inf)
         return min(e.gpus * s for e, s in by_decode.items()) + min(e.gpus * s for e, s in by_prompts.items())
 
-    def _apart(self, engines: Sequence[Engine]) -> tuple[dict[Engine, float], dict[Engine, float]]:
+    def _apart(self, engines: Sequence[ServingEngine]) -> tuple[dict[ServingEngine, float], dict[ServingEngine, float]]:
         """Seconds of an instance for a request's decode, at the most sequences that keep TPOT, and for its prompt."""
         decode = [c for e in engines for c in self._choices([e], "decode", (DECODE_BUDGET,), _default(e))]
         prompts = [c for e in engines for c in self._choices([e], "prefill", FIRST_PREFILL_BUDGETS, _default(e))]
@@ -147,7 +147,7 @@ class Candidates:
 
     # ---- which engines there are
 
-    def _engines(self, offer: Offer, form: Form) -> list[Engine]:
+    def _engines(self, offer: Offer, form: Form) -> list[ServingEngine]:
         if offer not in self._cuts:
             shapes = cuts(self.pricing.model, offer.profile.scale_up_domain)
             fitting = list(self._fitting(offer, form, shapes))
@@ -155,7 +155,7 @@ class Candidates:
             return fitting
         return [self.pricing.engine(offer, cut, form) for cut in self._cuts[offer]]
 
-    def _fitting(self, offer: Offer, form: Form, shapes: Iterable[Parallelism]) -> Iterator[Engine]:
+    def _fitting(self, offer: Offer, form: Form, shapes: Iterable[Parallelism]) -> Iterator[ServingEngine]:
         """Engines that memory holds with room for a request."""
         for cut in shapes:
             if cut.gpus > self.scenario.search.max_gpus:
@@ -174,7 +174,7 @@ class Candidates:
             yield engine
 
     def _choices(
-        self, engines: Iterable[Engine], role: str, budgets: Iterable[int], batchings: Iterable[str]
+        self, engines: Iterable[ServingEngine], role: str, budgets: Iterable[int], batchings: Iterable[str]
     ) -> list[Choice]:
         """With working memory for the token budget."""
         found = []
@@ -186,7 +186,7 @@ class Candidates:
                         found.append(choice)
         return found
 
-    def _promising(self, engines: list[Engine]) -> list[Engine]:
+    def _promising(self, engines: list[ServingEngine]) -> list[ServingEngine]:
         """Those that do prompts and decode at the least cost when they do one after the other."""
         by_decode, by_prompts = self._apart(engines)
         kept = [engine for engine in engines if engine in by_decode and engine in by_prompts]
@@ -271,13 +271,13 @@ class Candidates:
         self.rejections.saw(limit, float(values[row, 0]), float(allowed[row, 0]), str(table.choices[row].engine))
 
 
-def _default(engine: Engine) -> tuple[str, ...]:
+def _default(engine: ServingEngine) -> tuple[str, ...]:
     return (batching_of(engine.offer.stack),)
 
 
 def cheapest(pools: Iterable[SizedPool], count: int) -> list[SizedPool]:
     """Of each offer the cheapest, one for each cut."""
-    kept: dict[Offer, dict[Engine, SizedPool]] = {}
+    kept: dict[Offer, dict[ServingEngine, SizedPool]] = {}
     for pool in sorted(pools, key=lambda one: one.rank):
         kept.setdefault(pool.choice.engine.offer, {}).setdefault(pool.choice.engine, pool)
     return [pool for mine in kept.values() for pool in list(mine.values())[:count]]

@@ -39,7 +39,7 @@ class Offer:
 
 
 @dataclass(frozen=True, eq=False)
-class Engine:
+class ServingEngine:
     """One cut of the model on one accelerator, as its stack drives it in one form of serving. Equal only to itself."""
 
     model: ModelSpec
@@ -89,7 +89,7 @@ class Choice:
     budget: tokens of a step on each attention rank.
     """
 
-    engine: Engine
+    engine: ServingEngine
     role: str  # prefill, decode or colocated
     budget: int
     batching: Batching

@@ -21,7 +21,7 @@ from simulator.model.engine import Form
 from simulator.model.kv import transfer_bytes
 from simulator.model.memory import DoesNotFitError, MemoryPlan
 from simulator.model.parallelism import Parallelism
-from simulator.planner.engines import MAX_SEQUENCES_PER_RANK, Choice, Engine, Offer
+from simulator.planner.engines import MAX_SEQUENCES_PER_RANK, Choice, Offer, ServingEngine
 from simulator.planner.traffic import Traffic
 from simulator.scenario import Knobs, Pool, Transfer
 from simulator.steady_state.cluster import ClusterArrays, PoolArrays
@@ -78,7 +78,7 @@ class Pricing:
         self.sample = traffic.sample
         self.demand = DemandArrays.of([self.sample])
         self.priced: dict[Choice, EngineSteps] = {}
-        self._engines: dict[tuple[Offer, Parallelism, Form], Engine] = {}
+        self._engines: dict[tuple[Offer, Parallelism, Form], ServingEngine] = {}
         self._plans: dict[Choice, MemoryPlan] = {}
         sizes = [transfer_bytes(model, max(1, prompt)) for prompt in traffic.prompts]
         self._transfer_bytes = float(np.mean(sizes)) + transfer.half_rate_bytes
@@ -89,11 +89,11 @@ class Pricing:
         found.traffic = replace(self.traffic, rate=rate)
         return found
 
-    def engine(self, offer: Offer, cut: Parallelism, form: Form) -> Engine:
+    def engine(self, offer: Offer, cut: Parallelism, form: Form) -> ServingEngine:
         key = (offer, cut, form)
         found = self._engines.get(key)
         if found is None:
-            found = self._engines[key] = Engine(self.model, offer, cut, form)
+            found = self._engines[key] = ServingEngine(self.model, offer, cut, form)
         return found
 
     def choice_of(self, role: str, pool: Pool) -> Choice:
