@@ -339,6 +339,7 @@ class Engine:
             tuple(s.num_output for s in sequences),
             changes if any(change is not None for change in changes) else (),
             tuple(step.chunks[row].draft for row in rows),
+            None,
             tuple(_following(chunk) for chunk in step.chunks) if self.config.draft_tokens else (),
         )
 

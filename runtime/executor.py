@@ -33,6 +33,7 @@ class StepPlan:
     positions: tuple[int, ...]  # of the wanted token within its output
     changes: tuple[LogitChange | None, ...] = ()  # of the logits of each of `rows`; empty: of none
     guesses: tuple[int | None, ...] = ()  # of each of `rows`: the last token of its input, if that is to be checked
+    expert_rows: int | None = None  # most tokens that a rank sends to experts, where that is few
     following: tuple[int, ...] = ()  # of each input: the token after it, -1: yet to be drawn; empty: no drafts
 
 
@@ -80,7 +81,7 @@ class LocalExecutor:
 
     def __init__(self, model: models.Model, config: ModelConfig, sizes: PoolSizes) -> None:
         embedding = model.embed  # the one weight that is never kept quantised
-        self._tensor = model.ranks.tensor
+        self._tensor, self._experts = model.ranks.tensor, model.ranks.experts
         self._attention = config.attention
         heads = kv_heads_of(config.attention, self._tensor) if isinstance(config.attention, GroupedAttention) else None
         self.cache = KVCache(
@@ -98,6 +99,7 @@ class LocalExecutor:
         self.exports_aside = self._tensor.size == 1
 
     def run(self, plan: StepPlan) -> StepResult:
+        self._experts.step.most = plan.expert_rows
         guessed = [at for at, guess in enumerate(plan.guesses) if guess is not None]
         earlier = [plan.rows[at] for at in guessed]
         logits = self.runner.step(plan.inputs, earlier)
@@ -116,7 +118,7 @@ class LocalExecutor:
             wanted = apply_changes(wanted, [*plan.changes, *(plan.changes[at] for at in guessed)])
         drawn = sample_tokens(wanted, sampling, positions) if places else []
         checked = dict(zip(guessed, drawn[len(plan.rows) :], strict=True))
-        tokens = []
+        tokens: list[tuple[int, ...]] = []
         for at, token in enumerate(drawn[: len(plan.rows)]):
             if at not in checked:
                 tokens.append((token,))

@@ -12,7 +12,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from runtime.config.parallel import Parallelism
 from runtime.engine import EngineConfig, ModelSource, build_executor
 from runtime.executor import IDLE, LocalExecutor, StepPlan, StepResult
 from runtime.handover import Handover
-from runtime.layers.expert_parallel import ExpertGroup
+from runtime.layers.expert_parallel import FEW_ROWS, ExpertGroup
 from runtime.layers.ranks import Ranks
 from runtime.layers.tensor_parallel import TensorGroup
 
@@ -104,16 +104,26 @@ class RankProcesses:
     def run(self, plans: Sequence[StepPlan | None]) -> list[StepResult]:
         """One step of all replicas: their next tokens. Those without a plan idle along where ranks share experts."""
         parallel = self.spec.parallel
+        rows = self._expert_rows(plans)
         answering = []
         for index, plan in enumerate(plans):
             if plan is None and parallel.expert == 1:
                 continue
             answering.append(index)
-            self.tell(index, _Run(plan or IDLE))
+            self.tell(index, _Run(replace(plan or IDLE, expert_rows=rows)))
         results = [StepResult(()) for _ in plans]
         for index in answering:
             results[index] = self._receive(index * parallel.tensor)
         return results
+
+    def _expert_rows(self, plans: Sequence[StepPlan | None]) -> int | None:
+        """Tokens that a rank sends to experts at most, if few. An idle replica sends a dummy token."""
+        parallel = self.spec.parallel
+        if parallel.expert == 1:
+            return None
+        most = max(sum(len(i.token_ids) for i in plan.inputs) if plan else 1 for plan in plans)
+        rows = -(-most // parallel.tensor)
+        return rows if rows <= FEW_ROWS else None
 
     def tell(self, replica: int, message: object) -> None:
         for rank in self._ranks(replica):
@@ -202,7 +212,7 @@ def _answer(executor: LocalExecutor, message: object, first: bool) -> Any:
     if isinstance(message, _Run):
         plan = message.plan
         # Only the first rank's draw counts; the others need not make one.
-        result = executor.run(plan if first else StepPlan(plan.inputs, (), (), ()))
+        result = executor.run(plan if first else StepPlan(plan.inputs, (), (), (), expert_rows=plan.expert_rows))
         return result if first else None
     if isinstance(message, _Apply):
         executor.apply(message.ops)

@@ -94,6 +94,8 @@ def run_rank(raw: dict[str, Any], sequence: int, group: ExpertGroup) -> torch.Te
         count = step[sequence]
         inputs = [SequenceInput(tuple(tokens[past : past + count]), past, (3, 1), 0)] if count else []
         if inputs or group.size > 1:
+            # Small steps without counts, the largest with them, as the engine tells all ranks.
+            group.step.most = max(max(step), 1) if max(step) < 37 else None
             logits.append(runner.step(inputs))
         past += count
     return torch.cat(logits)
