@@ -64,11 +64,10 @@ STANDS_ON: dict[str, tuple[str, ...]] = {
     "app.output": ("app.errors", "simulator.progress"),
     "app.imports": ("app.errors", "simulator"),
     "app.scenarios": ("app.errors", "simulator.scenario"),
-    "app.plan_files": ("app.output", "app.scenarios", "simulator"),
     "app.catalogue": ("simulator.model",),
     "app.render": ("app.catalogue", "simulator.questions", "calibration"),
     "app.commands": (
-        "app.output", "app.plan_files", "app.render", "app.scenarios", "app.imports", "simulator", "runtime",
+        "app.output", "app.render", "app.scenarios", "app.imports", "simulator", "runtime",
     ),
     "app.views": ("app.output", "app.render", "app.scenarios", "simulator"),
     "app": ("app.commands", "app.views"),

@@ -12,7 +12,7 @@ from app.errors import EXIT_INTERRUPTED
 if TYPE_CHECKING:
     import pandas as pd
 
-    from simulator.sweep.executor import Executor
+    from simulator.sweep.executor import SweepExecutor
 
 ScenarioInput = Annotated[
     Path | None,
@@ -36,12 +36,12 @@ PointsInput = Annotated[
 ]
 
 
-def executor_of(kind: Literal["serial", "processes", "ray"], address: str | None) -> Executor:
-    from simulator.sweep.executor import Executor
+def executor_of(kind: Literal["serial", "processes", "ray"], address: str | None) -> SweepExecutor:
+    from simulator.sweep.executor import SweepExecutor
 
     if address is not None and kind != "ray":
         raise typer.BadParameter(f"--address is of --executor ray, and --executor is {kind}; leave one of them out")
-    return Executor(kind, address)
+    return SweepExecutor(kind, address)
 
 
 def write_csv(frame: pd.DataFrame, path: Path | None) -> None:

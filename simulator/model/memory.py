@@ -57,7 +57,7 @@ class MemoryPlan:
 
 
 @dataclass(frozen=True)
-class Load:
+class StepRoom:
     """What memory depends on beside the model and its cut.
 
     tokens: of a step on one data-parallel rank. sequences: likewise, None where not told. redundant_experts: further
@@ -84,11 +84,11 @@ def plan_memory(
     dcp: int = 1,
     engine: EngineMemory | None = None,
 ) -> MemoryPlan:
-    """What is left for KV; see `Load`. engine: that of the hardware's stack, if not given. Raises DoesNotFitError."""
+    """What is left for KV; see `StepRoom`. engine: that of the hardware's stack, if not given. Raises DoesNotFitError."""
     parallelism.check(model)
     model = as_multiplied_on(model, hardware)
     _check_dcp(model, parallelism, dcp)
-    load = Load(max_tokens_per_step, max_sequences, draft_tokens, redundant_experts, dcp)
+    load = StepRoom(max_tokens_per_step, max_sequences, draft_tokens, redundant_experts, dcp)
     engine = engine or engine_memory(hardware.stack)
     plan = _plan(model, hardware, parallelism, load, engine)
     if not plan.holds_a_token:
@@ -173,7 +173,7 @@ def _expert_workspace(ffn: MoeSpec, cut: Cut, tokens: int) -> float:
     return choices * (max((ffn.matrices - 1) * inner, ffn.expert_hidden) + inner) * ACTIVATION_BYTES
 
 
-def _kv(model: ModelSpec, cut: Cut, engine: EngineMemory, load: Load) -> KvLayout:
+def _kv(model: ModelSpec, cut: Cut, engine: EngineMemory, load: StepRoom) -> KvLayout:
     """On one accelerator of the fullest stage."""
     drafts = load.draft_tokens > 0
     stage = cut.layers_per_stage(len(model.layers)) / len(model.layers)
@@ -188,7 +188,7 @@ def _kv(model: ModelSpec, cut: Cut, engine: EngineMemory, load: Load) -> KvLayou
 
 
 def _plan(
-    model: ModelSpec, hardware: HardwareProfile, parallelism: Parallelism, load: Load, engine: EngineMemory
+    model: ModelSpec, hardware: HardwareProfile, parallelism: Parallelism, load: StepRoom, engine: EngineMemory
 ) -> MemoryPlan:
     cut = Cut.of(parallelism, hardware)
     weights = weight_bytes_per_gpu(model, cut, load.draft_tokens > 0)
@@ -227,7 +227,7 @@ def _refusal(
     hardware: HardwareProfile,
     parallelism: Parallelism,
     plan: MemoryPlan,
-    load: Load,
+    load: StepRoom,
     engine: EngineMemory,
 ) -> str:
     share = hardware.efficiency.memory_utilisation
@@ -241,7 +241,7 @@ def _refusal(
 
 
 def _way_out(
-    model: ModelSpec, hardware: HardwareProfile, parallelism: Parallelism, load: Load, engine: EngineMemory
+    model: ModelSpec, hardware: HardwareProfile, parallelism: Parallelism, load: StepRoom, engine: EngineMemory
 ) -> str:
     """A change after which the plan holds."""
     wider = hardware.with_memory_share(MOST_SHARE)
@@ -254,7 +254,9 @@ def _way_out(
     return f"no cut of up to {MOST_GPUS} {hardware.name} would do; use an accelerator with more memory"
 
 
-def _fewest_gpus(model: ModelSpec, hardware: HardwareProfile, load: Load, engine: EngineMemory) -> Parallelism | None:
+def _fewest_gpus(
+    model: ModelSpec, hardware: HardwareProfile, load: StepRoom, engine: EngineMemory
+) -> Parallelism | None:
     """Cut of the fewest accelerators that holds the model, in powers of two, over tensor-parallel and data-parallel
     cuts with spread experts."""
     experts = max(layer.ffn.experts for layer, _ in model.kinds)

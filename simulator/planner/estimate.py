@@ -14,7 +14,7 @@ from simulator.des.results.cost import PoolCost, cost_of
 from simulator.model.architecture import ModelSpec
 from simulator.model.arrays import Floats
 from simulator.planner.design import Design, SteadyState
-from simulator.planner.engines import Choice, Engine
+from simulator.planner.engines import Choice, ServingEngine
 from simulator.planner.pools import ENDLESS, PoolTable, Pricing, column, layout
 from simulator.scenario import Deployment, Pool, PowerKeys, Scenario
 from simulator.steady_state.arrays import Place
@@ -37,7 +37,7 @@ def pool_cost(
     return PoolCost(pool.gpus, price, prefill_share, hardware.all_in_w)
 
 
-def drawn_w(engine: Engine, busy: float, sequences: float, prefill_share: float) -> float:
+def drawn_w(engine: ServingEngine, busy: float, sequences: float, prefill_share: float) -> float:
     """Mean draw of an accelerator of a pool, 0 where its TDP is not known. [W]
 
     busy: share of the time in steps; sequences: decoding on an instance; prefill_share: of the time in steps.

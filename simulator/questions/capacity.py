@@ -12,7 +12,7 @@ from simulator.progress import Progress
 from simulator.questions.binding import Binding, binding_of, group_label
 from simulator.questions.trial import RunFigures, Trial, at_rate, deployed, measure, rate_of
 from simulator.scenario import Deployment, OpenLoop, Scenario
-from simulator.sweep.executor import Executor
+from simulator.sweep.executor import SweepExecutor
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -113,7 +113,7 @@ def capacity(
     replications: int = REPLICATIONS,
     tolerance: float = TOLERANCE,
     gains: bool = True,
-    executor: Executor | None = None,
+    executor: SweepExecutor | None = None,
     progress: Progress | None = None,
 ) -> Capacity:
     """The highest rate at which the scenario's deployment keeps its limits, by bisection over simulated runs.
@@ -124,7 +124,7 @@ def capacity(
     """
     deployment = deployed(scenario)
     planned = rate_of(scenario.one_workload())
-    search = _RateSearch(scenario, replications, tolerance, executor or Executor(), progress or (lambda *_: None))
+    search = _RateSearch(scenario, replications, tolerance, executor or SweepExecutor(), progress or (lambda *_: None))
     complete = True
     found: list[Gain] = []
     try:
@@ -143,7 +143,7 @@ class _RateSearch:
     """Rates that were tried, and the interval that holds the answer."""
 
     def __init__(
-        self, scenario: Scenario, replications: int, tolerance: float, executor: Executor, progress: Progress
+        self, scenario: Scenario, replications: int, tolerance: float, executor: SweepExecutor, progress: Progress
     ) -> None:
         self.scenario = scenario
         self.seeds = seeds_of(scenario.seed, replications)

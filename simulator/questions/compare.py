@@ -14,7 +14,7 @@ from simulator.questions.published import PublishedPoint
 from simulator.questions.sides import Side, distinct
 from simulator.questions.waterfall import Waterfall, waterfall
 from simulator.scenario import Scenario, ScenarioError
-from simulator.sweep.executor import Executor
+from simulator.sweep.executor import SweepExecutor
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,7 +78,7 @@ def compare(
     *,
     tok_s_per_user: float | None = None,
     published: Sequence[PublishedPoint] = (),
-    executor: Executor | None = None,
+    executor: SweepExecutor | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
     """Compare sides under the scenario's lengths, as closed loops of clients, the way public benchmarks play them.
@@ -89,7 +89,7 @@ def compare(
     if not FEWEST <= len(sides) <= MOST:
         raise ScenarioError(f"{len(sides)} sides cannot be compared; give {FEWEST} to {MOST}")
     named = distinct(tuple(sides))
-    work = executor or Executor()
+    work = executor or SweepExecutor()
     curves: dict[str, Curve] = {}
     equal: dict[str, CurvePoint | None] = {}
     falls: list[Waterfall] = []

@@ -12,7 +12,7 @@ from simulator.progress import Progress
 from simulator.questions.sides import Side
 from simulator.questions.trial import RunFigures, Trial, measure, with_clients
 from simulator.scenario import Deployment, Scenario
-from simulator.sweep.executor import Executor
+from simulator.sweep.executor import SweepExecutor
 
 CLIENT_STEPS = 5  # numbers of clients that each deployment is played with [assumed]
 CLIENT_FACTOR = 2.5  # between them [assumed]
@@ -58,7 +58,7 @@ def play(
     scenario: Scenario,
     side: Side,
     wanted: Sequence[tuple[int, int]],
-    executor: Executor,
+    executor: SweepExecutor,
     progress: Progress | None = None,
     profiles: Mapping[str, HardwareProfile] | None = None,
 ) -> list[CurvePoint]:
@@ -176,7 +176,7 @@ def _between(slow: CurvePoint, fast: CurvePoint, speed: float) -> float:
     )
 
 
-def curve(scenario: Scenario, side: Side, executor: Executor, progress: Progress | None = None) -> Curve:
+def curve(scenario: Scenario, side: Side, executor: SweepExecutor, progress: Progress | None = None) -> Curve:
     """The side's deployments under their ladders of clients."""
     wanted = [(i, clients) for i, deployment in enumerate(side.deployments) for clients in ladder(deployment)]
     return Curve(tuple(play(scenario, side, wanted, executor, progress)))
@@ -188,7 +188,7 @@ def point_at(
     known: Curve,
     seen_at: float,
     speed: float,
-    executor: Executor,
+    executor: SweepExecutor,
     profiles: Mapping[str, HardwareProfile] | None = None,
 ) -> CurvePoint | None:
     """The deployment with the most tok/s/GPU that gives each user `speed`, under the most clients with whom it does;
@@ -212,7 +212,7 @@ def _most_clients(
     design: int,
     known: Curve,
     speed: float,
-    executor: Executor,
+    executor: SweepExecutor,
     profiles: Mapping[str, HardwareProfile] | None,
 ) -> CurvePoint | None:
     """Numbers of clients between two of the curve, in thirds."""

@@ -34,7 +34,7 @@ from simulator.questions.sides import usual_stack
 from simulator.questions.token_cost import split
 from simulator.questions.trial import RunFigures, Trial, at_rate, measure
 from simulator.scenario import Deployment, Scenario, ScenarioError
-from simulator.sweep.executor import Executor
+from simulator.sweep.executor import SweepExecutor
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -148,7 +148,7 @@ class Forecast:
 
 
 @dataclass
-class _Fleet:
+class _Purchases:
     """Deployments of one generation at any rate: shares of the one that is planned for the highest."""
 
     scenario: Scenario
@@ -158,7 +158,7 @@ class _Fleet:
     usd_per_request: float
     lifetime_s: float  # of a request, by the plan
     seeds: Sequence[int]
-    executor: Executor
+    executor: SweepExecutor
     known: dict[float, tuple[Deployment, list[RunFigures]]] = field(default_factory=dict)
 
     def serving(self, rate: float) -> Deployment:
@@ -207,7 +207,7 @@ def forecast(
     pue: float = PUE,
     grams_co2_per_kwh: float = GRAMS_CO2_PER_KWH,
     replications: int = 1,
-    executor: Executor | None = None,
+    executor: SweepExecutor | None = None,
     progress: Progress | None = None,
 ) -> Forecast:
     """What has to be there in each month.
@@ -218,12 +218,12 @@ def forecast(
     """
     if not demand:
         raise ScenarioError("a forecast needs at least one month of demand")
-    work, report = executor or Executor(), progress or (lambda *_: None)
+    work, report = executor or SweepExecutor(), progress or (lambda *_: None)
     offered = list(generations) or [Generation(gpu, usual_stack(scenario, gpu)) for gpu in scenario.search.gpus]
     most = max(month.peak_rate for month in demand)
     seeds = seeds_of(scenario.seed, replications)
     months: list[Month] = []
-    fleets: list[_Fleet] = []
+    fleets: list[_Purchases] = []
     spare_of: dict[str, Headroom] = {}
     complete = True
     try:
@@ -261,7 +261,9 @@ def forecast(
     )
 
 
-def _fleet(scenario: Scenario, generation: Generation, most: float, seeds: Sequence[int], executor: Executor) -> _Fleet:
+def _fleet(
+    scenario: Scenario, generation: Generation, most: float, seeds: Sequence[int], executor: SweepExecutor
+) -> _Purchases:
     search = scenario.search.model_copy(update={"gpus": (generation.gpu,), "stacks": (generation.stack,)})
     asked = at_rate(scenario, most, None).model_copy(update={"search": search, "deployment": None})
     answer = plan(asked)
@@ -273,10 +275,10 @@ def _fleet(scenario: Scenario, generation: Generation, most: float, seeds: Seque
         )
     cost = best.cost.usd_per_request if best.cost is not None else math.inf
     lifetime_s = best.steady_state.e2e_mean_s
-    return _Fleet(scenario, generation, best.deployment, most, cost, lifetime_s, seeds, executor)
+    return _Purchases(scenario, generation, best.deployment, most, cost, lifetime_s, seeds, executor)
 
 
-def _cheapest(fleets: Sequence[_Fleet], month: date) -> _Fleet:
+def _cheapest(fleets: Sequence[_Purchases], month: date) -> _Purchases:
     on_sale = [fleet for fleet in fleets if fleet.generation.since is None or fleet.generation.since <= month]
     if not on_sale:
         first = min(fleet.generation.since for fleet in fleets if fleet.generation.since is not None)
@@ -287,9 +289,9 @@ def _cheapest(fleets: Sequence[_Fleet], month: date) -> _Fleet:
 def _month(
     scenario: Scenario,
     need: MonthlyDemand,
-    fleets: Sequence[_Fleet],
+    fleets: Sequence[_Purchases],
     shares: Mapping[str, float],
-    best: _Fleet,
+    best: _Purchases,
     availability: float,
     spare_of: dict[str, Headroom],
     api: ApiPrice | None,

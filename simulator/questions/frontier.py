@@ -16,7 +16,7 @@ from simulator.questions.published import PublishedPoint
 from simulator.questions.sides import usual_stack
 from simulator.questions.trial import RunFigures, Trial, measure, with_clients
 from simulator.scenario import Deployment, Scenario, ScenarioError
-from simulator.sweep.executor import Executor
+from simulator.sweep.executor import SweepExecutor
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,7 +79,7 @@ def frontier(
     *,
     verified: int = VERIFIED,
     published: Sequence[PublishedPoint] = (),
-    executor: Executor | None = None,
+    executor: SweepExecutor | None = None,
     progress: Progress | None = None,
 ) -> Frontier:
     """Pareto points of each (accelerator, stack), some of them simulated.
@@ -114,7 +114,7 @@ def frontier(
         trials = [
             Trial(with_clients(scenario, n).model_copy(update={"deployment": d}), scenario.seed) for _, d, n in tasks
         ]
-        for done, (i, seen) in enumerate((executor or Executor()).each(measure, trials), 1):
+        for done, (i, seen) in enumerate((executor or SweepExecutor()).each(measure, trials), 1):
             if progress is not None:
                 progress("simulating points", done, len(trials))
             if seen.tok_s_per_user is not None:

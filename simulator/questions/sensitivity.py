@@ -13,7 +13,7 @@ from simulator.questions.inputs import Input, changed, inputs_of
 from simulator.questions.sobol import SobolIndex, base_samples, design, indices
 from simulator.questions.trial import RunFigures, Trial, at_rate, deployed, measure, rate_of
 from simulator.scenario import Scenario
-from simulator.sweep.executor import Executor
+from simulator.sweep.executor import SweepExecutor
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,7 +75,7 @@ class Sensitivity:
 
 
 @dataclass(frozen=True)
-class _Run:
+class _Variation:
     """A point of the space of inputs, for a worker."""
 
     scenario: Scenario
@@ -88,7 +88,7 @@ def sensitivity(
     *,
     samples: int = SAMPLES,
     ranges: Mapping[str, tuple[float, float]] | None = None,
-    executor: Executor | None = None,
+    executor: SweepExecutor | None = None,
     progress: Progress | None = None,
 ) -> Sensitivity:
     """Play the scenario's deployment at the ends of every input's range, then over all ranges of those that matter.
@@ -98,7 +98,7 @@ def sensitivity(
     """
     deployed(scenario)
     given = inputs_of(scenario, ranges)
-    work, report = executor or Executor(), progress or (lambda *_: None)
+    work, report = executor or SweepExecutor(), progress or (lambda *_: None)
     lifetime_s = _lifetime_s(scenario) * LIFETIMES_SHARE
     ends = [((one.name, factor),) for one in given for factor in (one.low, one.high)]
     seen: dict[int, RunFigures] = {}
@@ -108,7 +108,7 @@ def sensitivity(
     n = 0
     complete = True
     try:
-        for i, found in work.each(play, [_Run(scenario, factors, lifetime_s) for factors in ((), *ends)]):
+        for i, found in work.each(play, [_Variation(scenario, factors, lifetime_s) for factors in ((), *ends)]):
             seen[i] = found
             report("each input at its ends", len(seen), len(ends) + 1)
         swings = _swings(given, seen)
@@ -117,7 +117,9 @@ def sensitivity(
             n = base_samples(samples, len(chosen))
             points = design(n, len(chosen), scenario.seed)
             tasks = [
-                _Run(scenario, tuple((one.name, one.at(x)) for one, x in zip(chosen, row, strict=True)), lifetime_s)
+                _Variation(
+                    scenario, tuple((one.name, one.at(x)) for one, x in zip(chosen, row, strict=True)), lifetime_s
+                )
                 for row in points
             ]
             for i, found in work.each(play, tasks):
@@ -145,7 +147,7 @@ def sensitivity(
     )
 
 
-def play(task: _Run) -> RunFigures:
+def play(task: _Variation) -> RunFigures:
     """Measure one point; its price is put in afterwards."""
     scenario, profiles = changed(task.scenario, dict(task.factors))
     rate = rate_of(scenario.one_workload())

@@ -22,7 +22,7 @@ from simulator.questions.curves import Curve, CurvePoint, play, point_at
 from simulator.questions.hybrids import Respect, hybrid
 from simulator.questions.sides import Side
 from simulator.scenario import Deployment, Pool, Scenario
-from simulator.sweep.executor import Executor
+from simulator.sweep.executor import SweepExecutor
 
 SPEEDS: tuple[Respect, ...] = ("compute", "memory", "network", "host")
 PARTS = (*SPEEDS, "batch", "capacity", "price")
@@ -47,7 +47,7 @@ def waterfall(
     base: tuple[Side, CurvePoint],
     other: tuple[Side, CurvePoint, Curve],
     speed: float,
-    executor: Executor,
+    executor: SweepExecutor,
 ) -> Waterfall:
     """Of the better point of `other` over that of `base`, both where each user gets `speed`."""
     (side, start), (against, end, known) = base, other
@@ -140,7 +140,7 @@ def _within_memory(
     points: tuple[CurvePoint, CurvePoint],
     known: Curve,
     speed: float,
-    executor: Executor,
+    executor: SweepExecutor,
 ) -> float:
     """tok/s/GPU at that speed on B's accelerators with A's memory: the better of B's deployment, if it fits, and A's
     with another number of clients."""

@@ -16,7 +16,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True)
-class Executor:
+class SweepExecutor:
     """kind: where tasks run. address: HOST:PORT of a Ray cluster; left out: RAY_ADDRESS."""
 
     kind: Kind = "processes"

@@ -18,7 +18,7 @@ MOST_DEATHS = 3  # of workers in a row, without any task done between them, befo
 
 
 def each_on_processes(function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[int, Result]]:
-    """As `Executor.each`, on as many processes as there are cores; on one core, or for one task, without any."""
+    """As `SweepExecutor.each`, on as many processes as there are cores; on one core, or for one task, without any."""
     left = dict(enumerate(tasks))
     if min(len(left), os.cpu_count() or 1) < 2:
         yield from ((i, function(task)) for i, task in left.items())

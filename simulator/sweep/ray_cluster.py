@@ -22,7 +22,7 @@ ADOPTED = ("MOEPLAN_PROFILES",)  # environment variables that change results, ta
 def each_on_ray(
     function: Callable[[Task], Result], tasks: Sequence[Task], address: str | None
 ) -> Iterator[tuple[int, Result]]:
-    """As `Executor.each`, on the cluster at `address`."""
+    """As `SweepExecutor.each`, on the cluster at `address`."""
     with _connected(address) as ray:
         environment = {name: os.environ.get(name) for name in ADOPTED}
         remote = ray.remote(max_retries=RETRIES)(_run)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from simulator.progress import Progress
 from simulator.sweep.errors import SweepError
-from simulator.sweep.executor import Executor
+from simulator.sweep.executor import SweepExecutor
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,7 +92,7 @@ def sweep(
     function: Callable[[Task], Row],
     tasks: Mapping[str, Task],
     store: ResultStore,
-    executor: Executor | None = None,
+    executor: SweepExecutor | None = None,
     progress: Progress | None = None,
 ) -> int:
     """Run every task that the store does not hold yet, and return how many that were.
@@ -103,7 +103,7 @@ def sweep(
     keys = [key for key in tasks if key not in known]
     with _flushed(store):
         for done, (i, row) in enumerate(
-            (executor or Executor()).each(function, [tasks[key] for key in keys]), start=len(tasks) - len(keys) + 1
+            (executor or SweepExecutor()).each(function, [tasks[key] for key in keys]), start=len(tasks) - len(keys) + 1
         ):
             store.add(keys[i], row)
             if progress is not None:

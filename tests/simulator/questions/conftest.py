@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from simulator.scenario import Scenario, parse_scenario
-from simulator.sweep.executor import Executor
+from simulator.sweep.executor import SweepExecutor
 
 
 @pytest.fixture
-def serial() -> Executor:
-    return Executor("serial")
+def serial() -> SweepExecutor:
+    return SweepExecutor("serial")
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from simulator import capacity, plan
 from simulator.questions.capacity import TOLERANCE, _RateSearch, holds
 from simulator.questions.trial import Trial, at_rate, measure
 from simulator.scenario import Deployment, Scenario, ScenarioError
-from simulator.sweep.executor import Executor
+from simulator.sweep.executor import SweepExecutor
 
 Make = Callable[..., Scenario]
 
@@ -34,7 +34,7 @@ def random_deployment(seed: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_capacity_is_where_brute_force_finds_it(small: Make, serial: Executor, seed: int) -> None:
+def test_capacity_is_where_brute_force_finds_it(small: Make, serial: SweepExecutor, seed: int) -> None:
     """Every rate on a ladder of 2% around the answer is played: those up to it hold, those from 2% above do not."""
     scenario = small(deployment=random_deployment(seed))
     found = capacity(scenario, replications=1, gains=False, executor=serial)
@@ -49,7 +49,7 @@ def test_capacity_is_where_brute_force_finds_it(small: Make, serial: Executor, s
     assert highest == pytest.approx(found.rate, rel=0.021)
 
 
-def test_what_a_plan_recommends_carries_what_it_was_planned_for(small: Make, serial: Executor) -> None:
+def test_what_a_plan_recommends_carries_what_it_was_planned_for(small: Make, serial: SweepExecutor) -> None:
     scenario = small(deployment=None)
     design = next(design for design in plan(scenario).designs if design.meets_slo and design.simulated)
     placed = scenario.model_copy(update={"deployment": design.deployment})
@@ -60,14 +60,14 @@ def test_what_a_plan_recommends_carries_what_it_was_planned_for(small: Make, ser
     assert found.headroom > -TOLERANCE
 
 
-def test_twice_the_cluster_carries_about_twice_as_much(small: Make, serial: Executor) -> None:
+def test_twice_the_cluster_carries_about_twice_as_much(small: Make, serial: SweepExecutor) -> None:
     one = capacity(small(), replications=1, gains=False, executor=serial)
     pools = {"prefill": {"gpu": "h200", "instances": 2}, "decode": {"gpu": "h200", "instances": 2}}
     two = capacity(small(deployment=pools), replications=1, gains=False, executor=serial)
     assert 1.9 < two.rate / one.rate < 2.6  # larger pools wait less
 
 
-def test_more_of_what_binds_brings_more_and_more_of_the_rest_nothing(small: Make, serial: Executor) -> None:
+def test_more_of_what_binds_brings_more_and_more_of_the_rest_nothing(small: Make, serial: SweepExecutor) -> None:
     pools = {"prefill": {"gpu": "h200", "instances": 1}, "decode": {"gpu": "h200", "instances": 6}}
     found = capacity(small(deployment=pools), replications=1, executor=serial)
     gains = {gain.pool: gain for gain in found.gains}
@@ -78,13 +78,13 @@ def test_more_of_what_binds_brings_more_and_more_of_the_rest_nothing(small: Make
     assert gains["decode"].rate < 1.02 * found.rate
 
 
-def test_limits_that_no_rate_keeps_give_none(small: Make, serial: Executor) -> None:
+def test_limits_that_no_rate_keeps_give_none(small: Make, serial: SweepExecutor) -> None:
     found = capacity(small(slo={"ttft_s": 1e-4}), replications=1, executor=serial)
     assert found.rate == 0
     assert not any(point.holds for point in found.points)
 
 
-def test_without_limits_it_is_what_is_served(small: Make, serial: Executor) -> None:
+def test_without_limits_it_is_what_is_served(small: Make, serial: SweepExecutor) -> None:
     found = capacity(small(slo={}), replications=1, gains=False, executor=serial)
     best = found.best
     assert best is not None
@@ -92,7 +92,7 @@ def test_without_limits_it_is_what_is_served(small: Make, serial: Executor) -> N
     assert found.above is not None
 
 
-def test_interrupted_it_keeps_what_it_has(small: Make, serial: Executor) -> None:
+def test_interrupted_it_keeps_what_it_has(small: Make, serial: SweepExecutor) -> None:
     def stop(stage: str, done: int, of: int) -> None:
         if done >= 2:
             raise KeyboardInterrupt
@@ -103,7 +103,7 @@ def test_interrupted_it_keeps_what_it_has(small: Make, serial: Executor) -> None
     assert len(found.to_frame()) == len(found.points)
 
 
-def test_a_closed_loop_has_no_rate(small: Make, serial: Executor) -> None:
+def test_a_closed_loop_has_no_rate(small: Make, serial: SweepExecutor) -> None:
     workload = {"kind": "closed_loop", "concurrency": 4, "requests": 40, "prompt": 100, "output": 10}
     with pytest.raises(ScenarioError, match="has no rate to change"):
         capacity(small(workload=workload), executor=serial)
@@ -128,7 +128,7 @@ def test_costs_of_kinds_add_up_to_the_hour(small: Make) -> None:
     assert 0 < cost.usd_per_mtok_cached < 0.5 * cost.usd_per_mtok_input
 
 
-def test_the_figure_shows_every_rate(small: Make, serial: Executor) -> None:
+def test_the_figure_shows_every_rate(small: Make, serial: SweepExecutor) -> None:
     found = capacity(small(), replications=1, gains=False, executor=serial)
     assert len(found.figure().data[0].x) == len(found.points)
     assert Deployment.model_validate(small().deployment).gpus == found.gpus

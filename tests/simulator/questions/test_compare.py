@@ -18,7 +18,7 @@ from simulator.questions.sides import Side, accelerator_side
 from simulator.questions.trial import Trial, measure, with_clients
 from simulator.questions.waterfall import PARTS, shapley, subsets
 from simulator.scenario import Deployment, Pool, Scenario, ScenarioError
-from simulator.sweep.executor import Executor
+from simulator.sweep.executor import SweepExecutor
 
 Make = Callable[..., Scenario]
 
@@ -27,7 +27,7 @@ def colocated(gpu: str, stack: str = "default", **keys: int) -> Deployment:
     return Deployment(colocated=Pool(gpu=gpu, stack=stack, max_sequences=64, **keys))
 
 
-def test_a_side_against_itself_is_one(small: Make, serial: Executor) -> None:
+def test_a_side_against_itself_is_one(small: Make, serial: SweepExecutor) -> None:
     side = Side("h200", (colocated("h200"),))
     found = compare(small(), (side, side), executor=serial)
     first, second = found.sides
@@ -42,7 +42,7 @@ def test_a_side_against_itself_is_one(small: Make, serial: Executor) -> None:
     assert first in found.peaks
 
 
-def test_factors_multiply_to_the_whole(small: Make, serial: Executor) -> None:
+def test_factors_multiply_to_the_whole(small: Make, serial: SweepExecutor) -> None:
     sides = (Side("h200", (colocated("h200", "vllm"),)), Side("b200", (colocated("b200", "sglang"),)))
     found = compare(small(), sides, tok_s_per_user=60.0, executor=serial)
     (fall,) = found.waterfalls
@@ -53,7 +53,9 @@ def test_factors_multiply_to_the_whole(small: Make, serial: Executor) -> None:
     assert fall.factors["memory"] > 1  # 8 against 4.8 TB/s
 
 
-def test_an_accelerator_that_costs_twice_differs_in_price_alone(small: Make, serial: Executor, tmp_path: Path) -> None:
+def test_an_accelerator_that_costs_twice_differs_in_price_alone(
+    small: Make, serial: SweepExecutor, tmp_path: Path
+) -> None:
     text = Path("hw_profiles/data/accelerators/h200_sxm.toml").read_text(encoding="utf-8")
     price = 'neocloud_ownership = { value = 3.18, unit = "USD/h", source = "twice", accessed = 2026-12-01 }'
     dear = tmp_path / "dear.toml"
@@ -99,7 +101,7 @@ def test_between_two_points_a_curve_is_straight_in_logarithms() -> None:
     assert [p.clients for p in Curve((*curve.points, point(2, 20.0, 3.0))).front()] == [4, 1]
 
 
-def test_the_point_at_a_speed_keeps_it(small: Make, serial: Executor) -> None:
+def test_the_point_at_a_speed_keeps_it(small: Make, serial: SweepExecutor) -> None:
     sides = (Side("h200", (colocated("h200"),)), Side("b200", (colocated("b200"),)))
     found = compare(small(), sides, tok_s_per_user=80.0, executor=serial)
     for name, best in found.equal.items():
@@ -136,12 +138,12 @@ def test_an_accelerator_is_served_by_what_the_planner_finds(small: Make) -> None
     assert {group.stack for deployment in side.deployments for group in deployment.groups} == {"vllm"}
 
 
-def test_one_side_is_no_comparison(small: Make, serial: Executor) -> None:
+def test_one_side_is_no_comparison(small: Make, serial: SweepExecutor) -> None:
     with pytest.raises(ScenarioError, match="1 sides cannot be compared; give 2 to 4"):
         compare(small(), (Side("h200", (colocated("h200"),)),), executor=serial)
 
 
-def test_interrupted_it_keeps_the_sides_that_are_done(small: Make, serial: Executor) -> None:
+def test_interrupted_it_keeps_the_sides_that_are_done(small: Make, serial: SweepExecutor) -> None:
     def stop(stage: str, done: int, of: int) -> None:
         if "b200" in stage:
             raise KeyboardInterrupt

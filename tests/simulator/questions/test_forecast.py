@@ -17,7 +17,7 @@ from simulator.questions.headroom import headroom, share_up
 from simulator.questions.money import HOURS_A_MONTH, ApiPrice, usd_per_hour
 from simulator.questions.token_cost import split
 from simulator.scenario import Faults, Outages, Scenario, ScenarioError
-from simulator.sweep.executor import Executor
+from simulator.sweep.executor import SweepExecutor
 
 Make = Callable[..., Scenario]
 START = date(2027, 1, 1)
@@ -89,7 +89,7 @@ def test_spares_are_the_fewest_that_reach_the_target(small: Make) -> None:
 
 
 @pytest.fixture
-def two_months(small: Make, serial: Executor) -> Forecast:
+def two_months(small: Make, serial: SweepExecutor) -> Forecast:
     demand = [MonthlyDemand(START, 8.0, 4.0), MonthlyDemand(date(2027, 2, 1), 16.0, 8.0)]
     api = ApiPrice(0.1, 0.4, 0.05)
     return forecast(small(deployment=None), demand, api=api, executor=serial)
@@ -134,7 +134,7 @@ def test_energy_lies_between_idle_and_full_power(two_months: Forecast) -> None:
         assert 0.15 * part.tdp_w < watts < (part.all_in_w or 2 * part.tdp_w)
 
 
-def test_when_demand_falls_what_was_bought_stays_and_what_is_on_demand_goes(small: Make, serial: Executor) -> None:
+def test_when_demand_falls_what_was_bought_stays_and_what_is_on_demand_goes(small: Make, serial: SweepExecutor) -> None:
     demand = [MonthlyDemand(START, 60.0, 30.0), MonthlyDemand(date(2027, 2, 1), 10.0, 5.0)]
     found = forecast(small(deployment=None), demand, executor=serial)
     first, second = found.months
@@ -144,7 +144,7 @@ def test_when_demand_falls_what_was_bought_stays_and_what_is_on_demand_goes(smal
     assert (second.usd["on_demand"] or 0) < (first.usd["on_demand"] or 0)
 
 
-def test_growth_goes_to_the_generation_that_has_come(small: Make, serial: Executor) -> None:
+def test_growth_goes_to_the_generation_that_has_come(small: Make, serial: SweepExecutor) -> None:
     demand = [MonthlyDemand(START, 8.0, 8.0), MonthlyDemand(date(2027, 2, 1), 24.0, 24.0)]
     later = [Generation("h200"), Generation("b300", since=date(2027, 2, 1))]
     found = forecast(small(deployment=None), demand, generations=later, executor=serial)
@@ -154,7 +154,7 @@ def test_growth_goes_to_the_generation_that_has_come(small: Make, serial: Execut
     assert shares["h200_sxm"] in (8.0, 24.0)  # b300 takes all the growth, if it is the cheaper
 
 
-def test_nothing_on_sale_is_said(small: Make, serial: Executor) -> None:
+def test_nothing_on_sale_is_said(small: Make, serial: SweepExecutor) -> None:
     late = [Generation("h200", since=date(2028, 1, 1))]
     with pytest.raises(ScenarioError, match="nothing can be bought in 2027-01: the first accelerator comes in 2028-01"):
         forecast(small(deployment=None), [MonthlyDemand(START, 8.0, 8.0)], generations=late, executor=serial)

@@ -9,12 +9,12 @@ import pytest
 from simulator import frontier
 from simulator.questions.frontier import parallelism_of
 from simulator.scenario import Scenario, ScenarioError
-from simulator.sweep.executor import Executor
+from simulator.sweep.executor import SweepExecutor
 
 Make = Callable[..., Scenario]
 
 
-def test_simulated_points_lie_near_their_estimates(small: Make, serial: Executor) -> None:
+def test_simulated_points_lie_near_their_estimates(small: Make, serial: SweepExecutor) -> None:
     """Of colocated serving, whose points are of one instance in both; the estimate leaves waves and bunching out."""
     scenario = small(search={"gpus": ["h200"], "forms": ["colocated"], "stacks": ["default"]})
     found = frontier(scenario, verified=3, executor=serial)
@@ -30,7 +30,7 @@ def test_simulated_points_lie_near_their_estimates(small: Make, serial: Executor
         )  # a colocated pool of one price: USD/h over tok/s
 
 
-def test_each_stack_has_its_curve(small: Make, serial: Executor) -> None:
+def test_each_stack_has_its_curve(small: Make, serial: SweepExecutor) -> None:
     found = frontier(small(), [("h200", "vllm"), ("h200", "sglang")], verified=0, executor=serial)
     assert {point.name for point in found.points} == {"h200_sxm@vllm", "h200_sxm@sglang"}
     assert not any(point.verified for point in found.points)
@@ -38,7 +38,7 @@ def test_each_stack_has_its_curve(small: Make, serial: Executor) -> None:
     assert len(found.to_frame()) == len(found.points)
 
 
-def test_a_model_that_fits_nowhere_is_said(small: Make, serial: Executor) -> None:
+def test_a_model_that_fits_nowhere_is_said(small: Make, serial: SweepExecutor) -> None:
     scenario = small(model="deepseek-v4-pro", deployment=None, search={"gpus": ["h200"], "max_gpus": 2})
     with pytest.raises(ScenarioError, match=r"h200_sxm@sglang: .*at least 8 h200_sxm would do"):
         frontier(scenario, [("h200", None)], executor=serial)

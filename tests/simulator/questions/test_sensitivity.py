@@ -11,7 +11,7 @@ from simulator import sensitivity
 from simulator.questions.inputs import USUAL, changed, inputs_of, scaled
 from simulator.questions.sobol import base_samples, design, indices
 from simulator.scenario import Lengths, Scenario, ScenarioError
-from simulator.sweep.executor import Executor
+from simulator.sweep.executor import SweepExecutor
 
 Make = Callable[..., Scenario]
 
@@ -59,7 +59,7 @@ def test_samples_are_a_bound_on_runs() -> None:
     assert base_samples(500, 6) * 8 <= 500
 
 
-def test_cost_is_proportional_to_price_and_falls_with_the_rate(small: Make, serial: Executor) -> None:
+def test_cost_is_proportional_to_price_and_falls_with_the_rate(small: Make, serial: SweepExecutor) -> None:
     found = sensitivity(small(), samples=0, executor=serial)
     swings = {swing.name: swing for swing in found.swings}
     price, rate = swings["price"], swings["rate"]
@@ -73,7 +73,7 @@ def test_cost_is_proportional_to_price_and_falls_with_the_rate(small: Make, seri
     assert found.cost_indices == ()
 
 
-def test_better_rates_never_lower_attainment(small: Make, serial: Executor) -> None:
+def test_better_rates_never_lower_attainment(small: Make, serial: SweepExecutor) -> None:
     found = sensitivity(small(slo={"ttft_s": 0.05, "tpot_s": 0.004}), samples=0, executor=serial)
     for swing in found.swings:
         if swing.name in ("memory_bandwidth", "fit.matrix", "fit.memory", "fit.experts", "fit.attention"):
@@ -82,7 +82,7 @@ def test_better_rates_never_lower_attainment(small: Make, serial: Executor) -> N
             assert swing.attainment_low >= swing.attainment_high - 0.02, swing
 
 
-def test_price_alone_brings_all_variance_of_cost(small: Make, serial: Executor) -> None:
+def test_price_alone_brings_all_variance_of_cost(small: Make, serial: SweepExecutor) -> None:
     """Where every other input is all but fixed."""
     still = {
         name: (0.9999, 1.0001) for name in USUAL if name not in ("price", "acceptance", "shared_prefix", "expert_skew")
@@ -117,7 +117,7 @@ def test_factors_change_what_they_name(small: Make) -> None:
     assert (uniform.low, uniform.high) == (20, 40)
 
 
-def test_interrupted_it_keeps_the_inputs_that_are_done(small: Make, serial: Executor) -> None:
+def test_interrupted_it_keeps_the_inputs_that_are_done(small: Make, serial: SweepExecutor) -> None:
     def stop(stage: str, done: int, of: int) -> None:
         if done == 5:
             raise KeyboardInterrupt

@@ -14,31 +14,31 @@ import pytest
 from support.sweeps import die_once, doubled, fails, process_id, row_of
 
 from simulator.sweep import processes
-from simulator.sweep.executor import Executor
+from simulator.sweep.executor import SweepExecutor
 from simulator.sweep.store import ResultStore, sweep
 
 
 @pytest.mark.parametrize("kind", ["serial", "processes"])
 def test_results_come_in_the_order_of_tasks(kind: str) -> None:
-    assert Executor(kind).all(doubled, list(range(20))) == [2 * n for n in range(20)]  # type: ignore[arg-type]
+    assert SweepExecutor(kind).all(doubled, list(range(20))) == [2 * n for n in range(20)]  # type: ignore[arg-type]
 
 
 def test_processes_are_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes.os, "cpu_count", lambda: 2)
-    assert os.getpid() not in Executor("processes").all(process_id, [0, 1])
+    assert os.getpid() not in SweepExecutor("processes").all(process_id, [0, 1])
 
 
 def test_a_worker_that_is_killed_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes.os, "cpu_count", lambda: 2)
     tasks = [(n, str(tmp_path)) for n in range(8)]
-    assert Executor("processes").all(die_once, tasks) == list(range(8))
+    assert SweepExecutor("processes").all(die_once, tasks) == list(range(8))
     assert (tmp_path / "died").exists()
 
 
 def test_an_error_of_a_task_is_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes.os, "cpu_count", lambda: 2)
     with pytest.raises(ValueError, match="3 is odd"):
-        Executor("processes").all(fails, [2, 3])
+        SweepExecutor("processes").all(fails, [2, 3])
 
 
 def test_a_sweep_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
@@ -50,10 +50,10 @@ def test_a_sweep_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        sweep(row_of, tasks, ResultStore(tmp_path), Executor("serial"), stop)
+        sweep(row_of, tasks, ResultStore(tmp_path), SweepExecutor("serial"), stop)
     assert len(ResultStore(tmp_path).keys()) == 4
-    assert sweep(row_of, tasks, ResultStore(tmp_path), Executor("serial")) == 6
-    assert sweep(row_of, tasks, ResultStore(tmp_path), Executor("serial")) == 0
+    assert sweep(row_of, tasks, ResultStore(tmp_path), SweepExecutor("serial")) == 6
+    assert sweep(row_of, tasks, ResultStore(tmp_path), SweepExecutor("serial")) == 0
     frame = ResultStore(tmp_path).to_frame()
     assert sorted(frame["square"]) == [n * n for n in range(10)]
     assert not list(tmp_path.glob("*.unfinished"))
@@ -62,13 +62,13 @@ def test_a_sweep_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
 def test_without_a_cluster_one_sentence_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(ValueError, match="needs the --address HOST:PORT"):
-        Executor("ray").all(doubled, [1])
+        SweepExecutor("ray").all(doubled, [1])
 
 
 def test_without_ray_one_sentence_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match=r"install it with `pip install 'moeplan\[cluster\]'`"):
-        Executor("ray", "127.0.0.1:6379").all(doubled, [1])
+        SweepExecutor("ray", "127.0.0.1:6379").all(doubled, [1])
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_without_ray_one_sentence_says_so(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_wrong_address_is_named(address: str, problem: str) -> None:
     pytest.importorskip("ray")
     with pytest.raises(ValueError, match=problem):
-        Executor("ray", address).all(doubled, [1])
+        SweepExecutor("ray", address).all(doubled, [1])
 
 
 def free_port() -> int:
@@ -121,7 +121,7 @@ def two_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_two_ray_nodes_say_what_one_process_says(two_nodes: str, tmp_path: Path) -> None:
-    assert Executor("ray", two_nodes).all(doubled, list(range(12))) == [2 * n for n in range(12)]
+    assert SweepExecutor("ray", two_nodes).all(doubled, list(range(12))) == [2 * n for n in range(12)]
     tasks = [(n, str(tmp_path)) for n in range(6)]
-    assert Executor("ray", two_nodes).all(die_once, tasks) == list(range(6))
+    assert SweepExecutor("ray", two_nodes).all(die_once, tasks) == list(range(6))
     assert (tmp_path / "died").exists()
