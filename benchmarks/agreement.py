@@ -1,7 +1,8 @@
-"""Steady state against the discrete-event model: `python -m benchmarks.agreement --json F`.
+"""Steady state against the discrete-event model: `python -m benchmarks.agreement --json F [--points POINTS.csv]`.
 
 Random scenarios of closed and open loop over models, accelerators, cuts, policies, lengths and loads; of each metric
-the median and the 90th percentile of |steady / des - 1|. TTFT is compared where nothing is saturated.
+the median and the 90th percentile of |steady / des - 1|. TTFT is compared where nothing is saturated. With measured
+points also `validate` against `validate --by des` on some of their rows, drawn at random.
 """
 
 from __future__ import annotations
@@ -20,6 +21,12 @@ from typing import Any, cast
 
 import numpy as np
 
+from benchmarks.study import SATURATED
+from calibration.serving.by_des.predictions import predictions_by_des
+from calibration.serving.effects import ServingFit, shipped
+from calibration.serving.fit import SCORED_METRICS
+from calibration.serving.points import read_points
+from calibration.serving.predict import predictions, prepare, saturated
 from hw_profiles.catalog import load
 from simulator.des.cluster.build import cluster_spec, profile_key
 from simulator.des.cluster.spec import GroupSpec
@@ -266,8 +273,31 @@ def summary(found: list[Comparison]) -> dict[str, Any]:
     return report
 
 
+def rows_of(points: Path, count: int, fit: ServingFit) -> dict[str, Any]:
+    """Errors by metric on so many rows of a points file, over all and by form; TTFT as above."""
+    frame = read_points(points)
+    frame = frame.iloc[np.random.default_rng(0).permutation(len(frame))[:count]].reset_index(drop=True)
+    played, by_des = predictions_by_des(prepare(frame), fit)
+    lines = by_des.merge(predictions(played, fit), on=["row", "metric"], suffixes=("", "_steady"))
+    lines["error"] = (lines["predicted_steady"] / lines["predicted"] - 1).abs()
+    queued = {priced.point.row for priced in played.points if saturated(priced.point, SATURATED)}
+    lines = lines[~((lines["metric"] == "ttft_ms") & lines["row"].isin(queued))]
+    report: dict[str, Any] = {"file": points.name, "rows": len(played.points), "not played": len(played.unpredicted)}
+    parts = {"all": lines, "colocated": lines[~lines["disaggregated"]], "disaggregated": lines[lines["disaggregated"]]}
+    for form, part in parts.items():
+        errors = {name: part.loc[part["metric"] == name, "error"].dropna() for name in SCORED_METRICS}
+        report[form] = {
+            name: {"count": len(found), "median": float(found.median()), "p90": float(found.quantile(0.9))}
+            for name, found in errors.items()
+            if len(found)
+        }
+    return report
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--points", type=Path, help="measured points")
+    parser.add_argument("--rows", type=int, default=200, help="of these, drawn at random")
     parser.add_argument("--json", type=Path, help="write the result here")
     parser.add_argument("--each", action="store_true", help="write every scenario too")
     parser.add_argument("--scenarios", type=int, default=SCENARIOS)
@@ -283,6 +313,10 @@ def main() -> None:
     }
     if args.each:
         report["each"] = [vars(c) | {"errors": c.errors()} for c in found]
+    if args.points is not None:
+        report["rows"] = rows_of(args.points, args.rows, shipped())
+        for form in ("all", "colocated", "disaggregated"):
+            print(f"rows, {form:14}", {name: round(one["median"], 3) for name, one in report["rows"][form].items()})
     report["seconds"] = time.perf_counter() - start
     for kind, one in {"all": report["scenarios"], **report["by_kind"]}.items():
         errors = "  ".join(f"{n} {one[n]['median']:.1%} (p90 {one[n]['p90']:.1%})" for n in METRICS if n in one)

@@ -84,7 +84,7 @@ def plan_memory(
     dcp: int = 1,
     engine: EngineMemory | None = None,
 ) -> MemoryPlan:
-    """What is left for KV; see `StepRoom`. engine: that of the hardware's stack, if not given. Raises DoesNotFitError."""
+    """What is left for KV. engine: that of the hardware's stack, if not given. Raises DoesNotFitError."""
     parallelism.check(model)
     model = as_multiplied_on(model, hardware)
     _check_dcp(model, parallelism, dcp)

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from hw_profiles.catalog import CatalogError, load, names, stacks_of
 from simulator.model.acceptance import tokens_per_step
 from simulator.model.architecture import ModelSpec
+from simulator.model.engine import in_service
+from simulator.model.presets import load_model
 from simulator.planner.engines import Offer
 from simulator.scenario import Knobs, Scenario, ScenarioError, Search, priced_knobs, with_knobs
 
 # Of a draft token, where those before it were accepted. [assumed: what a serving fit starts from, see
-# calibration.serving.engine_parameters]
+# calibration.serving.parameters]
 ACCEPTANCE = 0.68
 DEPTHS = (0, 1, 2, 3)  # drafts that `auto` chooses from: what published rows of MTP models use [tokens]
 
@@ -26,7 +28,10 @@ def offered(scenario: Scenario, model: ModelSpec) -> list[Offer]:
         for stack in search.stacks or stacks_of(gpu)[0]:
             knobs = priced_knobs(gpu, search, scenario.costs)
             with_knobs(load(gpu, stack), knobs)  # refuses what is not known
-            found += [Offer(gpu, stack, count, _accepted(search, count), knobs) for count in _depths(search, model)]
+            chance = chance_of(gpu, stack, model)
+            found += [
+                Offer(gpu, stack, count, _accepted(search, count, chance), knobs) for count in _depths(search, model)
+            ]
     return list(dict.fromkeys(found))
 
 
@@ -48,20 +53,30 @@ def _depths(search: Search, model: ModelSpec) -> Sequence[int]:
     return (search.draft_tokens,)
 
 
-def _accepted(search: Search, drafts: int) -> float:
+def chance_of(gpu: str, stack: str, model: ModelSpec) -> float:
+    """That a draft is accepted: what serving of the model said under that stack, else what is assumed."""
+    fitted = in_service(load(gpu, stack), model, "colocated").efficiency.acceptance
+    return ACCEPTANCE if fitted is None else fitted
+
+
+def _accepted(search: Search, drafts: int, chance: float) -> float:
     """Mean tokens of a step."""
     if not drafts:
         return 1.0
     if search.acceptance_length is not None:
         return min(search.acceptance_length, 1.0 + drafts)
-    return float(tokens_per_step(ACCEPTANCE, float(drafts)))
+    return float(tokens_per_step(chance, float(drafts)))
 
 
 def drafts_assumed(scenario: Scenario, offers: Sequence[Offer]) -> tuple[str, ...]:
     """What drafts rest on, where there are any."""
-    if scenario.search.acceptance_length is not None or not any(offer.draft_tokens for offer in offers):
+    drafting = [offer for offer in offers if offer.draft_tokens]
+    if scenario.search.acceptance_length is not None or not drafting:
         return ()
-    return (f"a draft token is accepted with a chance of {ACCEPTANCE:g} where those before it were",)
+    model = load_model(scenario.model)
+    chances = sorted({round(chance_of(offer.gpu, offer.stack, model), 2) for offer in drafting})
+    said = " to ".join(f"{chance:g}" for chance in dict.fromkeys((chances[0], chances[-1])))
+    return (f"a draft token is accepted with a chance of {said} where those before it were",)
 
 
 @dataclass(frozen=True)
