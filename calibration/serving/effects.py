@@ -26,6 +26,7 @@ from calibration.serving.parameters import (
     assumed,
     kind_of,
 )
+from calibration.serving.points import UNKNOWN, months_of
 from hw_profiles.catalog import own_folder
 from hw_profiles.loading import CatalogError
 from simulator.model.arrays import Floats
@@ -74,7 +75,18 @@ class ServingFit:
     def draw(self, level: str) -> Floats:
         """[DRAWS, parameters] of one level."""
         found = self.draws.get(level)
-        return prior_draws(level) if found is None else found
+        if found is not None:
+            return found
+        return prior_draws(level) * (1 + self._months_away(level)) ** 0.5
+
+    def _months_away(self, level: str) -> int:
+        """Of a release of an engine, from the nearest one that was fitted: software drifts, each month as far as the
+        last (a random walk). 0 for other levels, and where nothing of that engine was fitted."""
+        engine, _, month = level.rpartition("+")
+        if kind_of(level) != RELEASE or month == UNKNOWN:
+            return 0
+        known = [other.rpartition("+")[2] for other in self.effects if other.rpartition("+")[0] == engine]
+        return min((abs(months_of(month) - months_of(other)) for other in known if other != UNKNOWN), default=0)
 
     def to_json(self) -> dict[str, Any]:
         def rounded(value: Floats) -> Any:

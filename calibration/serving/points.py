@@ -82,7 +82,7 @@ class Point:
         at most, which is about as far as earlier rows were seen to tell."""
         if self.released == UNKNOWN:
             return 0.0
-        return max(LATEST, (_months(NEWEST) - _months(self.released)) / 6)
+        return max(LATEST, (months_of(NEWEST) - months_of(self.released)) / 6)
 
     @property
     def gpus(self) -> int:
@@ -219,9 +219,10 @@ def _ranked(row: Mapping[str, Any], name: str, pool: WorkerLayout) -> WorkerLayo
     return replace(pool, attention_ranks=int(ranks), data_parallel=ranks > 1)
 
 
-def _months(released: str) -> int:
-    """
-    >>> _months("2026-02") - _months("2025-11")
+def months_of(released: str) -> int:
+    """Of a year and a month, counted from year 0.
+
+    >>> months_of("2026-02") - months_of("2025-11")
     3
     """
     year, month = released.split("-")

@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import sparse
 
-from calibration.serving.effects import DRAWS
+from calibration.serving.effects import DRAWS, shipped
 from calibration.serving.equilibria import IN_FLIGHT, Equilibria, priced_point
 from calibration.serving.fit import _posterior, fit_effects, log_predictions
 from calibration.serving.parameters import NAMES, Given, assumed, levels_of
 from calibration.serving.points import parse_point
+from calibration.serving.predict import predictions, prepare
 
 COLOCATED: dict[str, Any] = {
     "id": "one",
@@ -108,6 +110,16 @@ def test_what_points_do_not_tell_stays_as_unsure_as_before(sweep: Equilibria) ->
     assert after[NAMES.index("kernel_overhead_s")] < 0.3 * before[NAMES.index("kernel_overhead_s")]
     assert after[NAMES.index("exit_latency_s")] > 0.6 * before[NAMES.index("exit_latency_s")]
     np.testing.assert_allclose(drawn.mean(axis=1)[0], found.theta(levels)[0], atol=0.4)
+
+
+def test_software_older_than_any_that_was_fitted_is_less_sure() -> None:
+    """SGLang was fitted from October 2025 on; bands widen with each year before."""
+    row = COLOCATED | {"engine": "SGLang", "concurrency": 16, "gpu": "B200"}
+    frame = pd.DataFrame([row | {"date": date} for date in ("2025-11-01", "2024-11-01", "2022-11-01")])
+    lines = predictions(prepare(frame), shipped())
+    bands = lines[lines["metric"] == "tpot_ms"]
+    width = np.log(bands["p90"] / bands["p10"]).to_numpy()
+    assert width[0] < width[1] < width[2]
 
 
 def test_a_straight_posterior_is_that_of_bayes() -> None:
