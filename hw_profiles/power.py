@@ -70,7 +70,7 @@ def clock_under_cap(cap_w: float, tdp_w: float) -> float:
     """Clock under a cap, as a share of that at the TDP.
 
     >>> clock_under_cap(700.0, 700.0), round(clock_under_cap(400.0, 700.0), 3)
-    (1.0, 0.728)
+    (1.0, 0.729)
     """
     dynamic = (cap_w / tdp_w - STATIC_SHARE) / (1 - STATIC_SHARE)
     return float(min(1.0, max(0.0, dynamic)) ** (1 / CLOCK_EXPONENT))

@@ -81,12 +81,14 @@ def fit_effects(
     frozen: Sequence[str] = (),
     start: tuple[Floats, Floats] | None = None,
     shares: Mapping[str, float] | None = None,
+    robust: bool = True,
 ) -> ServingFit:
     """target: [points, metrics] logs. weight: of each point. frozen: parameters kept as they start.
 
     start: what effects add to, [points, parameters], and draws of it, [points, DRAWS, parameters]; default: the assumed
     values. What draws differ by at the start, effects take back as far as the points tell. shares: by kind of level, of
-    each prior width; default: those of `parameters.LEVELS`.
+    each prior width; default: those of `parameters.LEVELS`. robust: points that are far off pull little, as there are
+    among thousands; of a few of one's own none can be spared.
     """
     kept = np.flatnonzero(weight > 0)
     points, target, weight = points.some(kept), target[kept], weight[kept]
@@ -130,13 +132,14 @@ def fit_effects(
     def jacobian(x: Floats) -> sparse.csr_array:
         return _jacobian(both(x)[1], member, width, at)
 
+    loss = _Robust(len(at)) if robust else "linear"
     found = least_squares(
-        residuals, np.zeros(width.size), jacobian, method="trf", tr_solver="lsmr", loss=_Robust(len(at)),
+        residuals, np.zeros(width.size), jacobian, method="trf", tr_solver="lsmr", loss=loss,
         x_scale=FIRST_REACH, max_nfev=ITERATIONS, ftol=TOLERANCE, xtol=TOLERANCE, gtol=TOLERANCE,
     )  # fmt: skip
     errors, slopes = both(found.x)
     trust = np.zeros(seen.size)
-    trust[at] = 1 / (1 + errors[: len(at)] ** 2)
+    trust[at] = 1 / (1 + errors[: len(at)] ** 2) if robust else 1.0
     pull = np.zeros((width.size, 0))
     if start is not None:  # [effects, DRAWS]
         differ = start[1][kept] - begin[:, None]

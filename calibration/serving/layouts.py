@@ -113,8 +113,9 @@ def parse_worker(label: Label, pool_gpus: int) -> WorkerLayout:
     Worker size is the pool over the worker count; labels that lost their TP size ('TP1' on many accelerators) are
     read as data-parallel attention over the worker.
 
-    >>> parse_worker(read_label("4x(TP1 EP1 DPattn)"), 32)
-    WorkerLayout(count=4, gpus=8, data_parallel=True, expert_parallel=True, stages=1, context_ranks=1)
+    >>> found = parse_worker(read_label("4x(TP1 EP1 DPattn)"), 32)
+    >>> found.count, found.gpus, found.data_parallel, found.expert_parallel
+    (4, 8, True, True)
     """
     if not label.text and pool_gpus > WIDEST_UNSAID:
         raise LayoutError(f"no label says how {pool_gpus} accelerators are cut")

@@ -107,7 +107,7 @@ def moved(prepared: PreparedPoints, before: ServingFit, source: str) -> ServingF
     found = fit_effects(
         equilibria(prepared), [(level,) for level in mine], observed([p.point for p in prepared.points]),
         np.ones(len(prepared.points)), source, (RENEWAL,), (start.theta(prepared.levels), start.drawn(prepared.levels)),
-        {OWN: 1.0},
+        {OWN: 1.0}, robust=False,
     )  # fmt: skip
     none = np.zeros(len(NAMES))
     return ServingFit(

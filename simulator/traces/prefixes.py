@@ -68,8 +68,8 @@ def _share(size: int, ids: NDArray[np.int64], tokens: NDArray[np.int64]) -> floa
 def ideal_hit_tokens(blocks: Sequence[Sequence[int]], prompts: Sequence[int], size: int) -> int:
     """Prompt tokens that a cache without bound finds, where every prompt is computed before the next one comes.
 
-    >>> ideal_hit_tokens([(1, 2), (1, 2, 3), (1, 4)], [20, 40, 20], 16)
-    36
+    >>> ideal_hit_tokens([(1, 2), (1, 2, 3), (1, 4)], [32, 40, 32], 16)
+    48
     """
     seen: set[int] = set()
     found = 0

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_public_names_are_these() -> None:
-    questions = ["capacity", "compare", "export", "forecast", "frontier", "sensitivity"]
+    questions = ["capacity", "compare", "export", "fits", "forecast", "frontier", "sensitivity"]
     assert simulator.__all__ == sorted(["Scenario", "load_scenario", "plan", "simulate", *questions])
     assert (simulator.Scenario, simulator.load_scenario) == (Scenario, load_scenario)
     assert (simulator.plan, simulator.simulate) == (plan, simulate)

@@ -159,13 +159,13 @@ def test_bands_and_chances_are_on_the_screen_and_in_json(
     found = best["uncertainty"]
     for key in ("ttft_s", "tpot_s", "total_tok_s_per_gpu", "usd_per_mtok_blended"):
         band = found["bands"][key]
-        assert 0 < band["p10"] < band["p50"] < band["p90"]
+        assert 0 < band["p10"] <= band["p50"] <= band["p90"]
     assert set(found["limits"]) == {"ttft_s", "tpot_s"}
     Console(width=120).print(plan_report(load_scenario(both_forms), answer, 120))
     text = capsys.readouterr().out
     assert f"{min(limit['chance'] for limit in found['limits'].values()):.0%}" in text
     assert band_text(found["bands"]["tpot_s"], 1e3) in text
-    assert "held-out errors on" in " ".join(text.split())
+    assert "draws of the fit's parameters" in " ".join(text.split())
 
 
 def test_a_confidence_is_demanded_of_every_limit(scenario_file: Callable[..., Path]) -> None:

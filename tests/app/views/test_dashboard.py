@@ -88,7 +88,7 @@ def test_ranges_and_chances_stand_beside_the_figures() -> None:
     assert 0 < designs["chance"][0] <= 1
     captions = " ".join(caption.value for caption in page.caption)
     assert designs["ttft_s_range"][0] in captions
-    assert "held-out errors on" in captions
+    assert "draws of the fit's parameters" in captions
 
 
 def test_a_demanded_chance_is_kept_and_costs_no_less() -> None:
@@ -110,4 +110,4 @@ def test_speeds_say_where_they_come_from(own_profile: Path, monkeypatch: pytest.
         "trtllm": "fitted from published tables",
         "vllm": "fitted from published tables",
     }
-    assert any("uses the stack" in line.value for line in page.caption)
+    assert any("Stacks of this plan" in line.value for line in page.caption)

@@ -25,6 +25,7 @@ from simulator.des.results.series import series
 from simulator.des.results.timeline import write_timeline
 from simulator.des.simulate import simulate
 from simulator.des.workload.requests import Requests
+from simulator.model.presets import load_model
 from simulator.scenario import (
     Autoscale,
     Faults,
@@ -372,10 +373,14 @@ def test_the_speeds_of_unlike_accelerators_come_from_the_op_model() -> None:
 
 def test_the_least_known_group_speaks_for_its_pool() -> None:
     asked = scenario({"prefill": POOL, "decode": [POOL | {"gpu": "b200", "stack": "sglang"}, POOL]})
-    bands = bands_of(asked.deployment)
+    assert asked.deployment is not None
+    model = load_model(asked.model)
+    bands = bands_of(asked.deployment, model)
     widths = [
-        uncertainty_of(load(gpu, stack), "disaggregated").spreads["total_tok_s_per_gpu"].width
-        for gpu, stack in (("b200", "sglang"), ("h200", "default"))
+        uncertainty_of(load(group.gpu, group.stack), model, group.parallelism, 0, "decode")
+        .spreads["total_tok_s_per_gpu"]
+        .width
+        for group in asked.deployment.pools["decode"]
     ]
     assert bands.decode.spreads["total_tok_s_per_gpu"].width == max(widths)
 
