@@ -23,6 +23,7 @@ TOLERANCE = 0.01  # relative width of the interval that holds the answer at the 
 FIRST_STEP = 1.5  # factor between the first rates that are tried [assumed]
 MOST_STEPS = 40  # such factors from the first rate, either way, before the search gives up: 1e7
 LEAST_SHARE_SERVED = 0.95  # of what comes in a window, below which a queue grows [assumed]
+IDLE = 1e-4  # of the first rate, below which requests never meet: what is missed there is always missed [assumed]
 LIGHT = 0.1  # of the scenario's rate, at which requests hardly meet [share; assumed]
 TOLERANCE_OF_GAIN = 0.1  # of what one instance more could bring at most [share; assumed]
 FIRST_RATE = 1.0  # tried where the scenario names none [requests/s; assumed]
@@ -190,6 +191,8 @@ class _RateSearch:
                 if low:
                     return low, high
                 rungs = (rungs[0] / step**2, rungs[0] / step)
+                if rungs[1] < IDLE * first:
+                    break
         return low, high
 
     def _settle(self, low: float, high: float) -> None:
