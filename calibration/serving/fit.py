@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from scipy import sparse
@@ -132,7 +133,7 @@ def fit_effects(
     def jacobian(x: Floats) -> sparse.csr_array:
         return _jacobian(both(x)[1], member, width, at)
 
-    loss = _Robust(len(at)) if robust else "linear"
+    loss: _Robust | Literal["linear"] = _Robust(len(at)) if robust else "linear"
     found = least_squares(
         residuals, np.zeros(width.size), jacobian, method="trf", tr_solver="lsmr", loss=loss,
         x_scale=FIRST_REACH, max_nfev=ITERATIONS, ftol=TOLERANCE, xtol=TOLERANCE, gtol=TOLERANCE,
