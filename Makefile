@@ -33,8 +33,8 @@ bench-des: $(VENV)/.dev  ## requests per second and memory of the discrete-event
 	$(BIN)/python -m benchmarks.des --requests 10000 100000 1000000 --json benchmarks/results/des.json
 
 bench-accuracy: $(VENV)/.dev  ## held-out errors on measured serving points: make bench-accuracy POINTS=points.csv
-	@test -n "$(POINTS)" || { echo "give the measured points: make bench-accuracy POINTS=points.csv" >&2; exit 2; }
-	$(BIN)/python -m benchmarks.accuracy "$(POINTS)" $(ARGS)
+	@test -n "$(POINTS)" || { echo "give the measured points: make bench-accuracy POINTS='points.csv more.csv'" >&2; exit 2; }
+	$(BIN)/python -m benchmarks.accuracy $(POINTS) $(ARGS)
 
 bench-loop: $(VENV)/.dev  ## a real replay on this machine against its simulation; ARGS="--requests 200"
 	$(BIN)/python -m benchmarks.loop $(ARGS)
