@@ -18,7 +18,7 @@ test: $(VENV)/.dev
 test-night: $(VENV)/.dev  ## ten times as many random scenarios of the cluster; kernels compiled for every architecture
 	HYPOTHESIS_PROFILE=night $(BIN)/python -m pytest -q -n 2 tests/simulator/des/test_conservation.py \
 		tests/simulator/des/test_stepwise.py tests/simulator/des/test_invariants.py \
-		tests/runtime/test_compile_gate.py $(ARGS)
+		tests/runtime/test_compile_gate.py tests/runtime/engine/test_ranks.py $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -20,7 +20,7 @@ UNITS = {
     "sm100": ("_window_prefill_kernel", "tcgen05.mma"),
     "gfx942": ("_gemm2_kernel", "v_mfma"),
 }
-# Half a minute each: `make test` compiles for the newest of each vendor, `make test-night` for the others too.
+# Half a minute each: `make test` compiles for the newest, `make test-night` for the others too.
 NIGHT = pytest.mark.skipif(os.environ.get("HYPOTHESIS_PROFILE") != "night", reason="compiled by make test-night")
 
 
@@ -43,7 +43,13 @@ def launched_kernels() -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "arch", [pytest.param("sm80", marks=NIGHT), pytest.param("sm90", marks=NIGHT), "sm100", "gfx942"]
+    "arch",
+    [
+        pytest.param("sm80", marks=NIGHT),
+        pytest.param("sm90", marks=NIGHT),
+        "sm100",
+        pytest.param("gfx942", marks=NIGHT),
+    ],
 )
 def test_every_kernel_compiles_and_fits(arch: str, tmp_path: Path) -> None:
     table = tmp_path / "gate.json"

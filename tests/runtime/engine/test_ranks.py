@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,8 @@ from runtime.ranked_engine import RankedEngine
 from runtime.sequence import Request, SamplingParams
 from runtime.worker import WorkerSpec
 
+# A quarter of a minute each.
+NIGHT = pytest.mark.skipif(os.environ.get("HYPOTHESIS_PROFILE") != "night", reason="run by make test-night")
 MakeRequests = Callable[[list[list[int]], list[SamplingParams]], list[Request]]
 Tokens = list[tuple[int, ...]]
 
@@ -54,7 +57,7 @@ def alone(config: ModelConfig, requests: list[Request], **changes: Any) -> Token
     [
         ("v4", Parallelism(2, 2, 4)),
         ("v3", Parallelism(1, 2, 2)),
-        ("qwen3", Parallelism(4, 1, 1)),  # more ranks than KV heads
+        pytest.param("qwen3", Parallelism(4, 1, 1), marks=NIGHT),  # more ranks than KV heads
     ],
     indirect=["nano_config"],
 )
@@ -73,7 +76,7 @@ def test_same_tokens_as_one_rank(nano_config: ModelConfig, parallel: Parallelism
 
 @pytest.mark.parametrize(
     ("nano_config", "parallel"),
-    [("v4", Parallelism(1, 2, 2)), ("qwen3", Parallelism(2, 1, 2))],
+    [("v4", Parallelism(1, 2, 2)), pytest.param("qwen3", Parallelism(2, 1, 2), marks=NIGHT)],
     indirect=["nano_config"],
 )
 def test_disaggregated_ranks_say_the_same(
