@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -58,6 +59,8 @@ def benchmark_of(point: Point, engine: FittedEngine) -> Benchmark:
     if drafts and load_model(preset_of(point.model)).draft is None:
         raise Unpredictable(f"drafts by a head of which nothing is known: the preset of {point.model} has none")
     clients = clients_of(point)
+    if math.isinf(point.concurrency):
+        raise Unpredictable("all requests at once, of which the row does not say how many")
     if clients > MOST_CLIENTS:
         raise Unpredictable(f"{clients:,} requests in flight are more than are played ({MOST_CLIENTS:,})")
     last = _pool(point, point.decode, hardware, clients, engine.running) | {
@@ -95,7 +98,7 @@ def benchmark_of(point: Point, engine: FittedEngine) -> Benchmark:
 
 
 def clients_of(point: Point) -> int:
-    return max(1, round(point.concurrency))
+    return max(1, round(min(point.concurrency, MOST_CLIENTS + 1)))
 
 
 def output_of(point: Point) -> float:

@@ -206,6 +206,7 @@ def test_a_release_of_its_own_and_older_software_move_host_times() -> None:
     ("changes", "told"),
     [
         ({"concurrency": MOST_CLIENTS + 1}, "in flight are more than are played"),
+        ({"concurrency": None, "workload": "max throughput"}, "does not say how many"),
         ({"n_gpu": 1, "decode_parallel": "TP1"}, "has 673.2 GB of weights"),
         ({"isl": 10**6}, "does not fit"),
     ],
