@@ -16,9 +16,9 @@ from app.commands.question_options import (
     HtmlOutput,
     PointsInput,
     ScenarioInput,
-    end,
+    check_outputs,
+    deliver,
     executor_of,
-    write_csv,
 )
 
 if TYPE_CHECKING:
@@ -59,15 +59,14 @@ def compare(
     html_file: HtmlOutput = None,
 ) -> None:
     """Compare two to four sides at equal speed for one user and at their peaks, and say why they differ."""
-    from app.output import STDOUT, check_writable, progress_bar, stdout_console, write_json
+    from app.output import progress_bar
     from app.render.questions import comparison_report
     from app.scenarios import default_scenario, with_changes
     from simulator.questions.compare import compare as ask
     from simulator.questions.published import published_points
     from simulator.scenario import load_scenario
 
-    for path, flag in ((json_file, "--json"), (csv_file, "--csv"), (html_file, "--html")):
-        check_writable(path, flag)
+    check_outputs(json_file, csv_file, html_file)
     if speed is not None and tpot is not None:
         raise typer.BadParameter("--speed and --tpot say the same; leave one of them out")
     work = executor_of(executor, address)
@@ -84,13 +83,7 @@ def compare(
         sides = [_side(text, asked, form) for text in (a, b, c, d) if text is not None]
         equal_at = speed or (1 / tpot if tpot else None)
         answer = ask(asked, sides, tok_s_per_user=equal_at, published=seen, executor=work, progress=progress)
-    write_json(answer.to_json(), json_file)
-    write_csv(answer.to_frame(), csv_file)
-    if html_file is not None:
-        answer.figure().write_html(html_file, include_plotlyjs=True)
-    if STDOUT not in (json_file, csv_file):
-        stdout_console().print(comparison_report(asked, answer))
-    end(answer.complete)
+    deliver(answer, lambda: comparison_report(asked, answer), json_file, csv_file, html_file)
 
 
 def _side(text: str, scenario: Scenario, form: Literal["disaggregated", "colocated"] | None) -> Side:

@@ -16,9 +16,9 @@ from app.commands.question_options import (
     HtmlOutput,
     ReplicationsInput,
     ScenarioInput,
-    end,
+    check_outputs,
+    deliver,
     executor_of,
-    write_csv,
 )
 
 
@@ -59,7 +59,7 @@ def forecast(
     html_file: HtmlOutput = None,
 ) -> None:
     """Say for each month what has to be bought, with spares for faults, and what it costs, draws and emits."""
-    from app.output import STDOUT, check_writable, progress_bar, stdout_console, write_json
+    from app.output import progress_bar
     from app.render.forecast import forecast_report
     from app.scenarios import default_scenario, with_changes
     from simulator.questions.demand import grown, month_of, read_demand
@@ -69,8 +69,7 @@ def forecast(
     from simulator.questions.sides import usual_stack
     from simulator.scenario import load_scenario
 
-    for path, flag in ((json_file, "--json"), (csv_file, "--csv"), (html_file, "--html")):
-        check_writable(path, flag)
+    check_outputs(json_file, csv_file, html_file)
     work = executor_of(executor, address)
     asked = with_changes(load_scenario(scenario) if scenario else default_scenario(), seed=seed)
     first = date.today().replace(day=1) if start is None else month_of(start, "--start")
@@ -98,10 +97,4 @@ def forecast(
             executor=work,
             progress=progress,
         )
-    write_json(answer.to_json(), json_file)
-    write_csv(answer.to_frame(), csv_file)
-    if html_file is not None:
-        answer.figure().write_html(html_file, include_plotlyjs=True)
-    if STDOUT not in (json_file, csv_file):
-        stdout_console().print(forecast_report(asked, answer))
-    end(answer.complete)
+    deliver(answer, lambda: forecast_report(asked, answer), json_file, csv_file, html_file)

@@ -14,9 +14,9 @@ from app.commands.question_options import (
     HtmlOutput,
     PointsInput,
     ScenarioInput,
-    end,
+    check_outputs,
+    deliver,
     executor_of,
-    write_csv,
 )
 
 
@@ -36,15 +36,14 @@ def frontier(
     html_file: HtmlOutput = None,
 ) -> None:
     """Trade speed for one user against throughput and cost, by accelerator, stack and form of serving."""
-    from app.output import STDOUT, check_writable, progress_bar, stdout_console, write_json
+    from app.output import progress_bar
     from app.render.questions import frontier_report
     from app.scenarios import default_scenario, with_changes
     from simulator.questions.frontier import frontier as ask
     from simulator.questions.published import published_points
     from simulator.scenario import load_scenario
 
-    for path, flag in ((json_file, "--json"), (csv_file, "--csv"), (html_file, "--html")):
-        check_writable(path, flag)
+    check_outputs(json_file, csv_file, html_file)
     work = executor_of(executor, address)
     asked = with_changes(
         load_scenario(scenario) if scenario else default_scenario(), model=model, isl=isl, osl=osl, seed=seed
@@ -53,10 +52,4 @@ def frontier(
     parts = [(name, stack or None) for name, _, stack in (text.partition("@") for text in gpu or ())]
     with progress_bar() as progress:
         answer = ask(asked, parts, verified=verify, published=seen, executor=work, progress=progress)
-    write_json(answer.to_json(), json_file)
-    write_csv(answer.to_frame(), csv_file)
-    if html_file is not None:
-        answer.figure().write_html(html_file, include_plotlyjs=True)
-    if STDOUT not in (json_file, csv_file):
-        stdout_console().print(frontier_report(asked, answer))
-    end(answer.complete)
+    deliver(answer, lambda: frontier_report(asked, answer), json_file, csv_file, html_file)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import typer
 
@@ -11,8 +12,24 @@ from app.errors import EXIT_INTERRUPTED
 
 if TYPE_CHECKING:
     import pandas as pd
+    import plotly.graph_objects as go
+    from rich.console import RenderableType
 
     from simulator.sweep.executor import SweepExecutor
+
+
+class Answer(Protocol):
+    """What every question answers. complete: False where it was stopped."""
+
+    @property
+    def complete(self) -> bool: ...
+
+    def to_json(self) -> dict[str, Any]: ...
+
+    def to_frame(self) -> pd.DataFrame: ...
+
+    def figure(self) -> go.Figure: ...
+
 
 ScenarioInput = Annotated[
     Path | None,
@@ -42,6 +59,34 @@ def executor_of(kind: Literal["serial", "processes", "ray"], address: str | None
     if address is not None and kind != "ray":
         raise typer.BadParameter(f"--address is of --executor ray, and --executor is {kind}; leave one of them out")
     return SweepExecutor(kind, address)
+
+
+def check_outputs(json_file: Path | None, csv_file: Path | None, html_file: Path | None) -> None:
+    """Refuse files that cannot be written before anything is computed."""
+    from app.output import check_writable
+
+    for path, flag in ((json_file, "--json"), (csv_file, "--csv"), (html_file, "--html")):
+        check_writable(path, flag)
+
+
+def deliver(
+    answer: Answer,
+    report: Callable[[], RenderableType],
+    json_file: Path | None,
+    csv_file: Path | None,
+    html_file: Path | None,
+) -> None:
+    """Write the answer where it was asked for, and show its report unless stdout has a file. Leaves with the code of an
+    interrupted command where Ctrl-C cut the answer short."""
+    from app.output import STDOUT, stdout_console, write_json
+
+    write_json(answer.to_json(), json_file)
+    write_csv(answer.to_frame(), csv_file)
+    if html_file is not None:
+        answer.figure().write_html(html_file, include_plotlyjs=True)
+    if STDOUT not in (json_file, csv_file):
+        stdout_console().print(report())
+    end(answer.complete)
 
 
 def write_csv(frame: pd.DataFrame, path: Path | None) -> None:

@@ -14,9 +14,9 @@ from app.commands.question_options import (
     ExecutorKind,
     HtmlOutput,
     ScenarioInput,
-    end,
+    check_outputs,
+    deliver,
     executor_of,
-    write_csv,
 )
 
 
@@ -40,27 +40,20 @@ def sensitivity(
 
     A scenario without a [deployment] is planned first, and the first design is looked at.
     """
-    from app.output import STDOUT, check_writable, progress_bar, stdout_console, write_json
+    from app.output import progress_bar
     from app.render.sensitivity import sensitivity_report
     from app.scenarios import default_scenario, with_changes
     from simulator.deploy.planned import recommended
     from simulator.questions.sensitivity import sensitivity as ask
     from simulator.scenario import load_scenario
 
-    for path, flag in ((json_file, "--json"), (csv_file, "--csv"), (html_file, "--html")):
-        check_writable(path, flag)
+    check_outputs(json_file, csv_file, html_file)
     work = executor_of(executor, address)
     asked = with_changes(load_scenario(scenario) if scenario else default_scenario(), seed=seed)
     with progress_bar() as progress:
         placed = recommended(asked, progress)
         answer = ask(placed, samples=samples, ranges=_ranges(vary or []), executor=work, progress=progress)
-    write_json(answer.to_json(), json_file)
-    write_csv(answer.to_frame(), csv_file)
-    if html_file is not None:
-        answer.figure().write_html(html_file, include_plotlyjs=True)
-    if STDOUT not in (json_file, csv_file):
-        stdout_console().print(sensitivity_report(placed, answer))
-    end(answer.complete)
+    deliver(answer, lambda: sensitivity_report(placed, answer), json_file, csv_file, html_file)
 
 
 def _ranges(texts: list[str]) -> dict[str, tuple[float, float]]:

@@ -30,10 +30,10 @@ from calibration.serving.points import UNKNOWN, months_of
 from hw_profiles.catalog import own_folder
 from hw_profiles.loading import CatalogError
 from simulator.model.arrays import Floats
+from simulator.model.draws import DRAWS
 from simulator.model.engine import NOISE as ASSUMED_NOISE
 
 FILE = "serving.json"  # of a fit
-DRAWS = 64  # assumed: p10 and p90 of so many are off by 0.2 of a standard deviation
 DIGITS = 3  # of effects: finer ones say nothing beside their deviation
 
 

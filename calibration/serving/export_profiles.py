@@ -16,12 +16,13 @@ from typing import cast
 
 import numpy as np
 
-from calibration.serving.effects import DRAWS, ServingFit, shipped
+from calibration.serving.effects import ServingFit, shipped
 from calibration.serving.parameters import DATA, LEVELS, NAMES, OWN, WIDTHS, kernel_profile, kind_of, values
 from calibration.serving.points import NEWEST
 from hw_profiles.catalog import load
 from hw_profiles.efficiency import LARGEST_STORED, Efficiency, Situation
 from simulator.model.arrays import Floats
+from simulator.model.draws import DRAWS
 from simulator.model.engine import FACTORS, Condition, Factor, Form, When, driven
 
 PROFILES = Path(__file__).resolve().parents[2] / "hw_profiles" / "data" / "efficiency"

@@ -20,11 +20,12 @@ from scipy.optimize import least_squares
 from scipy.special import ndtri
 
 from calibration.arrays import Index
-from calibration.serving.effects import DRAWS, ServingFit
+from calibration.serving.effects import ServingFit
 from calibration.serving.equilibria import Equilibria
 from calibration.serving.parameters import LEVELS, NAMES, WIDTHS, Given, assumed, kind_of
 from calibration.serving.points import Point
 from simulator.model.arrays import Floats
+from simulator.model.draws import DRAWS
 from simulator.model.engine import NOISE as ASSUMED_NOISE
 
 SCORED_METRICS = ("tpot_ms", "total_tok_s_per_gpu", "ttft_ms")

@@ -19,6 +19,7 @@ from calibration.serving.served_model import network_of
 from hw_profiles.catalog import load
 from hw_profiles.efficiency import Efficiency
 from hw_profiles.profile import HardwareProfile
+from simulator.model.acceptance import ASSUMED_CHANCE
 from simulator.model.arrays import Floats
 from simulator.model.engine import DEVIATIONS, form_of
 from simulator.steady_state.parameters import EngineParameters
@@ -73,7 +74,7 @@ PARAMETERS = (
     Parameter(
         "acceptance",
         "chance that a draft token is accepted given that those before it were",
-        0.68,
+        ASSUMED_CHANCE,
         DEVIATIONS["acceptance"],
     ),
     Parameter("running", "sequences that an attention rank runs at once, where a row does not say", 512.0, 0.7),

@@ -14,14 +14,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from scipy.special import ndtri
 
-from calibration.arrays import Index
-from calibration.serving.effects import DRAWS, ServingFit
+from calibration.serving.effects import ServingFit
 from calibration.serving.equilibria import Equilibria, PricedPoint, priced_point
 from calibration.serving.parameters import Given, family_of, kind_of, levels_of
 from calibration.serving.points import METRICS, MTP_DRAFTS, Point, Unpredictable, parse_point
 from simulator.model.arrays import Floats
+from simulator.model.draws import normal_scores
 from simulator.progress import Progress
 
 ROWS_A_REPORT = 50  # of progress (assumed)
@@ -98,11 +97,6 @@ def situation_of(levels: Sequence[str], fit: ServingFit) -> str:
     return "new combination"
 
 
-def scores_of_noise(seed: int) -> Floats:
-    """[DRAWS] standard normal scores in an order drawn once: the same noise for every point, none in the median."""
-    return np.random.default_rng(seed).permutation(ndtri((np.arange(DRAWS) + 0.5) / DRAWS))
-
-
 def drawn_metrics(prepared: PreparedPoints, fit: ServingFit) -> dict[str, Floats]:
     """[points, DRAWS] of each metric of a points file, as one more measurement would show it; of a disaggregated row
     also per pool, as `decode output_tok_s_per_gpu` and `prefill input_tok_s_per_gpu`."""
@@ -120,7 +114,7 @@ def drawn_metrics(prepared: PreparedPoints, fit: ServingFit) -> dict[str, Floats
                 values[at, ::2] = other[name][:, ::2]
         for name, values in found.items():
             parts.setdefault(name, []).append(values)
-    speed, arrivals = scores_of_noise(1), scores_of_noise(2)
+    speed, arrivals = normal_scores(1), normal_scores(2)
     out = {}
     for name, chunks in parts.items():
         metric = name.rpartition(" ")[2]
@@ -191,9 +185,8 @@ COLUMNS = [
 ]  # fmt: skip
 
 
-def equilibria(prepared: PreparedPoints, rows: Index | None = None) -> Equilibria:
-    """Of the points, or of some of them."""
-    return Equilibria(prepared.points if rows is None else [prepared.points[i] for i in rows])
+def equilibria(prepared: PreparedPoints) -> Equilibria:
+    return Equilibria(prepared.points)
 
 
 def engines(prepared: PreparedPoints) -> list[str]:

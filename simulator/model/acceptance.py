@@ -17,6 +17,8 @@ from simulator.model.arrays import Floats
 CLASSES = 8  # of requests; assumed: fine enough beside what else is unknown of p
 # Of the Beta distribution (a + b) [-]: below it nearly all requests have p = 0 or p = 1, and quantiles round to these.
 LEAST_CONCENTRATION = 0.5
+# Of a draft, if those before it were accepted, where no fit says it (assumed; serving fits start from it).
+ASSUMED_CHANCE = 0.68
 MEAN_TOLERANCE = 1e-14  # of the mean of p, when it is sought [-]: what floats resolve
 Chance = TypeVar("Chance", float, Floats)
 

@@ -6,7 +6,7 @@ llm-d-planner, 875a4fd; TP 1 to 4 and PP 2 to 4, 8192 tokens a step, 1024 sequen
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from simulator.model.parallelism import Parallelism
@@ -39,50 +39,6 @@ class EngineMemory:
     source: str
 
 
-VLLM = EngineMemory(
-    share_of="total",
-    context_bytes=0.25 * GIB,  # 0.24 to 0.27 at TP1
-    tensor_parallel_bytes=2.1 * GIB,  # 2.06 to 2.17 at TP2 and TP4
-    pipeline_bytes=0.07 * GIB,
-    resident_bytes=0.17 * GIB,
-    # bf16 and f32 logits, and values and indices of the sort: 3.5 fits five vocabularies of 49k to 262k within 4%
-    logits_copies=3.52,
-    sampled_rows=1024,
-    page_tokens=16,
-    pads_pages=True,
-    fp8_index_keys=True,  # use_fp4_indexer_cache is off unless asked for
-    counts_chunks=True,  # SlidingWindowSpec.max_memory_usage_bytes
-    source="vLLM 0.16 to 0.19 at start-up on H100 80GB (llm-d-planner@875a4fd accuracy_report.md)",
-)
-SGLANG = EngineMemory(
-    share_of="before_loading",
-    context_bytes=0.25 * GIB,
-    # DeepSeek-V3.1 under TP8: 138.51 GiB free before loading of 139.8
-    tensor_parallel_bytes=1.3 * GIB,
-    pipeline_bytes=0.07 * GIB,
-    resident_bytes=0.17 * GIB,
-    logits_copies=1.0,
-    sampled_rows=1024,
-    page_tokens=1,
-    pads_pages=False,
-    fp8_index_keys=False,
-    counts_chunks=False,
-    source="memory before and after loading as SGLang 0.5 logs it; context and stages as vLLM's",
-)
-TENSORRT_LLM = EngineMemory(
-    share_of="after_loading",
-    context_bytes=0.25 * GIB,
-    tensor_parallel_bytes=2.1 * GIB,
-    pipeline_bytes=0.07 * GIB,
-    resident_bytes=0.17 * GIB,
-    logits_copies=1.0,
-    sampled_rows=1024,
-    page_tokens=32,
-    pads_pages=False,
-    fp8_index_keys=False,
-    counts_chunks=False,
-    source="assumed: buffers as vLLM's",
-)
 OTHER = EngineMemory(
     share_of="total",
     context_bytes=0.25 * GIB,
@@ -97,6 +53,26 @@ OTHER = EngineMemory(
     counts_chunks=False,
     source="assumed: buffers as vLLM's",
 )
+VLLM = replace(
+    OTHER,
+    context_bytes=0.25 * GIB,  # 0.24 to 0.27 at TP1
+    tensor_parallel_bytes=2.1 * GIB,  # 2.06 to 2.17 at TP2 and TP4
+    # bf16 and f32 logits, and values and indices of the sort: 3.5 fits five vocabularies of 49k to 262k within 4%
+    logits_copies=3.52,
+    pads_pages=True,
+    fp8_index_keys=True,  # use_fp4_indexer_cache is off unless asked for
+    counts_chunks=True,  # SlidingWindowSpec.max_memory_usage_bytes
+    source="vLLM 0.16 to 0.19 at start-up on H100 80GB (llm-d-planner@875a4fd accuracy_report.md)",
+)
+SGLANG = replace(
+    OTHER,
+    share_of="before_loading",
+    # DeepSeek-V3.1 under TP8: 138.51 GiB free before loading of 139.8
+    tensor_parallel_bytes=1.3 * GIB,
+    page_tokens=1,
+    source="memory before and after loading as SGLang 0.5 logs it; context and stages as vLLM's",
+)
+TENSORRT_LLM = replace(OTHER, share_of="after_loading", page_tokens=32)
 BY_STACK: dict[str, EngineMemory] = {"vllm": VLLM, "sglang": SGLANG, "trtllm": TENSORRT_LLM}
 
 

@@ -7,16 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hw_profiles.catalog import CatalogError, load, names, stacks_of
-from simulator.model.acceptance import tokens_per_step
+from simulator.model.acceptance import ASSUMED_CHANCE, tokens_per_step
 from simulator.model.architecture import ModelSpec
 from simulator.model.engine import in_service
 from simulator.model.presets import load_model
 from simulator.planner.engines import Offer
 from simulator.scenario import Knobs, Scenario, ScenarioError, Search, priced_knobs, with_knobs
 
-# Of a draft token, where those before it were accepted. [assumed: what a serving fit starts from, see
-# calibration.serving.parameters]
-ACCEPTANCE = 0.68
 DEPTHS = (0, 1, 2, 3)  # drafts that `auto` chooses from: what published rows of MTP models use [tokens]
 
 
@@ -56,7 +53,7 @@ def _depths(search: Search, model: ModelSpec) -> Sequence[int]:
 def chance_of(gpu: str, stack: str, model: ModelSpec) -> float:
     """That a draft is accepted: what serving of the model said under that stack, else what is assumed."""
     fitted = in_service(load(gpu, stack), model, "colocated").efficiency.acceptance
-    return ACCEPTANCE if fitted is None else fitted
+    return ASSUMED_CHANCE if fitted is None else fitted
 
 
 def _accepted(search: Search, drafts: int, chance: float) -> float:

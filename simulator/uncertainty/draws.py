@@ -8,18 +8,17 @@ draws of its times; a measurement adds its own noise.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from statistics import NormalDist
 
 import numpy as np
 
 from hw_profiles.efficiency import WHOLE_STEPS, Efficiency
 from hw_profiles.profile import HardwareProfile
-from simulator.model.acceptance import tokens_per_step
+from simulator.model.acceptance import ASSUMED_CHANCE, tokens_per_step
 from simulator.model.architecture import ModelSpec
 from simulator.model.arrays import Floats
+from simulator.model.draws import DRAWS, NORMAL, normal_scores
 from simulator.model.engine import DEVIATIONS, FACTORS, NOISE, Condition, Factor, Form, holding, in_service
 from simulator.model.limits import TOKENS_PER_STEP
 from simulator.model.parallelism import Parallelism
@@ -29,21 +28,13 @@ from simulator.steady_state.parameters import EngineParameters, constant
 from simulator.steady_state.step_table import StepTable, price
 from simulator.steady_state.traffic import TrafficSample
 
-DRAWS = 64
 RATES: tuple[Factor, ...] = ("memory", "matrix", "network", "attention", "experts", "acceptance")  # the others: times
 HUNDREDTH = 0.01  # unit of draws in a profile
-NORMAL = NormalDist()
 MEDIAN_OF_ABSOLUTE = NORMAL.inv_cdf(0.75)  # median distance of a standard normal from its mean [-]
 # Traffic and load under which times of a pool are drawn: errors hardly depend on them (assumed).
 PROMPT, OUTPUT = 4000.0, 1000.0  # tokens
 RUNNING = 32.0  # sequences of an attention rank
 ENGINES_REMEMBERED = 1024  # assumed: a plan asks for some hundred
-
-
-def normal_scores(seed: int) -> Floats:
-    """[DRAWS] a standard normal law in equal parts, in an order drawn once: no noise in its median."""
-    scores = [NORMAL.inv_cdf((i + 0.5) / DRAWS) for i in range(DRAWS)]
-    return np.random.default_rng(seed).permutation(np.array(scores))
 
 
 def drawn_logs(efficiency: Efficiency, model: str, form: Form) -> dict[Factor, Floats]:
@@ -113,7 +104,7 @@ def drawn_times(
     steps = StepTable.of([price(ops, traffic, TOKENS_PER_STEP, "prefill_first", most)]).seconds(given)
     step = Place.on(steps.batches, np.full((1, DRAWS), most)).of(steps.decode_s)[0]
     if draft_tokens:
-        chance = host.acceptance if host.acceptance is not None else ACCEPTANCE
+        chance = host.acceptance if host.acceptance is not None else ASSUMED_CHANCE
         odds = chance / (1 - chance) * rates["acceptance"][0]
         step = step / tokens_per_step(odds / (1 + odds), np.array(float(draft_tokens)))
     prompt = steps.lone_s.mean(axis=-1)[0, :, 0] + given.request_overhead_s[0]
@@ -130,13 +121,5 @@ def drawn_times(
     )
 
 
-ACCEPTANCE = 0.68  # chance of a draft where no fit says it; as `simulator.planner.offers` assumes it
-
-
 def _centred(logs: Floats) -> Floats:
     return np.asarray(logs - np.median(logs))
-
-
-def widths(times: Mapping[str, Floats]) -> dict[str, float]:
-    """Of each, p90 less p10."""
-    return {name: float(np.percentile(logs, 90) - np.percentile(logs, 10)) for name, logs in times.items()}

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Annotated, Literal, get_args
 
 import numpy as np
@@ -19,11 +18,11 @@ from hw_profiles.profile import HardwareProfile
 from hw_profiles.schema import Strict
 from simulator.model.architecture import ModelSpec
 from simulator.model.arrays import Floats
+from simulator.model.draws import DRAWS, NORMAL
 from simulator.model.engine import Form
 from simulator.model.parallelism import Parallelism
-from simulator.uncertainty.draws import DRAWS, drawn_times
+from simulator.uncertainty.draws import drawn_times
 
-NORMAL = NormalDist()
 Z90 = NORMAL.inv_cdf(0.9)  # 90th percentile of a standard normal [-]
 LEAST = 1e-9  # between the percentiles of a spread [-]; assumed: nothing is known better
 

@@ -9,12 +9,13 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from calibration.serving.effects import DRAWS, shipped
+from calibration.serving.effects import shipped
 from calibration.serving.equilibria import IN_FLIGHT, Equilibria, priced_point
 from calibration.serving.fit import _posterior, fit_effects, log_predictions
 from calibration.serving.parameters import NAMES, Given, assumed, levels_of
 from calibration.serving.points import parse_point
 from calibration.serving.predict import predictions, prepare
+from simulator.model.draws import DRAWS
 
 COLOCATED: dict[str, Any] = {
     "id": "one",
